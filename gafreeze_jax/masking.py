@@ -1,0 +1,353 @@
+"""Genomes and parameter trees: which gene freezes which leaf, and the optax wrappers that hold frozen leaves still.
+
+A genome is a vector of G bools, one per gene, True = frozen. `make_genes` says which leaf of a parameter tree belongs
+to which gene. A genome known in Python becomes a plain `optax.multi_transform` with `freeze`; a genome that is traced
+(one compiled step for all genomes, or one per member under `jax.vmap`) goes through `freezable`.
+
+This file needs jax, optax and numpy only, so that it can be taken into other projects.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+PyTree = Any
+Genome = Any  # [G] bools, True = frozen: a sequence, a numpy array or a (traced) jax array
+
+_ALWAYS_TRAINS = -1  # in place of a gene's index
+MASK_FORMAT = "gafreeze_jax mask"
+MASK_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """Target of a rule for a leaf that stacks layers along its leading axis, as `nn.scan` and `jax.vmap`ped inits do.
+
+    Every index of that axis gets a gene of its own.
+
+    Attributes:
+      name: the gene's name with `{}` where the index goes, e.g. `"layer_{}"`; groups of the rule's pattern may be used
+        as in `re.Match.expand`.
+    """
+
+    name: str
+
+
+Target = str | Stacked | None
+Rules = Mapping[str, Target] | Sequence[tuple[str, Target]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Genes:
+    """Which gene freezes which leaf of a parameter tree. Made by `make_genes`; hashable, so it can be a static argument.
+
+    Attributes:
+      names: the G genes' names, in the order of the genome.
+      treedef: structure of the parameter tree.
+      paths: path of every leaf, in the order of `treedef`.
+      owners: for every leaf the index of its gene (-1 = always trainable), or, for a stacked leaf, one per index of its
+        leading axis.
+      ndims: number of axes of every leaf.
+    """
+
+    names: tuple[str, ...]
+    treedef: jax.tree_util.PyTreeDef
+    paths: tuple[str, ...]
+    owners: tuple[int | tuple[int, ...], ...]
+    ndims: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def leaf_paths(params: PyTree) -> list[str]:
+    """Paths of all leaves, such as `"encoder/layer_0/kernel"`, in the tree's own order: what rules are matched with."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def make_genes(params: PyTree, rules: Rules) -> Genes:
+    r"""Names the genes of a parameter tree by rules on the paths of its leaves.
+
+    Genes are numbered in the order of their rules and, within a rule, by natural order of their names (`layer_2` before
+    `layer_10`). Two rules may feed one gene.
+
+    Args:
+      params: any pytree of arrays: nested dicts, a Flax `FrozenDict` or `nnx.State`, an `eqx.filter`ed module, tuples.
+      rules: pairs of a regular expression, which must match the whole path of a leaf, and what it belongs to: a gene's
+        name, in which groups of the match are expanded (`r"layer_\1"`), `Stacked(name)`, or None = always trainable.
+
+    Raises:
+      ValueError: unless every leaf is matched by exactly one rule and every rule matches a leaf; all culprits at once.
+
+    >>> params = {"embed": np.ones(3), "layers": [np.ones(2), np.ones(2)], "head": np.ones(2)}
+    >>> make_genes(params, {"embed": "embed", r"layers/(\d+)": r"layer_\1", "head": None}).names
+    ('embed', 'layer_0', 'layer_1')
+    """
+    pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
+    leaves, treedef = jax.tree.flatten(params)
+    paths = leaf_paths(params)
+    errors: list[str] = []
+    owner_names: list[str | None | tuple[str, ...]] = []
+    names_of_rule: list[list[str]] = [[] for _ in pairs]
+    unused = set(range(len(pairs)))
+    for path, leaf in zip(paths, leaves, strict=True):
+        hits = [(i, m) for i, (pattern, _) in enumerate(pairs) if (m := re.fullmatch(pattern, path))]
+        unused -= {i for i, _ in hits}
+        if len(hits) != 1:
+            found = " and ".join(repr(pairs[i][0]) for i, _ in hits) if hits else "no rule"
+            errors.append(f"leaf {path!r} is matched by {found}")
+            continue
+        rule, match = hits[0]
+        target = pairs[rule][1]
+        if target is None:
+            owner_names.append(None)
+        elif isinstance(target, Stacked):
+            if np.ndim(leaf) == 0:
+                errors.append(f"leaf {path!r} is a scalar and cannot be stacked as {target.name!r}")
+                continue
+            stack = tuple(match.expand(target.name).format(i) for i in range(np.shape(leaf)[0]))
+            names_of_rule[rule] += stack
+            owner_names.append(stack)
+        else:
+            names_of_rule[rule].append(match.expand(target))
+            owner_names.append(match.expand(target))
+    errors += [f"rule {pairs[i][0]!r} matches no leaf" for i in sorted(unused)]
+    if errors:
+        raise ValueError(
+            "Every leaf needs exactly one rule (give leaves that always train the target None), but:\n  "
+            + "\n  ".join(errors)
+            + ("\nThe tree's leaves are: " + ", ".join(paths) if unused else "")
+        )
+    names = tuple(dict.fromkeys(name for group in names_of_rule for name in sorted(group, key=_natural)))
+    index = {name: i for i, name in enumerate(names)}
+
+    def owner(name: str | None | tuple[str, ...]) -> int | tuple[int, ...]:
+        if isinstance(name, tuple):
+            return tuple(index[n] for n in name)
+        return _ALWAYS_TRAINS if name is None else index[name]
+
+    return Genes(names, treedef, tuple(paths), tuple(map(owner, owner_names)), tuple(np.ndim(leaf) for leaf in leaves))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def frozen_tree(genome: Genome, genes: Genes) -> PyTree:
+    """The tree of "is this leaf frozen?" that a genome stands for.
+
+    Args:
+      genome: [G] bools; numpy (or a sequence) gives numpy bools, a jax array, traced or not, gives jax arrays.
+
+    Returns:
+      A tree of the parameters' structure with a scalar bool per leaf; for a stacked leaf [L, 1, ...], which broadcasts
+      against it.
+    """
+    genome = _check_length(genome, genes)
+    xp = jnp if isinstance(genome, jax.Array) else np
+    padded = xp.concatenate([genome, xp.zeros(1, bool)])  # _ALWAYS_TRAINS = -1 picks the last entry, False
+    leaves = [
+        padded[np.asarray(owner)].reshape((-1,) + (1,) * (ndim - 1)) if isinstance(owner, tuple) else padded[owner]
+        for owner, ndim in zip(genes.owners, genes.ndims, strict=True)
+    ]
+    return jax.tree.unflatten(genes.treedef, leaves)
+
+
+def frozen_labels(genome: Genome, genes: Genes) -> PyTree:
+    """Labels for `optax.multi_transform`: "frozen" for leaves that are frozen as a whole, else "trainable".
+
+    Args:
+      genome: [G] bools known in Python (not traced).
+    """
+    frozen = frozen_tree(_check_concrete(genome), genes)
+    return jax.tree.map(lambda leaf: "frozen" if np.all(leaf) else "trainable", frozen)
+
+
+def _hold(frozen: PyTree, updates: PyTree) -> PyTree:
+    """Zero where frozen. `jnp.where`, not a product: NaN and infinity in a frozen leaf must not pass."""
+
+    def hold(flag, update):
+        if isinstance(update, optax.MaskedNode):
+            return update
+        return update if isinstance(flag, np.ndarray | np.bool_) and not flag.any() else jnp.where(flag, 0, update)
+
+    return jax.tree.map(hold, frozen, updates)
+
+
+def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Genome) -> optax.GradientTransformationExtraArgs:
+    """`tx` for the trainable leaves, nothing for the frozen ones: no update, no optimizer state, no part in clipping.
+
+    For a genome known in Python; under `jax.jit` the weight gradients of frozen leaves are then never computed. The
+    whole of `tx`, clipping and weight decay included, belongs inside: a decay outside would still move frozen leaves.
+    Trees inside `tx` (decay masks, labels) must be given as functions of the parameters, as it sees only its part.
+
+    Args:
+      genome: [G] bools known in Python (not traced).
+
+    >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
+    >>> genes = make_genes(params, {"body": "body", "head": None})
+    >>> tx = freeze(optax.adamw(0.1), genes, [True])
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> updates["body"].tolist()
+    [0.0, 0.0]
+    """
+    labels = frozen_labels(genome, genes)
+    frozen = frozen_tree(_check_concrete(genome), genes)
+    mixed = any(np.any(flag) and not np.all(flag) for flag in jax.tree.leaves(frozen))
+    inner = _held(tx, lambda _: frozen) if mixed else tx
+    return optax.multi_transform({"trainable": inner, "frozen": optax.set_to_zero()}, labels)
+
+
+def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientTransformationExtraArgs:
+    """`tx` with the genome given, possibly traced, at each update: one compiled step serves every genome.
+
+    Its `update(grads, state, params, genome=genome)` zeroes the gradients of frozen leaves *before* `tx` and their
+    updates *after* it, so that clipping norms count trainable leaves only, moments of frozen leaves stay zero and weight
+    decay does not leak. Works with any optax optimizer and under `jax.vmap` over genomes. Saves no computation by
+    itself; see `freezable_per_gene` and `stages.freeze_aware`.
+
+    >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
+    >>> genes = make_genes(params, {"body": "body", "head": None})
+    >>> tx = freezable(optax.sgd(0.5), genes)
+    >>> step = jax.vmap(lambda genome: tx.update(params, tx.init(params), params, genome=genome)[0]["body"])
+    >>> step(jnp.array([[True], [False]])).tolist()
+    [[0.0, 0.0], [-0.5, -0.5]]
+    """
+    return _held(tx, lambda extra: frozen_tree(jnp.asarray(extra["genome"], bool), genes))
+
+
+def _held(
+    tx: optax.GradientTransformation, frozen_from: Callable[[Mapping[str, Any]], PyTree]
+) -> optax.GradientTransformationExtraArgs:
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates, state, params=None, **extra):
+        frozen = frozen_from(extra)
+        updates, state = tx.update(_hold(frozen, updates), state, params, **extra)
+        return _hold(frozen, updates), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def freezable_per_gene(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientTransformationExtraArgs:
+    """`freezable` that does no work for frozen genes: `tx` runs apart for every gene, in one `optax.multi_transform`.
+
+    Only for optimizers that treat every leaf by itself (AdamW, SGD, Lion, ...); put what couples leaves, such as
+    `optax.clip_by_global_norm`, before it in an `optax.chain`. Its update takes, beside `genome`, `skip`: [G] bools of
+    the genes that are frozen for *all* members of a `jax.vmap`, not batched, for which a `jax.lax.cond` leaves out the
+    computation. Python bools leave it out at trace time, state included. The default is `genome` itself.
+
+    Raises:
+      ValueError: if a stacked leaf has several genes.
+    """
+    labels = []
+    for path, owner in zip(genes.paths, genes.owners, strict=True):
+        if isinstance(owner, tuple):
+            raise ValueError(
+                f"freezable_per_gene() runs the optimizer gene by gene, but leaf {path!r} stacks several genes: use freezable()"
+            )
+        labels.append(owner)
+    transforms = {index: _skippable(tx, index) for index in range(len(genes))} | {_ALWAYS_TRAINS: tx}
+    used = {index: transforms[index] for index in sorted(set(labels))}
+    return optax.multi_transform(used, jax.tree.unflatten(genes.treedef, labels))
+
+
+def _skippable(tx: optax.GradientTransformation, gene: int) -> optax.GradientTransformationExtraArgs:
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates, state, params=None, *, genome, skip=None, **extra):
+        frozen = genome[gene]
+        skipped = frozen if skip is None else skip[gene]
+
+        def move(updates, state):
+            moved, new_state = tx.update(updates, state, params, **extra)
+            return jax.tree.map(lambda u: jnp.where(frozen, jnp.zeros_like(u), u), moved), new_state
+
+        def stay(updates, state):
+            return jax.tree.map(jnp.zeros_like, updates), state
+
+        if isinstance(skipped, bool | np.bool_):
+            return stay(updates, state) if skipped else move(updates, state)
+        return jax.lax.cond(skipped, stay, move, updates, state)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def count_trainable(params: PyTree, genes: Genes, genome: Genome) -> int:
+    """Number of parameters that a genome leaves trainable."""
+    frozen = frozen_tree(_check_concrete(genome), genes)
+    counts = jax.tree.map(lambda flag, leaf: np.size(leaf) // np.size(flag) * np.sum(~flag), frozen, params)
+    return int(sum(jax.tree.leaves(counts)))
+
+
+def prefix_genomes(num_genes: int) -> np.ndarray:
+    """The masks people pick by hand, [G+1, G] bools: freeze the lowest k genes for k = 0 (train all) to G (head only)."""
+    return np.tri(num_genes + 1, num_genes, -1, dtype=bool)
+
+
+def write_mask(path: str | os.PathLike[str], genes: Genes, genome: Genome) -> None:
+    """Writes a genome with the names of its genes and of the leaves that each one freezes, as JSON."""
+    genome = _check_concrete(_check_length(genome, genes))
+    leaves: dict[str, list[str]] = {name: [] for name in genes.names}
+    for leaf, owner in zip(genes.paths, genes.owners, strict=True):
+        for row, gene in enumerate(owner if isinstance(owner, tuple) else (owner,)):
+            if gene != _ALWAYS_TRAINS:
+                leaves[genes.names[gene]].append(f"{leaf}[{row}]" if isinstance(owner, tuple) else leaf)
+    mask = {
+        "format": MASK_FORMAT,
+        "version": MASK_VERSION,
+        "genome": [int(gene) for gene in genome],
+        "frozen": {name: bool(gene) for name, gene in zip(genes.names, genome, strict=True)},
+        "leaves": leaves,
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(mask, file, indent=2)
+        file.write("\n")
+
+
+def read_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[str, bool]:
+    """Reads a mask that `write_mask` wrote: gene name -> frozen?, in the order of the genome.
+
+    Args:
+      genes: if given, the genes that the mask must be about.
+
+    Raises:
+      ValueError: if the file is not such a mask, or is about other genes.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            mask = json.load(file)
+        frozen = mask["frozen"]
+        known = mask["format"] == MASK_FORMAT and mask["version"] == MASK_VERSION
+        if not known or not frozen or not all(isinstance(flag, bool) for flag in frozen.values()):
+            raise ValueError("unknown format")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected a mask file of version {MASK_VERSION}, as written by write_mask(): {error}") from None
+    if genes is not None and tuple(frozen) != genes.names:
+        raise ValueError(f"{path}: the mask has the genes {', '.join(frozen)}; the network has {', '.join(genes.names)}")
+    return frozen
+
+
+def _check_length(genome: Genome, genes: Genes) -> Any:
+    genome = genome if isinstance(genome, jax.Array) else np.asarray(genome, bool)
+    if genome.shape != (len(genes),):
+        raise ValueError(
+            f"Expected a genome of shape ({len(genes)},), one gene for each of {', '.join(genes.names)}; got {genome.shape}."
+            + (" Use jax.vmap for a population." if genome.ndim == 2 else "")
+        )
+    return genome.astype(bool)
+
+
+def _check_concrete(genome: Genome) -> np.ndarray:
+    if isinstance(genome, jax.core.Tracer):
+        raise ValueError("The genome is traced, so it cannot choose what is compiled: use freezable() in place of freeze().")
+    return np.asarray(genome, bool)
