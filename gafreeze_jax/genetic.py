@@ -60,7 +60,7 @@ def make_ga(
     population_size: int,
     *,
     initial: np.ndarray | None = None,
-    num_elites: int = 2,
+    num_elites: int | None = None,
     selection: Literal["tournament", "rank"] = "tournament",
     tournament_size: int = 3,
     crossover: Literal["uniform", "one_point"] = "uniform",
@@ -74,7 +74,7 @@ def make_ga(
       population_size: P, at least 2.
       initial: [K, G] genomes that the initial population holds, as far as there is room; the rest is random, each gene
         frozen with probability 1/2.
-      num_elites: how many of the best pass into the next generation unchanged; fewer than P.
+      num_elites: how many of the best pass into the next generation unchanged; fewer than P. Default: 2, or 1 of two members.
       selection: "tournament" of `tournament_size` (with replacement), or linear "rank" selection (Baker 1985).
       crossover: "uniform" (Syswerda 1989) or "one_point", with probability `crossover_rate`, else a copy of one parent.
       mutation_rate: probability that a gene flips; 1 / G if None.
@@ -82,6 +82,7 @@ def make_ga(
     Raises:
       ValueError: for numbers out of range.
     """
+    num_elites = min(2, population_size - 1) if num_elites is None else num_elites
     problems = []
     if num_genes < 1:
         problems.append(f"num_genes must be at least 1, got {num_genes}")

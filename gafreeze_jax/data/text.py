@@ -83,20 +83,43 @@ def load_text(
     Raises:
       ValueError, FileNotFoundError: if the source cannot be used, with the file, the row and what to do.
     """
+    notes: list[str] = []
     if source == "reviews":
         from gafreeze_jax.data.reviews import read_reviews
 
-        splits, notes = read_reviews(), []
+        records = {split: ((f"review {i}", row) for i, row in enumerate(rows)) for split, rows in read_reviews().items()}
+        splits = {split: rows_from_records(source, rows, ("text",), "label", notes) for split, rows in records.items()}
     elif source.startswith("tfds:"):
         from gafreeze_jax.data.tfds import read_tfds
 
-        splits, notes = read_tfds(source.removeprefix("tfds:"), text_columns, label_column)
+        records = read_tfds(source.removeprefix("tfds:"))
+        wanted = _choose_splits(source, list(records))
+        splits = {
+            split: rows_from_records(f"{source} ({name})", records[name], text_columns, label_column, notes)
+            for split, name in wanted.items()
+        }
     else:
-        splits, notes = _read_path(Path(source), text_columns, label_column)
+        splits = _read_path(Path(source), text_columns, label_column, notes)
     return _assemble(source, splits, notes, max_train, max_validation)
 
 
-def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None) -> tuple[dict[str, Rows], list[str]]:
+def describe(source: str, data: TextData) -> list[str]:
+    """What was loaded, for people: a line each."""
+    sizes = f"{len(data.train.texts):,} training, {len(data.validation.texts):,} validation, {len(data.test.texts):,} test"
+    names = ", ".join(data.label_names[:8]) + (", ..." if len(data.label_names) > 8 else "")
+    return [f"Data: {source}, {sizes} examples, {len(data.label_names)} classes ({names})", *data.notes]
+
+
+def _choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
+    found = {split: next((name for name in names if name in aliases), None) for split, aliases in SPLIT_NAMES.items()}
+    if found["train"] is None:
+        raise ValueError(f"{source}: no train split; it has {', '.join(names)}")
+    return {split: name for split, name in found.items() if name}
+
+
+def _read_path(
+    path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]
+) -> dict[str, Rows]:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a .csv, .tsv or .jsonl file (or .gz), a folder with a train file, "
@@ -116,8 +139,7 @@ def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None
         files = {"train": path}
     else:
         raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz, or a folder of them")
-    notes: list[str] = []
-    return {split: _read_table(file, text_columns, label_column, notes) for split, file in files.items()}, notes
+    return {split: _read_table(file, text_columns, label_column, notes) for split, file in files.items()}
 
 
 def _kind(path: Path) -> str | None:
@@ -298,11 +320,14 @@ def _assemble(
     shared = sum(text in seen for seen in [set(train.texts)] for text in (*encoded["validation"].texts, *test.texts))
     if shared:
         notes.append(f"{shared} validation or test texts also occur in train.")
+    for limit, name, split in ((max_train, "training", train), (max_validation, "validation", encoded["validation"])):
+        if limit is not None and limit < len(split.texts):
+            notes.append(f"Uses {limit:,} of {len(split.texts):,} {name} examples (--{name.removesuffix('ing')}-examples).")
     train = _at_most(train, max_train)
     validation = _at_most(encoded["validation"], max_validation)
     absent = [label_names[i] for i in range(len(label_names)) if i not in train.labels]
     if absent:
-        raise ValueError(f"{source}: {len(train.texts)} training examples leave no example of class {absent[0]!r}; use more")
+        raise ValueError(f"{source}: {len(train.texts)} training examples leave none of class {absent[0]!r}; use more")
     return TextData(train, validation, test, label_names, tuple(notes))
 
 

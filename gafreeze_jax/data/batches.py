@@ -1,0 +1,28 @@
+"""Which examples form each batch."""
+
+import numpy as np
+
+NONE = -1  # fills the last place of a batch that is not full
+
+
+def balanced_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: int, num_epochs: int = 1) -> np.ndarray:
+    """Random batches of about the same number of tokens, so that they pack into the same number of rows.
+
+    Examples are sorted by length into `batch_size` equal strata, and every batch gets a random example of each. Each
+    example occurs once an epoch. With equal lengths this is plain shuffling.
+
+    Args:
+      lengths: [N].
+
+    Returns:
+      [steps, batch_size] int64 indices of examples; `NONE` where N is not a multiple of the batch size.
+    """
+    num = len(lengths)
+    steps = -(-num // batch_size)
+    epochs = []
+    for _ in range(num_epochs):
+        order = rng.permutation(num)
+        order = order[np.argsort(lengths[order], kind="stable")]
+        strata = np.concatenate([np.full(steps * batch_size - num, NONE), order]).reshape(batch_size, steps)
+        epochs.append(rng.permuted(strata, axis=1).T)
+    return np.concatenate(epochs)

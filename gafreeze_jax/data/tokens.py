@@ -1,0 +1,136 @@
+"""Texts as one flat array of tokens, and batches that pack short texts into shared rows.
+
+A batch has R rows of S tokens. Padding, which costs as much as text, is left only at the ends of rows (Krell et al. 2021,
+"Efficient Sequence Packing without Cross-contamination"). `segments` says which text of the batch a token belongs to, so
+that attention stays within texts.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.stages import Batch
+
+ROW_MULTIPLE = 8  # row lengths are rounded up to it
+SCORING_BATCH = 64  # texts
+
+
+class Tokens(NamedTuple):
+    """N texts, T tokens in all.
+
+    Attributes:
+      inputs: "ids", "positions" (in the text) and "types" (0, or 1 for a pair's second text), [T] int32 each.
+      starts: [N] int64, each text's first token.
+      lengths: [N] int64.
+    """
+
+    inputs: dict[str, np.ndarray]
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The Hugging Face tokenizer in a model's folder.
+
+    Raises:
+      ValueError: if there is none, or it is damaged.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    from transformers import AutoTokenizer  # takes a second to import
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a damaged file makes transformers and tokenizers raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{folder}: no usable tokenizer files (tokenizer.json or vocab.txt): {reason}") from None
+
+
+def tokenize(
+    tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int
+) -> Tokens:
+    """Tokens of texts or text pairs.
+
+    Args:
+      tokenizer: a Hugging Face one.
+      max_tokens: longer texts are cut; of a pair the longer one first.
+      vocabulary, types: number of word and type vectors that the model has.
+
+    Raises:
+      ValueError: if the tokenizer has more words than the model.
+    """
+    firsts = [text[0] for text in texts]
+    seconds = [text[1] for text in texts] if len(texts[0]) == 2 else None
+    encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens, return_token_type_ids=True)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    flat = lambda rows: np.concatenate([np.asarray(row, np.int32) for row in rows])  # noqa: E731
+    inputs = {
+        "ids": flat(encoded["input_ids"]),
+        "positions": flat([np.arange(n) for n in lengths]),
+        "types": np.minimum(flat(encoded["token_type_ids"]), types - 1),
+    }
+    if inputs["ids"].max() >= vocabulary:
+        raise ValueError(f"the tokenizer gives token {inputs['ids'].max()}, but the model has only {vocabulary} word vectors")
+    return Tokens(inputs, np.cumsum(lengths) - lengths, lengths)
+
+
+def renumber(tokens: Tokens, used: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs with each id replaced by its place in the sorted ids `used`."""
+    return tokens.inputs | {"ids": np.searchsorted(used, tokens.inputs["ids"]).astype(np.int32)}
+
+
+def scoring_batches(tokens: Tokens, length: int) -> Batch:
+    """Packed batches that run through all texts once, for scoring; `length` is S."""
+    examples = balanced_batches(np.random.default_rng(0), tokens.lengths, min(SCORING_BATCH, len(tokens.lengths)))
+    return pack_batches(tokens, examples, length)
+
+
+def row_length(*sets: Tokens) -> int:
+    """Shortest row that holds every text of some sets."""
+    longest = max(int(tokens.lengths.max()) for tokens in sets)
+    return -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def pack_batches(tokens: Tokens, examples: np.ndarray, length: int) -> Batch:
+    """Packs the texts of each batch into rows, longest first into the first row with room.
+
+    Args:
+      examples: [steps, B] int, which texts form each batch; -1 = none (filling up).
+      length: S, of a row.
+
+    Returns:
+      A `Batch` with leading axis `steps`: `elements` [steps, R * S]; context `segments` [steps, R, S] int32, the text's
+      number in the batch or -1, and `firsts` [steps, B] int32, where in R * S the text begins. R is the smallest number
+      that serves all steps.
+    """
+    packed = [_pack(np.where(batch < 0, 0, tokens.lengths[batch]), length) for batch in examples]
+    steps, batch_size = examples.shape
+    num_rows = max(rows for rows, _ in packed)
+    elements = np.full((steps, num_rows * length), -1, np.int32)
+    segments = np.full((steps, num_rows * length), -1, np.int32)
+    firsts = np.zeros((steps, batch_size), np.int32)
+    for step, (batch, (_, places)) in enumerate(zip(examples, packed, strict=True)):
+        for number, (example, place) in enumerate(zip(batch, places, strict=True)):
+            if example >= 0:
+                span = slice(place, place + tokens.lengths[example])
+                elements[step, span] = tokens.starts[example] + np.arange(tokens.lengths[example])
+                segments[step, span] = number
+                firsts[step, number] = place
+    context = {"segments": segments.reshape(steps, num_rows, length), "firsts": firsts}
+    return Batch(elements, examples.astype(np.int32), context)
+
+
+def _pack(lengths: np.ndarray, length: int) -> tuple[int, list[int]]:
+    """Number of rows and each text's place in R * S."""
+    room: list[int] = []
+    places = [0] * len(lengths)
+    for i in np.argsort(-lengths, kind="stable"):
+        row = next((row for row, free in enumerate(room) if free >= lengths[i]), len(room))
+        if row == len(room):
+            room.append(length)
+        places[i] = row * length + length - room[row]
+        room[row] -= int(lengths[i])
+    return len(room), places

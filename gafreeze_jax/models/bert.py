@@ -1,0 +1,362 @@
+"""BERT for sequence classification (Devlin et al. 2019) as a chain of stages: the embeddings, then one per layer.
+
+Token arrays are flat, `[tokens, features]`: matrix products are then single large ones, and short texts share rows (see
+`data/tokens.py`). The last layer is computed for the first token of every text alone, as nothing else is read from it.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.models import checkpoints
+from gafreeze_jax.stages import Network, Stage, classification
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+    "gelu_fast": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+# Name in a Hugging Face checkpoint (without the prefix "bert."), path in our tree, axes permutation.
+CHECKPOINT_MAP: checkpoints.Map = (
+    ("embeddings.word_embeddings.weight", "embeddings/word", None),
+    ("embeddings.position_embeddings.weight", "embeddings/position", None),
+    ("embeddings.token_type_embeddings.weight", "embeddings/type", None),
+    ("embeddings.LayerNorm.weight", "embeddings/norm/scale", None),
+    ("embeddings.LayerNorm.bias", "embeddings/norm/bias", None),
+    ("encoder.layer.{}.attention.self.query.weight", "layer_{}/attention/query/kernel", (1, 0)),
+    ("encoder.layer.{}.attention.self.query.bias", "layer_{}/attention/query/bias", None),
+    ("encoder.layer.{}.attention.self.key.weight", "layer_{}/attention/key/kernel", (1, 0)),
+    ("encoder.layer.{}.attention.self.key.bias", "layer_{}/attention/key/bias", None),
+    ("encoder.layer.{}.attention.self.value.weight", "layer_{}/attention/value/kernel", (1, 0)),
+    ("encoder.layer.{}.attention.self.value.bias", "layer_{}/attention/value/bias", None),
+    ("encoder.layer.{}.attention.output.dense.weight", "layer_{}/attention/out/kernel", (1, 0)),
+    ("encoder.layer.{}.attention.output.dense.bias", "layer_{}/attention/out/bias", None),
+    ("encoder.layer.{}.attention.output.LayerNorm.weight", "layer_{}/attention/norm/scale", None),
+    ("encoder.layer.{}.attention.output.LayerNorm.bias", "layer_{}/attention/norm/bias", None),
+    ("encoder.layer.{}.intermediate.dense.weight", "layer_{}/mlp/up/kernel", (1, 0)),
+    ("encoder.layer.{}.intermediate.dense.bias", "layer_{}/mlp/up/bias", None),
+    ("encoder.layer.{}.output.dense.weight", "layer_{}/mlp/down/kernel", (1, 0)),
+    ("encoder.layer.{}.output.dense.bias", "layer_{}/mlp/down/bias", None),
+    ("encoder.layer.{}.output.LayerNorm.weight", "layer_{}/mlp/norm/scale", None),
+    ("encoder.layer.{}.output.LayerNorm.bias", "layer_{}/mlp/norm/bias", None),
+    ("pooler.dense.weight", "head/pooler/kernel", (1, 0)),
+    ("pooler.dense.bias", "head/pooler/bias", None),
+    ("classifier.weight", "head/classifier/kernel", (1, 0)),
+    ("classifier.bias", "head/classifier/bias", None),
+)
+NOT_USED = r"cls\..*|.*\.position_ids"  # heads of pre-training; a buffer
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """What of a Hugging Face `config.json` changes the computation. Names are theirs."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+def read_config(folder: Path) -> BertConfig:
+    """Reads and checks a `config.json`.
+
+    Raises:
+      ValueError: if it is not a BERT that this file implements; all reasons at once.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; expected a folder in the Hugging Face layout") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(raw, dict) or raw.get("model_type") != "bert":
+        kind = raw.get("model_type") if isinstance(raw, dict) else raw
+        raise ValueError(f"{path}: expected a BERT (model_type 'bert'), got model_type {kind!r}")
+    fields = {field.name: field for field in dataclasses.fields(BertConfig)}
+    problems = [
+        f"{name} is missing" for name, field in fields.items() if field.default is dataclasses.MISSING and name not in raw
+    ]
+    if not problems:
+        config = BertConfig(**{name: raw[name] for name in fields if name in raw})
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        problems += [
+            f"{name} must be a positive integer, got {getattr(config, name)!r}"
+            for name in (*sizes, "max_position_embeddings", "type_vocab_size")
+            if not (isinstance(getattr(config, name), int) and getattr(config, name) > 0)
+        ]
+        if not problems and config.hidden_size % config.num_attention_heads:
+            problems.append(f"{config.num_attention_heads} attention heads do not divide hidden_size {config.hidden_size}")
+        if config.hidden_act not in ACTIVATIONS:
+            problems.append(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {config.hidden_act!r}")
+        if raw.get("position_embedding_type", "absolute") != "absolute":
+            problems.append(f"position_embedding_type must be 'absolute', got {raw['position_embedding_type']!r}")
+        if raw.get("is_decoder") or raw.get("add_cross_attention"):
+            problems.append("it is a decoder; expected an encoder")
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return config
+
+
+def _dense(features: int, config: BertConfig, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+
+
+def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
+
+
+def _dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
+    """Inverted dropout; none where `frozen` (a bool or a traced one) or where no key was given (scoring)."""
+    if frozen is True or rate == 0 or not module.has_rng("dropout"):
+        return x
+    # Two decisions of 16 bits from each random word: generating the words is what costs.
+    words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 2),), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
+    return jnp.where(frozen, x, jnp.where(halves < round((1 - rate) * 2**16), x / (1 - rate), 0))
+
+
+class Embeddings(nn.Module):
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
+        cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
+        word = self.param("word", init, (cfg.vocab_size, cfg.hidden_size))
+        position = self.param("position", init, (cfg.max_position_embeddings, cfg.hidden_size))
+        kind = self.param("type", init, (cfg.type_vocab_size, cfg.hidden_size))
+        h = word[x["ids"]] + position[x["positions"]] + kind[x["types"]]
+        return _dropout(self, _norm(cfg, "norm")(h), cfg.hidden_dropout_prob, frozen)
+
+
+class Attention(nn.Module):
+    """Self-attention within the texts of a row, residual, norm: [R * S, D] -> [R * S, D], or [B, D] where `last`."""
+
+    config: BertConfig
+    last: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
+        cfg = self.config
+        segments = context["segments"]  # [R, S], -1 = padding
+        (rows, length), heads = segments.shape, cfg.num_attention_heads
+        split = lambda h, *lead: h.reshape(*lead, heads, cfg.hidden_size // heads)  # noqa: E731
+        key = split(_dense(cfg.hidden_size, cfg, "key")(x), rows, length)
+        value = split(_dense(cfg.hidden_size, cfg, "value")(x), rows, length)
+        if self.last:  # one query per text: [B, 1, ...] against its row
+            first = context["firsts"]  # [B], index into R * S
+            x = x[first]
+            row = first // length
+            query = split(_dense(cfg.hidden_size, cfg, "query")(x), -1, 1)
+            key, value = key[row], value[row]
+            same = segments[row] == segments.reshape(-1)[first][:, None]
+            mask = same[:, None, None, :]
+        else:
+            query = split(_dense(cfg.hidden_size, cfg, "query")(x), rows, length)
+            mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(cfg.hidden_size // heads)
+        weights = nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min))
+        weights = _dropout(self, weights, cfg.attention_probs_dropout_prob, frozen)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+        out = _dropout(self, _dense(cfg.hidden_size, cfg, "out")(mixed), cfg.hidden_dropout_prob, frozen)
+        return _norm(cfg, "norm")(x + out)
+
+
+class MLP(nn.Module):
+    """Two dense layers, residual, norm."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
+        cfg = self.config
+        h = ACTIVATIONS[cfg.hidden_act](_dense(cfg.intermediate_size, cfg, "up")(x))
+        out = _dropout(self, _dense(cfg.hidden_size, cfg, "down")(h), cfg.hidden_dropout_prob, frozen)
+        return _norm(cfg, "norm")(x + out)
+
+
+class Layer(nn.Module):
+    config: BertConfig
+    last: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
+        x = Attention(self.config, self.last, name="attention")(x, context, frozen)
+        return MLP(self.config, name="mlp")(x, context, frozen)
+
+
+class Head(nn.Module):
+    """Pooler and classifier: [B, D] -> logits [B, C]."""
+
+    config: BertConfig
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
+        pooled = jnp.tanh(_dense(self.config.hidden_size, self.config, "pooler")(x))
+        pooled = _dropout(self, pooled, self.config.head_dropout, frozen)
+        return _dense(self.num_classes, self.config, "classifier")(pooled)
+
+
+@functools.cache  # equal layers have one function, and so share compiled code
+def _apply(module: nn.Module) -> Callable:
+    def apply(params, x, context, *, frozen, key):
+        rngs = {} if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, context, frozen, rngs=rngs)
+
+    return apply
+
+
+def _modules(config: BertConfig) -> dict[str, nn.Module]:
+    layer = Layer(config)
+    layers = {f"layer_{i}": layer for i in range(config.num_hidden_layers - 1)}
+    return {"embeddings": Embeddings(config), **layers, f"layer_{config.num_hidden_layers - 1}": Layer(config, last=True)}
+
+
+def make_bert(config: BertConfig, num_classes: int) -> Network:
+    """The network: genes `embeddings`, `layer_0`, ...; pooler and classifier are the head."""
+    last = f"layer_{config.num_hidden_layers - 1}"
+    stages = tuple(Stage(name, _apply(m), per_example=name == last) for name, m in _modules(config).items())
+    return Network(stages, _apply(Head(config, num_classes)), classification)
+
+
+def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
+    """Fresh pooler and classifier."""
+    return Head(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), None)["params"]
+
+
+def init_params(key: Array, config: BertConfig, num_classes: int) -> dict:
+    """A randomly initialised tree {stage name: parameters, "head": parameters}."""
+    index = jnp.zeros(1, jnp.int32)
+    context = {"segments": index[None], "firsts": index}
+    x: Any = {"ids": index, "positions": index, "types": index}
+    params = {}
+    for name, module in _modules(config).items():
+        key, key_stage = jax.random.split(key)
+        params[name] = module.init(key_stage, x, context, True)["params"]
+        x = jnp.zeros((1, config.hidden_size))
+    return {**params, "head": init_head(key, config, num_classes)}
+
+
+def trim_vocabulary(config: BertConfig, params: dict, *ids: np.ndarray) -> tuple[BertConfig, dict, np.ndarray]:
+    """Leaves out the word vectors of tokens that a task does not use, half the parameters of a small BERT.
+
+    They get no gradient, so leaving them out changes nothing but that weight decay does not shrink them.
+
+    Args:
+      ids: int arrays, all the tokens used.
+
+    Returns:
+      Config and parameters with the K rows that are used, and the sorted ids of these rows, [K]; `np.searchsorted` of it
+      gives a token's new id.
+    """
+    used = np.unique(np.concatenate(ids))
+    embeddings = params["embeddings"]
+    trimmed = params | {"embeddings": embeddings | {"word": embeddings["word"][used]}}
+    return dataclasses.replace(config, vocab_size=len(used)), trimmed, used
+
+
+def restore_vocabulary(params: dict, used: np.ndarray, pretrained: dict) -> dict:
+    """The reverse of `trim_vocabulary`: rows that were left out come from the pretrained parameters."""
+    word = np.array(pretrained["embeddings"]["word"])
+    word[used] = params["embeddings"]["word"]
+    return params | {"embeddings": params["embeddings"] | {"word": word}}
+
+
+def load_bert(folder: Path, key: Array, num_classes: int | None = None) -> tuple[BertConfig, dict, list[str]]:
+    """Reads a Hugging Face BERT checkpoint.
+
+    Args:
+      key: for parts of the head that are not in the checkpoint.
+      num_classes: of a fresh classifier; None = the checkpoint has one and it is read.
+
+    Returns:
+      Its config, its parameters {stage name: float32 arrays, "head": ...}, and the paths of leaves that are fresh.
+
+    Raises:
+      ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.
+    """
+    config = read_config(folder)
+    tensors = {_standard_name(name): tensor for name, tensor in checkpoints.read_tensors(folder).items()}
+    fresh: tuple[str, ...] = ()
+    if num_classes is None:
+        if "classifier.bias" not in tensors:
+            raise ValueError(f"{folder}: the checkpoint has no classifier")
+        num_classes = len(tensors["classifier.bias"])
+    else:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+        fresh += ("head/classifier/kernel", "head/classifier/bias")
+    if not any(name.startswith("pooler.") for name in tensors):
+        fresh += ("head/pooler/kernel", "head/pooler/bias")
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config, num_classes))
+    params = checkpoints.to_tree(tensors, CHECKPOINT_MAP, shapes, fresh=fresh, ignore=NOT_USED, where=str(folder))
+    head = init_head(key, config, num_classes)
+    for path in fresh:
+        _, layer, leaf = path.split("/")
+        params.setdefault("head", {}).setdefault(layer, {})[leaf] = np.asarray(head[layer][leaf])
+    return config, params, list(fresh)
+
+
+def _standard_name(name: str) -> str:
+    """Old checkpoints call the norm's parameters gamma and beta; some leave the prefix out."""
+    name = name.removeprefix("bert.")
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return name
+
+
+def save_bert(folder: Path, source: Path, params: dict, label_names: tuple[str, ...]) -> None:
+    """Writes a folder that `AutoModelForSequenceClassification.from_pretrained` loads.
+
+    Args:
+      source: folder the model came from; its config and tokenizer files are taken over.
+      params: the whole tree.
+      label_names: the C classes, in the order of the logits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config |= {
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": {str(i): name for i, name in enumerate(label_names)},
+        "label2id": {name: i for i, name in enumerate(label_names)},
+        "problem_type": "single_label_classification",
+    }
+    config.pop("num_labels", None)
+    for name in ("torch_dtype", "dtype"):
+        if name in config:
+            config[name] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = checkpoints.from_tree(params, CHECKPOINT_MAP)
+    checkpoints.write_tensors(
+        folder, {name if name.startswith("classifier.") else f"bert.{name}": value for name, value in tensors.items()}
+    )
+    checkpoints.copy_tokenizer(source, folder)

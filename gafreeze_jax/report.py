@@ -1,0 +1,225 @@
+"""What a person sees of a search: the lines and the progress bar while it runs, the table and the files afterwards."""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gafreeze_jax.ledger import Evaluation
+from gafreeze_jax.search import Generation
+
+PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
+
+
+class Row(NamedTuple):
+    """A line of the final table.
+
+    Attributes:
+      name: such as "found mask".
+      evaluation: of its genome.
+      test_accuracy: share.
+    """
+
+    name: str
+    evaluation: Evaluation
+    test_accuracy: float
+
+
+def frozen_names(names: Sequence[str], genome: str) -> list[str]:
+    return [name for name, gene in zip(names, genome, strict=True) if gene == "1"]
+
+
+def describe_mask(names: Sequence[str], genome: str) -> str:
+    """A mask in words: "freeze embeddings, layer_0-layer_2; train layer_3"; runs of neighbours are drawn together."""
+    if "0" not in genome:
+        return "train the head only"
+    if "1" not in genome:
+        return "train everything"
+    return f"freeze {_ranges(names, genome, '1')}; train {_ranges(names, genome, '0')}"
+
+
+def _ranges(names: Sequence[str], genome: str, gene: str) -> str:
+    parts, i = [], 0
+    while i < len(genome):
+        end = i
+        while end < len(genome) and genome[end] == gene:
+            end += 1
+        run = names[i:end]
+        if len(run) > 2:
+            parts.append(f"{run[0]} to {run[-1]}")
+        else:
+            parts += run
+        i = max(end, i + 1)
+    return ", ".join(parts)
+
+
+class Display:
+    """Prints each generation and, on a terminal, a progress bar with the time left. A context manager.
+
+    Args:
+      num_evaluations: at most so many evaluations.
+      num_steps: training steps of one evaluation.
+    """
+
+    def __init__(self, num_evaluations: int, num_steps: int):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._num_steps = num_steps
+        self._start = time.perf_counter()
+        self._trained_steps = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("time left at most"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("compiling", total=num_evaluations * num_steps, speed="")
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def step(self, members: int) -> None:
+        """Counts a training step of some members."""
+        self._trained_steps += members
+        speed = self._trained_steps / (time.perf_counter() - self._start)
+        self._progress.update(self._task, advance=members, description="searching", speed=f"{speed:.1f} member-steps/s")
+
+    def generation(self, generation: Generation) -> None:
+        """Prints a generation's two lines; genomes that were known count as done."""
+        self._progress.advance(self._task, generation.num_known * self._num_steps)
+        best = generation.best
+        self.console.print(f"=== Generation {generation.number} ===", markup=False)
+        genome = ", ".join(best.genome)
+        self.console.print(f"Fittest chromosome: [{genome}] | Fitness: {best.accuracy:.4f}", markup=False)
+
+
+def comparison(rows: Sequence[Row]) -> Table:
+    """The table at the end: every row's validation and test accuracy and trainable parameters."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "validation", "test", "trainable parameters"):
+        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
+    everything = max(row.evaluation.trainable_parameters for row in rows)
+    for row in rows:
+        num = row.evaluation.trainable_parameters
+        table.add_row(
+            row.name,
+            f"{row.evaluation.accuracy:.4f}",
+            f"{row.test_accuracy:.4f}",
+            f"{num:,} ({num / everything:.0%})",
+            style="bold" if row is rows[0] else None,
+        )
+    return table
+
+
+def print_summary(names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path) -> None:
+    """What was found, beside the baselines, and where it is."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(f"Found mask: {describe_mask(names, rows['found'].evaluation.genome)}", style="bold", markup=False)
+    console.print(comparison(list(rows.values())))
+    console.print(
+        f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: model/, mask.json, evaluations.csv, "
+        "result.json",
+        markup=False,
+    )
+
+
+def fail(error: Exception) -> int:
+    """Prints an error in one paragraph on stderr; returns the exit code, 2."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+    return 2
+
+
+def make_result(
+    options: Any, names: Sequence[str], rows: Mapping[str, Row], evaluations: Sequence[Evaluation], seconds: float, **facts: Any
+) -> dict[str, Any]:
+    """The content of `result.json`.
+
+    Args:
+      options: a dataclass.
+      names: of the genes.
+      rows: "found" and the baselines.
+      facts: further entries.
+    """
+    found = rows["found"].evaluation
+    entries = {
+        key: {
+            "genome": [int(gene) for gene in row.evaluation.genome],
+            "frozen": frozen_names(names, row.evaluation.genome),
+            "validation_accuracy": row.evaluation.accuracy,
+            "validation_loss": row.evaluation.loss,
+            "test_accuracy": row.test_accuracy,
+            "trainable_parameters": row.evaluation.trainable_parameters,
+        }
+        for key, row in rows.items()
+    }
+    return {
+        "options": dataclasses.asdict(options),
+        "versions": versions(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpus": os.cpu_count(),
+        "stages": list(names),
+        "best_genome": [int(gene) for gene in found.genome],
+        "fitness": found.accuracy,
+        "results": entries,
+        "num_evaluations": len(evaluations),
+        "num_diverged": sum(evaluation.diverged for evaluation in evaluations),
+        "seconds": round(seconds, 1),
+        **facts,
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def make_run_folder(path: Path) -> Path:
+    """Creates the folder of a run.
+
+    Raises:
+      ValueError: if it cannot be written, or holds something already.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        holds = next(path.iterdir(), None)
+        if holds is None:
+            (path / ".writable").touch()
+            (path / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"--out {path}: cannot be written: {error.strerror or error}; choose another folder") from None
+    if holds is not None:
+        another = "another run" if (path / "evaluations.csv").exists() else f"something already ({holds.name})"
+        raise ValueError(f"--out {path}: holds {another}; choose a new folder")
+    return path

@@ -1,0 +1,216 @@
+"""A network as a chain of stages, one per gene, and backpropagation that does no work for frozen ones.
+
+Every stage is compiled by itself, once for all stages that share its `apply`, and Python strings the pieces together
+for the mask at hand. So one set of compiled functions serves all masks; a frozen stage has no weight gradient, nothing
+below the lowest trainable stage is run backwards, and if its input is known it is not run forwards either.
+
+Members of a population may be stacked along a leading axis and are then mapped with `jax.vmap`. An `axis` of None says
+that an argument has no such axis, and is shared by all members.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+PyTree = Any
+Axis = int | None
+
+
+class Stage(NamedTuple):
+    """One gene's worth of a network.
+
+    Attributes:
+      name: the gene's name, and the key of the stage's parameters in the network's tree.
+      apply: `apply(params, x, context, *, frozen, key) -> x`. `context` holds what else the batch has, such as attention
+        segments. Where `frozen` (a bool, or traced) the stage must run in inference mode; `key` is for dropout, None
+        when scoring. Stages with the same `apply` object and parameter shapes share their compiled code.
+      per_example: whether the output has one row per example; else one per element of the batch (see `Batch`).
+    """
+
+    name: str
+    apply: Callable[..., Array]
+    per_example: bool = True
+
+
+class Network(NamedTuple):
+    """A chain of stages and the head on top, which always trains. Its parameters are {stage name: ..., "head": ...}.
+
+    Attributes:
+      stages: the G stages, lowest first.
+      head: like `Stage.apply`; its output goes to `loss`.
+      loss: `loss(output, targets) -> (loss [B], correct [B])`, per example.
+    """
+
+    stages: tuple[Stage, ...]
+    head: Callable[..., Array]
+    loss: Callable[[Array, Array], tuple[Array, Array]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+
+class Dataset(NamedTuple):
+    """A data set on the device.
+
+    Attributes:
+      inputs: tree of arrays [N, ...], a row for every element: for images an element is an example, for texts a token.
+      targets: [E, ...], a row for every example.
+    """
+
+    inputs: PyTree
+    targets: Array
+
+
+class Batch(NamedTuple):
+    """Which rows of a data set form a batch; one batch, or a sequence of them with a leading axis.
+
+    Attributes:
+      elements: [steps, N] int32, rows of `Dataset.inputs`; -1 = padding.
+      examples: [steps, B] int32, rows of `Dataset.targets`; -1 only fills the batch up.
+      context: dict of arrays [steps, ...] for the stages.
+    """
+
+    elements: Array
+    examples: Array
+    context: dict[str, Array]
+
+    @property
+    def weights(self) -> Array:
+        """[steps, B] float32: 1, or 0 for what only fills the batch up."""
+        return (self.examples >= 0).astype(jnp.float32)
+
+
+def classification(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Cross-entropy and whether the prediction is right, for logits [B, C] and labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits.argmax(-1) == labels
+
+
+def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
+    """`function` mapped over those arguments that have a member axis; itself if none has."""
+    return function if all(axis is None for axis in axes) else jax.vmap(function, axes)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "axes"))
+def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: dict[str, Array]) -> Array:
+    """A stage in inference mode. `axes` are those of `params` and `x`."""
+    return over_members(lambda params, x: apply(params, x, context, frozen=True, key=None), axes)(params, x)
+
+
+class Wrt(NamedTuple):
+    """What a stage is differentiated with respect to."""
+
+    params: bool
+    input: bool
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes"))
+def forward(
+    apply: Callable,
+    wrt: Wrt,
+    axes: tuple[Axis, Axis, Axis],
+    params: PyTree,
+    x: PyTree,
+    frozen: Array | None,
+    context: dict[str, Array],
+    key: Array,
+    index: int,
+) -> tuple[Array, Callable]:
+    """A stage in training mode, and its pullback for `backward`.
+
+    Args:
+      axes: of `params`, `x` and `frozen`.
+      frozen: [members] bool, or None: trained by all if `wrt.params`, else frozen for all.
+      key: of this step; the stage's own is `fold_in(key, index)`, the same for all members.
+    """
+    key = jax.random.fold_in(key, index)
+
+    def run(params, x, frozen):
+        return apply(params, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
+
+    def of_variables(variables):
+        return over_members(run, axes)(variables.get("params", params), variables.get("x", x), frozen)
+
+    variables = ({"params": params} if wrt.params else {}) | ({"x": x} if wrt.input else {})
+    return jax.vjp(of_variables, variables)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm",))
+def backward(
+    axis: Axis, pullback: Callable, cotangent: Array, frozen: Array | None, square_norm: Array
+) -> tuple[PyTree, Array | None, Array]:
+    """Runs a stage backwards.
+
+    Args:
+      axis: of all arguments (`frozen` may be None).
+      cotangent: of the stage's output.
+      frozen: [members] bool, whose gradients are set to zero.
+      square_norm: [members], of the gradients of the stages above.
+
+    Returns:
+      Gradients of the parameters and of the input (None if not asked for), and `square_norm` with this stage's added.
+    """
+    (gradients,) = pullback(cotangent)
+    of_params = gradients.get("params")
+    if of_params is not None:
+
+        def hold_and_measure(of_params, frozen):
+            if frozen is not None:
+                of_params = jax.tree.map(lambda g: jnp.where(frozen, 0, g), of_params)
+            return of_params, sum_of_squares(of_params)
+
+        axes = (axis, None if frozen is None else axis)
+        of_params, own = over_members(hold_and_measure, axes)(of_params, frozen)
+        square_norm += own
+    return of_params, gradients.get("x"), square_norm
+
+
+def sum_of_squares(tree: PyTree) -> Array:
+    return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+
+
+@functools.partial(jax.jit, static_argnames=("network", "input_too", "axes"))
+def head_step(
+    network: Network, input_too: bool, axes: tuple[Axis, Axis], params: PyTree, x: Array, targets: Array, batch: Batch, key: Array
+) -> tuple[Array, PyTree, Array | None, Array]:
+    """Loss and gradients of the head.
+
+    Args:
+      input_too: whether the gradient of the input is wanted.
+      axes: of `params` and `x`.
+
+    Returns:
+      Mean loss, gradients of the head's parameters, gradient of its input or None, square norm of the former; each with
+      a member axis if an argument has one.
+    """
+    key = jax.random.fold_in(key, len(network.stages))
+
+    def run(params, x):
+        def mean_loss(params, x):
+            output = network.head(params, x, batch.context, frozen=False, key=key)
+            losses, _ = network.loss(output, targets)
+            return losses @ batch.weights / batch.weights.sum()
+
+        loss, gradients = jax.value_and_grad(mean_loss, (0, 1) if input_too else (0,))(params, x)
+        return loss, gradients[0], gradients[1] if input_too else None, sum_of_squares(gradients[0])
+
+    return over_members(run, axes)(params, x)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "axes"))
+def head_score(
+    network: Network, axes: tuple[Axis, Axis], params: PyTree, x: Array, targets: Array, batch: Batch
+) -> tuple[Array, Array, Array]:
+    """Sum of losses and number of right answers of a batch, and the outputs [B, ...]; `axes` of `params` and `x`."""
+
+    def run(params, x):
+        output = network.head(params, x, batch.context, frozen=True, key=None)
+        losses, correct = network.loss(output, targets)
+        return losses @ batch.weights, correct @ batch.weights, output
+
+    return over_members(run, axes)(params, x)
