@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
@@ -92,7 +91,9 @@ def main(options: Options) -> None:
         tokenizer = tokens.load_tokenizer(folder)
         limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
         if options.max_tokens > config.max_position_embeddings:
-            raise ValueError(f"--max-tokens must be at most the model's {config.max_position_embeddings}, got {options.max_tokens}")
+            raise ValueError(
+                f"--max-tokens must be at most the model's {config.max_position_embeddings}, got {options.max_tokens}"
+            )
         train, validation = (tokens.tokenize(tokenizer, split.texts, **limits) for split in (data.train, data.validation))
         out = report.make_run_folder(options.out or Path("runs") / time.strftime("bert-%Y%m%d-%H%M%S"))
     except (ValueError, OSError) as error:
@@ -141,9 +142,7 @@ def main(options: Options) -> None:
 
     rows = {}
     test = tokens.tokenize(tokenizer, data.test.texts, **limits)
-    source = population.Source(
-        Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test, tokens.row_length(test))
-    )
+    source = population.Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test, tokens.row_length(test)))
     full_network = bert.make_bert(config, len(data.label_names))
     final = {name: bert.restore_vocabulary(member.params, used, pretrained) for name, (_, member) in fittest.items()}
     for name, (evaluation, _) in fittest.items():

@@ -80,7 +80,7 @@ def make_ga(
       mutation_rate: probability that a gene flips; 1 / G if None.
 
     Raises:
-      ValueError: for numbers out of range.
+      ValueError: for arguments out of range, all of them at once.
     """
     num_elites = min(2, population_size - 1) if num_elites is None else num_elites
     problems = []
@@ -96,6 +96,10 @@ def make_ga(
         problems.append(f"crossover_rate must be between 0 and 1, got {crossover_rate}")
     if mutation_rate is not None and not 0 <= mutation_rate <= 1:
         problems.append(f"mutation_rate must be between 0 and 1, got {mutation_rate}")
+    if selection not in ("tournament", "rank"):
+        problems.append(f"selection must be 'tournament' or 'rank', got {selection!r}")
+    if crossover not in ("uniform", "one_point"):
+        problems.append(f"crossover must be 'uniform' or 'one_point', got {crossover!r}")
     if initial is not None and np.shape(initial)[1:] != (num_genes,):
         problems.append(f"initial must have shape (K, {num_genes}), got {np.shape(initial)}")
     if problems:

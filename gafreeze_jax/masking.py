@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -59,7 +60,7 @@ class Genes:
     """
 
     names: tuple[str, ...]
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
     paths: tuple[str, ...]
     owners: tuple[int | tuple[int, ...], ...]
     ndims: tuple[int, ...]
@@ -96,7 +97,7 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
     leaves, treedef = jax.tree.flatten(params)
     paths = leaf_paths(params)
     errors: list[str] = []
-    owner_names: list[str | None | tuple[str, ...]] = []
+    owner_names: list[str | tuple[str, ...] | None] = []
     names_of_rule: list[list[str]] = [[] for _ in pairs]
     unused = set(range(len(pairs)))
     for path, leaf in zip(paths, leaves, strict=True):
@@ -130,7 +131,7 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
     names = tuple(dict.fromkeys(name for group in names_of_rule for name in sorted(group, key=_natural)))
     index = {name: i for i, name in enumerate(names)}
 
-    def owner(name: str | None | tuple[str, ...]) -> int | tuple[int, ...]:
+    def owner(name: str | tuple[str, ...] | None) -> int | tuple[int, ...]:
         if isinstance(name, tuple):
             return tuple(index[n] for n in name)
         return _ALWAYS_TRAINS if name is None else index[name]
@@ -204,7 +205,8 @@ def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Genome) -> op
     frozen = frozen_tree(_check_concrete(genome), genes)
     mixed = any(np.any(flag) and not np.all(flag) for flag in jax.tree.leaves(frozen))
     inner = _held(tx, lambda _: frozen) if mixed else tx
-    return optax.multi_transform({"trainable": inner, "frozen": optax.set_to_zero()}, labels)
+    # As a function: where the labels are an Equinox module that can be called, optax would call them.
+    return optax.multi_transform({"trainable": inner, "frozen": optax.set_to_zero()}, lambda _: labels)
 
 
 def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientTransformationExtraArgs:
@@ -213,7 +215,7 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     Its `update(grads, state, params, genome=genome)` zeroes the gradients of frozen leaves *before* `tx` and their
     updates *after* it, so that clipping norms count trainable leaves only, moments of frozen leaves stay zero and weight
     decay does not leak. Works with any optax optimizer and under `jax.vmap` over genomes. Saves no computation by
-    itself; see `freezable_per_gene` and `stages.freeze_aware`.
+    itself; the module `stages` does.
 
     >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
     >>> genes = make_genes(params, {"body": "body", "head": None})
@@ -234,50 +236,6 @@ def _held(
         frozen = frozen_from(extra)
         updates, state = tx.update(_hold(frozen, updates), state, params, **extra)
         return _hold(frozen, updates), state
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
-
-
-def freezable_per_gene(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientTransformationExtraArgs:
-    """`freezable` that does no work for frozen genes: `tx` runs apart for every gene, in one `optax.multi_transform`.
-
-    Only for optimizers that treat every leaf by itself (AdamW, SGD, Lion, ...); put what couples leaves, such as
-    `optax.clip_by_global_norm`, before it in an `optax.chain`. Its update takes, beside `genome`, `skip`: [G] bools of
-    the genes that are frozen for *all* members of a `jax.vmap`, not batched, for which a `jax.lax.cond` leaves out the
-    computation. Python bools leave it out at trace time, state included. The default is `genome` itself.
-
-    Raises:
-      ValueError: if a stacked leaf has several genes.
-    """
-    labels = []
-    for path, owner in zip(genes.paths, genes.owners, strict=True):
-        if isinstance(owner, tuple):
-            raise ValueError(
-                f"freezable_per_gene() runs the optimizer gene by gene, but leaf {path!r} stacks several genes: use freezable()"
-            )
-        labels.append(owner)
-    transforms = {index: _skippable(tx, index) for index in range(len(genes))} | {_ALWAYS_TRAINS: tx}
-    used = {index: transforms[index] for index in sorted(set(labels))}
-    return optax.multi_transform(used, jax.tree.unflatten(genes.treedef, labels))
-
-
-def _skippable(tx: optax.GradientTransformation, gene: int) -> optax.GradientTransformationExtraArgs:
-    tx = optax.with_extra_args_support(tx)
-
-    def update(updates, state, params=None, *, genome, skip=None, **extra):
-        frozen = genome[gene]
-        skipped = frozen if skip is None else skip[gene]
-
-        def move(updates, state):
-            moved, new_state = tx.update(updates, state, params, **extra)
-            return jax.tree.map(lambda u: jnp.where(frozen, jnp.zeros_like(u), u), moved), new_state
-
-        def stay(updates, state):
-            return jax.tree.map(jnp.zeros_like, updates), state
-
-        if isinstance(skipped, bool | np.bool_):
-            return stay(updates, state) if skipped else move(updates, state)
-        return jax.lax.cond(skipped, stay, move, updates, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
@@ -331,7 +289,9 @@ def read_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[
         if not known or not frozen or not all(isinstance(flag, bool) for flag in frozen.values()):
             raise ValueError("unknown format")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a mask file of version {MASK_VERSION}, as written by write_mask(): {error}") from None
+        raise ValueError(
+            f"{path}: expected a mask file of version {MASK_VERSION}, as written by write_mask(): {error}"
+        ) from None
     if genes is not None and tuple(frozen) != genes.names:
         raise ValueError(f"{path}: the mask has the genes {', '.join(frozen)}; the network has {', '.join(genes.names)}")
     return frozen

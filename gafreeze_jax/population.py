@@ -133,8 +133,7 @@ class Population:
         order = np.lexsort(genomes.T[::-1])[::-1]  # deepest first: they cost least, and neighbours agree most
         for first in range(0, len(order), self.members_per_call):
             chunk = genomes[order[first : first + self.members_per_call]]
-            filled = chunk[np.minimum(np.arange(self.members_per_call), len(chunk) - 1)]  # one shape for all calls
-            call = _Call(self.network, self._params, filled)
+            call = _Call(self.network, self._params, chunk, self.members_per_call)
             params, train_loss = self._fit(call, run)
             accuracy, loss = self._score(call, params)
             for i, genome in enumerate(chunk):
@@ -143,7 +142,7 @@ class Population:
     def _fit(self, call: "_Call", run: Run) -> tuple[PyTree, np.ndarray]:
         """Trains a call's members: their parameters (of trained stages and the head), and mean losses [members]."""
         recipe, network = self.recipe, self.network
-        tx = {name: recipe.body for name in call.trained} | {"head": recipe.head}
+        tx = dict.fromkeys(call.trained, recipe.body) | {"head": recipe.head}
         params = {name: call.stack(self._params[name]) for name in call.trained} | {"head": call.stack(run.head)}
         state = {name: over_members(tx[name].init, (call.axis,))(params[name]) for name in params}
         boundary, inputs = self._train.inputs(call.depth)
@@ -189,7 +188,7 @@ class Population:
                     call.gates.get(name),
                 )  # fmt: skip
             total = total + loss
-            self._on_step(call.size)
+            self._on_step(call.num_real)
         return params, np.reshape(total, -1) / num_steps
 
     def _score(self, call: "_Call", params: PyTree) -> tuple[np.ndarray, np.ndarray]:
@@ -223,33 +222,38 @@ def _score(
             axis = axis if axes[stage.name] is None else axes[stage.name]
         loss, correct, _ = stages.head_score(network, (axes["head"], axis), params["head"], x, targets, batch)
         correct_sum, loss_sum = correct_sum + correct, loss_sum + loss
-    correct, loss = (np.reshape(np.asarray(total, np.float64), -1) / activations.num_examples for total in (correct_sum, loss_sum))
+    correct, loss = (
+        np.reshape(np.asarray(total, np.float64), -1) / activations.num_examples for total in (correct_sum, loss_sum)
+    )
     return correct, loss
 
 
 class _Call:
     """Members that are trained together.
 
+    Args:
+      genomes: [N, G].
+      size: so many members are trained, of which those beyond N are copies of the last one: one shape for all calls.
+
     Attributes:
       axis: 0, or None for a single member, which has no member axis.
       depth: of the lowest trainable stage of any member.
       trained: names of the stages that any member trains.
-      gates: for trained stages that some members freeze: [members] bool.
+      gates: for trained stages that some members freeze: [size] bool.
     """
 
-    def __init__(self, network: Network, params: PyTree, genomes: np.ndarray):
-        self._pretrained = params
-        self._genomes = genomes
-        self.size = len(genomes)
-        self.axis: Axis = None if self.size == 1 else 0
+    def __init__(self, network: Network, params: PyTree, genomes: np.ndarray, size: int):
+        self.num_real, self.size = len(genomes), size
+        self._pretrained, self._names, self._genomes = params, network.names, genomes
+        self.axis: Axis = None if size == 1 else 0
         self.depth = int(depths(genomes).min())
-        self.trained = [stage.name for stage, frozen in zip(network.stages, genomes.T, strict=True) if not frozen.all()]
+        self.trained = [name for name, frozen in zip(self._names, genomes.T, strict=True) if not frozen.all()]
+        filled = genomes[np.minimum(np.arange(size), len(genomes) - 1)]
         self.gates = {
-            stage.name: jnp.asarray(frozen)
-            for stage, frozen in zip(network.stages, genomes.T, strict=True)
+            name: jnp.asarray(frozen)
+            for name, frozen in zip(self._names, filled.T, strict=True)
             if frozen.any() and not frozen.all()
         }
-        self._names = network.names
 
     def stack(self, tree: PyTree) -> PyTree:
         """A copy of a tree for every member, which may be donated."""
@@ -261,8 +265,7 @@ class _Call:
         own = {"head", *(name for name, frozen in zip(self._names, self._genomes[i], strict=True) if not frozen)}
         pick = (lambda leaf: leaf) if self.axis is None else (lambda leaf: leaf[i])
         return {
-            name: jax.tree.map(pick, params[name]) if name in own else self._pretrained[name]
-            for name in (*self._names, "head")
+            name: jax.tree.map(pick, params[name]) if name in own else self._pretrained[name] for name in (*self._names, "head")
         }
 
 
@@ -294,10 +297,15 @@ class Activations:
             return 0, self._source.data.inputs
         if depth not in self._kept:
             self._kept[depth] = self._compute(depth)
-            while sum(array.nbytes for array in self._kept.values()) > self._budget:
+            while self.num_bytes > self._budget:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(depth)
         return depth, self._kept[depth]
+
+    @property
+    def num_bytes(self) -> int:
+        """What is kept."""
+        return sum(array.nbytes for array in self._kept.values())
 
     def fetch(self, depth: int, inputs: PyTree, step: int, batches: Batch | None = None) -> tuple[PyTree, Array, Batch]:
         """A batch of what `inputs` gave for a depth: inputs, targets, and the batch itself.

@@ -1,9 +1,11 @@
 """What a person sees of a search: the lines and the progress bar while it runs, the table and the files afterwards."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -144,8 +146,8 @@ def print_summary(names: Sequence[str], rows: Mapping[str, Row], result: Mapping
 
 
 def fail(error: Exception) -> int:
-    """Prints an error in one paragraph on stderr; returns the exit code, 2."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+    """Prints an error on one line of stderr; returns the exit code, 2."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
 
 
@@ -191,10 +193,8 @@ def make_result(
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            pass
     return found
 
 

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
 PyTree = Any
 Axis = int | None
+AnyArray = Array | np.ndarray
 
 
 class Stage(NamedTuple):
@@ -64,7 +66,7 @@ class Dataset(NamedTuple):
     """
 
     inputs: PyTree
-    targets: Array
+    targets: AnyArray
 
 
 class Batch(NamedTuple):
@@ -76,14 +78,14 @@ class Batch(NamedTuple):
       context: dict of arrays [steps, ...] for the stages.
     """
 
-    elements: Array
-    examples: Array
-    context: dict[str, Array]
+    elements: AnyArray
+    examples: AnyArray
+    context: dict[str, Any]
 
     @property
     def weights(self) -> Array:
         """[steps, B] float32: 1, or 0 for what only fills the batch up."""
-        return (self.examples >= 0).astype(jnp.float32)
+        return jnp.asarray(self.examples >= 0, jnp.float32)
 
 
 def classification(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -176,7 +178,14 @@ def sum_of_squares(tree: PyTree) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("network", "input_too", "axes"))
 def head_step(
-    network: Network, input_too: bool, axes: tuple[Axis, Axis], params: PyTree, x: Array, targets: Array, batch: Batch, key: Array
+    network: Network,
+    input_too: bool,
+    axes: tuple[Axis, Axis],
+    params: PyTree,
+    x: Array,
+    targets: Array,
+    batch: Batch,
+    key: Array,
 ) -> tuple[Array, PyTree, Array | None, Array]:
     """Loss and gradients of the head.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-NONE = -1  # fills the last place of a batch that is not full
+NONE = -1  # fills batches that are not full
 
 
 def balanced_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: int, num_epochs: int = 1) -> np.ndarray:

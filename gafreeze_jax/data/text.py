@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import textwrap
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,16 +111,19 @@ def describe(source: str, data: TextData) -> list[str]:
     return [f"Data: {source}, {sizes} examples, {len(data.label_names)} classes ({names})", *data.notes]
 
 
+def _listed(names: Iterable[str]) -> str:
+    """Names for an error message: on one line, and not too long if they are really texts."""
+    return textwrap.shorten(", ".join(names), 200)
+
+
 def _choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
     found = {split: next((name for name in names if name in aliases), None) for split, aliases in SPLIT_NAMES.items()}
     if found["train"] is None:
-        raise ValueError(f"{source}: no train split; it has {', '.join(names)}")
+        raise ValueError(f"{source}: no train split; it has {_listed(names)}")
     return {split: name for split, name in found.items() if name}
 
 
-def _read_path(
-    path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]
-) -> dict[str, Rows]:
+def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> dict[str, Rows]:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a .csv, .tsv or .jsonl file (or .gz), a folder with a train file, "
@@ -149,7 +153,7 @@ def _kind(path: Path) -> str | None:
 
 def _read_table(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> Rows:
     if not path.is_file():
-        raise ValueError(f"{path}: expected a file")
+        raise ValueError(f"{path}: expected a file, got a folder")
     data = path.read_bytes()
     if path.name.lower().endswith(".gz"):
         try:
@@ -159,8 +163,9 @@ def _read_table(path: Path, text_columns: Sequence[str], label_column: str | Non
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 (byte {data[error.start]:#04x}); convert the file to UTF-8") from None
+        before, byte = error.object[: error.start], error.object[error.start]  # without the byte order mark
+        line = before.count(b"\n") + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); convert the file to UTF-8") from None
     if not text.strip():
         raise ValueError(f"{path}: the file is empty")
     parse = _parse_jsonl if _kind(path) == ".jsonl" else _parse_delimited
@@ -198,10 +203,10 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{path}: line {number}: expected a JSON object, such as {{\"text\": ..., \"label\": ...}}")
+            raise ValueError(f'{path}: line {number}: expected a JSON object, such as {{"text": ..., "label": ...}}')
         yield f"line {number}", record
 
 
@@ -224,8 +229,13 @@ def rows_from_records(
             if record.get(name) is None:
                 raise ValueError(f"{where}: {place}: no value for column {name!r}")
         values = tuple(record[name] for name in texts)
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{where}: {place}: column {texts[0]!r} must hold text, got {values[0]!r}")
+        for name, value in zip(texts, values, strict=True):
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {value!r}")
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # JSON can escape it, tokenizers cannot read it
+                raise ValueError(f"{where}: {place}: column {name!r} has half a surrogate pair; complete it") from None
         if not all(value.strip() for value in values):
             num_empty += 1
             continue
@@ -234,6 +244,8 @@ def rows_from_records(
             raise ValueError(
                 f"{where}: {place}: labels must be strings or integers (classes), got {value!r} in column {label!r}"
             )
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{where}: {place}: no value for column {label!r}")
         rows.texts.append(values)
         rows.labels.append(value.strip() if isinstance(value, str) else value)
     if num_empty:
@@ -248,7 +260,7 @@ def find_columns(
 ) -> tuple[tuple[str, ...], str]:
     """Names of the text column(s) and of the label column: the ones asked for, or the first convention that fits."""
     by_lower = {column.strip().lower(): column for column in columns}
-    listed = ", ".join(columns)
+    listed = _listed(columns)
 
     def named(name: str) -> str:
         if name not in columns and name.lower() not in by_lower:
@@ -256,7 +268,7 @@ def find_columns(
         return name if name in columns else by_lower[name.lower()]
 
     if len(text_columns) > 2:
-        raise ValueError(f"expected one text column, or two for sentence pairs; got {', '.join(text_columns)}")
+        raise ValueError(f"expected one text column, or two for sentence pairs; got {_listed(text_columns)}")
     if text_columns:
         texts = tuple(named(name) for name in text_columns)
     else:
@@ -272,7 +284,7 @@ def find_columns(
         if label is None:
             raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed}")
     if label in texts or len(set(texts)) < len(texts):
-        raise ValueError(f"{where}: text and label columns must differ, got {', '.join((*texts, label))}")
+        raise ValueError(f"{where}: text and label columns must differ, got {_listed((*texts, label))}")
     return texts, label
 
 
@@ -285,9 +297,9 @@ def _assemble(
             del splits[name]
     all_labels = {str(label) for label in splits["train"].labels}
     numeric = all(label.removeprefix("-").isdecimal() for label in all_labels)
-    label_names = tuple(sorted(all_labels, key=int if numeric else None))
+    label_names = tuple(sorted(all_labels, key=lambda label: (int(label) if numeric else 0, label)))
     num_train = len(splits["train"].texts)
-    if len(label_names) < 2:
+    if len(all_labels) < 2:
         raise ValueError(f"{source}: the training rows have only one class, {label_names[0]!r}; at least two are needed")
     if len(label_names) > num_train / 2:
         raise ValueError(
@@ -299,8 +311,8 @@ def _assemble(
         unseen = sorted({str(label) for label in rows.labels} - all_labels)
         if unseen:
             raise ValueError(
-                f"{source}: the {name} split has labels that are not in train: {', '.join(unseen[:5])}; train has "
-                f"{', '.join(label_names[:10])}"
+                f"{source}: the {name} split has labels that are not in train: {_listed(unseen[:5])}; train has "
+                f"{_listed(label_names)}"
             )
         encoded[name] = Split(rows.texts, np.array([index[str(label)] for label in rows.labels], np.int32))
 
@@ -313,8 +325,8 @@ def _assemble(
             raise ValueError(f"{source}: {num_train} training rows are too few to cut a {name} split from them")
     if missing:
         notes.append(
-            f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training rows each were cut for it, "
-            "stratified by label, always the same ones."
+            f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training rows were cut for "
+            f"{'each' if len(missing) > 1 else 'it'}, stratified by label, always the same ones."
         )
     test = encoded["test"]
     shared = sum(text in seen for seen in [set(train.texts)] for text in (*encoded["validation"].texts, *test.texts))
@@ -334,25 +346,24 @@ def _assemble(
 def _at_most(split: Split, limit: int | None) -> Split:
     if limit is None or limit >= len(split.texts):
         return split
-    return stratified_cut(split, limit, seed=0)[1]
+    return stratified_cut(split, len(split.texts) - limit, seed=0)[0]
 
 
 def stratified_cut(split: Split, num: int, seed: int) -> tuple[Split, Split]:
     """Cuts `num` examples off, of every label its share (largest remainders), and leaves the order as it was.
 
     Returns:
-      The examples that remain and those that were cut. A label's last example is never cut unless all are.
+      The examples that remain and those that were cut. If there is room, some of every label remain.
     """
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(split.labels, return_counts=True)
     quota = num * counts / counts.sum()
-    take = np.floor(quota).astype(int)
-    by_remainder = np.argsort(-(quota - take), kind="stable")
-    take[by_remainder[: num - take.sum()]] += 1
-    if num < len(split.texts):
-        take = np.minimum(take, np.maximum(counts - 1, 0))
+    most = counts - 1 if num <= counts.sum() - len(counts) else counts
+    take = np.minimum(quota.astype(int), most)
+    while take.sum() < num:
+        take[np.argmax(np.where(take < most, quota - take, -np.inf))] += 1
     cut = np.zeros(len(split.texts), bool)
-    for label, size in zip(classes, take, strict=True):
-        cut[rng.permutation(np.flatnonzero(split.labels == label))[:size]] = True
+    for label, count, size in zip(classes, counts, take, strict=True):
+        cut[rng.permutation(np.flatnonzero(split.labels == label))[count - size :]] = True
     pick = lambda mask: Split([split.texts[i] for i in np.flatnonzero(mask)], split.labels[mask])  # noqa: E731
     return pick(~cut), pick(cut)

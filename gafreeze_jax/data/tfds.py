@@ -1,10 +1,15 @@
 """Text sets of TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
+import difflib
+import re
 import socket
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 _HOST = "storage.googleapis.com"
+_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:[\d.*]+)?")
 
 
 def read_tfds(name: str) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
@@ -13,30 +18,75 @@ def read_tfds(name: str) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
     Downloads and prepares the set if that has not been done on this machine.
 
     Raises:
-      ValueError: if there is no such set.
+      ValueError: if there is no such set, or it cannot be prepared or read without TensorFlow.
       FileNotFoundError: if it has to be downloaded and there is no network.
     """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"tfds:{name}: expected tfds:NAME, tfds:NAME/CONFIG or one of them with :VERSION")
     try:
-        import tensorflow_datasets as tfds
         import tensorflow_datasets.text  # noqa: F401, registers the sets, which needs no TensorFlow
     except ImportError as error:
         raise ValueError(f"tfds:{name}: needs tensorflow-datasets and importlib_resources: {error}") from None
 
-    try:
-        builder = tfds.builder(name, try_gcs=False)
-    except tfds.core.DatasetNotFoundError:
-        raise ValueError(f"tfds:{name}: TFDS has no such data set; its names are at www.tensorflow.org/datasets") from None
-    except ValueError as error:
-        raise ValueError(f"tfds:{name}: {' '.join(str(error).split())}") from None
-    if not builder.is_prepared():
-        _check_network(name)
-        builder.download_and_prepare(file_format="array_record")
+    with _quiet():
+        builder = _make_builder(name, match["set"], match["config"])
+        if not builder.is_prepared():
+            _check_network(name)
+            try:
+                builder.download_and_prepare(file_format="array_record")
+            except Exception as error:  # whatever a set's code and its downloads raise
+                raise ValueError(f"tfds:{name}: cannot be prepared: {_one_line(error)}") from None
+        try:
+            sources = builder.as_data_source()
+        except NotImplementedError:
+            raise ValueError(
+                f"tfds:{name}: {builder.data_path} is not in the array_record format, and cannot be read without TensorFlow; "
+                "delete it, or set TFDS_DATA_DIR to another folder, to have it prepared anew"
+            ) from None
 
     def records(split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, record in enumerate(builder.as_data_source(split=split)):
+        for number, record in enumerate(sources[split]):
             yield f"{split} record {number}", {key: _plain(value, builder.info.features[key]) for key, value in record.items()}
 
-    return {split: records(split) for split in builder.info.splits}
+    return {split: records(split) for split in sources}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS from warning about each set that is not prepared yet."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _make_builder(name: str, set_name: str, config: str | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, try_gcs=False)
+    except tfds.core.DatasetNotFoundError:
+        close = difflib.get_close_matches(set_name, tfds.list_builders(with_community_datasets=False))
+        hint = f"did you mean {' or '.join(close)}?" if close else "its names are at www.tensorflow.org/datasets"
+        raise ValueError(f"tfds:{name}: TFDS has no such data set; {hint}") from None
+    except (ValueError, AssertionError) as error:
+        configs = tfds.builder_cls(set_name).builder_configs
+        if config is None or config in configs:
+            raise ValueError(f"tfds:{name}: {_one_line(error)}") from None
+        # TFDS lists the ones that are spelt alike, often none.
+        listed = f"its configurations are {textwrap.shorten(', '.join(configs), 300)}" if configs else "it has none"
+        raise ValueError(f"tfds:{name}: {set_name} has no configuration {config!r}; {listed}") from None
+    except Exception as error:  # some sets' code needs TensorFlow
+        raise ValueError(f"tfds:{name}: cannot be used: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -55,5 +105,5 @@ def _check_network(name: str) -> None:
     except OSError as error:
         raise FileNotFoundError(
             f"tfds:{name}: not prepared on this machine, and {_HOST} cannot be reached ({error}); prepare it where there is a "
-            "network and copy ~/tensorflow_datasets, or give --data a file or folder"
+            "network and copy ~/tensorflow_datasets, or give --data a file or folder, or reviews, which need no network"
         ) from None

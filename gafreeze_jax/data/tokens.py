@@ -39,6 +39,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
       ValueError: if there is none, or it is damaged.
     """
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):  # transformers makes an empty one then
+        raise ValueError(f"{folder}: no tokenizer files (tokenizer.json or vocab.txt)")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     from transformers import AutoTokenizer  # takes a second to import
 
@@ -46,12 +48,10 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a damaged file makes transformers and tokenizers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder}: no usable tokenizer files (tokenizer.json or vocab.txt): {reason}") from None
+        raise ValueError(f"{folder}: the tokenizer files cannot be read: {reason}") from None
 
 
-def tokenize(
-    tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int
-) -> Tokens:
+def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int) -> Tokens:
     """Tokens of texts or text pairs.
 
     Args:
@@ -116,7 +116,7 @@ def pack_batches(tokens: Tokens, examples: np.ndarray, length: int) -> Batch:
         for number, (example, place) in enumerate(zip(batch, places, strict=True)):
             if example >= 0:
                 span = slice(place, place + tokens.lengths[example])
-                elements[step, span] = tokens.starts[example] + np.arange(tokens.lengths[example])
+                elements[step, span] = tokens.starts[example] + np.arange(int(tokens.lengths[example]))
                 segments[step, span] = number
                 firsts[step, number] = place
     context = {"segments": segments.reshape(steps, num_rows, length), "firsts": firsts}

@@ -7,6 +7,8 @@ Token arrays are flat, `[tokens, features]`: matrix products are then single lar
 import dataclasses
 import functools
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,31 @@ class BertConfig:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+# What a field must be, and a test for it. `type`, not `isinstance`: to that a bool is an int.
+_COUNT = ("a positive integer", lambda value: type(value) is int and value > 0)
+_POSITIVE = ("a positive number", lambda value: type(value) in (int, float) and 0 < value < math.inf)
+_RATE = ("a number from 0 to below 1", _is_rate)
+CONFIG_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "vocab_size": _COUNT,
+    "hidden_size": _COUNT,
+    "num_hidden_layers": _COUNT,
+    "num_attention_heads": _COUNT,
+    "intermediate_size": _COUNT,
+    "hidden_act": (f"one of {', '.join(ACTIVATIONS)}", lambda value: value in list(ACTIVATIONS)),  # it may be unhashable
+    "max_position_embeddings": _COUNT,
+    "type_vocab_size": _COUNT,
+    "layer_norm_eps": _POSITIVE,
+    "initializer_range": _POSITIVE,
+    "hidden_dropout_prob": _RATE,
+    "attention_probs_dropout_prob": _RATE,
+    "classifier_dropout": ("null or a number from 0 to below 1", lambda value: value is None or _is_rate(value)),
+}
+
+
 def read_config(folder: Path) -> BertConfig:
     """Reads and checks a `config.json`.
 
@@ -101,29 +128,21 @@ def read_config(folder: Path) -> BertConfig:
     if not isinstance(raw, dict) or raw.get("model_type") != "bert":
         kind = raw.get("model_type") if isinstance(raw, dict) else raw
         raise ValueError(f"{path}: expected a BERT (model_type 'bert'), got model_type {kind!r}")
-    fields = {field.name: field for field in dataclasses.fields(BertConfig)}
+    values = {field.name: raw.get(field.name, field.default) for field in dataclasses.fields(BertConfig)}
     problems = [
-        f"{name} is missing" for name, field in fields.items() if field.default is dataclasses.MISSING and name not in raw
+        f"{name} is missing" if values[name] is dataclasses.MISSING else f"{name} must be {expected}, got {values[name]!r}"
+        for name, (expected, is_right) in CONFIG_RULES.items()
+        if not is_right(values[name])
     ]
-    if not problems:
-        config = BertConfig(**{name: raw[name] for name in fields if name in raw})
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        problems += [
-            f"{name} must be a positive integer, got {getattr(config, name)!r}"
-            for name in (*sizes, "max_position_embeddings", "type_vocab_size")
-            if not (isinstance(getattr(config, name), int) and getattr(config, name) > 0)
-        ]
-        if not problems and config.hidden_size % config.num_attention_heads:
-            problems.append(f"{config.num_attention_heads} attention heads do not divide hidden_size {config.hidden_size}")
-        if config.hidden_act not in ACTIVATIONS:
-            problems.append(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {config.hidden_act!r}")
-        if raw.get("position_embedding_type", "absolute") != "absolute":
-            problems.append(f"position_embedding_type must be 'absolute', got {raw['position_embedding_type']!r}")
-        if raw.get("is_decoder") or raw.get("add_cross_attention"):
-            problems.append("it is a decoder; expected an encoder")
+    if not problems and values["hidden_size"] % values["num_attention_heads"]:
+        problems.append(f"{values['num_attention_heads']} attention heads do not divide hidden_size {values['hidden_size']}")
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        problems.append(f"position_embedding_type must be 'absolute', got {raw['position_embedding_type']!r}")
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        problems.append("it is a decoder; expected an encoder")
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems))
-    return config
+    return BertConfig(**values)
 
 
 def _dense(features: int, config: BertConfig, name: str) -> nn.Dense:
@@ -136,12 +155,13 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
 
 def _dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
     """Inverted dropout; none where `frozen` (a bool or a traced one) or where no key was given (scoring)."""
-    if frozen is True or rate == 0 or not module.has_rng("dropout"):
-        return x
     # Two decisions of 16 bits from each random word: generating the words is what costs.
+    keep = round((1 - rate) * 2**16)
+    if frozen is True or keep == 2**16 or not module.has_rng("dropout"):
+        return x
     words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 2),), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(frozen, x, jnp.where(halves < round((1 - rate) * 2**16), x / (1 - rate), 0))
+    return jnp.where(frozen, x, jnp.where(halves < keep, x / (1 - rate), 0))
 
 
 class Embeddings(nn.Module):
@@ -245,12 +265,13 @@ def make_bert(config: BertConfig, num_classes: int) -> Network:
     """The network: genes `embeddings`, `layer_0`, ...; pooler and classifier are the head."""
     last = f"layer_{config.num_hidden_layers - 1}"
     stages = tuple(Stage(name, _apply(m), per_example=name == last) for name, m in _modules(config).items())
-    return Network(stages, _apply(Head(config, num_classes)), classification)
+    head: Any = Head(config, num_classes)
+    return Network(stages, _apply(head), classification)
 
 
 def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
     """Fresh pooler and classifier."""
-    return Head(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), None)["params"]
+    return dict(Head(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
 
 
 def init_params(key: Array, config: BertConfig, num_classes: int) -> dict:
@@ -305,20 +326,22 @@ def load_bert(folder: Path, key: Array, num_classes: int | None = None) -> tuple
       ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.
     """
     config = read_config(folder)
-    tensors = {_standard_name(name): tensor for name, tensor in checkpoints.read_tensors(folder).items()}
+    raw = checkpoints.read_tensors(folder)
+    if twice := sorted(name for name, count in Counter(map(_standard_name, raw)).items() if count > 1):
+        raise ValueError(f"{folder}: there twice, under an old and a new name or with and without prefix: {', '.join(twice)}")
+    tensors = {_standard_name(name): tensor for name, tensor in raw.items()}
     fresh: tuple[str, ...] = ()
     if num_classes is None:
         if "classifier.bias" not in tensors:
             raise ValueError(f"{folder}: the checkpoint has no classifier")
-        num_classes = len(tensors["classifier.bias"])
+        num_classes = tensors["classifier.bias"].size
     else:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
         fresh += ("head/classifier/kernel", "head/classifier/bias")
     if not any(name.startswith("pooler.") for name in tensors):
         fresh += ("head/pooler/kernel", "head/pooler/bias")
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config, num_classes))
     params = checkpoints.to_tree(tensors, CHECKPOINT_MAP, shapes, fresh=fresh, ignore=NOT_USED, where=str(folder))
-    head = init_head(key, config, num_classes)
+    head = init_head(key, config, num_classes) if fresh else {}
     for path in fresh:
         _, layer, leaf = path.split("/")
         params.setdefault("head", {}).setdefault(layer, {})[leaf] = np.asarray(head[layer][leaf])

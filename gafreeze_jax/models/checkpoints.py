@@ -1,11 +1,13 @@
 """Checkpoints in the Hugging Face layout <-> parameter trees. The map of names is data: one table per network."""
 
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import urllib.request
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,11 @@ def find_model(name: str) -> Path:
     """
     if name == "minilm":
         return _find_minilm()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for users that do not exist
     if path.is_dir():
         return path
     if path.exists():
         raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
-        raise FileNotFoundError(f"{name}: no such folder; expected a folder in the Hugging Face layout, a hub name or minilm")
     return _download(name)
 
 
@@ -74,29 +74,35 @@ def check_sha256(path: Path, expected: str) -> None:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    alternatives = "give a local folder in the Hugging Face layout, or --model minilm, which needs no network"
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if any(cached.glob("*.safetensors")):  # somebody may have downloaded the tokenizer only
+            return cached
+    except HFValidationError:
+        raise FileNotFoundError(f"{name}: no such folder, and not a name that the hub can have: {alternatives}") from None
     except LocalEntryNotFoundError:
         pass
-    alternatives = "give a local folder in the Hugging Face layout, or --model minilm, which needs no network"
     endpoint = os.environ.get("HF_ENDPOINT", f"https://{_HUB}").split("//")[-1].split("/")[0]
     host, _, port = endpoint.partition(":")
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     try:
         if offline:
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((host, int(port or 443)), timeout=5).close()
+        if not urllib.request.getproxies().keys() & {"https", "all"}:  # with a proxy, the host itself may be out of reach
+            socket.create_connection((host, int(port or 443)), timeout=5).close()
     except OSError as error:
         raise FileNotFoundError(
             f"{name}: no such folder, not in the local cache, and {host} cannot be reached ({error}): {alternatives}"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(f"{name}: cannot be downloaded: {str(error).splitlines()[0]}; {alternatives}") from None
+    except Exception as error:  # whatever the HTTP client of the hub's version raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"{name}: cannot be downloaded: {reason}; {alternatives}") from None
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -120,13 +126,14 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     problems = []
     for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).exists():
+        if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
             problems.append(f"shard {shard!r} is missing")
             continue
         found = _read_file(folder / shard)
         expected = {name for name, file in weight_map.items() if file == shard}
         problems += [f"{shard} lacks {name}" for name in sorted(expected - found.keys())]
-        tensors |= {name: found[name] for name in expected & found.keys()}
+        problems += [f"{shard} has {name}, which is not listed there" for name in sorted(found.keys() - expected)]
+        tensors |= found
     if problems:
         raise ValueError(f"{index}: " + "; ".join(problems))
     return tensors
@@ -138,6 +145,8 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+    except AttributeError as error:
+        raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
     # bfloat16 is no np.floating
     return {name: t if t.dtype.kind in "biu" else t.astype(np.float32) for name, t in tensors.items()}
 
@@ -163,61 +172,44 @@ def to_tree(
       ValueError: unless every tensor that is not ignored has one place in the tree, of its shape, and no place stays
         empty; all culprits at once.
     """
-    rules = [(re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")), path, axes) for name, path, axes in table]
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    expected = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-    found: dict[str, np.ndarray] = {}
-    problems = []
-    for name, tensor in sorted(tensors.items()):
-        hits = [(m, path, axes) for rule, path, axes in rules if (m := rule.fullmatch(name))]
-        if len(hits) != 1:
-            if not re.fullmatch(ignore, name):
-                problems.append(f"{name} is not a tensor of this network")
+    places = _places(shapes, table)
+    unknown = sorted(name for name in tensors.keys() - places.keys() if not re.fullmatch(ignore, name))
+    problems = [f"{name} is not a tensor of this network" for name in unknown]
+    tree: dict[str, Any] = {}
+    for name, (path, leaf, axes) in places.items():
+        if path in fresh:
             continue
-        match, template, axes = hits[0]
-        path = template.format(*match.groups())
-        if path not in expected:
-            problems.append(f"{name} has no place in this network ({path})")
-            continue
-        if axes is not None and tensor.ndim == len(axes):
-            tensor = tensor.transpose(axes)
-        if tensor.shape != expected[path]:
-            order = np.argsort(axes) if axes is not None and tensor.ndim == len(axes) else range(tensor.ndim)
-            need = [expected[path][i] for i in np.argsort(axes)] if axes is not None else list(expected[path])
-            problems.append(f"{name} has shape {[tensor.shape[i] for i in order]}, the config needs {need}")
-            continue
-        found[path] = tensor
-    names = {path: name for name, path, _ in table}
-    for path in expected:
-        if path not in found and path not in fresh and not any(path in p for p in problems):
-            template = re.sub(r"\d+", "{}", path, count=1)
-            source = names.get(path) or names.get(template, template).format(*re.findall(r"\d+", path)[:1])
-            if not any(problem.startswith(source + " has shape") for problem in problems):
-                problems.append(f"{source} is missing")
+        need = tuple(leaf.shape[i] for i in np.argsort(axes))
+        if name not in tensors:
+            problems.append(f"{name} is missing")
+        elif tensors[name].shape != need:
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, the config needs {list(need)}")
+        else:
+            *parents, last = path.split("/")
+            node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)
+            node[last] = np.asarray(tensors[name].transpose(axes), order="C")
     if problems:
         raise ValueError(f"{where}: the tensors do not fit the network:\n  " + "\n  ".join(problems))
-    tree: dict[str, Any] = {}
-    for path, tensor in found.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = np.ascontiguousarray(tensor)
     return tree
 
 
 def from_tree(tree: Any, table: Map) -> dict[str, np.ndarray]:
     """The reverse of `to_tree`: tensors by their names in the checkpoint."""
+    return {
+        name: np.asarray(np.asarray(leaf, np.float32).transpose(np.argsort(axes)), order="C")
+        for name, (_, leaf, axes) in _places(tree, table).items()
+    }
+
+
+def _places(tree: Any, table: Map) -> dict[str, tuple[str, Any, tuple[int, ...]]]:
+    """What each tensor of a checkpoint becomes: path in the tree, leaf, axes permutation."""
     rules = [(re.compile(re.escape(path).replace(r"\{\}", r"(\d+)")), name, axes) for name, path, axes in table]
-    tensors = {}
+    places = {}
     for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         ((match, name, axes),) = [(m, name, axes) for rule, name, axes in rules if (m := rule.fullmatch(path))]
-        tensor = np.asarray(leaf, np.float32)
-        if axes is not None:
-            tensor = tensor.transpose(np.argsort(axes))
-        tensors[name.format(*match.groups())] = np.ascontiguousarray(tensor)
-    return tensors
+        places[name.format(*match.groups())] = (path, leaf, axes or tuple(range(len(leaf.shape))))
+    return places
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gafreeze_jax.data.batches import NONE
+from gafreeze_jax.data.tokens import (
+    SCORING_BATCH,
+    Tokens,
+    load_tokenizer,
+    pack_batches,
+    renumber,
+    row_length,
+    scoring_batches,
+    tokenize,
+)
+from gafreeze_jax.models.checkpoints import find_model
+
+LIMITS = {"max_tokens": 64, "vocabulary": 30522, "types": 2}
+CLS, SEP, UNKNOWN = 101, 102, 100
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(find_model("minilm"))
+
+
+def split(tokens: Tokens, name: str = "ids") -> list[list[int]]:
+    return [tokens.inputs[name][start : start + n].tolist() for start, n in zip(tokens.starts, tokens.lengths, strict=True)]
+
+
+# Tokens
+
+
+def test_ids_of_known_texts(tokenizer):
+    tokens = tokenize(tokenizer, [("Hello, World!",), ("",), ("Café 😭",), ("unaffable\n hello",)], **LIMITS)
+    assert split(tokens) == [
+        [CLS, 7592, 1010, 2088, 999, SEP],
+        [CLS, SEP],
+        [CLS, 7668, UNKNOWN, SEP],
+        [CLS, 14477, 20961, 3468, 7592, SEP],
+    ]
+    assert split(tokens, "positions") == [[0, 1, 2, 3, 4, 5], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
+    assert not tokens.inputs["types"].any()
+    assert {name: array.dtype for name, array in tokens.inputs.items()} == dict.fromkeys(
+        ("ids", "positions", "types"), np.int32
+    )
+
+
+def test_texts_come_back_from_ids(tokenizer):
+    texts = ["not bad at all, for a dishwasher.", "the staff, who were kind, helped us.", "a"]
+    tokens = tokenize(tokenizer, [(text,) for text in texts], **LIMITS)
+    assert [tokenizer.decode(ids[1:-1]) for ids in split(tokens)] == texts
+
+
+def test_pairs(tokenizer):
+    tokens = tokenize(tokenizer, [("hello", "hello world"), ("hello world", "hello")], **LIMITS)
+    assert split(tokens) == [[CLS, 7592, SEP, 7592, 2088, SEP], [CLS, 7592, 2088, SEP, 7592, SEP]]
+    assert split(tokens, "types") == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    assert split(tokens, "positions") == [[0, 1, 2, 3, 4, 5]] * 2
+
+
+def test_models_with_one_type(tokenizer):
+    tokens = tokenize(tokenizer, [("hello", "hello world")], **LIMITS | {"types": 1})
+    assert split(tokens, "types") == [[0] * 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (("hello " * 9,), [CLS, *[7592] * 6, SEP]),
+        (("hello " * 6,), [CLS, *[7592] * 6, SEP]),
+        (("hello " * 9, "world"), [CLS, *[7592] * 4, SEP, 2088, SEP]),
+        (("hello", "world " * 9), [CLS, 7592, SEP, *[2088] * 4, SEP]),
+    ],
+)
+def test_long_texts_are_cut(tokenizer, text, expected):
+    assert split(tokenize(tokenizer, [text], **LIMITS | {"max_tokens": 8})) == [expected]
+
+
+def test_tokenizer_with_more_words_than_the_model(tokenizer):
+    texts = [("Hello",)]
+    tokenize(tokenizer, texts, **LIMITS | {"vocabulary": 7593})
+    with pytest.raises(ValueError, match="the tokenizer gives token 7592, but the model has only 7592 word vectors"):
+        tokenize(tokenizer, texts, **LIMITS | {"vocabulary": 7592})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no tokenizer files \(tokenizer.json or vocab.txt\)"),
+        ({"config.json": '{"model_type": "bert"}'}, "no tokenizer files"),
+        ({"tokenizer.json": "{"}, "the tokenizer files cannot be read: ."),
+        ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "the tokenizer files cannot be read: ."),
+    ],
+)
+def test_no_usable_tokenizer(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def make_tokens(lengths) -> Tokens:
+    """Texts of these lengths, the ids all different."""
+    lengths = np.array(lengths)
+    starts = np.cumsum(lengths) - lengths
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    ids = np.arange(lengths.sum()) * 3 + 5
+    return Tokens({"ids": ids, "positions": positions, "types": positions * 0}, starts, lengths)
+
+
+def test_renumber():
+    tokens = make_tokens([2, 3])
+    used = np.array([0, 5, 8, 9, 11, 14, 17])
+    inputs = renumber(tokens, used)
+    assert inputs["ids"].tolist() == [1, 2, 4, 5, 6]
+    assert inputs["ids"].dtype == np.int32
+    assert inputs["positions"] is tokens.inputs["positions"]
+    assert tokens.inputs["ids"].tolist() == [5, 8, 11, 14, 17]
+
+
+@pytest.mark.parametrize(("sets", "length"), [([[3, 8]], 8), ([[3], [9, 1]], 16), ([[17], [2]], 24)])
+def test_row_length(sets, length):
+    assert row_length(*map(make_tokens, sets)) == length
+
+
+# Packing
+
+
+@st.composite
+def batches(draw):
+    """Texts, a [steps, B] choice of them and the length of a row."""
+    lengths = draw(st.lists(st.integers(1, 10), min_size=1, max_size=15))
+    steps, batch_size = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    chosen = [draw(st.permutations(range(len(lengths)))) for _ in range(steps)]
+    examples = np.array([(order + [NONE] * batch_size)[:batch_size] for order in chosen])
+    examples = np.stack([draw(st.permutations(list(row))) for row in examples])
+    return make_tokens(lengths), examples, max(lengths) + draw(st.integers(0, 6))
+
+
+@given(batches())
+@settings(max_examples=50, deadline=None)
+def test_packing(case):
+    tokens, examples, length = case
+    packed = pack_batches(tokens, examples, length)
+    segments, firsts = packed.context["segments"], packed.context["firsts"]
+    steps, batch_size = examples.shape
+    num_rows = segments.shape[1]
+    assert segments.shape == (steps, num_rows, length)
+    assert packed.elements.shape == (steps, num_rows * length)
+    assert firsts.shape == examples.shape
+    np.testing.assert_array_equal(packed.examples, examples)
+    for array in (packed.elements, segments, firsts, packed.examples):
+        assert array.dtype == np.int32
+    for step in range(steps):
+        flat = segments[step].ravel()
+        np.testing.assert_array_equal(packed.elements[step] < 0, flat < 0)  # padding
+        for number, example in enumerate(examples[step]):
+            places = np.flatnonzero(flat == number)
+            if example == NONE:
+                assert (len(places), firsts[step, number]) == (0, 0)
+                continue
+            n, start = tokens.lengths[example], tokens.starts[example]
+            np.testing.assert_array_equal(places, firsts[step, number] + np.arange(n))  # whole, in one piece
+            assert places[0] // length == places[-1] // length  # in one row
+            np.testing.assert_array_equal(packed.elements[step, places], start + np.arange(n))
+        assert set(flat) <= {NONE, *range(batch_size)}
+        for row in segments[step]:
+            assert (np.diff((row < 0).astype(int)) >= 0).all()  # padding only at the end
+
+
+@given(batches())
+@settings(max_examples=50, deadline=None)
+def test_packing_wastes_little(case):
+    """First fit: whatever stands in two rows of a step does not fit into one; some step needs all rows."""
+    packed = pack_batches(*case)
+    used = (packed.context["segments"] >= 0).sum(axis=2)
+    for step in used:
+        filled = np.sort(step[step > 0])
+        assert len(filled) < 2 or filled[0] + filled[1] > case[2]
+    assert (used > 0).all(axis=1).any() or (case[1] == NONE).all()
+
+
+def test_packing_by_hand():
+    packed = pack_batches(make_tokens([2, 5, 3, 1]), np.array([[0, 1, 2], [3, NONE, 0]]), 6)
+    assert packed.context["segments"].tolist() == [
+        [[1, 1, 1, 1, 1, -1], [2, 2, 2, 0, 0, -1]],
+        [[2, 2, 0, -1, -1, -1], [-1] * 6],
+    ]
+    assert packed.context["firsts"].tolist() == [[9, 0, 6], [2, 0, 0]]
+    assert packed.elements.tolist() == [[2, 3, 4, 5, 6, -1, 7, 8, 9, 0, 1, -1], [0, 1, 10, *[-1] * 9]]
+
+
+@pytest.mark.parametrize("num", [1, 5, SCORING_BATCH, SCORING_BATCH + 1, 200])
+def test_scoring_goes_once_through_all_texts(num):
+    tokens = make_tokens(np.random.default_rng(0).integers(1, 30, num))
+    packed = scoring_batches(tokens, row_length(tokens))
+    assert sorted(packed.examples[packed.examples != NONE]) == list(range(num))
+    assert sorted(packed.elements[packed.elements != NONE]) == list(range(len(tokens.inputs["ids"])))
+    assert packed.examples.shape == (-(-num // SCORING_BATCH), min(num, SCORING_BATCH))

@@ -1,0 +1,243 @@
+"""However a member is trained, its trajectory is that of the plain static `optax.multi_transform` run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gafreeze_jax import masking, population, stages
+from gafreeze_jax.data import tokens
+from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.models import bert
+from gafreeze_jax.population import Population, Recipe, Run, Source, adamw_recipe
+from gafreeze_jax.stages import Batch, Dataset, Network, Stage
+
+ALL_MASKS = np.array(list(np.ndindex(2, 2, 2)), bool)
+NUM_EXAMPLES, NUM_CLASSES = 20, 3
+
+
+def bert_task():
+    """A random BERT of three genes with dropout, and texts of 3 to 12 random tokens."""
+    config = bert.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
+    )
+    params = bert.init_params(jax.random.key(0), config, NUM_CLASSES)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 13, NUM_EXAMPLES)
+    inputs = {
+        "ids": rng.integers(0, 40, lengths.sum()).astype(np.int32),
+        "positions": np.concatenate([np.arange(n) for n in lengths]).astype(np.int32),
+        "types": np.zeros(lengths.sum(), np.int32),
+    }
+    texts = tokens.Tokens(inputs, np.cumsum(lengths) - lengths, lengths)
+    targets = rng.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
+    steps = tokens.pack_batches(texts, balanced_batches(rng, lengths, 8, num_epochs=2), 16)
+    source = Source(Dataset(inputs, targets), tokens.scoring_batches(texts, 16))
+    return bert.make_bert(config, NUM_CLASSES), params, source, steps
+
+
+def convolutional_task():
+    """Two convolutions and a dense layer on 8 x 8 images."""
+
+    def convolve(params, x, context, *, frozen, key):
+        x = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.nn.relu(x + params["bias"][None, None, None])
+
+    def dense(params, x, context, *, frozen, key):
+        return jnp.tanh(x.reshape(len(x), -1) @ params["kernel"] + params["bias"][None])
+
+    def head(params, x, context, *, frozen, key):
+        return x @ params["kernel"] + params["bias"][None]
+
+    rng = np.random.default_rng(1)
+
+    def layer(*shape):
+        kernel = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+        return {"kernel": kernel.astype(np.float32), "bias": rng.normal(size=shape[-1]).astype(np.float32)}
+
+    params = {"low": layer(3, 3, 1, 4), "high": layer(3, 3, 4, 4), "dense": layer(256, 8), "head": layer(8, NUM_CLASSES)}
+    network = Network((Stage("low", convolve), Stage("high", convolve), Stage("dense", dense)), head, stages.classification)
+    images = rng.normal(size=(NUM_EXAMPLES, 8, 8, 1)).astype(np.float32)
+    targets = rng.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
+    as_batch = lambda examples: Batch(examples.astype(np.int32), examples.astype(np.int32), {})  # noqa: E731
+    equal = np.ones(NUM_EXAMPLES)
+    source = Source(Dataset(images, targets), as_batch(balanced_batches(rng, equal, 8)))
+    return network, params, source, as_batch(balanced_batches(rng, equal, 8, num_epochs=2))
+
+
+TASKS = {"bert": bert_task(), "convolutional": convolutional_task()}
+NUM_STEPS = 6
+RECIPES = {
+    "adamw": adamw_recipe(3e-3, 1e-2, NUM_STEPS)._replace(max_norm=0.5),
+    "sgd": Recipe(optax.sgd(0.1, momentum=0.9), optax.sgd(0.2), max_norm=1.0),
+    "lion": Recipe(optax.lion(1e-3, weight_decay=0.1), optax.lion(3e-3), max_norm=0.3),
+}
+
+
+def apply_network(network, params, x, batch, genome, key):
+    for index, (stage, frozen) in enumerate(zip(network.stages, genome, strict=True)):
+        stage_key = None if key is None else jax.random.fold_in(key, index)
+        x = stage.apply(params[stage.name], x, batch.context, frozen=bool(frozen), key=stage_key)
+    head_key = None if key is None else jax.random.fold_in(key, len(network.stages))
+    return network.head(params["head"], x, batch.context, frozen=key is None, key=head_key)
+
+
+def plain_run(task, recipe, genome):
+    """The reference: `jax.grad` of the whole network, and one static `optax.multi_transform`."""
+    network, params, source, steps = task
+    params = jax.tree.map(jnp.asarray, params)
+    genes = masking.make_genes(params, {**{f"{name}/.*": name for name in network.names}, "head/.*": None})
+    labels = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
+        lambda path, _: "head" if path[0].key == "head" else "body", tree
+    )
+    optimizer = optax.multi_transform({"body": recipe.body, "head": recipe.head}, labels)
+    tx = masking.freeze(optax.chain(optax.clip_by_global_norm(recipe.max_norm), optimizer), genes, genome)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, batch, key):
+        def loss(params):
+            x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[batch.elements], source.data.inputs)
+            logits = apply_network(network, params, x, batch, genome, key)
+            losses, _ = network.loss(logits, jnp.asarray(source.data.targets)[batch.examples])
+            return losses @ batch.weights / batch.weights.sum()
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(len(steps.examples)):
+        batch = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), steps)
+        params, state = step(params, state, batch, jax.random.fold_in(jax.random.key(7), i))
+    return params
+
+
+@pytest.fixture(scope="module", params=[("bert", "adamw"), ("convolutional", "sgd"), ("convolutional", "lion")], ids="-".join)
+def case(request):
+    """A task, a recipe and the reference parameters for all masks."""
+    task, recipe = TASKS[request.param[0]], RECIPES[request.param[1]]
+    return task, recipe, {tuple(genome): plain_run(task, recipe, genome) for genome in ALL_MASKS}
+
+
+def make_population(task, recipe, **options):
+    network, params, source, _ = task
+    return Population(network, params, recipe, source, source, **options)
+
+
+def make_run(task):
+    _, params, _, steps = task
+    return Run(params["head"], steps, jax.random.key(7))
+
+
+def assert_same_training(task, member, expected):
+    network, initial, _, _ = task
+    frozen = dict(zip(network.names, member.genome, strict=True)) | {"head": False}
+
+    def compare(path, ours, theirs, start):
+        if frozen[path[0].key]:
+            np.testing.assert_array_equal(ours, start)
+        elif not jax.tree_util.keystr(path, simple=True, separator="/").endswith("attention/key/bias"):
+            # Softmax does not see that bias: its gradient is rounding noise, which Adam scales up to full steps.
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+            assert not np.array_equal(ours, start)
+
+    jax.tree_util.tree_map_with_path(compare, member.params, expected, initial)
+
+
+@pytest.mark.parametrize("members_per_call", [1, 3, 8])
+def test_every_mask_trains_like_the_plain_static_run(case, members_per_call):
+    task, recipe, expected = case
+    members = list(make_population(task, recipe, members_per_call=members_per_call).evaluate(ALL_MASKS, make_run(task)))
+    assert {tuple(member.genome) for member in members} == set(expected)
+    for member in members:
+        assert_same_training(task, member, expected[tuple(member.genome)])
+
+
+def test_activations_that_do_not_fit_are_computed_on_the_way(monkeypatch):
+    task, recipe = TASKS["bert"], RECIPES["adamw"]
+    monkeypatch.setattr(population, "activation_budget", lambda: 0)
+    genomes = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], bool)
+    for member in make_population(task, recipe).evaluate(genomes, make_run(task)):
+        assert_same_training(task, member, plain_run(task, recipe, member.genome))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_activations_are_the_outputs_of_the_pretrained_stages(name):
+    network, params, source, _ = task = TASKS[name]
+    activations = population.Activations(network, params, source, budget=10**9)
+    for step in range(activations.num_batches):
+        direct, _, batch = activations.fetch(0, source.data.inputs, step)
+        for depth, stage in enumerate(network.stages, start=1):
+            direct = stage.apply(params[stage.name], direct, batch.context, frozen=True, key=None)
+            boundary, inputs = activations.inputs(depth)
+            kept, _, _ = activations.fetch(boundary, inputs, step)
+            real = (batch.examples if task[0].stages[depth - 1].per_example else batch.elements) >= 0
+            assert boundary == depth
+            np.testing.assert_allclose(kept[real], direct[real], rtol=1e-4, atol=1e-5)
+
+
+def test_the_budget_of_activations_is_kept():
+    network, params, source, _ = TASKS["convolutional"]
+    one = NUM_EXAMPLES * 8 * 8 * 4 * 4  # bytes of the first or second stage's output
+    activations = population.Activations(network, params, source, budget=one)
+    for depth in (1, 2, 3, 1):
+        assert activations.inputs(depth)[0] == depth
+        assert activations.num_bytes <= one
+    activations = population.Activations(network, params, source, budget=one - 1)
+    assert [activations.inputs(depth)[0] for depth in (0, 1, 2, 3)] == [0, 0, 0, 3]
+
+
+def test_validation_scores_are_those_of_the_trained_network():
+    network, _, source, _ = task = TASKS["bert"]
+    for member in make_population(task, RECIPES["sgd"], members_per_call=3).evaluate(ALL_MASKS, make_run(task)):
+        right, losses = [], []
+        for step in range(len(source.batches.examples)):
+            batch = jax.tree.map(lambda leaf, step=step: jnp.asarray(leaf[step]), source.batches)
+            x = jax.tree.map(lambda leaf, batch=batch: jnp.asarray(leaf)[batch.elements], source.data.inputs)
+            logits = np.asarray(apply_network(network, member.params, x, batch, [True] * 3, None), np.float64)
+            for row, example in zip(logits, batch.examples, strict=True):
+                if example >= 0:
+                    target = source.data.targets[example]
+                    right.append(row.argmax() == target)
+                    losses.append(np.log(np.exp(row).sum()) - row[target])
+        assert len(right) == NUM_EXAMPLES
+        assert member.accuracy == pytest.approx(np.mean(right))
+        assert member.loss == pytest.approx(np.mean(losses), rel=1e-5)
+        accuracy, loss = population.score(network, member.params, source)
+        assert (accuracy, loss) == pytest.approx((member.accuracy, member.loss), rel=1e-5)
+
+
+def test_a_second_population_compiles_nothing():
+    task, recipe = TASKS["bert"], RECIPES["adamw"]
+    members = make_population(task, recipe)
+    list(members.evaluate(ALL_MASKS, make_run(task)))
+    functions = (stages.forward, stages.backward, stages.infer, stages.head_step, stages.head_score, population._update)
+    compiled = [function._cache_size() for function in functions]
+    list(members.evaluate(ALL_MASKS[::-1], make_run(task)))
+    assert [function._cache_size() for function in functions] == compiled
+
+
+def test_a_diverged_member_disturbs_no_other():
+    network, params, source, steps = TASKS["bert"]
+    recipe = Recipe(optax.sgd(1e30), optax.sgd(1e-2), max_norm=1e30)
+    task = (network, params, source, steps)
+    genomes = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
+    members = {tuple(m.genome): m for m in make_population(task, recipe, members_per_call=3).evaluate(genomes, make_run(task))}
+    assert not np.isfinite(members[0, 0, 0].loss)
+    assert_same_training(task, members[1, 1, 1], plain_run(task, recipe, genomes[1]))
+
+
+def test_depths():
+    genomes = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 1], [0, 0, 0]], bool)
+    assert population.depths(genomes).tolist() == [0, 1, 3, 0]
+
+
+def test_steps_are_counted():
+    counted = []
+    task = TASKS["convolutional"]
+    list(
+        make_population(task, RECIPES["sgd"], members_per_call=2, on_step=counted.append).evaluate(
+            ALL_MASKS[:3], make_run(task)
+        )
+    )
+    assert counted == [2] * NUM_STEPS + [1] * NUM_STEPS

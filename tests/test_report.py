@@ -1,0 +1,84 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gafreeze_jax import report
+from gafreeze_jax.ledger import Evaluation
+from gafreeze_jax.search import Generation
+
+NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
+
+
+def evaluation(genome, accuracy=0.85, parameters=100):
+    return Evaluation(genome, 1, accuracy, 0.4, 0.3, parameters, 2.0)
+
+
+ROWS = {
+    "found": report.Row("found", evaluation("10000", 0.85, 900), 0.8),
+    "train all": report.Row("train all", evaluation("00000", 0.8, 1000), 0.75),
+}
+
+
+@pytest.mark.parametrize(
+    ("genome", "words"),
+    [
+        ("11111", "train the head only"),
+        ("00000", "train everything"),
+        ("11000", "freeze embeddings, layer_0; train layer_1 to layer_3"),
+        ("11101", "freeze embeddings to layer_1, layer_3; train layer_2"),
+    ],
+)
+def test_a_mask_in_words(genome, words):
+    assert report.describe_mask(NAMES, genome) == words
+
+
+def test_the_two_lines_of_a_generation(capsys):
+    with report.Display(num_evaluations=4, num_steps=3) as display:
+        display.step(2)
+        display.generation(Generation(1, Evaluation("010", 1, 0.85, 0.4, 0.3, 5, 1.0), 4, 0, np.zeros(3)))
+    assert capsys.readouterr().out == "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n"
+
+
+def test_the_table_has_a_line_per_row():
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report.comparison(list(ROWS.values())))
+    lines = [line.split() for line in console.export_text().strip().splitlines()]
+    assert lines[1] == ["found", "0.8500", "0.8000", "900", "(90%)"]
+    assert lines[2] == ["train", "all", "0.8000", "0.7500", "1,000", "(100%)"]
+
+
+def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
+    @dataclasses.dataclass
+    class Options:
+        gens: int = 3
+        out: Path = tmp_path
+
+    evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
+    report.write_json(tmp_path / "result.json", report.make_result(Options(), NAMES, ROWS, evaluations, 12.34))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["options"] == {"gens": 3, "out": str(tmp_path)}
+    assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(result["versions"])
+    assert result["stages"] == list(NAMES)
+    assert (result["best_genome"], result["fitness"]) == ([1, 0, 0, 0, 0], 0.85)
+    assert result["results"]["train all"]["test_accuracy"] == 0.75
+    assert result["results"]["found"]["frozen"] == ["embeddings"]
+    assert (result["num_evaluations"], result["num_diverged"], result["seconds"]) == (2, 1, 12.3)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_run_folder_must_be_new_or_empty(tmp_path):
+    assert report.make_run_folder(tmp_path / "a" / "b").is_dir()
+    assert report.make_run_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "a" / "b" / "evaluations.csv").touch()
+    with pytest.raises(ValueError, match="holds another run; choose a new folder"):
+        report.make_run_folder(tmp_path / "a" / "b")
+    with pytest.raises(ValueError, match=r"holds something already \(b\)"):
+        report.make_run_folder(tmp_path / "a")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            report.make_run_folder(path)
