@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from gafreeze_jax import genetic, masking, population, report
+from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.ledger import Ledger
@@ -30,8 +31,8 @@ class Options:
 
     gens: int = 10
     """Generations of the genetic algorithm."""
-    population: int = 8
-    """Members of a generation. The first one has more if that is needed to hold train-all, head-only and all prefix masks."""
+    population: int = 6
+    """Members of a generation. The first one has more: train-all, head-only and all prefix masks are always in it."""
     model: str = "minilm"
     """minilm (embedded), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
     data: str = "reviews"
@@ -41,11 +42,11 @@ class Options:
     """Folder for the results; must be new or empty. Default: a new one under runs/."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
-    train_examples: int = 512
+    train_examples: int = 256
     """Train members on at most so many examples, drawn stratified by label."""
     validation_examples: int = 512
     """Score members on at most so many examples, drawn stratified by label."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes through the training examples."""
     batch_size: int = 16
     """Examples in a training step."""
@@ -114,16 +115,17 @@ def main(options: Options) -> None:
         print(line)
     print(f"Each member trains {num_steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
 
-    num_genomes = max(options.population, len(prefixes)) + (options.gens - 1) * options.population
+    num_genomes = len(prefixes) + options.population + (options.gens - 1) * options.population
     with report.Display(num_genomes, num_steps) as display:
         members = population.Population(
             network,
             params,
             population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
-            population.Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train, length)),
-            population.Source(
+            Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train, length)),
+            Source(
                 Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation, length)
             ),
+            members_per_call=population.members_that_fit(params, options.population),
             on_step=display.step,
         )
         run = population.Run(params["head"], batches, key_dropout)
@@ -142,11 +144,11 @@ def main(options: Options) -> None:
 
     rows = {}
     test = tokens.tokenize(tokenizer, data.test.texts, **limits)
-    source = population.Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test, tokens.row_length(test)))
+    source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test, tokens.row_length(test)))
     full_network = bert.make_bert(config, len(data.label_names))
     final = {name: bert.restore_vocabulary(member.params, used, pretrained) for name, (_, member) in fittest.items()}
     for name, (evaluation, _) in fittest.items():
-        accuracy, _ = population.score(full_network, final[name], source)
+        accuracy, _ = score(full_network, final[name], source)
         rows[name] = report.Row(name, evaluation, accuracy)
     bert.save_bert(out / "model", folder, final["found"], data.label_names)
     found = rows["found"].evaluation

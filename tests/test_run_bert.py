@@ -167,6 +167,11 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def remove_tokenizer(folder):
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink()
+
+
 def corrupt(path):
     path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
 
@@ -190,7 +195,7 @@ BAD_MODELS = {
     "more layers": (lambda folder: edit_config(folder, num_hidden_layers=3), "encoder.layer.2"),
     "not a BERT": (lambda folder: edit_config(folder, model_type="roberta"), "expected a BERT"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
-    "no tokenizer": (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.txt")], "no tokenizer files"),
+    "no tokenizer": (lambda folder: remove_tokenizer(folder), "no tokenizer files"),
 }  # fmt: skip
 BAD_OPTIONS = {
     "gens": ({"gens": 0}, "--gens must be at least 1, got 0"),
