@@ -32,7 +32,7 @@ class Options:
     gens: int = 10
     """Generations of the genetic algorithm."""
     population: int = 6
-    """Members of a generation. The first one has more: train-all, head-only and all prefix masks are always in it."""
+    """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
     model: str = "minilm"
     """minilm (embedded), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
     data: str = "reviews"
@@ -42,9 +42,9 @@ class Options:
     """Folder for the results; must be new or empty. Default: a new one under runs/."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
-    train_examples: int = 256
+    train_examples: int = 192
     """Train members on at most so many examples, drawn stratified by label."""
-    validation_examples: int = 512
+    validation_examples: int = 256
     """Score members on at most so many examples, drawn stratified by label."""
     epochs: int = 2
     """Passes through the training examples."""
@@ -52,7 +52,7 @@ class Options:
     """Examples in a training step."""
     max_tokens: int = 64
     """Longer texts are cut."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 4e-4
     """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
     head_learning_rate: float = 2e-3
     """Highest learning rate of the pooler and the classifier."""
@@ -102,10 +102,9 @@ def main(options: Options) -> None:
 
     # What a member trains: words that occur in no text are left out until the model is saved.
     rng = np.random.default_rng(options.seed)
-    length = tokens.row_length(train, validation)
     trimmed_config, params, used = bert.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
     network = bert.make_bert(trimmed_config, len(data.label_names))
-    batches = tokens.pack_batches(train, balanced_batches(rng, train.lengths, options.batch_size, options.epochs), length)
+    batches = tokens.pack_batches(train, balanced_batches(rng, train.lengths, options.batch_size, options.epochs))
     num_steps = len(batches.examples)
     genes = masking.make_genes(pretrained, {**{f"{name}/.*": name for name in network.names}, "head/.*": None})
     prefixes = masking.prefix_genomes(len(genes))
@@ -115,23 +114,21 @@ def main(options: Options) -> None:
         print(line)
     print(f"Each member trains {num_steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
 
-    num_genomes = len(prefixes) + options.population + (options.gens - 1) * options.population
+    num_genomes = max(len(prefixes), options.population) + (options.gens - 1) * options.population
     with report.Display(num_genomes, num_steps) as display:
         members = population.Population(
             network,
             params,
             population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
-            Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train, length)),
-            Source(
-                Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation, length)
-            ),
+            Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
+            Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
             members_per_call=population.members_that_fit(params, options.population),
             on_step=display.step,
         )
         run = population.Run(params["head"], batches, key_dropout)
         ledger = Ledger(out / "evaluations.csv")
         fittest = search(
-            genetic.make_ga(len(genes), options.population),
+            genetic.make_ga(len(genes), options.population, initial=prefixes),
             key_search,
             lambda genomes: members.evaluate(genomes, run),
             ledger,
@@ -144,7 +141,7 @@ def main(options: Options) -> None:
 
     rows = {}
     test = tokens.tokenize(tokenizer, data.test.texts, **limits)
-    source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test, tokens.row_length(test)))
+    source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))
     full_network = bert.make_bert(config, len(data.label_names))
     final = {name: bert.restore_vocabulary(member.params, used, pretrained) for name, (_, member) in fittest.items()}
     for name, (evaluation, _) in fittest.items():

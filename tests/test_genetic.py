@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,16 @@ from gafreeze_jax.genetic import (
 
 few = settings(max_examples=30, deadline=None)
 keys = st.integers(0, 2**32 - 1).map(jax.random.key)
-parents = st.integers(1, 12).flatmap(lambda num: st.tuples(*[st.lists(st.booleans(), min_size=num, max_size=num)] * 2))
+parents = st.sampled_from([1, 2, 9]).flatmap(lambda num: st.tuples(*[st.lists(st.booleans(), min_size=num, max_size=num)] * 2))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """Optimizing these programs takes ten times as long as running them."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def genomes(*rows):
@@ -27,17 +38,24 @@ def genomes(*rows):
     return jnp.array([[gene == "1" for gene in row] for row in rows])
 
 
-def run(ga, fitness, key, num_generations):
-    """The genomes [T, P, G], fitness [T, P] and `Info` of all T generations; `fitness` maps [P, G] to [P]."""
-    key_init, key_run = jax.random.split(key)
+@functools.cache
+def jitted(ga):
+    """`ga`'s three functions, mapped over seeds."""
+    return [jax.jit(jax.vmap(function)) for function in ga]
 
-    def generation(state, key):
-        asked = ga.ask(key, state)
+
+def run(ga, fitness, seeds, num_generations):
+    """The genomes [T, S, P, G], fitness [T, S, P] and best genome [T, S, G] of T generations, for S seeds at once."""
+    init, ask, tell = jitted(ga)
+    keys = jax.vmap(lambda seed: jax.random.split(seed, num_generations + 1))(seeds)
+    state = init(keys[:, -1])
+    history = []
+    for number in range(num_generations):
+        asked = ask(keys[:, number], state)
         scores = fitness(asked)
-        state, info = ga.tell(state, asked, scores)
-        return state, (asked, scores, info)
-
-    return jax.lax.scan(generation, ga.init(key_init), jax.random.split(key_run, num_generations))[1]
+        state, info = tell(state, asked, scores)
+        history.append((asked, scores, info.best))
+    return [np.stack(part) for part in zip(*history, strict=True)]
 
 
 def one_max(genomes):
@@ -49,15 +67,19 @@ def one_max(genomes):
 
 variants = pytest.mark.parametrize("crossover", ["uniform", "one_point"])
 selections = pytest.mark.parametrize("selection", ["tournament", "rank"])
-SEEDS = jax.random.split(jax.random.key(2025), 20)
+SEEDS = jax.random.split(jax.random.key(2025), 10)
+
+
+@functools.cache
+def ga_of_20_genes(selection, crossover):
+    return make_ga(20, 50, selection=selection, crossover=crossover)
 
 
 @variants
 @selections
 def test_one_max(selection, crossover):
-    ga = make_ga(20, 30, selection=selection, crossover=crossover)
-    _, _, info = jax.jit(jax.vmap(lambda key: run(ga, one_max, key, 80)))(SEEDS)
-    assert info.best[:, -1].all()
+    _, _, best = run(ga_of_20_genes(selection, crossover), one_max, SEEDS, 60)
+    assert best[-1].all()
 
 
 @variants
@@ -66,88 +88,77 @@ def test_deceptive_trap(selection, crossover):
     """Within a block each further 1 costs a point, but 111 is best: 000 = 2, one 1 = 1, two = 0, 111 = 3."""
 
     def trap(genomes):
-        ones = genomes.reshape(-1, 3, 3).sum(-1)
+        ones = genomes.reshape(*genomes.shape[:-1], 3, 3).sum(-1)
         return jnp.where(ones == 3, 3, 2 - ones).sum(-1)
 
-    ga = make_ga(9, 100, selection=selection, crossover=crossover)
-    _, _, info = jax.jit(jax.vmap(lambda key: run(ga, trap, key, 60)))(SEEDS)
-    assert info.best[:, -1].all()
+    ga = make_ga(9, 60, selection=selection, crossover=crossover)
+    _, _, best = run(ga, trap, SEEDS, 60)
+    assert best[-1].all()
 
 
 @variants
 @selections
 def test_noisy_table(selection, crossover):
-    """4,096 genomes with interacting genes, measured once each with an error of a fifth of their spread.
+    """4,096 genomes of 12 interacting genes, measured once each with an error of a fifth of their spread.
 
-    With 30 genomes times 20 generations, 300 other seeds ended at rank 1 (median), 20 (99 %) and 26 (worst) of the true
-    table, and never below the 4th place of the measured one; with 600 random genomes every other run misses its top 5.
+    The other 8 genes do nothing. A run sees 400 entries at most, among which the table's best would be in 10 % of all
+    runs if they were random. 1,200 other runs ended at the best (median), the third (99 %) or the 6th (worst) of the
+    table; free of error that was the second (median), the 19th (99 %) and the 34th (worst).
     """
-    num_genes = 12
     rng = np.random.default_rng(0)
-    every = (np.arange(2**num_genes)[:, None] >> np.arange(num_genes)[None]) % 2
-    pairs = rng.normal(size=(num_genes, num_genes)) * 0.3 + np.diag(rng.normal(size=num_genes))
-    true = jnp.asarray(np.einsum("ni,ij,nj->n", every, pairs, every))
-    ga = make_ga(num_genes, 30, selection=selection, crossover=crossover)
+    every = (np.arange(2**12)[:, None] >> np.arange(12)[None]) % 2
+    effects = rng.normal(size=(12, 12)) * 0.3 + np.diag(rng.normal(size=12))
+    true = np.einsum("ni,ij,nj->n", every, effects, every)
+    measured = true + 0.2 * true.std() * rng.normal(size=(len(SEEDS), len(true)))  # another table for every seed
+    rows = np.arange(len(SEEDS))
 
-    def places(key):
-        key_noise, key_run = jax.random.split(key)
-        measured = true + 0.2 * true.std() * jax.random.normal(key_noise, true.shape)
+    def index(genomes):
+        return np.asarray(genomes)[..., :12] @ 2 ** np.arange(12)
 
-        def index(genomes):
-            return (genomes << jnp.arange(num_genes)[None]).sum(-1)
-
-        _, _, info = run(ga, lambda genomes: measured[index(genomes)], key_run, 20)
-        found = index(info.best[-1:])
-        return (measured > measured[found]).sum(), (true > true[found]).sum()
-
-    measured_place, true_place = jax.jit(jax.vmap(places))(SEEDS)
-    assert measured_place.max() < 5
-    assert true_place.max() < 40  # the best 1 %
+    ga = ga_of_20_genes(selection, crossover)
+    _, _, best = run(ga, lambda asked: jnp.asarray(measured[rows[:, None], index(asked)]), SEEDS, 20)
+    found = index(best[-1])
+    places = (measured > measured[rows, found][:, None]).sum(1)
+    true_places = (true[None] > true[found][:, None]).sum(1)
+    assert np.median(places) == 0
+    assert places.max() < 10
+    assert true_places.max() < 50
 
 
-@variants
-@selections
-def test_population_of_two(selection, crossover):
-    ga = make_ga(6, 2, selection=selection, crossover=crossover)
-    asked, scores, info = jax.jit(jax.vmap(lambda key: run(ga, one_max, key, 300)))(SEEDS)
-    assert asked.shape == (20, 300, 2, 6)
-    assert (jnp.diff(scores.max(-1)) >= 0).all()
-    assert info.best[:, -1].all()
+def test_population_of_two():
+    asked, scores, best = run(make_ga(6, 2), one_max, SEEDS, 200)
+    assert asked.shape == (200, len(SEEDS), 2, 6)
+    assert (np.diff(scores.max(-1), axis=0) >= 0).all()
+    assert best[-1].all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # ask and tell
 
-RUGGED = jnp.asarray(np.random.default_rng(1).normal(size=64))
+RUGGED = jnp.asarray(np.random.default_rng(1).normal(size=64), jnp.float32)
 
 
 def rugged(genomes):
-    return RUGGED[(genomes << jnp.arange(6)[None]).sum(-1)]
+    return RUGGED[genomes @ (2 ** jnp.arange(6))]
 
 
 small_ga = make_ga(6, 5)
-small_run = jax.jit(lambda key: run(small_ga, rugged, key, 12))
 
 
-@few
-@given(keys)
-def test_elitism_never_loses_the_best(key):
-    asked, scores, info = small_run(key)
-    best = scores.max(-1)
-    assert (jnp.diff(best) >= 0).all()
-    chex.assert_trees_all_equal(rugged(info.best), best)
-    chex.assert_trees_all_equal(asked[1:, 0], info.best[:-1])  # the elite is asked for first, unchanged
+def test_elitism_never_loses_the_best():
+    asked, scores, best = run(small_ga, rugged, SEEDS, 15)
+    assert (np.diff(scores.max(-1), axis=0) >= 0).all()
+    np.testing.assert_array_equal(rugged(best), scores.max(-1))
+    np.testing.assert_array_equal(asked[1:, :, 0], best[:-1])  # the elite is asked for first, unchanged
 
 
-@few
-@given(keys)
-def test_same_seed_same_run(key):
-    again, other = jax.random.clone(key), jax.random.fold_in(key, 1)
-    chex.assert_trees_all_equal(small_run(key), small_run(again))
-    assert (small_run(key)[0] != small_run(other)[0]).any()
+def test_same_seed_same_run():
+    first, again = run(small_ga, rugged, SEEDS, 5)[0], run(small_ga, rugged, SEEDS, 5)[0]
+    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(first.swapaxes(0, 1).reshape(len(SEEDS), -1), axis=0)) == len(SEEDS)
 
 
-@pytest.mark.parametrize("num_elites", [0, 1, 2, 4])
+@pytest.mark.parametrize("num_elites", [0, 3])
 def test_elites_pass_and_all_others_are_mutated(num_elites):
     ga = make_ga(6, 5, num_elites=num_elites, crossover_rate=0.0, mutation_rate=1.0)
     population = genomes("000000", "000001", "000011", "000111", "001111")
@@ -157,12 +168,14 @@ def test_elites_pass_and_all_others_are_mutated(num_elites):
     assert {tuple(row) for row in asked[num_elites:].tolist()} <= inverted
 
 
+copying_ga = make_ga(4, 4, crossover_rate=0.0, mutation_rate=0.0)
+
+
 @few
 @given(keys)
 def test_without_crossover_and_mutation_offspring_are_copies(key):
     population = genomes("0000", "0011", "0101", "1111")
-    ga = make_ga(4, 4, crossover_rate=0.0, mutation_rate=0.0)
-    asked = ga.ask(key, State(population, jnp.array(1)))
+    asked = jax.jit(copying_ga.ask)(key, State(population, jnp.array(1)))
     assert (asked[:, None] == population[None]).all(-1).any(-1).all()
 
 
@@ -170,10 +183,10 @@ def test_first_generation_is_the_initial_population():
     initial = np.array([[1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 1, 0]])
     ga = make_ga(6, 5, initial=initial)
     state = jax.jit(ga.init)(jax.random.key(0))
+    asked = jax.jit(ga.ask)(jax.random.key(1), state)
     assert state.generation == 0
-    chex.assert_trees_all_equal(state.population[:2], genomes("111000", "101010"))
-    for seed in range(3):
-        chex.assert_trees_all_equal(jax.jit(ga.ask)(jax.random.key(seed), state), state.population)
+    chex.assert_trees_all_equal(asked, state.population)
+    chex.assert_trees_all_equal(asked[:2], genomes("111000", "101010"))
 
 
 def test_initial_population_beyond_what_is_given_is_half_frozen():
@@ -264,8 +277,8 @@ def test_ranking_of_any_population(members):
     num_distinct = len(set(codes))
     firsts, copies = order[:num_distinct], order[num_distinct:]
     assert {codes[i] for i in firsts} == set(codes)
-    value = np.nan_to_num(np.array(fitness), nan=-INF, neginf=-INF)
-    assert (np.diff(value[firsts]) <= 0).all() if num_distinct > 1 else True
+    value = [-INF if np.isnan(f) else f for f in fitness]
+    assert [value[i] for i in firsts] == sorted((value[i] for i in firsts), reverse=True)
     for copy in copies:
         assert value[copy] <= max(value[i] for i in firsts if codes[i] == codes[copy])
 

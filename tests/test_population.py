@@ -33,8 +33,8 @@ def bert_task():
     }
     texts = tokens.Tokens(inputs, np.cumsum(lengths) - lengths, lengths)
     targets = rng.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
-    steps = tokens.pack_batches(texts, balanced_batches(rng, lengths, 8, num_epochs=2), 16)
-    source = Source(Dataset(inputs, targets), tokens.scoring_batches(texts, 16))
+    steps = tokens.pack_batches(texts, balanced_batches(rng, lengths, 8, num_epochs=2))
+    source = Source(Dataset(inputs, targets), tokens.scoring_batches(texts))
     return bert.make_bert(config, NUM_CLASSES), params, source, steps
 
 

@@ -106,7 +106,7 @@ def test_what_is_left_on_disk(small_model, reviews, tmp_path, capsys):
     config, params, fresh = bert.load_bert(out / "model", jax.random.key(1))
     assert not fresh
     test = tokens.tokenize(tokens.load_tokenizer(out / "model"), data.test.texts, max_tokens=64, vocabulary=30522, types=2)
-    batch = jax.tree.map(lambda leaf: leaf[0], tokens.pack_batches(test, np.arange(12)[None], tokens.row_length(test)))
+    batch = jax.tree.map(lambda leaf: leaf[0], tokens.pack_batches(test, np.arange(12)[None]))
     network = bert.make_bert(config, 2)
     x = jax.tree.map(lambda leaf: leaf[batch.elements], test.inputs)
     for stage in network.stages:

@@ -17,6 +17,7 @@ from gafreeze_jax.stages import Batch
 
 ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts
+BATCHES_TO_TRY = 100
 
 
 class Tokens(NamedTuple):
@@ -82,31 +83,48 @@ def renumber(tokens: Tokens, used: np.ndarray) -> dict[str, np.ndarray]:
     return tokens.inputs | {"ids": np.searchsorted(used, tokens.inputs["ids"]).astype(np.int32)}
 
 
-def scoring_batches(tokens: Tokens, length: int) -> Batch:
-    """Packed batches that run through all texts once, for scoring; `length` is S."""
+def scoring_batches(tokens: Tokens) -> Batch:
+    """Packed batches that run through all texts once, for scoring."""
     examples = balanced_batches(np.random.default_rng(0), tokens.lengths, min(SCORING_BATCH, len(tokens.lengths)))
-    return pack_batches(tokens, examples, length)
+    return pack_batches(tokens, examples)
 
 
-def row_length(*sets: Tokens) -> int:
-    """Shortest row that holds every text of some sets."""
-    longest = max(int(tokens.lengths.max()) for tokens in sets)
-    return -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
+def best_row_length(tokens: Tokens, examples: np.ndarray) -> int:
+    """The row length S with which batches cost least: at least the longest text, at most twice that.
+
+    Longer rows leave fewer gaps, but attention compares every token of a row with every other; from 1,000 tokens on, that
+    costs about as much as all else (measured with MiniLM on a CPU).
+
+    Args:
+      examples: [steps, B], as for `pack_batches`.
+    """
+    longest = -(-int(tokens.lengths.max()) // ROW_MULTIPLE) * ROW_MULTIPLE
+
+    def cost(length: int) -> float:
+        num_rows = max(_pack(_lengths(tokens, batch), length)[0] for batch in examples[:BATCHES_TO_TRY])
+        return num_rows * length * (1 + length / 1000)
+
+    return min(range(longest, 2 * longest + 1, ROW_MULTIPLE), key=cost)
 
 
-def pack_batches(tokens: Tokens, examples: np.ndarray, length: int) -> Batch:
+def _lengths(tokens: Tokens, batch: np.ndarray) -> np.ndarray:
+    return np.where(batch < 0, 0, tokens.lengths[batch])
+
+
+def pack_batches(tokens: Tokens, examples: np.ndarray, length: int | None = None) -> Batch:
     """Packs the texts of each batch into rows, longest first into the first row with room.
 
     Args:
       examples: [steps, B] int, which texts form each batch; -1 = none (filling up).
-      length: S, of a row.
+      length: S, of a row; by default the best one.
 
     Returns:
       A `Batch` with leading axis `steps`: `elements` [steps, R * S]; context `segments` [steps, R, S] int32, the text's
       number in the batch or -1, and `firsts` [steps, B] int32, where in R * S the text begins. R is the smallest number
       that serves all steps.
     """
-    packed = [_pack(np.where(batch < 0, 0, tokens.lengths[batch]), length) for batch in examples]
+    length = best_row_length(tokens, examples) if length is None else length
+    packed = [_pack(_lengths(tokens, batch), length) for batch in examples]
     steps, batch_size = examples.shape
     num_rows = max(rows for rows, _ in packed)
     elements = np.full((steps, num_rows * length), -1, np.int32)

@@ -7,10 +7,10 @@ from gafreeze_jax.data.batches import NONE
 from gafreeze_jax.data.tokens import (
     SCORING_BATCH,
     Tokens,
+    best_row_length,
     load_tokenizer,
     pack_batches,
     renumber,
-    row_length,
     scoring_batches,
     tokenize,
 )
@@ -121,9 +121,18 @@ def test_renumber():
     assert tokens.inputs["ids"].tolist() == [5, 8, 11, 14, 17]
 
 
-@pytest.mark.parametrize(("sets", "length"), [([[3, 8]], 8), ([[3], [9, 1]], 16), ([[17], [2]], 24)])
-def test_row_length(sets, length):
-    assert row_length(*map(make_tokens, sets)) == length
+@pytest.mark.parametrize(
+    ("lengths", "length"),
+    [
+        ([8], 8),
+        ([17], 24),
+        ([3, 8], 8),  # two rows of 8, as one of 16 has as many tokens and more pairs of them
+        ([24, 24, 8], 32),  # two rows with one gap of 8, against three of 24 = 72 tokens
+        ([40, 24, 24, 24], 64),  # two full rows of 128 tokens, against three of 48 or four of 40
+    ],
+)
+def test_the_row_length_that_costs_least(lengths, length):
+    assert best_row_length(make_tokens(lengths), np.arange(len(lengths))[None]) == length
 
 
 # Packing
@@ -196,7 +205,7 @@ def test_packing_by_hand():
 @pytest.mark.parametrize("num", [1, 5, SCORING_BATCH, SCORING_BATCH + 1, 200])
 def test_scoring_goes_once_through_all_texts(num):
     tokens = make_tokens(np.random.default_rng(0).integers(1, 30, num))
-    packed = scoring_batches(tokens, row_length(tokens))
+    packed = scoring_batches(tokens)
     assert sorted(packed.examples[packed.examples != NONE]) == list(range(num))
     assert sorted(packed.elements[packed.elements != NONE]) == list(range(len(tokens.inputs["ids"])))
     assert packed.examples.shape == (-(-num // SCORING_BATCH), min(num, SCORING_BATCH))
