@@ -71,14 +71,15 @@ SEEDS = jax.random.split(jax.random.key(2025), 10)
 
 
 @functools.cache
-def ga_of_20_genes(selection, crossover):
-    return make_ga(20, 50, selection=selection, crossover=crossover)
+def ga_of(num_genes, selection, crossover):
+    """The same object each time, so that it is compiled once."""
+    return make_ga(num_genes, 50, selection=selection, crossover=crossover)
 
 
 @variants
 @selections
 def test_one_max(selection, crossover):
-    _, _, best = run(ga_of_20_genes(selection, crossover), one_max, SEEDS, 60)
+    _, _, best = run(ga_of(20, selection, crossover), one_max, SEEDS, 60)
     assert best[-1].all()
 
 
@@ -91,8 +92,7 @@ def test_deceptive_trap(selection, crossover):
         ones = genomes.reshape(*genomes.shape[:-1], 3, 3).sum(-1)
         return jnp.where(ones == 3, 3, 2 - ones).sum(-1)
 
-    ga = make_ga(9, 60, selection=selection, crossover=crossover)
-    _, _, best = run(ga, trap, SEEDS, 60)
+    _, _, best = run(ga_of(9, selection, crossover), trap, SEEDS, 60)
     assert best[-1].all()
 
 
@@ -115,7 +115,7 @@ def test_noisy_table(selection, crossover):
     def index(genomes):
         return np.asarray(genomes)[..., :12] @ 2 ** np.arange(12)
 
-    ga = ga_of_20_genes(selection, crossover)
+    ga = ga_of(20, selection, crossover)
     _, _, best = run(ga, lambda asked: jnp.asarray(measured[rows[:, None], index(asked)]), SEEDS, 20)
     found = index(best[-1])
     places = (measured > measured[rows, found][:, None]).sum(1)
@@ -135,25 +135,25 @@ def test_population_of_two():
 # ---------------------------------------------------------------------------------------------------------------------
 # ask and tell
 
-RUGGED = jnp.asarray(np.random.default_rng(1).normal(size=64), jnp.float32)
+RUGGED = jnp.asarray(np.random.default_rng(1).normal(size=2**9), jnp.float32)
 
 
 def rugged(genomes):
-    return RUGGED[genomes @ (2 ** jnp.arange(6))]
-
-
-small_ga = make_ga(6, 5)
+    return RUGGED[genomes @ (2 ** jnp.arange(9))]
 
 
 def test_elitism_never_loses_the_best():
-    asked, scores, best = run(small_ga, rugged, SEEDS, 15)
+    asked, scores, best = run(ga_of(9, "tournament", "uniform"), rugged, SEEDS, 15)
     assert (np.diff(scores.max(-1), axis=0) >= 0).all()
     np.testing.assert_array_equal(rugged(best), scores.max(-1))
     np.testing.assert_array_equal(asked[1:, :, 0], best[:-1])  # the elite is asked for first, unchanged
 
 
 def test_same_seed_same_run():
-    first, again = run(small_ga, rugged, SEEDS, 5)[0], run(small_ga, rugged, SEEDS, 5)[0]
+    first, again = (
+        run(ga_of(9, "tournament", "uniform"), rugged, SEEDS, 5)[0],
+        run(ga_of(9, "tournament", "uniform"), rugged, SEEDS, 5)[0],
+    )
     np.testing.assert_array_equal(first, again)
     assert len(np.unique(first.swapaxes(0, 1).reshape(len(SEEDS), -1), axis=0)) == len(SEEDS)
 
@@ -168,15 +168,13 @@ def test_elites_pass_and_all_others_are_mutated(num_elites):
     assert {tuple(row) for row in asked[num_elites:].tolist()} <= inverted
 
 
-copying_ga = make_ga(4, 4, crossover_rate=0.0, mutation_rate=0.0)
-
-
-@few
-@given(keys)
-def test_without_crossover_and_mutation_offspring_are_copies(key):
-    population = genomes("0000", "0011", "0101", "1111")
-    asked = jax.jit(copying_ga.ask)(key, State(population, jnp.array(1)))
-    assert (asked[:, None] == population[None]).all(-1).any(-1).all()
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_offspring_mix_two_parents_at_the_crossover_rate(rate):
+    ga = make_ga(20, 1000, num_elites=0, tournament_size=1, crossover_rate=rate, mutation_rate=0.0)
+    population = jnp.repeat(jnp.array([[False], [True]]), 500, axis=0).repeat(20, axis=1)
+    asked = jax.jit(ga.ask)(jax.random.key(0), State(population, jnp.array(1)))
+    mixed = asked.any(1) & ~asked.all(1)
+    assert mixed.mean() == pytest.approx(rate / 2, abs=0.07)  # parents differ every other time; 5 standard deviations
 
 
 def test_first_generation_is_the_initial_population():
@@ -213,12 +211,13 @@ def test_tell_by_hand():
 
 def test_ask_and_tell_are_compiled_once():
     chex.clear_trace_counter()
-    ask, tell = (jax.jit(chex.assert_max_traces(function, n=1)) for function in (small_ga.ask, small_ga.tell))
-    key, state = jax.random.key(0), small_ga.init(jax.random.key(1))
+    ga = make_ga(6, 5)
+    ask, tell = (jax.jit(chex.assert_max_traces(function, n=1)) for function in (ga.ask, ga.tell))
+    key, state = jax.random.key(0), ga.init(jax.random.key(1))
     for number in range(3):
         assert state.generation == number
         asked = ask(jax.random.fold_in(key, number), state)
-        state, _ = tell(state, asked, rugged(asked))
+        state, _ = tell(state, asked, one_max(asked))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,9 +362,11 @@ def test_mutation_rate_is_per_gene():
 
 
 def test_default_mutation_rate_is_one_over_the_number_of_genes():
-    ga = make_ga(50, 400, crossover_rate=0.0, num_elites=0)
-    asked = jax.jit(ga.ask)(jax.random.key(0), State(jnp.zeros((400, 50), bool), jnp.array(1)))
-    assert asked.mean() == pytest.approx(1 / 50, abs=0.005)  # 5 standard deviations
+    _, ask, _ = jitted(ga_of(20, "tournament", "uniform"))
+    num_seeds, num_offspring = len(SEEDS), 48  # beside 2 elites
+    state = State(jnp.zeros((num_seeds, 50, 20), bool), jnp.ones(num_seeds, jnp.int32))
+    flips = ask(SEEDS, state).sum()
+    assert flips / (num_seeds * num_offspring * 20) == pytest.approx(1 / 20, abs=0.012)  # 5 standard deviations
 
 
 # ---------------------------------------------------------------------------------------------------------------------
