@@ -108,8 +108,9 @@ def main(options: Options) -> None:
     num_steps = len(batches.examples)
     genes = masking.make_genes(pretrained, {**{f"{name}/.*": name for name in network.names}, "head/.*": None})
     prefixes = masking.prefix_genomes(len(genes))
+    groups = {"train all": prefixes[:1], "head only": prefixes[-1:], "best prefix mask": prefixes[1:-1]}
 
-    print(f"Model: {folder.name}, genes {', '.join(genes.names)}; pooler and classifier always train")
+    print(f"Model: {options.model}, genes {', '.join(genes.names)}; pooler and classifier always train")
     for line in text.describe(options.data, data):
         print(line)
     print(f"Each member trains {num_steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
@@ -135,7 +136,7 @@ def main(options: Options) -> None:
             num_generations=options.gens,
             initial=prefixes,
             count_trainable=lambda genome: masking.count_trainable(pretrained, genes, genome),
-            groups={"train all": prefixes[:1], "head only": prefixes[-1:], "best prefix mask": prefixes[1:-1]},
+            groups=groups,
             on_generation=display.generation,
         )
 
@@ -144,9 +145,9 @@ def main(options: Options) -> None:
     source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))
     full_network = bert.make_bert(config, len(data.label_names))
     final = {name: bert.restore_vocabulary(member.params, used, pretrained) for name, (_, member) in fittest.items()}
-    for name, (evaluation, _) in fittest.items():
+    for name in ("found", *groups):
         accuracy, _ = score(full_network, final[name], source)
-        rows[name] = report.Row(name, evaluation, accuracy)
+        rows[name] = report.Row(name, fittest[name][0], accuracy)
     bert.save_bert(out / "model", folder, final["found"], data.label_names)
     found = rows["found"].evaluation
     masking.write_mask(out / "mask.json", genes, [gene == "1" for gene in found.genome])
