@@ -85,7 +85,7 @@ class Display:
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("time left at most"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -135,7 +135,6 @@ def comparison(rows: Sequence[Row]) -> Table:
 def print_summary(names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path) -> None:
     """What was found, beside the baselines, and where it is."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print()
     console.print(f"Found mask: {describe_mask(names, rows['found'].evaluation.genome)}", style="bold", markup=False)
     console.print(comparison(list(rows.values())))
     console.print(
