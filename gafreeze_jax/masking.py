@@ -140,7 +140,7 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def frozen_tree(genome: Genome, genes: Genes) -> PyTree:
@@ -224,7 +224,13 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     >>> step(jnp.array([[True], [False]])).tolist()
     [[0.0, 0.0], [-0.5, -0.5]]
     """
-    return _held(tx, lambda extra: frozen_tree(jnp.asarray(extra["genome"], bool), genes))
+
+    def frozen_from(extra: Mapping[str, Any]) -> PyTree:
+        if "genome" not in extra:
+            raise ValueError("freezable() needs the genome at each update: update(grads, state, params, genome=genome)")
+        return frozen_tree(jnp.asarray(extra["genome"], bool), genes)
+
+    return _held(tx, frozen_from)
 
 
 def _held(

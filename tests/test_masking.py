@@ -571,3 +571,10 @@ def test_the_file_can_be_taken_into_other_projects():
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {"." * node.level + (node.module or "") for node in nodes if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"jax", "numpy", "optax"}
+
+
+def test_an_update_without_a_genome_says_what_is_missing():
+    params = {"body": jnp.ones(2), "head": jnp.ones(2)}
+    tx = masking.freezable(optax.sgd(0.1), masking.make_genes(params, {"body": "body", "head": None}))
+    with pytest.raises(ValueError, match="genome=genome"):
+        tx.update(params, tx.init(params), params)
