@@ -114,9 +114,14 @@ def _put(array: Array, rows: Array, values: Array) -> Array:
     return array.at[jnp.where(rows < 0, len(array), rows)].set(values, mode="drop")
 
 
+def device_memory() -> int | None:
+    """Bytes that an accelerator has; None on a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def activation_budget() -> int:
     """Bytes that activations may take: a quarter of the device's memory, or an eighth of the machine's on a CPU."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = device_memory()
     if limit:
         return limit // 4
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8

@@ -17,7 +17,7 @@ import optax
 from jax import Array
 
 from gafreeze_jax import masking, stages
-from gafreeze_jax.activations import Activations, Source, activation_budget, score_from
+from gafreeze_jax.activations import Activations, Source, activation_budget, device_memory, score_from
 from gafreeze_jax.stages import Axis, Batch, Network, PyTree, Wrt, over_members
 
 
@@ -94,7 +94,7 @@ def members_that_fit(params: PyTree, most: int) -> int:
     A member needs its parameters, gradients and two moments; these may take two fifths of the memory, which leaves the
     rest for activations.
     """
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = device_memory()
     if jax.default_backend() == "cpu" or not limit:
         return 1
     bytes_per_member = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))

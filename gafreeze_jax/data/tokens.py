@@ -92,8 +92,8 @@ def scoring_batches(tokens: Tokens) -> Batch:
 def best_row_length(tokens: Tokens, examples: np.ndarray) -> int:
     """The row length S with which batches cost least: at least the longest text, at most twice that.
 
-    Longer rows leave fewer gaps, but attention compares every token of a row with every other; from 1,000 tokens on, that
-    costs about as much as all else (measured with MiniLM on a CPU).
+    Longer rows leave fewer gaps, but attention compares every token of a row with every other; that is taken to cost as
+    much as all else at 1,000 tokens, a rough estimate that only has to decide between nearly equal lengths.
 
     Args:
       examples: [steps, B], as for `pack_batches`.
