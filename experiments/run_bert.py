@@ -10,12 +10,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from gafreeze_jax import genetic, masking, population, report
+from gafreeze_jax import genetic, masking, planning, population, report
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
@@ -56,6 +58,13 @@ class Options:
     """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
     head_learning_rate: float = 2e-3
     """Highest learning rate of the pooler and the classifier."""
+    granularity: bert.Granularity = "layer"
+    """layer: a gene for every encoder layer; sublayer: one for its attention and one for its MLP."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    plan: str = "auto"
+    """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static: how many are stacked in a
+    call, how many steps a compiled program does (0 = it does a layer), and whether masks are compiled in or traced."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None
@@ -73,12 +82,15 @@ def check(options: Options) -> None:
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
+    if options.plan != "auto":
+        planning.parse(options.plan)
 
 
 def main(options: Options) -> None:
     start = time.perf_counter()
     try:
         check(options)
+        planning.keep_compiled_programs()
         data = text.load_text(
             options.data,
             text_columns=options.text_columns,
@@ -103,7 +115,11 @@ def main(options: Options) -> None:
     # What a member trains: words that occur in no text are left out until the model is saved.
     rng = np.random.default_rng(options.seed)
     trimmed_config, params, used = bert.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
-    network = bert.make_bert(trimmed_config, len(data.label_names))
+    num_classes = len(data.label_names)
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = jnp.dtype(("float32" if on_cpu else "bfloat16") if options.dtype == "auto" else options.dtype)
+    network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
+    stage_params = bert.split_layers(params) if options.granularity == "sublayer" else params
     batches = tokens.pack_batches(train, balanced_batches(rng, train.lengths, options.batch_size, options.epochs))
     num_steps = len(batches.examples)
     genes = masking.make_genes(pretrained, {**{f"{name}/.*": name for name in network.names}, "head/.*": None})
@@ -115,18 +131,25 @@ def main(options: Options) -> None:
         print(line)
     print(f"Each member trains {num_steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
 
-    num_genomes = max(len(prefixes), options.population) + (options.gens - 1) * options.population
-    with report.Display(num_genomes, num_steps) as display:
+    num_evaluations = max(len(prefixes), options.population) + (options.gens - 1) * options.population
+    with report.Display(num_evaluations, num_steps) as display:
         members = population.Population(
             network,
-            params,
+            stage_params,
             population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
             Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
             Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-            members_per_call=population.members_that_fit(params, options.population),
-            on_step=display.step,
+            on_steps=display.steps,
         )
         run = population.Run(params["head"], batches, key_dropout)
+        if options.plan == "auto":
+            like_the_first = np.concatenate([prefixes, rng.random((options.population, len(genes))) < 0.5])
+            like_the_first = like_the_first[: max(len(prefixes), options.population)]
+            choice = planning.choose(members, like_the_first, run, num_evaluations)
+        else:
+            choice = planning.Choice(planning.parse(options.plan), "given by --plan")
+        members.plan = choice.plan
+        display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
         ledger = Ledger(out / "evaluations.csv")
         fittest = search(
             genetic.make_ga(len(genes), options.population, initial=prefixes),
@@ -143,8 +166,11 @@ def main(options: Options) -> None:
     print(f"\nScoring the {len(data.test.texts):,} test examples, which nothing has seen so far ...", flush=True)
     test = tokens.tokenize(tokenizer, data.test.texts, **limits)
     source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))
-    full_network = bert.make_bert(config, len(data.label_names))
-    final = {name: bert.restore_vocabulary(member.params, used, pretrained) for name, (_, member) in fittest.items()}
+    full_network = bert.make_bert(config, num_classes, dtype=dtype)
+    final = {
+        name: bert.restore_vocabulary(bert.join_layers(member.params), used, pretrained)
+        for name, (_, member) in fittest.items()
+    }
     test_accuracy: dict[str, float] = {}  # by genome: the one found may be a baseline
     rows = {}
     for name in ("found", *groups):
@@ -155,7 +181,8 @@ def main(options: Options) -> None:
     bert.save_bert(out / "model", folder, final["found"], data.label_names)
     found = rows["found"].evaluation
     masking.write_mask(out / "mask.json", genes, [gene == "1" for gene in found.genome])
-    result = report.make_result(options, genes.names, rows, list(ledger), time.perf_counter() - start)
+    engine = {"dtype": dtype.name, "plan": planning.as_json(choice, members.plan)}
+    result = report.make_result(options, genes.names, rows, list(ledger), time.perf_counter() - start, **engine)
     report.write_json(out / "result.json", result)
     report.print_summary(genes.names, rows, result, out)
 

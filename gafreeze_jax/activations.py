@@ -1,12 +1,13 @@
-"""What the pretrained stages make of a data set, computed once and kept; and scores of a network on a data set.
+"""What the pretrained stages make of a data set, computed once and kept; its batches; and scores of a network on it.
 
 All members of a population start from the same pretrained parameters, and frozen stages run in inference mode: up to its
 lowest trainable stage every member computes the same.
 """
 
 import functools
+import itertools
 import os
-from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,10 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax import stages
-from gafreeze_jax.stages import Axis, Batch, Dataset, Network, PyTree
+from gafreeze_jax.stages import AnyArray, Axis, Batch, Dataset, Network, PyTree
+
+STREAMED_STEPS = 8  # of a block, where nothing else asks for more
+PREFETCHED_BLOCKS = 2
 
 
 class Source(NamedTuple):
@@ -25,131 +29,293 @@ class Source(NamedTuple):
     batches: Batch
 
 
+class Block(NamedTuple):
+    """Some steps, on the device.
+
+    Attributes:
+      inputs, targets: rows that the batches point to: the whole set, or only what these steps need.
+      batches: with a leading axis of steps.
+    """
+
+    inputs: PyTree
+    targets: Array
+    batches: Batch
+
+
+class Step(NamedTuple):
+    """What a stage is given at a step: `x` enters it; weights [B] are 0 for examples that only fill the batch up."""
+
+    x: PyTree
+    targets: Array
+    weights: Array
+    context: PyTree
+
+
+class Budget(NamedTuple):
+    """Bytes that a data set and activations may take.
+
+    Attributes:
+      device: of the accelerator's memory, or the machine's if there is none.
+      host: of the machine's memory, in which an accelerator's overflow is kept.
+    """
+
+    device: int
+    host: int
+
+
+def device_memory() -> int:
+    """Bytes of memory that the device has: an accelerator's own, or the machine's."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _host_memory()
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def default_budget() -> Budget:
+    """A quarter of an accelerator's memory and of the machine's; on a CPU an eighth of the machine's."""
+    if jax.default_backend() == "cpu":
+        return Budget(_host_memory() // 8, 0)
+    return Budget(device_memory() // 4, _host_memory() // 4)
+
+
 class Activations:
-    """What the pretrained stages make of a data set: kept within a budget, the least recently used leave first.
+    """A data set and what the pretrained stages make of it, kept within a budget.
+
+    What is used least, as far as can be expected, leaves the device first, for the host's memory if that has room. What
+    does not fit on the device is read from the host in blocks of steps, ahead of their use.
 
     Args:
       params: pretrained.
-      budget: bytes.
     """
 
-    def __init__(self, network: Network, params: PyTree, source: Source, budget: int):
+    def __init__(self, network: Network, params: PyTree, source: Source, budget: Budget):
         self.num_batches = len(source.batches.examples)
         self.num_examples = len(source.data.targets)
         self._network, self._params, self._budget = network, params, budget
-        self._source = jax.tree.map(jnp.asarray, source)
-        self._kept: OrderedDict[int, Array] = OrderedDict()
+        fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
+        self._data = jax.tree.map(jnp.asarray if fits else np.asarray, source.data)
+        self._batches = source.batches
+        self._tiers: tuple[dict[int, AnyArray], ...] = ({}, {})  # by depth: on the device, on the host
+        self._expected_uses: dict[int, float] = {}
         self._shapes = self._boundary_shapes()
+
+    def expect(self, depths: Iterable[int]) -> None:
+        """Says for which depths inputs will be asked for next. Earlier expectations count half each time."""
+        self._expected_uses = {depth: uses / 2 for depth, uses in self._expected_uses.items()}
+        for depth in depths:
+            self._expected_uses[depth] = self._expected_uses.get(depth, 0) + 1
 
     def inputs(self, depth: int) -> tuple[int, PyTree]:
         """What enters the stage at `depth`, for the whole data set; if that is too large, the same for a lower stage.
 
         Returns:
-          The stage's index and the array.
+          The stage's index and the array: of JAX if it is on the device, else of numpy.
         """
-        while depth > 0 and depth not in self._kept and self._bytes(depth) > self._budget:
+        while depth > 0 and self._bytes(depth) > max(self._budget):
             depth -= 1
         if depth == 0:
-            return 0, self._source.data.inputs
-        if depth not in self._kept:
-            self._kept[depth] = self._compute(depth)
-            while self.num_bytes > self._budget:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(depth)
-        return depth, self._kept[depth]
+            return 0, self._data.inputs
+        on_device, on_host = self._tiers
+        if depth in on_host and self._bytes(depth) <= self._budget.device:
+            self._keep(depth, on_host.pop(depth), hold=depth)
+        elif depth not in on_device and depth not in on_host:
+            for computed, array in self._compute(depth).items():
+                self._keep(computed, array, hold=depth)
+        return depth, on_device[depth] if depth in on_device else on_host[depth]
 
-    @property
-    def num_bytes(self) -> int:
-        """What is kept."""
-        return sum(array.nbytes for array in self._kept.values())
-
-    def fetch(self, depth: int, inputs: PyTree, step: int, batches: Batch | None = None) -> tuple[PyTree, Array, Batch]:
-        """A batch of what `inputs` gave for a depth: inputs, targets, and the batch itself.
+    def blocks(self, depth: int, inputs: PyTree, batches: Batch | None = None, num_steps: int | None = None) -> Iterator[Block]:
+        """Blocks of steps over what `inputs` gave for a depth.
 
         Args:
           batches: other batches than those that run through the set.
+          num_steps: of a block; by default all, or as many as are read from the host at a time.
         """
-        batches = self._source.batches if batches is None else batches
-        return _fetch(self._per_example(depth), inputs, self._source.data.targets, batches, step)
+        batches = self._batches if batches is None else batches
+        steps = len(batches.examples)
+        if isinstance(jax.tree.leaves(inputs)[0], jax.Array):
+            targets = jnp.asarray(self._data.targets)
+            for part in _parts(jax.tree.map(jnp.asarray, batches), num_steps or steps):
+                yield Block(inputs, targets, part)
+        else:
+            yield from _stream(self.per_example(depth), inputs, self._data.targets, batches, num_steps or STREAMED_STEPS)
+
+    def block_shape(self, depth: int, batches: Batch) -> Block:
+        """What a block of one step would be if the inputs of the stage at `depth` are on the device."""
+        one = jax.tree.map(lambda leaf: leaf[:1], batches)
+        inputs = self._data.inputs if depth == 0 else self._shapes[depth]
+        return jax.eval_shape(Block, inputs, self._data.targets, one)
+
+    def per_example(self, depth: int) -> bool:
+        """Whether what enters the stage at `depth` has one row per example (or else per element)."""
+        return depth > 0 and self._network.stages[depth - 1].per_example
+
+    @property
+    def num_bytes(self) -> Budget:
+        """What is kept."""
+        return Budget(*(sum(array.nbytes for array in tier.values()) for tier in self._tiers))
+
+    def clear(self) -> None:
+        """Forgets all activations."""
+        for tier in self._tiers:
+            tier.clear()
 
     def _bytes(self, depth: int) -> int:
         return self._shapes[depth].size * self._shapes[depth].dtype.itemsize
 
-    def _per_example(self, depth: int) -> bool:
-        return depth > 0 and self._network.stages[depth - 1].per_example
+    def _worth(self, depth: int) -> float:
+        """Stages that keeping this depth saves, times its expected uses, per byte."""
+        below = max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
+        return self._expected_uses.get(depth, 0) * (depth - below) / self._bytes(depth)
 
-    def _compute(self, depth: int) -> Array:
-        below, inputs = self.inputs(depth - 1)
-        out = jnp.zeros(self._shapes[depth].shape, self._shapes[depth].dtype)
-        for step in range(self.num_batches):
-            x, _, batch = self.fetch(below, inputs, step)
-            for stage in self._network.stages[below:depth]:
-                x = stages.infer(stage.apply, (None, None), self._params[stage.name], x, batch.context)
-            out = _put(out, batch.examples if self._per_example(depth) else batch.elements, x)
-        return out
+    def _keep(self, depth: int, array: AnyArray, hold: int, level: int = 0) -> None:
+        """Puts an array into the first tier that can hold it. What is worth least makes room, but not `hold`."""
+        if level == len(self._tiers):
+            return
+        tier, budget = self._tiers[level], self._budget[level]
+        if self._bytes(depth) > budget:
+            return self._keep(depth, array, hold, level + 1)
+        tier[depth] = jnp.asarray(array) if level == 0 else np.asarray(array)
+        while sum(map(self._bytes, tier)) > budget:
+            least = min((kept for kept in tier if kept != hold), key=self._worth)
+            self._keep(least, tier.pop(least), hold, level + 1)
+
+    def _compute(self, depth: int) -> dict[int, AnyArray]:
+        """The inputs of the stage at `depth`, and of those passed on the way for which there is room."""
+        below = max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
+        room = self._budget.device - self.num_bytes.device - self._bytes(depth)
+        outputs: dict[int, AnyArray] = {depth: self._empty(depth)}
+        for passed in range(depth - 1, below, -1):
+            if (room := room - self._bytes(passed)) >= 0:
+                outputs[passed] = self._empty(passed)
+        numbers = itertools.count()
+        for block in self.blocks(*self.inputs(below)):
+            for step in range(len(block.batches.examples)):
+                number = next(numbers)
+                x, _, _, context = fetch(self.per_example(below), block, step)
+                for boundary, stage in enumerate(self._network.stages[below:depth], start=below + 1):
+                    x = stages.infer(stage.apply, (None, None), self._params[stage.name], x, context)
+                    if boundary in outputs:
+                        rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
+                        outputs[boundary] = _put(outputs[boundary], rows[number], x)
+        return outputs
+
+    def _empty(self, depth: int) -> AnyArray:
+        xp = jnp if self._bytes(depth) <= self._budget.device else np
+        return xp.zeros(self._shapes[depth].shape, self._shapes[depth].dtype)
 
     def _boundary_shapes(self) -> dict[int, jax.ShapeDtypeStruct]:
-        (inputs, targets), batches = self._source
-        num_elements = len(jax.tree.leaves(inputs)[0])
-        x, _, batch = jax.eval_shape(functools.partial(_fetch, False, step=0), inputs, targets, batches)
+        num_elements = len(jax.tree.leaves(self._data.inputs)[0])
+        block = Block(self._data.inputs, self._data.targets, self._batches)
+        x, _, _, context = jax.eval_shape(functools.partial(fetch, False, step=0), block)
         shapes = {}
         for depth, stage in enumerate(self._network.stages, start=1):
             apply = functools.partial(stage.apply, frozen=True, key=None)
-            x = jax.eval_shape(apply, self._params[stage.name], x, batch.context)
-            num = len(targets) if stage.per_example else num_elements
+            x = jax.eval_shape(apply, self._params[stage.name], x, context)
+            num = self.num_examples if stage.per_example else num_elements
             shapes[depth] = jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype)
         return shapes
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _fetch(per_example: bool, inputs: PyTree, targets: Array, batches: Batch, step: int) -> tuple[PyTree, Array, Batch]:
-    batch = jax.tree.map(lambda leaf: leaf[step], batches)
+def fetch(per_example: bool, block: Block, step: int) -> Step:
+    """A step of a block, whose inputs have a row per example or per element."""
+    batch = jax.tree.map(lambda leaf: leaf[step], block.batches)
     rows = batch.examples if per_example else batch.elements
-    return jax.tree.map(lambda leaf: leaf[rows], inputs), targets[batch.examples], batch
+    x = jax.tree.map(lambda leaf: leaf[rows], block.inputs)
+    return Step(x, block.targets[batch.examples], batch.weights, batch.context)
+
+
+def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
+    for first in range(0, len(batches.examples), num_steps):
+        yield jax.tree.map(lambda leaf, first=first: leaf[first : first + num_steps], batches)
+
+
+def _stream(per_example: bool, inputs: PyTree, targets: AnyArray, batches: Batch, num_steps: int) -> Iterator[Block]:
+    """Blocks that hold just the rows they need, put on the device ahead of their use."""
+    import grain  # takes a second to import
+
+    parts = list(_parts(jax.tree.map(np.asarray, batches), num_steps))
+    inputs, targets = jax.tree.map(np.asarray, (inputs, targets))
+
+    def load(index: int) -> Block:
+        part = parts[index]
+        rows = (part.examples if per_example else part.elements).ravel()
+        needed = jax.tree.map(lambda leaf: leaf[rows], inputs), targets[part.examples.ravel()]
+        renumbered = part._replace(elements=_renumber(part.elements), examples=_renumber(part.examples))
+        return Block(*jax.device_put((*needed, renumbered)))
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BLOCKS)
+    return iter(grain.MapDataset.range(len(parts)).map(load).to_iter_dataset(options))
+
+
+def _renumber(rows: AnyArray) -> np.ndarray:
+    return np.where(rows < 0, -1, np.arange(rows.size, dtype=rows.dtype).reshape(rows.shape))
+
+
+def _put(array: AnyArray, rows: Array, values: Array) -> AnyArray:
+    """Writes values to rows of an array, apart from those of row -1, which is padding."""
+    if isinstance(array, jax.Array):
+        return _put_on_device(array, rows, values)
+    real = np.asarray(rows) >= 0
+    array[np.asarray(rows)[real]] = np.asarray(values)[real]
+    return array
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(array: Array, rows: Array, values: Array) -> Array:
-    """Writes values to rows of an array, apart from those of row -1, which is padding."""
+def _put_on_device(array: Array, rows: Array, values: Array) -> Array:
     return array.at[jnp.where(rows < 0, len(array), rows)].set(values, mode="drop")
-
-
-def device_memory() -> int | None:
-    """Bytes that an accelerator has; None on a CPU."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def activation_budget() -> int:
-    """Bytes that activations may take: a quarter of the device's memory, or an eighth of the machine's on a CPU."""
-    limit = device_memory()
-    if limit:
-        return limit // 4
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
 
 
 def score(network: Network, params: PyTree, source: Source) -> tuple[float, float]:
     """Accuracy (a share) and mean loss of one network on a data set."""
-    activations = Activations(network, params, source, budget=0)
-    axes = dict.fromkeys((*network.names, "head"))
-    (accuracy,), (loss,) = score_from(network, params, axes, activations, *activations.inputs(0))
+    activations = Activations(network, params, source, Budget(_host_memory(), 0))
+    (accuracy,), (loss,) = score_from(network, params, (None,) * (len(network.stages) + 1), activations, 0)
     return float(accuracy), float(loss)
 
 
 def score_from(
-    network: Network, params: PyTree, axes: dict[str, Axis], activations: Activations, boundary: int, inputs: PyTree
+    network: Network, params: PyTree, axes: tuple[Axis, ...], activations: Activations, depth: int, *, scan: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy and mean loss: [members] each, from the inputs of the stage at a boundary. `axes` of the parameters."""
+    """Accuracy and mean loss of one or several networks that have the pretrained stages below `depth`: [members] each.
+
+    Args:
+      axes: of the parameters of all stages and of the head.
+      scan: one program for the whole data set, in place of one per stage.
+    """
+    boundary, inputs = activations.inputs(depth)
+    score_block = _score_block_in_one if scan else _score_block
     correct_sum: Array | float = 0.0
     loss_sum: Array | float = 0.0
-    for step in range(activations.num_batches):
-        x, targets, batch = activations.fetch(boundary, inputs, step)
-        axis: Axis = None
-        for stage in network.stages[boundary:]:
-            x = stages.infer(stage.apply, (axes[stage.name], axis), params[stage.name], x, batch.context)
-            axis = axis if axes[stage.name] is None else axes[stage.name]
-        loss, correct, _ = stages.head_score(network, (axes["head"], axis), params["head"], x, targets, batch)
+    for block in activations.blocks(boundary, inputs):
+        loss, correct = score_block(network, axes, boundary, activations.per_example(boundary), params, block)
         correct_sum, loss_sum = correct_sum + correct, loss_sum + loss
     correct, loss = (
         np.reshape(np.asarray(total, np.float64), -1) / activations.num_examples for total in (correct_sum, loss_sum)
     )
     return correct, loss
+
+
+def _score_step(
+    network: Network, axes: tuple[Axis, ...], start: int, per_example: bool, params: PyTree, block: Block, step: int
+) -> tuple[Array, Array]:
+    """Sum of losses and number of right answers."""
+    x, targets, weights, context = fetch(per_example, block, step)
+    axis: Axis = None
+    for stage, own in zip(network.stages[start:], axes[start:-1], strict=True):
+        x = stages.infer(stage.apply, (own, axis), params[stage.name], x, context)
+        axis = axis if own is None else own
+    return stages.head_score(network, (axes[-1], axis), params["head"], x, targets, weights, context)
+
+
+def _score_block(network, axes, start, per_example, params, block):
+    steps = range(len(block.batches.examples))
+    scores = [_score_step(network, axes, start, per_example, params, block, step) for step in steps]
+    return jax.tree.map(lambda *parts: sum(parts), *scores)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _score_block_in_one(network, axes, start, per_example, params, block):
+    step = functools.partial(_score_step, network, axes, start, per_example, params, block)
+    scores = jax.lax.map(step, jnp.arange(len(block.batches.examples)))
+    return jax.tree.map(lambda parts: parts.sum(0), scores)

@@ -3,12 +3,15 @@
 Every member starts from the same pretrained parameters and sees the same batches, the same initial head and the same
 dropout (common random numbers), so members differ by their genomes alone. Up to its `depth`, its lowest trainable
 stage, a member computes what every other member computes there: these activations are kept, and a member starts at its
-depth. Several members can run in one call, stacked and mapped by `jax.vmap`, with traced genes where they differ.
+depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, and whether Python hands out
+the work stage by stage or many steps at a time.
 """
 
 import functools
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +20,10 @@ import optax
 from jax import Array
 
 from gafreeze_jax import masking, stages
-from gafreeze_jax.activations import Activations, Source, activation_budget, device_memory, score_from
-from gafreeze_jax.stages import Axis, Batch, Network, PyTree, Wrt, over_members
+from gafreeze_jax.activations import Activations, Block, Budget, Source, default_budget, fetch, score_from
+from gafreeze_jax.stages import Axis, Batch, Network, PyTree, lowest_trainable, over_members
+
+TIMED_STEPS = 2
 
 
 class Recipe(NamedTuple):
@@ -33,6 +38,10 @@ class Recipe(NamedTuple):
     body: optax.GradientTransformation
     head: optax.GradientTransformation
     max_norm: float = 1.0
+
+    def of(self, name: str) -> optax.GradientTransformation:
+        """The optimizer of a stage, or of "head"."""
+        return self.head if name == "head" else self.body
 
 
 def adamw_recipe(learning_rate: float, head_learning_rate: float, num_steps: int) -> Recipe:
@@ -83,22 +92,27 @@ class Member(NamedTuple):
     loss: float
 
 
-def depths(genomes: np.ndarray) -> np.ndarray:
-    """Index of the lowest trainable stage of genomes [P, G]; G where all are frozen: [P] int."""
-    return (~np.pad(genomes, ((0, 0), (0, 1)))).argmax(1)
+class Plan(NamedTuple):
+    """How the work is cut. All plans train alike.
 
-
-def members_that_fit(params: PyTree, most: int) -> int:
-    """How many members to stack in one call: 1 on a CPU, where it saves nothing, else what fits the device, at most `most`.
-
-    A member needs its parameters, gradients and two moments; these may take two fifths of the memory, which leaves the
-    rest for activations.
+    Attributes:
+      members: that are stacked in one call.
+      steps: that one compiled program does, scanned; 0 = every stage is a program of its own, which serves all masks.
+      freezing: "static": what all members of a call freeze is left out, and programs of whole steps are compiled for every
+        mask. "traced": one program serves all masks; it does the work of training everything.
     """
-    limit = device_memory()
-    if jax.default_backend() == "cpu" or not limit:
-        return 1
-    bytes_per_member = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return int(np.clip(0.4 * limit // bytes_per_member, 1, most))
+
+    members: int = 1
+    steps: int = 0
+    freezing: Literal["static", "traced"] = "static"
+
+
+STAGE_BY_STAGE = Plan()
+
+
+def in_order(genomes: np.ndarray) -> np.ndarray:
+    """Genomes [P, G] sorted: deepest first, as they cost least, and then so that neighbours agree in many genes."""
+    return genomes[np.lexsort(genomes.T[::-1])[::-1]]
 
 
 class Population:
@@ -110,9 +124,9 @@ class Population:
       recipe: how to train.
       train: the training set; its batches serve to compute activations.
       validation: the set that scores members.
-      members_per_call: members stacked in one call. 1 skips all work that a genome makes superfluous; more keep an
-        accelerator busy.
-      on_step: called after each training step of a call with the number of members in it.
+      plan: how the work is cut; `planning.choose` finds a good one.
+      budget: for the data sets and their activations, a half for each.
+      on_steps: called with the number of member-steps that were trained since the last call.
     """
 
     def __init__(
@@ -123,127 +137,253 @@ class Population:
         train: Source,
         validation: Source,
         *,
-        members_per_call: int = 1,
-        on_step: Callable[[int], None] = lambda members: None,
+        plan: Plan = STAGE_BY_STAGE,
+        budget: Budget | None = None,
+        on_steps: Callable[[int], None] = lambda member_steps: None,
     ):
-        self.network, self.recipe, self.members_per_call, self._on_step = network, recipe, members_per_call, on_step
+        self.network, self.recipe, self.plan, self._on_steps = network, recipe, plan, on_steps
         self._params = {stage.name: jax.tree.map(jnp.asarray, params[stage.name]) for stage in network.stages}
-        budget = activation_budget() // 2
-        self._train = Activations(network, self._params, train, budget)
-        self._validation = Activations(network, self._params, validation, budget)
+        half = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
+        self._train = Activations(network, self._params, train, half)
+        self._validation = Activations(network, self._params, validation, half)
 
     def evaluate(self, genomes: np.ndarray, run: Run) -> Iterator[Member]:
-        """Trains and scores genomes [P, G] bool; members come as they are ready, in an order of their own."""
-        genomes = np.asarray(genomes, bool)
-        order = np.lexsort(genomes.T[::-1])[::-1]  # deepest first: they cost least, and neighbours agree most
-        for first in range(0, len(order), self.members_per_call):
-            chunk = genomes[order[first : first + self.members_per_call]]
-            call = _Call(self.network, self._params, chunk, self.members_per_call)
-            params, train_loss = self._fit(call, run)
-            accuracy, loss = self._score(call, params)
-            for i, genome in enumerate(chunk):
-                yield Member(genome, call.member(params, i), float(train_loss[i]), float(accuracy[i]), float(loss[i]))
+        """Trains and scores genomes [P, G] bool; members come as they are ready, in an order of their own.
 
-    def _fit(self, call: "_Call", run: Run) -> tuple[PyTree, np.ndarray]:
-        """Trains a call's members: their parameters (of trained stages and the head), and mean losses [members]."""
-        recipe, network = self.recipe, self.network
-        tx = dict.fromkeys(call.trained, recipe.body) | {"head": recipe.head}
-        params = {name: call.stack(self._params[name]) for name in call.trained} | {"head": call.stack(run.head)}
-        state = {name: over_members(tx[name].init, (call.axis,))(params[name]) for name in params}
+        A call that runs out of memory is halved and tried again, with a warning; `plan` then has fewer members.
+
+        Raises:
+          MemoryError: if a single member does not fit.
+        """
+        waiting = in_order(np.asarray(genomes, bool))
+        while len(waiting):
+            calls = make_calls(self.plan, self.network, waiting)
+            for activations in (self._train, self._validation):
+                activations.expect(call.depth for call in calls)
+            for call in calls:
+                try:
+                    params, train_loss = self._fit(call, run, self.plan.steps, self._on_steps)
+                    accuracy, loss = self._score(call, params)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    self._take_fewer_members(error)
+                    break  # and cut what is waiting anew
+                for i, genome in enumerate(call.genomes):
+                    own = self._params_of_member(call, params, i)
+                    yield Member(genome, own, float(train_loss[i]), float(accuracy[i]), float(loss[i]))
+                waiting = waiting[len(call.genomes) :]
+
+    def _take_fewer_members(self, error: Exception) -> None:
+        self._train.clear()
+        self._validation.clear()
+        if self.plan.members == 1:
+            raise MemoryError(
+                "A single member does not fit the device's memory: take smaller batches, shorter inputs or a smaller model"
+            ) from error
+        self.plan = self.plan._replace(members=self.plan.members // 2)
+        warnings.warn(f"Out of memory: going on with {self.plan.members} members a call", stacklevel=3)
+
+    def time_steps(self, plan: Plan, genomes: np.ndarray, run: Run) -> "Timing":
+        """Times a few training steps of a call, which are then forgotten.
+
+        Args:
+          genomes: [N, G], at most as many as the plan has members.
+        """
+        (call,) = make_calls(plan, self.network, genomes)
+        num_steps = min(plan.steps or TIMED_STEPS, len(run.batches.examples))
+        run = run._replace(batches=jax.tree.map(lambda leaf: leaf[:num_steps], run.batches))
+        self._train.inputs(call.depth)  # not counted
+
+        def fit() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(self._fit(call, run, plan.steps, lambda member_steps: None))
+            return time.perf_counter() - start
+
+        first, second = fit(), fit()
+        return Timing(max(0.0, first - second), second / num_steps)
+
+    def flops_per_step(self, genome: np.ndarray, run: Run) -> float:
+        """Floating-point operations of a member's training step from kept activations, as XLA counts them."""
+        (call,) = make_calls(Plan(steps=1), self.network, np.asarray(genome, bool)[None])
+        analysis: Any = self._lower(call, run).cost_analysis()
+        return analysis["flops"]
+
+    def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
+        """Memory that a call takes beside what all members share: parameters, optimizer states, gradients, residuals.
+
+        Args:
+          genomes: [N, G], at most as many as the plan has members.
+        """
+        (call,) = make_calls(plan, self.network, genomes)
+        params, state = jax.eval_shape(functools.partial(self._start, call, run))
+        block = self._train.block_shape(call.depth, run.batches)
+
+        def residuals(params: PyTree, block: Block, key: Array) -> PyTree:
+            step = fetch(self._train.per_example(call.depth), block, 0)
+            chain = stages.forward_chain(self.network, call.frozen, call.depth, call.axis)
+            return chain(self._params | params, step.x, step.context, key, call.gates)
+
+        kept = jax.eval_shape(residuals, params, block, run.key)
+        num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+        weights = num_bytes([(self._params | params)[name] for name in self.network.names[call.depth :]])  # are in `kept` too
+        return 2 * num_bytes(params) + num_bytes(state) + max(0, num_bytes(kept) - weights)
+
+    def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
+        """A single training step as one program, from kept activations."""
+        program = self._program(call, call.depth)
+        params, state = jax.eval_shape(functools.partial(self._start, call, run))
+        block = self._train.block_shape(call.depth, run.batches)
+        return _train_block.lower(program, params, state, self._params, block, run.key, 0, call.gates)
+
+    def _program(self, call: "Call", boundary: int) -> "_Program":
+        per_example = self._train.per_example(boundary)
+        return _Program(self.network, self.recipe, call.frozen, boundary, per_example, call.axis)
+
+    def _start(self, call: "Call", run: Run) -> tuple[PyTree, PyTree]:
+        """Initial parameters of the trained stages and the head, which may be donated, and their optimizers' states."""
+
+        def stack(tree: PyTree) -> PyTree:
+            copies = () if call.axis is None else (call.size,)
+            return jax.tree.map(lambda leaf: jnp.array(jnp.broadcast_to(leaf, copies + jnp.shape(leaf))), tree)
+
+        params = {name: stack(self._params[name]) for name in call.trained} | {"head": stack(run.head)}
+        state = {name: over_members(self.recipe.of(name).init, (call.axis,))(params[name]) for name in params}
+        return params, state
+
+    def _fit(self, call: "Call", run: Run, steps: int, on_steps: Callable[[int], None]) -> tuple[PyTree, Array]:
+        """Trains a call's members, `steps` in one program: parameters of trained stages and the head, mean losses."""
         boundary, inputs = self._train.inputs(call.depth)
-        total = 0.0
-        num_steps = len(run.batches.examples)
-        for step in range(num_steps):
-            key = jax.random.fold_in(run.key, step)
-            x, targets, batch = self._train.fetch(boundary, inputs, step, run.batches)
-            for stage in network.stages[boundary : call.depth]:
-                x = stages.infer(stage.apply, (None, None), self._params[stage.name], x, batch.context)
-            pullbacks: list[tuple[str, Callable]] = []
-            axis: Axis = None
-            for index, stage in enumerate(network.stages[call.depth :], start=call.depth):
-                trained = stage.name in call.trained
-                gate = call.gates.get(stage.name)
-                x, pullback = stages.forward(
-                    stage.apply,
-                    Wrt(params=trained, input=index > call.depth),
-                    (call.axis if trained else None, axis, None if gate is None else call.axis),
-                    params[stage.name] if trained else self._params[stage.name],
-                    x,
-                    gate,
-                    batch.context,
-                    key,
-                    index,
-                )
-                axis = call.axis
-                pullbacks.append((stage.name, pullback))
-            loss, gradient, cotangent, square_norm = stages.head_step(
-                network, bool(pullbacks), (call.axis, axis), params["head"], x, targets, batch, key
-            )
-            gradients = {"head": gradient}
-            while pullbacks:
-                name, pullback = pullbacks.pop()
-                gradient, cotangent, square_norm = stages.backward(
-                    call.axis, pullback, cotangent, call.gates.get(name), square_norm
-                )
-                if gradient is not None:
-                    gradients[name] = gradient
-            for name in params:
-                params[name], state[name] = _update(
-                    tx[name], recipe.max_norm, call.axis, params[name], state[name], gradients.pop(name), square_norm,
-                    call.gates.get(name),
-                )  # fmt: skip
-            total = total + loss
-            self._on_step(call.num_real)
-        return params, np.reshape(total, -1) / num_steps
+        program = self._program(call, boundary)
+        params, state = self._start(call, run)
+        total: Array | float = 0.0
+        done = 0
+        for block in self._train.blocks(boundary, inputs, run.batches, steps or None):
+            num_steps = len(block.batches.examples)
+            if steps:
+                params, state, loss = _train_block(program, params, state, self._params, block, run.key, done, call.gates)
+                total = total + loss
+                on_steps(num_steps * len(call.genomes))
+            for step in range(0 if steps else num_steps):
+                key = jax.random.fold_in(run.key, done + step)
+                params, state, loss = _train_step(program, params, state, self._params, block, step, key, call.gates)
+                total = total + loss
+                on_steps(len(call.genomes))
+            done += num_steps
+        return params, jnp.reshape(total, -1) / done
 
-    def _score(self, call: "_Call", params: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    def _score(self, call: "Call", params: PyTree) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean loss of a call's members on the validation set: [members] each."""
-        boundary, inputs = self._validation.inputs(call.depth)
-        own = {stage.name: stage.name in call.trained for stage in self.network.stages}
-        params = {name: (params if own[name] else self._params)[name] for name in own} | {"head": params["head"]}
-        axes = {name: call.axis if own[name] else None for name in own} | {"head": call.axis}
-        return score_from(self.network, params, axes, self._validation, boundary, inputs)
+        axes = tuple(call.axis if name in params else None for name in (*self.network.names, "head"))
+        whole = self.plan.steps > 0
+        return score_from(self.network, self._params | params, axes, self._validation, call.depth, scan=whole)
+
+    def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
+        """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
+        pick = (lambda leaf: leaf) if call.axis is None else (lambda leaf: leaf[i])
+        frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
+        return {name: self._params[name] if frozen[name] else jax.tree.map(pick, params[name]) for name in frozen}
 
 
-class _Call:
-    """Members that are trained together.
-
-    Args:
-      genomes: [N, G].
-      size: so many members are trained, of which those beyond N are copies of the last one: one shape for all calls.
+class Timing(NamedTuple):
+    """How fast a call is.
 
     Attributes:
-      axis: 0, or None for a single member, which has no member axis.
-      depth: of the lowest trainable stage of any member.
-      trained: names of the stages that any member trains.
-      gates: for trained stages that some members freeze: [size] bool.
+      compile_seconds: by which the first time took longer.
+      step_seconds: of one training step of all members of the call.
     """
 
-    def __init__(self, network: Network, params: PyTree, genomes: np.ndarray, size: int):
-        self.num_real, self.size = len(genomes), size
-        self._pretrained, self._names, self._genomes = params, network.names, genomes
-        self.axis: Axis = None if size == 1 else 0
-        self.depth = int(depths(genomes).min())
-        self.trained = [name for name, frozen in zip(self._names, genomes.T, strict=True) if not frozen.all()]
-        filled = genomes[np.minimum(np.arange(size), len(genomes) - 1)]
-        self.gates = {
-            name: jnp.asarray(frozen)
-            for name, frozen in zip(self._names, filled.T, strict=True)
-            if frozen.any() and not frozen.all()
-        }
+    compile_seconds: float
+    step_seconds: float
 
-    def stack(self, tree: PyTree) -> PyTree:
-        """A copy of a tree for every member, which may be donated."""
-        copies = () if self.axis is None else (self.size,)
-        return jax.tree.map(lambda leaf: jnp.array(jnp.broadcast_to(leaf, copies + jnp.shape(leaf))), tree)
 
-    def member(self, params: PyTree, i: int) -> PyTree:
-        """All parameters of member i, without a member axis."""
-        own = {"head", *(name for name, frozen in zip(self._names, self._genomes[i], strict=True) if not frozen)}
-        pick = (lambda leaf: leaf) if self.axis is None else (lambda leaf: leaf[i])
-        return {
-            name: jax.tree.map(pick, params[name]) if name in own else self._pretrained[name] for name in (*self._names, "head")
+class Call(NamedTuple):
+    """Members that are trained together.
+
+    Attributes:
+      genomes: [N, G].
+      size: so many members are trained; those beyond N are copies of the last one, so that all calls have one shape.
+      frozen: for each stage, as in `stages.value_and_grad`.
+      trained: names of the stages that are not frozen.
+      gates: for stages of which `frozen` is None: [size] bool, or scalars where there is no member axis.
+    """
+
+    genomes: np.ndarray
+    size: int
+    frozen: tuple[bool | None, ...]
+    trained: tuple[str, ...]
+    gates: dict[str, Array]
+
+    @property
+    def axis(self) -> Axis:
+        return None if self.size == 1 else 0
+
+    @property
+    def depth(self) -> int:
+        """Of the lowest stage that any member trains."""
+        return lowest_trainable(self.frozen)
+
+
+def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
+    """Cuts genomes [P, G] into calls."""
+    calls = []
+    for first in range(0, len(genomes), plan.members):
+        own = genomes[first : first + plan.members]
+        filled = own[np.minimum(np.arange(plan.members), len(own) - 1)]
+        frozen: list[bool | None] = [True if gene.all() else None if gene.any() else False for gene in own.T]
+        if plan.freezing == "traced":
+            frozen = [None] * len(frozen)
+        gates = {
+            name: jnp.asarray(gene if plan.members > 1 else gene[0])
+            for name, gene, decided in zip(network.names, filled.T, frozen, strict=True)
+            if decided is None
         }
+        trained = tuple(name for name, decided in zip(network.names, frozen, strict=True) if decided is not True)
+        calls.append(Call(own, plan.members, tuple(frozen), trained, gates))
+    return calls
+
+
+class _Program(NamedTuple):
+    """What is static about training a call."""
+
+    network: Network
+    recipe: Recipe
+    frozen: tuple[bool | None, ...]
+    start: int
+    per_example: bool
+    axis: Axis
+
+
+def _train_step(
+    program: _Program, params: PyTree, state: PyTree, pretrained: PyTree, block: Block, step: int, key: Array, gates: PyTree
+) -> tuple[PyTree, PyTree, Array]:
+    """One step: parameters, optimizer states and losses [members]. `params` and `state` are donated."""
+    x, targets, weights, context = fetch(program.per_example, block, step)
+    differentiate = stages.value_and_grad(program.network, program.frozen, start=program.start, axis=program.axis)
+    loss, gradients, square_norm = differentiate(pretrained | params, x, targets, weights, context, key, gates)
+    params, state = dict(params), dict(state)
+    for name in params:
+        params[name], state[name] = _update(
+            program.recipe.of(name), program.recipe.max_norm, program.axis,
+            params[name], state[name], gradients.pop(name), square_norm, gates.get(name),
+        )  # fmt: skip
+    return params, state, loss
+
+
+@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("params", "state"))
+def _train_block(
+    program: _Program, params: PyTree, state: PyTree, pretrained: PyTree, block: Block, key: Array, first: int, gates: PyTree
+) -> tuple[PyTree, PyTree, Array]:
+    """All steps of a block, of which the first has the number `first`: like `_train_step`, with the sum of losses."""
+
+    def body(carry, step):
+        key_step = jax.random.fold_in(key, first + step)
+        params, state = carry
+        params, state, loss = _train_step(program, params, state, pretrained, block, step, key_step, gates)
+        return (params, state), loss
+
+    (params, state), losses = jax.lax.scan(body, (params, state), jnp.arange(len(block.batches.examples)))
+    return params, state, losses.sum(0)
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "max_norm", "axis"), donate_argnames=("params", "state"))

@@ -99,11 +99,15 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def step(self, members: int) -> None:
-        """Counts a training step of some members."""
-        self._trained_steps += members
+    def line(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        self.console.print(text, markup=False)
+
+    def steps(self, member_steps: int) -> None:
+        """Counts training steps of members."""
+        self._trained_steps += member_steps
         speed = self._trained_steps / (time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=members, description="searching", speed=f"{speed:.1f} member-steps/s")
+        self._progress.update(self._task, advance=member_steps, description="searching", speed=f"{speed:.1f} member-steps/s")
 
     def generation(self, generation: Generation) -> None:
         """Prints a generation's two lines; genomes that were known count as done."""

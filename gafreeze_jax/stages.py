@@ -1,15 +1,16 @@
 """A network as a chain of stages, one per gene, and backpropagation that does no work for frozen ones.
 
-Every stage is compiled by itself, once for all stages that share its `apply`, and Python strings the pieces together
-for the mask at hand. So one set of compiled functions serves all masks; a frozen stage has no weight gradient, nothing
-below the lowest trainable stage is run backwards, and if its input is known it is not run forwards either.
+`value_and_grad` differentiates any chain of stages for a mask: a frozen stage has no weight gradient, nothing below the
+lowest trainable stage is run backwards, and if its input is known it is not run forwards either. Every stage is compiled
+by itself, once for all stages that share its `apply`, so one set of compiled functions serves all masks; under
+`jax.jit` the pieces become one program for one mask.
 
 Members of a population may be stacked along a leading axis and are then mapped with `jax.vmap`. An `axis` of None says
 that an argument has no such axis, and is shared by all members.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,7 +100,7 @@ def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "axes"))
-def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: dict[str, Array]) -> Array:
+def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree) -> Array:
     """A stage in inference mode. `axes` are those of `params` and `x`."""
     return over_members(lambda params, x: apply(params, x, context, frozen=True, key=None), axes)(params, x)
 
@@ -119,8 +120,8 @@ def forward(
     params: PyTree,
     x: PyTree,
     frozen: Array | None,
-    context: dict[str, Array],
-    key: Array,
+    context: PyTree,
+    key: Array | None,
     index: int,
 ) -> tuple[Array, Callable]:
     """A stage in training mode, and its pullback for `backward`.
@@ -128,9 +129,9 @@ def forward(
     Args:
       axes: of `params`, `x` and `frozen`.
       frozen: [members] bool, or None: trained by all if `wrt.params`, else frozen for all.
-      key: of this step; the stage's own is `fold_in(key, index)`, the same for all members.
+      key: of this step, or None; the stage's own is `fold_in(key, index)`, the same for all members.
     """
-    key = jax.random.fold_in(key, index)
+    key = None if key is None else jax.random.fold_in(key, index)
 
     def run(params, x, frozen):
         return apply(params, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
@@ -184,8 +185,9 @@ def head_step(
     params: PyTree,
     x: Array,
     targets: Array,
-    batch: Batch,
-    key: Array,
+    weights: Array,
+    context: PyTree,
+    key: Array | None,
 ) -> tuple[Array, PyTree, Array | None, Array]:
     """Loss and gradients of the head.
 
@@ -197,13 +199,13 @@ def head_step(
       Mean loss, gradients of the head's parameters, gradient of its input or None, square norm of the former; each with
       a member axis if an argument has one.
     """
-    key = jax.random.fold_in(key, len(network.stages))
+    key = None if key is None else jax.random.fold_in(key, len(network.stages))
 
     def run(params, x):
         def mean_loss(params, x):
-            output = network.head(params, x, batch.context, frozen=False, key=key)
+            output = network.head(params, x, context, frozen=False, key=key)
             losses, _ = network.loss(output, targets)
-            return losses @ batch.weights / batch.weights.sum()
+            return losses @ weights / weights.sum()
 
         loss, gradients = jax.value_and_grad(mean_loss, (0, 1) if input_too else (0,))(params, x)
         return loss, gradients[0], gradients[1] if input_too else None, sum_of_squares(gradients[0])
@@ -211,15 +213,108 @@ def head_step(
     return over_members(run, axes)(params, x)
 
 
+def lowest_trainable(frozen: Sequence[bool | None]) -> int:
+    """Index of the first stage that is not frozen; their number if all are."""
+    return next((i for i, gene in enumerate(frozen) if gene is not True), len(frozen))
+
+
+def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, axis: Axis) -> Callable:
+    """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> (x, pullbacks)`.
+
+    `pullbacks` has a `backward` function for every stage from the lowest trainable one on, by name.
+    """
+
+    def run(params, x, context, key, gates):
+        depth = lowest_trainable(frozen)
+        for stage in network.stages[start:depth]:
+            x = infer(stage.apply, (None, None), params[stage.name], x, context)
+        pullbacks: dict[str, Callable] = {}
+        x_axis: Axis = None
+        for index, stage in enumerate(network.stages[depth:], start=depth):
+            trained = frozen[index] is not True
+            gate = gates[stage.name] if frozen[index] is None else None
+            x, pullbacks[stage.name] = forward(
+                stage.apply,
+                Wrt(params=trained, input=index > depth),
+                (axis if trained else None, x_axis, None if gate is None else axis),
+                params[stage.name],
+                x,
+                gate,
+                context,
+                key,
+                index,
+            )
+            x_axis = axis
+        return x, pullbacks
+
+    return run
+
+
+def value_and_grad(network: Network, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None) -> Callable:
+    """Freeze-aware `jax.value_and_grad` of a chain of stages: frozen stages cost their forward run and no more.
+
+    Called as it is, the function it returns runs stage by stage, and no other mask makes anything compile again. It may
+    also be compiled as a whole (`jax.jit`) or mapped (`jax.vmap`); the mask is static, so what is skipped is skipped
+    there as well.
+
+    Args:
+      frozen: for each of the G stages True (frozen: inference mode, no gradient), False (trained), or None: decided by
+        `gates` when called.
+      start: the stage that `x` enters; those below must be frozen.
+      axis: 0 if stages that are not frozen, and the head, have parameters for several members along a leading axis.
+
+    Returns:
+      A function `(params, x, targets, weights, context, key=None, gates=None) -> (loss, gradients, square_norm)`.
+        params: {stage name: ..., "head": ...}.
+        x: tree of arrays [N, ...] that enters the stage `start`.
+        targets, weights: [B, ...] and [B]; the loss is the mean over examples by weight.
+        context: for the stages.
+        key: for dropout, or None.
+        gates: {stage name: [members] bool, or scalar without members} where `frozen` is None.
+        gradients: {stage name: ..., "head": ...} without the frozen stages; zero where a gate is True.
+        square_norm: of all of them, as `optax.clip_by_global_norm` would see it.
+
+    >>> layer = lambda params, x, context, *, frozen, key: jnp.tanh(x @ params)
+    >>> head = lambda params, x, context, *, frozen, key: x @ params
+    >>> network = Network((Stage("low", layer), Stage("high", layer)), head, classification)
+    >>> params = {"low": jnp.eye(3), "high": jnp.eye(3), "head": jnp.ones((3, 2))}
+    >>> gradients_for = value_and_grad(network, frozen=[True, False])
+    >>> loss, gradients, _ = gradients_for(params, jnp.ones((4, 3)), jnp.zeros(4, int), jnp.ones(4), {})
+    >>> sorted(gradients), float(loss.round(4))
+    (['head', 'high'], 0.6931)
+    """
+    if len(frozen) != len(network.stages):
+        raise ValueError(f"Expected {len(network.stages)} genes, one for each of {', '.join(network.names)}; got {len(frozen)}")
+    if (depth := lowest_trainable(frozen)) < start:
+        raise ValueError(f"Stage {network.names[depth]!r} is not frozen, so x must enter there or below, not at stage {start}")
+
+    def run(params, x, targets, weights, context, key=None, gates=None):
+        gates = {} if gates is None else gates
+        x, pullbacks = forward_chain(network, frozen, start, axis)(params, x, context, key, gates)
+        x_axis = axis if pullbacks else None
+        loss, gradient, cotangent, square_norm = head_step(
+            network, bool(pullbacks), (axis, x_axis), params["head"], x, targets, weights, context, key
+        )
+        gradients = {"head": gradient}
+        while pullbacks:
+            name, pullback = pullbacks.popitem()  # and its residuals are free
+            gradient, cotangent, square_norm = backward(axis, pullback, cotangent, gates.get(name), square_norm)
+            if gradient is not None:
+                gradients[name] = gradient
+        return loss, gradients, square_norm
+
+    return run
+
+
 @functools.partial(jax.jit, static_argnames=("network", "axes"))
 def head_score(
-    network: Network, axes: tuple[Axis, Axis], params: PyTree, x: Array, targets: Array, batch: Batch
-) -> tuple[Array, Array, Array]:
-    """Sum of losses and number of right answers of a batch, and the outputs [B, ...]; `axes` of `params` and `x`."""
+    network: Network, axes: tuple[Axis, Axis], params: PyTree, x: Array, targets: Array, weights: Array, context: PyTree
+) -> tuple[Array, Array]:
+    """Sum of losses and number of right answers of a batch; `axes` of `params` and `x`."""
 
     def run(params, x):
-        output = network.head(params, x, batch.context, frozen=True, key=None)
+        output = network.head(params, x, context, frozen=True, key=None)
         losses, correct = network.loss(output, targets)
-        return losses @ batch.weights, correct @ batch.weights, output
+        return losses @ weights, correct @ weights
 
     return over_members(run, axes)(params, x)

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from gafreeze_jax import masking, population, stages
-from gafreeze_jax.activations import Activations, Source, score
+from gafreeze_jax.activations import Activations, Budget, Source, fetch, score
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.models import bert
-from gafreeze_jax.population import Population, Recipe, Run, adamw_recipe
+from gafreeze_jax.population import Plan, Population, Recipe, Run, adamw_recipe
 from gafreeze_jax.stages import Batch, Dataset, Network, Stage
 
 ALL_MASKS = np.array(list(np.ndindex(2, 2, 2)), bool)
@@ -145,52 +145,93 @@ def assert_same_training(task, member, expected):
     jax.tree_util.tree_map_with_path(compare, member.params, expected, initial)
 
 
-@pytest.mark.parametrize("members_per_call", [1, 3])
-def test_every_mask_trains_like_the_plain_static_run(case, members_per_call):
+PLANS = {
+    "stage by stage": {"plan": Plan()},
+    "stacked": {"plan": Plan(members=3)},
+    "static, in one": {"plan": Plan(steps=NUM_STEPS)},
+    "static, stacked, 4 steps at a time": {"plan": Plan(3, 4)},
+    "traced": {"plan": Plan(1, 1, "traced")},
+    "traced, all members, in one": {"plan": Plan(len(ALL_MASKS), NUM_STEPS, "traced")},
+    "nothing kept": {"budget": Budget(10**5, 0), "plan": Plan(steps=0)},
+    "streamed from the host": {"budget": Budget(0, 10**9)},
+    "streamed, 4 steps at a time": {"budget": Budget(0, 10**9), "plan": Plan(3, 4)},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_mask_trains_like_the_plain_static_run(case, plan):
     task, recipe, expected = case
-    members = list(make_population(task, recipe, members_per_call=members_per_call).evaluate(ALL_MASKS, make_run(task)))
+    members = list(make_population(task, recipe, **PLANS[plan]).evaluate(ALL_MASKS, make_run(task)))
     assert {tuple(member.genome) for member in members} == set(expected)
     for member in members:
         assert_same_training(task, member, expected[tuple(member.genome)])
 
 
-def test_activations_that_do_not_fit_are_computed_on_the_way(monkeypatch):
-    task, recipe = TASKS["bert"], RECIPES["adamw"]
-    monkeypatch.setattr(population, "activation_budget", lambda: 0)
-    genomes = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], bool)
-    for member in make_population(task, recipe).evaluate(genomes, make_run(task)):
-        assert_same_training(task, member, plain_run(task, recipe, member.genome))
+BUDGETS = {"device": Budget(10**9, 0), "host": Budget(0, 10**9)}
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", TASKS)
-def test_activations_are_the_outputs_of_the_pretrained_stages(name):
-    network, params, source, _ = task = TASKS[name]
-    activations = Activations(network, params, source, budget=10**9)
-    for step in range(activations.num_batches):
-        direct, _, batch = activations.fetch(0, source.data.inputs, step)
-        for depth, stage in enumerate(network.stages, start=1):
-            direct = stage.apply(params[stage.name], direct, batch.context, frozen=True, key=None)
-            boundary, inputs = activations.inputs(depth)
-            kept, _, _ = activations.fetch(boundary, inputs, step)
-            real = (batch.examples if task[0].stages[depth - 1].per_example else batch.elements) >= 0
-            assert boundary == depth
-            np.testing.assert_allclose(kept[real], direct[real], rtol=1e-4, atol=1e-5)
+def test_activations_are_the_outputs_of_the_pretrained_stages(name, budget):
+    network, params, source, _ = TASKS[name]
+    activations = Activations(network, params, source, BUDGETS[budget])
+    direct = [step.x for step in all_steps(activations, 0)]
+    for depth, stage in enumerate(network.stages, start=1):
+        assert activations.inputs(depth)[0] == depth
+        for i, (kept, batch) in enumerate(zip(all_steps(activations, depth), source.batches.examples, strict=True)):
+            direct[i] = stage.apply(params[stage.name], direct[i], kept.context, frozen=True, key=None)
+            real = (batch if stage.per_example else source.batches.elements[i]) >= 0
+            np.testing.assert_allclose(kept.x[real], direct[i][real], rtol=1e-4, atol=1e-5)
+
+
+def all_steps(activations, depth):
+    boundary, inputs = activations.inputs(depth)
+    return [
+        fetch(activations.per_example(boundary), block, step)
+        for block in activations.blocks(boundary, inputs)
+        for step in range(len(block.batches.examples))
+    ]
+
+
+ONE_BOUNDARY = NUM_EXAMPLES * 8 * 8 * 4 * 4  # bytes of the output of "low", or of "high"; that of "dense" is smaller
+IMAGES = NUM_EXAMPLES * 8 * 8 * 4
 
 
 def test_the_budget_of_activations_is_kept():
     network, params, source, _ = TASKS["convolutional"]
-    one = NUM_EXAMPLES * 8 * 8 * 4 * 4  # bytes of the first or second stage's output
-    activations = Activations(network, params, source, budget=one)
+    activations = Activations(network, params, source, Budget(ONE_BOUNDARY, 0))
     for depth in (1, 2, 3, 1):
         assert activations.inputs(depth)[0] == depth
-        assert activations.num_bytes <= one
-    activations = Activations(network, params, source, budget=one - 1)
+        assert activations.num_bytes.device <= ONE_BOUNDARY
+    activations = Activations(network, params, source, Budget(ONE_BOUNDARY - 1, 0))
     assert [activations.inputs(depth)[0] for depth in (0, 1, 2, 3)] == [0, 0, 0, 3]
+
+
+def test_what_is_used_least_leaves_the_device_first_and_the_host_last():
+    network, params, source, _ = TASKS["convolutional"]
+    activations = Activations(network, params, source, Budget(ONE_BOUNDARY, ONE_BOUNDARY))
+    on_device = lambda depth: isinstance(activations.inputs(depth)[1], jax.Array)  # noqa: E731
+    activations.expect([1, 1, 2])
+    assert on_device(1)
+    assert activations.num_bytes == (ONE_BOUNDARY, 0)
+    assert on_device(2)  # and 1 has moved to the host
+    assert activations.num_bytes == (ONE_BOUNDARY, ONE_BOUNDARY)
+    activations.expect([2])
+    assert on_device(1)
+    assert activations.num_bytes == (ONE_BOUNDARY, ONE_BOUNDARY)
+    activations.clear()
+    assert activations.num_bytes == (0, 0)
+
+
+def test_a_data_set_that_does_not_fit_stays_on_the_host():
+    network, params, source, _ = TASKS["convolutional"]
+    assert isinstance(Activations(network, params, source, Budget(IMAGES - 1, 0)).inputs(0)[1], np.ndarray)
+    assert isinstance(Activations(network, params, source, Budget(2 * IMAGES, 0)).inputs(0)[1], jax.Array)
 
 
 def test_validation_scores_are_those_of_the_trained_network():
     network, _, source, _ = task = TASKS["bert"]
-    for member in make_population(task, RECIPES["sgd"], members_per_call=3).evaluate(ALL_MASKS, make_run(task)):
+    for member in make_population(task, RECIPES["sgd"], plan=Plan(3)).evaluate(ALL_MASKS, make_run(task)):
         right, losses = [], []
         for step in range(len(source.batches.examples)):
             batch = jax.tree.map(lambda leaf, step=step: jnp.asarray(leaf[step]), source.batches)
@@ -223,22 +264,13 @@ def test_a_diverged_member_disturbs_no_other():
     recipe = Recipe(optax.sgd(1e30), optax.sgd(1e-2), max_norm=1e30)
     task = (network, params, source, steps)
     genomes = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
-    members = {tuple(m.genome): m for m in make_population(task, recipe, members_per_call=3).evaluate(genomes, make_run(task))}
+    members = {tuple(m.genome): m for m in make_population(task, recipe, plan=Plan(3)).evaluate(genomes, make_run(task))}
     assert not np.isfinite(members[0, 0, 0].loss)
     assert_same_training(task, members[1, 1, 1], plain_run(task, recipe, genomes[1]))
-
-
-def test_depths():
-    genomes = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 1], [0, 0, 0]], bool)
-    assert population.depths(genomes).tolist() == [0, 1, 3, 0]
 
 
 def test_steps_are_counted():
     counted = []
     task = TASKS["convolutional"]
-    list(
-        make_population(task, RECIPES["sgd"], members_per_call=2, on_step=counted.append).evaluate(
-            ALL_MASKS[:3], make_run(task)
-        )
-    )
+    list(make_population(task, RECIPES["sgd"], plan=Plan(2), on_steps=counted.append).evaluate(ALL_MASKS[:3], make_run(task)))
     assert counted == [2] * NUM_STEPS + [1] * NUM_STEPS

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,8 @@ from jax import Array
 
 from gafreeze_jax.models import checkpoints
 from gafreeze_jax.stages import Network, Stage, classification
+
+Granularity = Literal["layer", "sublayer"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -145,12 +147,12 @@ def read_config(folder: Path) -> BertConfig:
     return BertConfig(**values)
 
 
-def _dense(features: int, config: BertConfig, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+def _dense(features: int, config: BertConfig, dtype: Any, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
 
 
-def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
+def _norm(config: BertConfig, dtype: Any, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def _dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
@@ -166,6 +168,7 @@ def _dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
 
 class Embeddings(nn.Module):
     config: BertConfig
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
@@ -174,13 +177,14 @@ class Embeddings(nn.Module):
         position = self.param("position", init, (cfg.max_position_embeddings, cfg.hidden_size))
         kind = self.param("type", init, (cfg.type_vocab_size, cfg.hidden_size))
         h = word[x["ids"]] + position[x["positions"]] + kind[x["types"]]
-        return _dropout(self, _norm(cfg, "norm")(h), cfg.hidden_dropout_prob, frozen)
+        return _dropout(self, _norm(cfg, self.dtype, "norm")(h), cfg.hidden_dropout_prob, frozen)
 
 
 class Attention(nn.Module):
     """Self-attention within the texts of a row, residual, norm: [R * S, D] -> [R * S, D], or [B, D] where `last`."""
 
     config: BertConfig
+    dtype: Any = jnp.float32
     last: bool = False
 
     @nn.compact
@@ -189,48 +193,52 @@ class Attention(nn.Module):
         segments = context["segments"]  # [R, S], -1 = padding
         (rows, length), heads = segments.shape, cfg.num_attention_heads
         split = lambda h, *lead: h.reshape(*lead, heads, cfg.hidden_size // heads)  # noqa: E731
-        key = split(_dense(cfg.hidden_size, cfg, "key")(x), rows, length)
-        value = split(_dense(cfg.hidden_size, cfg, "value")(x), rows, length)
+        key = split(_dense(cfg.hidden_size, cfg, self.dtype, "key")(x), rows, length)
+        value = split(_dense(cfg.hidden_size, cfg, self.dtype, "value")(x), rows, length)
         if self.last:  # one query per text: [B, 1, ...] against its row
             first = context["firsts"]  # [B], index into R * S
             x = x[first]
             row = first // length
-            query = split(_dense(cfg.hidden_size, cfg, "query")(x), -1, 1)
+            query = split(_dense(cfg.hidden_size, cfg, self.dtype, "query")(x), -1, 1)
             key, value = key[row], value[row]
             same = segments[row] == segments.reshape(-1)[first][:, None]
             mask = same[:, None, None, :]
         else:
-            query = split(_dense(cfg.hidden_size, cfg, "query")(x), rows, length)
+            query = split(_dense(cfg.hidden_size, cfg, self.dtype, "query")(x), rows, length)
             mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(cfg.hidden_size // heads)
-        weights = nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / np.sqrt(
+            cfg.hidden_size // heads
+        )
+        weights = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(self.dtype)
         weights = _dropout(self, weights, cfg.attention_probs_dropout_prob, frozen)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        out = _dropout(self, _dense(cfg.hidden_size, cfg, "out")(mixed), cfg.hidden_dropout_prob, frozen)
-        return _norm(cfg, "norm")(x + out)
+        out = _dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed), cfg.hidden_dropout_prob, frozen)
+        return _norm(cfg, self.dtype, "norm")(x + out)
 
 
 class MLP(nn.Module):
     """Two dense layers, residual, norm."""
 
     config: BertConfig
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        h = ACTIVATIONS[cfg.hidden_act](_dense(cfg.intermediate_size, cfg, "up")(x))
-        out = _dropout(self, _dense(cfg.hidden_size, cfg, "down")(h), cfg.hidden_dropout_prob, frozen)
-        return _norm(cfg, "norm")(x + out)
+        h = ACTIVATIONS[cfg.hidden_act](_dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
+        out = _dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
+        return _norm(cfg, self.dtype, "norm")(x + out)
 
 
 class Layer(nn.Module):
     config: BertConfig
+    dtype: Any = jnp.float32
     last: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        x = Attention(self.config, self.last, name="attention")(x, context, frozen)
-        return MLP(self.config, name="mlp")(x, context, frozen)
+        x = Attention(self.config, self.dtype, self.last, name="attention")(x, context, frozen)
+        return MLP(self.config, self.dtype, name="mlp")(x, context, frozen)
 
 
 class Head(nn.Module):
@@ -241,9 +249,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
-        pooled = jnp.tanh(_dense(self.config.hidden_size, self.config, "pooler")(x))
+        pooled = jnp.tanh(_dense(self.config.hidden_size, self.config, jnp.float32, "pooler")(x))
         pooled = _dropout(self, pooled, self.config.head_dropout, frozen)
-        return _dense(self.num_classes, self.config, "classifier")(pooled)
+        return _dense(self.num_classes, self.config, jnp.float32, "classifier")(pooled)
 
 
 @functools.cache  # equal layers have one function, and so share compiled code
@@ -255,18 +263,43 @@ def _apply(module: nn.Module) -> Callable:
     return apply
 
 
-def _modules(config: BertConfig) -> dict[str, nn.Module]:
-    layer = Layer(config)
-    layers = {f"layer_{i}": layer for i in range(config.num_hidden_layers - 1)}
-    return {"embeddings": Embeddings(config), **layers, f"layer_{config.num_hidden_layers - 1}": Layer(config, last=True)}
+def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32, granularity: Granularity = "layer") -> Network:
+    """The network: genes `embeddings`, `layer_0`, ...; pooler and classifier are the head.
 
-
-def make_bert(config: BertConfig, num_classes: int) -> Network:
-    """The network: genes `embeddings`, `layer_0`, ...; pooler and classifier are the head."""
-    last = f"layer_{config.num_hidden_layers - 1}"
-    stages = tuple(Stage(name, _apply(m), per_example=name == last) for name, m in _modules(config).items())
+    Args:
+      dtype: of activations and products; parameters, norms' statistics, softmax and the head stay in float32.
+      granularity: "sublayer" has the genes `layer_0/attention`, `layer_0/mlp`, ...; parameters go through `split_layers`.
+    """
+    modules: list[tuple[str, Any, bool]] = [("embeddings", Embeddings(config, dtype), False)]
+    for i in range(config.num_hidden_layers):
+        last = i == config.num_hidden_layers - 1
+        if granularity == "sublayer":
+            modules.append((f"layer_{i}/attention", Attention(config, dtype, last), last))
+            modules.append((f"layer_{i}/mlp", MLP(config, dtype), last))
+        else:
+            modules.append((f"layer_{i}", Layer(config, dtype, last), last))
     head: Any = Head(config, num_classes)
-    return Network(stages, _apply(head), classification)
+    return Network(tuple(Stage(name, _apply(m), last) for name, m, last in modules), _apply(head), classification)
+
+
+def split_layers(params: dict) -> dict:
+    """Parameters by half layers: "layer_0": {"attention": ..., "mlp": ...} becomes "layer_0/attention" and "layer_0/mlp"."""
+    split = {}
+    for name, tree in params.items():
+        split |= {f"{name}/{part}": tree[part] for part in ("attention", "mlp")} if name.startswith("layer_") else {name: tree}
+    return split
+
+
+def join_layers(params: dict) -> dict:
+    """The reverse of `split_layers`; leaves whole layers as they are."""
+    joined: dict = {}
+    for name, tree in params.items():
+        layer, _, part = name.partition("/")
+        if part:
+            joined.setdefault(layer, {})[part] = tree
+        else:
+            joined[layer] = tree
+    return joined
 
 
 def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
@@ -280,7 +313,8 @@ def init_params(key: Array, config: BertConfig, num_classes: int) -> dict:
     context = {"segments": index[None], "firsts": index}
     x: Any = {"ids": index, "positions": index, "types": index}
     params = {}
-    for name, module in _modules(config).items():
+    layers = {f"layer_{i}": Layer(config, last=i == config.num_hidden_layers - 1) for i in range(config.num_hidden_layers)}
+    for name, module in {"embeddings": Embeddings(config), **layers}.items():
         key, key_stage = jax.random.split(key)
         params[name] = module.init(key_stage, x, context, True)["params"]
         x = jnp.zeros((1, config.hidden_size))

@@ -1,0 +1,164 @@
+"""What a training step costs with a mask: seconds and floating-point operations, of gafreeze_jax and of PyTorch.
+
+    python benchmarks/cost_of_a_mask.py
+
+Needs torch. Takes about 6 minutes on 2 cores.
+
+Prints, for each mask, milliseconds of a step (forward, backward, clipping, AdamW), the median of some rounds in which both take
+turns on the CPU, and GFLOP of its matrix products. A step is 32 texts of 32 random tokens, so that there is no padding; the
+network is MiniLM with all its word vectors. Compiling is not timed, and what the frozen bottom makes of the texts has been
+kept, as it is in a search.
+"""
+
+# pyright: reportMissingImports=false
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytorch_bert
+import tyro
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from gafreeze_jax import report
+from gafreeze_jax.activations import Source
+from gafreeze_jax.data import tokens
+from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.population import Population, Run, adamw_recipe
+from gafreeze_jax.stages import Batch, Dataset
+
+MASKS = {
+    "train all": "0000000",
+    "embeddings frozen": "1000000",
+    "embeddings, layers 0-2 frozen": "1111000",
+    "embeddings, layers 0-4 frozen": "1111110",
+    "head only": "1111111",
+    "embeddings, layers 3-5 frozen": "1000111",
+}
+NUM_TEXTS, NUM_TOKENS, NUM_CLASSES = 32, 32, 2
+BLOCK = 3  # steps
+LEARNING_RATES = (1e-5, 1e-4)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time a training step with some masks, in gafreeze_jax and in PyTorch."""
+
+    rounds: int = 5
+    """Measurements of each mask, of which the median is reported."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products and activations; parameters are float32."""
+    out: Path | None = None
+    """JSON file to write."""
+
+
+def make_texts(num: int, vocabulary: int) -> tokens.Tokens:
+    ids = np.random.default_rng(0).integers(vocabulary, size=num * NUM_TOKENS, dtype=np.int32)
+    positions = np.tile(np.arange(NUM_TOKENS, dtype=np.int32), num)
+    inputs = {"ids": ids, "positions": positions, "types": np.zeros_like(ids)}
+    return tokens.Tokens(inputs, np.arange(num) * NUM_TOKENS, np.full(num, NUM_TOKENS))
+
+
+def seconds_per_step(train: Callable[[int], Any]) -> float:
+    """What `train(num_steps)` takes longer for three blocks than for one, so that all but the steps drops out."""
+    seconds = []
+    for num_steps in (BLOCK, 3 * BLOCK):
+        start = time.perf_counter()
+        train(num_steps)
+        seconds.append(time.perf_counter() - start)
+    return (seconds[1] - seconds[0]) / (2 * BLOCK)
+
+
+def step_flops(config: bert.BertConfig, genome: np.ndarray) -> float:
+    """Floating-point operations of the matrix products of a step of ours, from shapes.
+
+    Layers are run forwards from the lowest trainable one, and backwards down to it; its own input gets no gradient, and the
+    weights of frozen layers above it get none. The last layer is computed for the first token of each text only.
+    """
+    width, hidden, num_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    num_tokens = NUM_TEXTS * NUM_TOKENS
+    depth = int(np.append(genome, False).argmin())
+    any_below = depth <= num_layers
+    flops = 2.0 * NUM_TEXTS * ((2 + any_below) * width**2 + 3 * width * NUM_CLASSES)  # the head
+    for index in range(max(depth, 1), num_layers + 1):
+        num_queries = NUM_TEXTS if index == num_layers else num_tokens
+        projections = 2.0 * (num_queries + 2 * num_tokens) * width**2  # query, key, value
+        others = 2.0 * num_queries * (width**2 + 2 * width * hidden)
+        attention = 4.0 * num_queries * NUM_TOKENS * width
+        flops += 2 * (projections + others) + 3 * attention
+        if index == depth:
+            flops -= projections
+        if not genome[index]:
+            flops += projections + others
+    return flops
+
+
+def main(options: Options) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    folder = checkpoints.find_model("minilm")
+    config, params, _ = bert.load_bert(folder, jax.random.key(0), NUM_CLASSES)
+    examples = np.arange(3 * BLOCK * NUM_TEXTS).reshape(-1, NUM_TEXTS)
+    texts, one_text = make_texts(examples.size, config.vocab_size), make_texts(1, config.vocab_size)
+    labels = np.zeros(examples.size, np.int32)
+
+    finetuner = pytorch_bert.Finetuner(folder, params["head"], *LEARNING_RATES, options.dtype)
+    batches = pytorch_bert.pad_batches(texts, labels, examples)
+
+    members = Population(
+        bert.make_bert(config, NUM_CLASSES, dtype=jnp.dtype(options.dtype)),
+        params,
+        adamw_recipe(*LEARNING_RATES, len(examples)),
+        Source(Dataset(texts.inputs, labels), tokens.scoring_batches(texts)),
+        Source(Dataset(one_text.inputs, labels[:1]), tokens.scoring_batches(one_text)),
+    )
+    steps: Batch = tokens.pack_batches(texts, examples, NUM_TOKENS)
+
+    def train_ours(genome: np.ndarray, num_steps: int) -> None:
+        run = Run(params["head"], jax.tree.map(lambda leaf: leaf[:num_steps], steps), jax.random.key(0))
+        list(members.evaluate(genome[None], run))
+
+    genomes = {name: np.array([gene == "1" for gene in genes]) for name, genes in MASKS.items()}
+    ours: dict[str, list[float]] = {name: [] for name in genomes}
+    pytorch: dict[str, list[float]] = {name: [] for name in genomes}
+    for number in range(options.rounds + 1):
+        for name, genome in genomes.items():
+            ours[name].append(seconds_per_step(lambda num_steps, genome=genome: train_ours(genome, num_steps)))
+            pytorch[name].append(seconds_per_step(lambda num_steps, genome=genome: finetuner.fit(genome, batches[:num_steps])))
+        print(f"Round {number} of {options.rounds}" + ("" if number else ": compiling, not counted"), flush=True)
+
+    rows = {}
+    for name, genome in genomes.items():
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not see fused attention
+            finetuner.fit(genome, batches[:1])
+        rows[name] = {
+            "genome": MASKS[name],
+            "seconds": {"ours": ours[name][1:], "pytorch": pytorch[name][1:]},
+            "flops": {"ours": step_flops(config, genome), "pytorch": counter.get_total_flops()},
+        }
+    machine = pytorch_bert.describe_machine()
+    print_result(machine, rows)
+    if options.out is not None:
+        report.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "masks": rows})
+
+
+def print_result(machine: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
+    print(f"\n{pytorch_bert.machine_line(machine)}\n")
+    print(f"{'':38} {'ms a step':^25}   {'GFLOP a step':^25}")
+    print(f"{'':38} {'ours':>8} {'PyTorch':>8} {'ratio':>7}   {'ours':>8} {'PyTorch':>8} {'ratio':>7}")
+    for name, row in rows.items():
+        columns = []
+        for values, unit in ((row["seconds"], 1e3), (row["flops"], 1e-9)):
+            ours, pytorch = (float(np.median(values[side])) * unit for side in ("ours", "pytorch"))
+            columns.append(f"{ours:8.2f} {pytorch:8.2f} {pytorch / ours:7.2f}")
+        print(f"{name:30} {row['genome']} {'   '.join(columns)}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,169 @@
+"""The competitor: BERT fine-tuned with a mask of frozen layers, as a good PyTorch user would write it.
+
+Checkpoint, head, genes, learning rates, weight decay, clipping and dropout rates are those of gafreeze_jax, and
+tests/benchmarks/test_pytorch_bert.py checks that both train the same parameters. What PyTorch does better in another way it
+does in its own: texts of similar length form a batch and are padded to its longest, which wastes least; attention is
+scaled_dot_product_attention; AdamW is the fused one (26 ms for MiniLM's 22.7 M parameters, against 191 ms by default; torch
+2.13.0, one core of an AMD EPYC) and is given trainable parameters only; weights go back to the pretrained ones in place.
+
+Two things differ from gafreeze_jax. Frozen layers keep their dropout, as `model.train()` has it. And word vectors that no text
+uses are trained along, as nobody leaves them out by hand.
+"""
+
+# pyright: reportMissingImports=false
+
+import copy
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from torch.nn.utils import clip_grad_norm_
+from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
+
+from gafreeze_jax import report
+from gafreeze_jax.data.batches import NONE
+from gafreeze_jax.data.tokens import SCORING_BATCH, Tokens
+from gafreeze_jax.models import bert, checkpoints
+
+Batch = dict[str, torch.Tensor]
+
+
+def bucketed_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: int, num_epochs: int = 1) -> np.ndarray:
+    """Random batches of examples of similar length, in random order: [steps, batch_size], as `balanced_batches` gives them."""
+    num = len(lengths)
+    steps = -(-num // batch_size)
+    epochs = []
+    for _ in range(num_epochs):
+        order = rng.permutation(num)
+        order = order[np.argsort(lengths[order], kind="stable")]
+        filled = np.concatenate([order, np.full(steps * batch_size - num, NONE)])
+        epochs.append(rng.permutation(filled.reshape(steps, batch_size)))
+    return np.concatenate(epochs)
+
+
+def pad_batches(texts: Tokens, labels: np.ndarray, examples: np.ndarray) -> list[Batch]:
+    """What the model takes, each batch padded to its longest text. `examples`: [steps, batch_size], -1 = none."""
+    batches = []
+    for batch in examples:
+        batch = batch[batch != NONE]
+        starts, lengths = texts.starts[batch, None], texts.lengths[batch, None]
+        columns = np.arange(lengths.max())
+        real = columns < lengths
+        places = np.where(real, starts + columns, 0)
+        arrays = {
+            "input_ids": np.where(real, texts.inputs["ids"][places], 0),
+            "token_type_ids": np.where(real, texts.inputs["types"][places], 0),
+            "attention_mask": real,
+            "labels": labels[batch],
+        }
+        batches.append({name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()})
+    return batches
+
+
+def scoring_batches(texts: Tokens, labels: np.ndarray) -> list[Batch]:
+    """All texts once, sorted by length."""
+    return pad_batches(texts, labels, bucketed_batches(np.random.default_rng(0), texts.lengths, SCORING_BATCH))
+
+
+class Finetuner:
+    """A BERT that is fine-tuned again and again, each time from the pretrained weights.
+
+    Args:
+      folder: a checkpoint in the Hugging Face layout.
+      head: initial pooler and classifier, a tree of `bert.make_bert`.
+      learning_rate, head_learning_rate: highest ones, as for `population.adamw_recipe`.
+      dtype: bfloat16 = autocast.
+
+    Attributes:
+      model: holds the last member's weights.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        head: Any,
+        learning_rate: float,
+        head_learning_rate: float,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ):
+        transformers.logging.set_verbosity_error()  # it would say that the classifier is fresh
+        transformers.logging.disable_progress_bar()
+        tensors = checkpoints.from_tree({"head": head}, bert.CHECKPOINT_MAP)
+        self.model = BertForSequenceClassification.from_pretrained(
+            folder, num_labels=len(tensors["classifier.bias"]), attn_implementation="sdpa", dtype=torch.float32
+        )
+        self._genes = [self.model.bert.embeddings, *self.model.bert.encoder.layer]
+        head_modules = {name.split(".")[-1]: self.model.get_submodule(name) for name in ("bert.pooler", "classifier")}
+        self._head = torch.nn.ModuleDict(head_modules)
+        self._head.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()})
+        self._pretrained = copy.deepcopy(self.model.state_dict())
+        self._rates = (learning_rate, head_learning_rate)
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def fit(self, genome: np.ndarray, batches: Sequence[Batch]) -> float:
+        """Trains the pretrained model with a genome [G] and returns the mean loss."""
+        model = self.model
+        model.load_state_dict(self._pretrained)
+        for module, frozen in zip(self._genes, genome, strict=True):
+            module.requires_grad_(not frozen)
+        body = [parameter for module in self._genes for parameter in module.parameters() if parameter.requires_grad]
+        groups = [
+            {
+                "params": [parameter for parameter in parameters if (parameter.ndim > 1) == is_matrix],
+                "lr": rate,
+                "weight_decay": 0.01 if is_matrix else 0.0,
+            }
+            for parameters, rate in zip((body, list(self._head.parameters())), self._rates, strict=True)
+            for is_matrix in (True, False)
+        ]
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        num_steps = len(batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, max(1, num_steps // 10), num_steps)
+        trainable = [parameter for group in groups for parameter in group["params"]]
+        total = torch.zeros(())
+        model.train()
+        for batch in batches:
+            model.zero_grad()
+            with self._autocast:
+                loss = model(**batch).loss
+            loss.backward()
+            clip_grad_norm_(trainable, 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        return float(total) / num_steps
+
+    @torch.inference_mode()
+    def score(self, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Accuracy (a share) and mean loss of the model as it is."""
+        self.model.eval()
+        num, right, total = 0, 0, 0.0
+        for batch in batches:
+            with self._autocast:
+                output = self.model(**batch)
+            num += len(batch["labels"])
+            right += int((output.logits.argmax(-1) == batch["labels"]).sum())
+            total += float(output.loss) * len(batch["labels"])
+        return right / num, total / num
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores and versions."""
+    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "versions": report.versions() | {"torch": torch.__version__},
+    }
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The same for people."""
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "jax", "transformers"))
+    return f"{machine['processor']}, {machine['cores']} cores; {versions}"

@@ -1,0 +1,277 @@
+"""The same search by PyGAD with PyTorch and by gafreeze_jax, in turn on one machine's CPU.
+
+    python benchmarks/vs_pytorch.py --data FOLDER
+
+FOLDER has train, validation and test files, such as SST-2's. PyGAD's genetic algorithm drives PyTorch; after each generation
+gafreeze_jax does the same genomes. Needs torch and pygad. Takes about 15 minutes on 2 cores.
+
+Prints a line per generation, then the seconds of three arms, which genome each side found best, and its accuracies:
+
+- PyTorch, every member: a plain loop that trains every member of every generation. (PyGAD by itself would spare its elite.)
+- PyTorch, repeats not retrained: the seconds of each genome's first evaluation, summed. It needs no run of its own, as nothing
+  else would be done in it.
+- gafreeze_jax: genomes seen before are not evaluated again. Compiling is counted.
+
+Loading and tokenizing are not counted on either side. See pytorch_bert.py for what PyTorch does.
+"""
+
+# pyright: reportMissingImports=false
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pygad
+import pytorch_bert
+import torch
+import tyro
+
+from gafreeze_jax import masking, report
+from gafreeze_jax.activations import Source, score
+from gafreeze_jax.data import text, tokens
+from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.ledger import Evaluation, Ledger, genome_text
+from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.population import Population, Run, adamw_recipe
+from gafreeze_jax.search import Trained
+from gafreeze_jax.stages import Dataset
+
+BATCH_SIZE, MAX_TOKENS = 32, 64
+LEARNING_RATE, HEAD_LEARNING_RATE = 4e-4, 2e-3  # as in experiments/run_bert.py
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time the same search by PyGAD with PyTorch and by gafreeze_jax."""
+
+    data: str = "reviews"
+    """A folder with train, validation and test files, or what else run_bert.py takes."""
+    generations: int = 10
+    """Generations of PyGAD's genetic algorithm, the first one included."""
+    population: int = 12
+    """Members of a generation."""
+    train_examples: int = 256
+    """Train members on at most so many examples."""
+    validation_examples: int = 256
+    """Score members on at most so many examples."""
+    epochs: int = 2
+    """Passes through the training examples."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products and activations; parameters are float32."""
+    seed: int = 0
+    """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
+    out: Path | None = None
+    """JSON file to write."""
+
+
+class Task(NamedTuple):
+    """What both sides get: the pretrained model with a fresh head, texts and labels."""
+
+    folder: Path
+    config: bert.BertConfig
+    params: Any
+    data: text.TextData
+    train: tokens.Tokens
+    validation: tokens.Tokens
+    test: tokens.Tokens
+
+
+class Finetuned(NamedTuple):
+    """A member of PyTorch's, see `population.Member`."""
+
+    genome: np.ndarray
+    train_loss: float
+    accuracy: float
+    loss: float
+
+
+class Side(NamedTuple):
+    """How one side works.
+
+    Attributes:
+      evaluate: trains and scores genomes [P, G] bool.
+      test: accuracy on the test set of what `evaluate` gave last.
+    """
+
+    evaluate: Callable[[np.ndarray], Iterable[Trained]]
+    test: Callable[[Any], float]
+
+
+def load_task(options: Options) -> Task:
+    data = text.load_text(options.data, max_train=options.train_examples, max_validation=options.validation_examples)
+    folder = checkpoints.find_model("minilm")
+    config, params, _ = bert.load_bert(folder, jax.random.key(options.seed), len(data.label_names))
+    tokenizer = tokens.load_tokenizer(folder)
+    limits = {"max_tokens": MAX_TOKENS, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
+    splits = (tokens.tokenize(tokenizer, split.texts, **limits) for split in (data.train, data.validation, data.test))
+    return Task(folder, config, params, data, *splits)
+
+
+def make_pytorch(task: Task, options: Options) -> Side:
+    finetuner = pytorch_bert.Finetuner(task.folder, task.params["head"], LEARNING_RATE, HEAD_LEARNING_RATE, options.dtype)
+    rng = np.random.default_rng(options.seed)
+    examples = pytorch_bert.bucketed_batches(rng, task.train.lengths, BATCH_SIZE, options.epochs)
+    batches = pytorch_bert.pad_batches(task.train, task.data.train.labels, examples)
+    validation = pytorch_bert.scoring_batches(task.validation, task.data.validation.labels)
+    test = pytorch_bert.scoring_batches(task.test, task.data.test.labels)
+
+    def evaluate(genomes: np.ndarray) -> Iterable[Trained]:
+        for genome in genomes:
+            torch.manual_seed(options.seed)  # the same dropout for all members, and for one that comes again
+            train_loss = finetuner.fit(genome, batches)
+            yield Finetuned(genome, train_loss, *finetuner.score(validation))
+
+    return Side(evaluate, lambda member: finetuner.score(test)[0])
+
+
+def make_ours(task: Task, options: Options) -> Side:
+    dtype, num_classes = jnp.dtype(options.dtype), len(task.data.label_names)
+    ids = (task.train.inputs["ids"], task.validation.inputs["ids"])
+    config, params, used = bert.trim_vocabulary(task.config, task.params, *ids)
+    rng = np.random.default_rng(options.seed)
+    examples = balanced_batches(rng, task.train.lengths, BATCH_SIZE, options.epochs)
+    train, validation = (
+        Source(Dataset(tokens.renumber(texts, used), split.labels), tokens.scoring_batches(texts))
+        for texts, split in ((task.train, task.data.train), (task.validation, task.data.validation))
+    )
+    recipe = adamw_recipe(LEARNING_RATE, HEAD_LEARNING_RATE, len(examples))
+    members = Population(bert.make_bert(config, num_classes, dtype=dtype), params, recipe, train, validation)
+    run = Run(params["head"], tokens.pack_batches(task.train, examples), jax.random.key(options.seed))
+    network = bert.make_bert(task.config, num_classes, dtype=dtype)
+    test = Source(Dataset(task.test.inputs, task.data.test.labels), tokens.scoring_batches(task.test))
+    return Side(
+        lambda genomes: members.evaluate(genomes, run),
+        lambda member: score(network, bert.restore_vocabulary(member.params, used, task.params), test)[0],
+    )
+
+
+class Account:
+    """What a side has done, and in how many seconds.
+
+    Attributes:
+      ledger: the first evaluation of each genome.
+      seconds, num_evaluations: of all evaluations.
+    """
+
+    def __init__(self, side: Side, count_trainable: Callable[[np.ndarray], int]):
+        self.side, self.ledger, self.seconds, self.num_evaluations = side, Ledger(), 0.0, 0
+        self._count_trainable = count_trainable
+
+    def evaluate(self, genomes: np.ndarray, generation: int) -> float:
+        """Has genomes [P, G] evaluated, and returns the seconds."""
+        before = self.seconds
+        clock = time.perf_counter()
+        for member in self.side.evaluate(genomes):
+            seconds = time.perf_counter() - clock
+            self.seconds += seconds
+            self.num_evaluations += 1
+            if member.genome not in self.ledger:
+                scores = (member.accuracy, member.loss, member.train_loss)
+                num_trainable = self._count_trainable(member.genome)
+                self.ledger.add(Evaluation(genome_text(member.genome), generation, *scores, num_trainable, seconds))
+            clock = time.perf_counter()
+        return self.seconds - before
+
+    def best(self) -> dict[str, Any]:
+        """The fittest genome, its validation accuracy, and its test accuracy, for which it is trained once more."""
+        best = max(self.ledger, key=lambda evaluation: evaluation.fitness)
+        (member,) = self.side.evaluate(np.array([[gene == "1" for gene in best.genome]]))
+        return {"genome": best.genome, "validation_accuracy": best.accuracy, "test_accuracy": self.side.test(member)}
+
+
+class PlainGA(pygad.GA):
+    """PyGAD without its memory: `fitness_func` is given every generation as a whole, [P, G]."""
+
+    def cal_pop_fitness(self) -> np.ndarray:
+        return np.array(self.fitness_func(self, self.population, None))
+
+
+def main(options: Options) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    task = load_task(options)
+    genes = masking.make_genes(task.params, {"(embeddings)/.*": r"\1", r"(layer_\d+)/.*": r"\1", "head/.*": None})
+    pytorch, ours = (
+        Account(make(task, options), lambda genome: masking.count_trainable(task.params, genes, genome))
+        for make in (make_pytorch, make_ours)
+    )
+    generations: list[dict[str, Any]] = []
+
+    def evaluate(ga: pygad.GA, population: np.ndarray, _: None) -> list[float]:
+        number, genomes = len(generations) + 1, population.astype(bool)
+        new = ours.ledger.unseen(genomes)
+        seconds = {"pytorch": pytorch.evaluate(genomes, number), "ours": ours.evaluate(new, number)}
+        generations.append({"members": len(genomes), "new": len(new), "seconds": seconds})
+        print(
+            f"Generation {number}: PyTorch {seconds['pytorch']:.1f} s for {len(genomes)} members, "
+            f"gafreeze_jax {seconds['ours']:.1f} s for the {len(new)} that are new",
+            flush=True,
+        )
+        return [pytorch.ledger[genome].accuracy for genome in genomes]
+
+    PlainGA(
+        num_generations=options.generations - 1,  # PyGAD does not count the first one
+        sol_per_pop=options.population,
+        num_parents_mating=options.population // 2,
+        num_genes=len(genes),
+        gene_space=[0, 1],
+        gene_type=int,
+        fitness_func=evaluate,
+        parent_selection_type="tournament",
+        K_tournament=3,
+        keep_elitism=2,
+        crossover_type="uniform",
+        mutation_probability=1 / len(genes),
+        random_seed=options.seed,
+    ).run()
+
+    num_unique = len(ours.ledger)
+    totals = {
+        "PyTorch, every member": (pytorch.seconds, pytorch.num_evaluations),
+        "PyTorch, repeats not retrained": (sum(evaluation.seconds for evaluation in pytorch.ledger), num_unique),
+        "gafreeze_jax": (ours.seconds, ours.num_evaluations),
+    }
+    result = {
+        "options": dataclasses.asdict(options),
+        "machine": pytorch_bert.describe_machine(),
+        "pygad": pygad.__version__,
+        "unique_genomes": num_unique,
+        "arms": {
+            name: {
+                "seconds": seconds,
+                "evaluations": num,
+                "seconds_per_evaluation": seconds / num,
+                "times_ours": seconds / ours.seconds,
+            }
+            for name, (seconds, num) in totals.items()
+        },
+        "best": {"PyTorch": pytorch.best(), "gafreeze_jax": ours.best()},
+        "generations": generations,
+        "evaluations": {
+            "PyTorch": [evaluation._asdict() for evaluation in pytorch.ledger],
+            "gafreeze_jax": [evaluation._asdict() for evaluation in ours.ledger],
+        },
+    }
+    print_result(result)
+    if options.out is not None:
+        report.write_json(options.out, result)
+
+
+def print_result(result: dict[str, Any]) -> None:
+    print(f"\n{pytorch_bert.machine_line(result['machine'])}, pygad {result['pygad']}\n")
+    print(f"{'':30} {'seconds':>9} {'evaluations':>12} {'s each':>8} {'times ours':>11}")
+    for name, arm in result["arms"].items():
+        seconds = f"{arm['seconds']:9.1f} {arm['evaluations']:12} {arm['seconds_per_evaluation']:8.2f}"
+        print(f"{name:30} {seconds} {arm['times_ours']:11.2f}")
+    print(f"\n{'':30} {'best':>9} {'validation':>12} {'test':>8}")
+    for name, best in result["best"].items():
+        print(f"{name:30} {best['genome']:>9} {best['validation_accuracy']:12.4f} {best['test_accuracy']:8.4f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

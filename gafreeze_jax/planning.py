@@ -1,0 +1,220 @@
+"""Chooses how a population is trained, by timing a few real steps: members per call, steps per program, static or traced.
+
+The first plan tried is the likeliest one. Another is tried only while what it could save at most is more than what trying
+costs, so planning never takes much longer than what it wins.
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import jax
+import numpy as np
+
+from gafreeze_jax.activations import device_memory
+from gafreeze_jax.population import STAGE_BY_STAGE, TIMED_STEPS, Plan, Population, Run, in_order
+
+HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled stage, on slow CPU cores
+TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out stage by stage
+SHARE_OF_MEMORY = 0.6  # for the members of a call; data sets and activations may take a quarter
+GROWTH = 4  # of the members per call from one try to the next, each of which compiles
+WORTHWHILE = 0.1  # if more members saved less than this share per member, no more are tried
+NUM_TIMED = 3  # calls of each plan
+
+
+class Trial(NamedTuple):
+    """What trying a plan showed.
+
+    Attributes:
+      plan: what was tried.
+      compile_seconds: of all programs that were compiled.
+      num_timed: calls that were timed.
+      step_seconds: of a training step of one member, the mean over these calls; infinite if there was not enough memory.
+    """
+
+    plan: Plan
+    compile_seconds: float
+    num_timed: int
+    step_seconds: float
+
+
+class Choice(NamedTuple):
+    """The plan that was chosen, why, and all that was tried."""
+
+    plan: Plan
+    reason: str
+    trials: tuple[Trial, ...] = ()
+
+
+def as_json(choice: Choice, final: Plan) -> dict[str, Any]:
+    """What `result.json` says of the plan; `final` has fewer members if memory ran out."""
+    return {
+        "chosen": choice.plan._asdict(),
+        "final": final._asdict(),
+        "reason": choice.reason,
+        "trials": [trial._asdict() | {"plan": trial.plan._asdict()} for trial in choice.trials],
+    }
+
+
+def keep_compiled_programs() -> None:
+    """Has JAX keep compiled programs on disk, so that later runs needn't compile them again.
+
+    They lie in `$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`; a folder set by JAX's own
+    `JAX_COMPILATION_CACHE_DIR` takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "gafreeze_jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def parse(text: str) -> Plan:
+    """A plan from text such as `members=4,steps=0,freezing=static`; what is left out is as in `Plan()`.
+
+    Raises:
+      ValueError: if it is no such text.
+
+    >>> parse("members=8,steps=50,freezing=traced")
+    Plan(members=8, steps=50, freezing='traced')
+    """
+    kinds = get_args(get_type_hints(Plan)["freezing"])
+    plan = Plan()
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, value = part.partition("=")
+        if name in ("members", "steps") and value.isdecimal() and int(value) >= (name == "members"):
+            plan = plan._replace(**{name: int(value)})
+        elif name == "freezing" and value in kinds:
+            plan = plan._replace(freezing=value)
+        else:
+            raise ValueError(
+                f"plan {text!r}: expected auto, or members=N, steps=N (0 = stage by stage) and freezing={'|'.join(kinds)}, "
+                f"with commas between; got {part!r}"
+            )
+    if plan.steps == 0 and plan.freezing == "traced":
+        raise ValueError(f"plan {text!r}: stage by stage, masks are static; give steps=1 or more with freezing=traced")
+    return plan
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    members = "1 member" if plan.members == 1 else f"{plan.members} members"
+    if plan.steps == 0:
+        return f"{members} at a time, stage by stage"
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
+    return f"{members} at a time, {steps} a program, masks {plan.freezing}"
+
+
+def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluations: int) -> Choice:
+    """Chooses a plan for a search.
+
+    Args:
+      genomes: [P, G], of the first generation.
+      run: a few of its steps are trained, and forgotten.
+      num_evaluations: that are to come in all, at most.
+    """
+    start = time.perf_counter()
+    genomes = in_order(np.asarray(genomes, bool))
+    train_all = np.zeros((1, genomes.shape[1]), bool)
+    per_member = population.bytes_of_call(STAGE_BY_STAGE, train_all, run)
+    work = Work(
+        num_genes=genomes.shape[1],
+        num_steps=len(run.batches.examples),
+        num_evaluations=num_evaluations,
+        num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, len(genomes))),
+        tiny=population.flops_per_step(train_all[0], run) < TINY_FLOPS,
+        on_cpu=jax.default_backend() == "cpu",
+    )
+    trials: list[Trial] = []
+    for plan in candidates(work):
+        if not trials or possible_saving(work, trials, plan) > cost_of_trying(trials, plan):
+            trials.append(_try(population, plan, genomes, run))
+    best = min(trials, key=work.seconds)
+    tried = "the only plan tried" if len(trials) == 1 else f"the fastest of {len(trials)} plans tried"
+    memory = f"{work.num_members} of {len(genomes)} members fit" if work.num_members < len(genomes) else "all members fit"
+    reason = (
+        f"{tried}, in {time.perf_counter() - start:.1f} s: {best.step_seconds * 1e3:.3g} ms a member-step, "
+        f"{best.compile_seconds:.1f} s compiling; {memory}"
+    )
+    return Choice(best.plan, reason, tuple(trials))
+
+
+class Work(NamedTuple):
+    """What a search has to do.
+
+    Attributes:
+      num_genes, num_steps, num_evaluations: G; of one member; at most.
+      num_members: that fit the device's memory together.
+      tiny: whether handing out a step stage by stage takes longer than doing it.
+      on_cpu: where stacked members do not run faster than one by one, but for what is saved in handing out.
+    """
+
+    num_genes: int
+    num_steps: int
+    num_evaluations: int
+    num_members: int
+    tiny: bool
+    on_cpu: bool
+
+    def seconds(self, trial: Trial) -> float:
+        """How long the search would take with the plan of a trial; what that has compiled is there already."""
+        a_program_per_mask = trial.plan.steps > 0 and trial.plan.freezing == "static"
+        more_programs = max(0, math.ceil(self.num_evaluations / trial.plan.members) - trial.num_timed)
+        compiling = trial.compile_seconds / trial.num_timed * more_programs if a_program_per_mask else 0.0
+        return compiling + self.num_evaluations * self.num_steps * trial.step_seconds
+
+
+def candidates(work: Work) -> list[Plan]:
+    """Plans in the order in which they are considered, the likeliest one first."""
+    all_in_one = Plan(work.num_members, work.num_steps, "traced")
+    if work.tiny:
+        return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.num_steps, "static")]
+    if work.on_cpu:
+        return [Plan(), Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
+    stacked, members = [Plan()], GROWTH
+    while members < work.num_members:
+        stacked.append(Plan(members))
+        members *= GROWTH
+    if work.num_members > 1:
+        stacked.append(Plan(work.num_members))
+    return [*stacked, all_in_one]
+
+
+def possible_saving(work: Work, trials: Sequence[Trial], plan: Plan) -> float:
+    """Seconds that a plan can save at most, compared with the best one tried."""
+    best = min(trials, key=work.seconds)
+    rest = work.seconds(best)
+    handing_out = min(1.0, (3 * work.num_genes + 5) * HANDING_OUT_SECONDS / (best.plan.members * best.step_seconds))
+    if work.on_cpu or plan.members <= best.plan.members:
+        return rest * (handing_out if best.plan.steps == 0 else 1.0)
+    stacked = [trial.step_seconds for trial in trials if trial.plan.steps == plan.steps]
+    if len(stacked) > 1 and stacked[-1] > (1 - WORTHWHILE) * stacked[-2]:
+        return 0.0
+    return rest * (1 - best.plan.members / plan.members)
+
+
+def cost_of_trying(trials: Sequence[Trial], plan: Plan) -> float:
+    """Seconds that trying a plan takes, about: compiling as long as the last one did, and twice the steps."""
+    last = trials[-1]
+    return last.compile_seconds + 2 * NUM_TIMED * (plan.steps or TIMED_STEPS) * plan.members * min(
+        trial.step_seconds for trial in trials
+    )
+
+
+def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Run) -> Trial:
+    """Times calls from all over the sorted population."""
+    num_calls = math.ceil(len(genomes) / plan.members)
+    chosen = sorted({int(num_calls * (i + 0.5) / NUM_TIMED) for i in range(NUM_TIMED)})
+    compile_seconds = step_seconds = 0.0
+    for i in chosen:
+        own = genomes[i * plan.members : (i + 1) * plan.members]
+        try:
+            timing = population.time_steps(plan, own, run)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return Trial(plan, compile_seconds, len(chosen), math.inf)
+        compile_seconds += timing.compile_seconds
+        step_seconds += timing.step_seconds / plan.members / len(chosen)
+    return Trial(plan, compile_seconds, len(chosen), step_seconds)

@@ -1,0 +1,126 @@
+"""Plain networks: the ways to convolve and to pool agree, shapes are as said, bad sizes are refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gafreeze_jax import stages
+from gafreeze_jax.models import plain
+
+
+def random(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def values_and_gradients(function, cotangent, *arguments):
+    value, pullback = jax.vjp(function, *arguments)
+    return value, *pullback(cotangent)
+
+
+@pytest.mark.parametrize(("image", "channels"), [((6, 8, 1), 4), ((7, 5, 3), 2), ((1, 1, 2), 3), ((2, 9, 4), 1)])
+def test_convolutions_agree(image, channels):
+    arguments = jnp.array(random(3, *image)), jnp.array(random(3, 3, image[2], channels))
+    cotangent = jnp.array(random(3, *image[:2], channels))
+    product, expected = (
+        values_and_gradients(convolve, cotangent, *arguments) for convolve in (plain.convolve_by_product, plain.convolve_by_xla)
+    )
+    for ours, theirs in zip(product, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_agree_for_stacked_members():
+    x, kernels = random(4, 2, 6, 6, 3), random(4, 3, 3, 3, 5)
+    product, expected = (jax.vmap(convolve)(x, kernels) for convolve in (plain.convolve_by_product, plain.convolve_by_xla))
+    np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "convolve"), [("cpu", "convolve_by_product"), ("gpu", "convolve_by_xla")])
+def test_the_backend_decides_how_to_convolve(backend, convolve, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(plain, convolve, lambda x, kernel: "chosen")
+    assert plain.convolve(jnp.zeros((1, 2, 2, 1)), jnp.zeros((3, 3, 1, 1))) == "chosen"
+
+
+@pytest.mark.parametrize("image", [(4, 6), (5, 7), (2, 3)])
+def test_pooling_equals_that_of_xla(image):
+    def reduce_window(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    x, cotangent = jnp.array(random(2, *image, 3)), jnp.array(random(2, image[0] // 2, image[1] // 2, 3))
+    ours, theirs = (values_and_gradients(pool, cotangent, x) for pool in (plain.max_pool, reduce_window))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+NETWORKS = {
+    "dense": (plain.make_dense([10, 32, 16, 8, 3]), (10,), ("dense_0", "dense_1", "dense_2"), 3),
+    "cnn": (plain.make_cnn((9, 12, 2), (4, 6), 16, 5), (9, 12, 2), ("conv_0", "conv_1", "dense"), 5),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes(name):
+    (network, shapes), inputs, genes, num_classes = NETWORKS[name]
+    params = plain.init_params(jax.random.key(0), shapes)
+    assert network.names == genes
+    assert tuple(params) == tuple(shapes) == (*genes, "head")
+    assert {stage: layer["kernel"].shape for stage, layer in params.items()} == shapes
+    assert all(layer["bias"].shape == layer["kernel"].shape[-1:] for layer in params.values())
+    differentiate = stages.value_and_grad(network, [False] * len(genes))
+    _, gradients, _ = differentiate(params, random(4, *inputs), jnp.zeros(4, int), jnp.ones(4), {})
+    assert jax.tree.map(np.shape, gradients) == jax.tree.map(np.shape, params)
+    x = random(4, *inputs)
+    for stage in network.stages:
+        x = stage.apply(params[stage.name], x, {}, frozen=True, key=None)
+    assert network.head(params["head"], x, {}, frozen=True, key=None).shape == (4, num_classes)
+
+
+def test_equal_stages_share_their_function():
+    (dense, _), (cnn, _) = NETWORKS["dense"][0], NETWORKS["cnn"][0]
+    assert len({stage.apply for stage in dense.stages} | {cnn.stages[-1].apply}) == 1
+    assert len({stage.apply for stage in cnn.stages[:-1]}) == 1
+    assert dense == plain.make_dense([10, 32, 16, 8, 3])[0]
+
+
+def test_initial_parameters_are_he_normal():
+    shapes = plain.make_cnn((16, 16, 8), (64, 64), 128, 10)[1]
+    params = plain.init_params(jax.random.key(0), shapes)
+    for name, layer in params.items():
+        kernel = layer["kernel"]
+        assert kernel.dtype == layer["bias"].dtype == np.float32
+        assert kernel.std() == pytest.approx(np.sqrt(2 / np.prod(shapes[name][:-1])), rel=0.05)
+        assert not layer["bias"].any()
+    again, other = (plain.init_params(jax.random.key(seed), shapes) for seed in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert not np.array_equal(params["conv_0"]["kernel"], other["conv_0"]["kernel"])
+
+
+BAD_DENSE = {
+    "positive integers, at least one; got sizes: []": [],
+    "positive integers, at least one; got sizes: [10, 0, 3]": [10, 0, 3],
+    "at least one hidden layer and of the classes, got [10, 3]": [10, 3],
+}
+
+
+@pytest.mark.parametrize("message", BAD_DENSE)
+def test_bad_sizes_of_dense_networks(message):
+    with pytest.raises(ValueError, match="sizes must be") as error:
+        plain.make_dense(BAD_DENSE[message])
+    assert message in str(error.value)
+
+
+BAD_CNN = {
+    "got channels: []": ((8, 8, 1), [], 4, 3),
+    "got channels: [4, 0]; num_classes: [-1]": ((8, 8, 1), [4, 0], 4, -1),
+    "got dense: [0]": ((8, 8, 1), [4], 0, 3),
+    "got image: [8, 0, 1]": ((8, 0, 1), [4], 4, 3),
+    "image must be height, width and channels, got (8, 8)": ((8, 8), [4], 4, 3),
+    "an image of 8 x 3 cannot be halved 2 times; take fewer convolutions": ((8, 3, 1), [4, 4], 4, 3),
+}
+
+
+@pytest.mark.parametrize("message", BAD_CNN)
+def test_bad_sizes_of_convolutional_networks(message):
+    with pytest.raises(ValueError, match=r"image|sizes") as error:
+        plain.make_cnn(*BAD_CNN[message])
+    assert message in str(error.value)

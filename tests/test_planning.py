@@ -1,0 +1,100 @@
+"""The plan: what is tried, what is chosen, and what a call takes of memory."""
+
+import jax
+import numpy as np
+import pytest
+import test_population as tasks
+
+from gafreeze_jax import planning, population
+from gafreeze_jax.planning import Trial, Work
+from gafreeze_jax.population import Plan
+
+BIG = Work(num_genes=7, num_steps=24, num_evaluations=60, num_members=8, tiny=False, on_cpu=True)
+STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        ("members=4", Plan(4)),
+        ("steps=10, members=2", Plan(2, 10)),
+        ("members=8,steps=50,freezing=traced", Plan(8, 50, "traced")),
+    ],
+)
+def test_plans_are_read(text, plan):
+    assert planning.parse(text) == plan
+
+
+@pytest.mark.parametrize("text", ["members=0", "members=-1", "steps=x", "freezing=maybe", "fast", "members", "freezing=traced"])
+def test_bad_plans_are_refused(text):
+    with pytest.raises(ValueError, match="plan"):
+        planning.parse(text)
+
+
+def test_on_a_cpu_a_large_network_is_not_worth_a_second_try():
+    _, *others = planning.candidates(BIG)
+    assert all(planning.possible_saving(BIG, [STAGED], plan) < planning.cost_of_trying([STAGED], plan) for plan in others[:2])
+
+
+def test_on_an_accelerator_members_are_stacked_while_it_helps():
+    work = BIG._replace(on_cpu=False, num_members=64)
+    assert [plan.members for plan in planning.candidates(work) if plan.steps == 0] == [1, 4, 16, 64]
+    helped = [STAGED, STAGED._replace(plan=Plan(4), step_seconds=0.1)]
+    did_not = [STAGED, STAGED._replace(plan=Plan(4), step_seconds=0.29)]
+    assert planning.possible_saving(work, helped, Plan(16)) > 0
+    assert planning.possible_saving(work, did_not, Plan(16)) == 0
+
+
+def test_static_programs_of_whole_steps_are_paid_for_every_mask():
+    trial = Trial(Plan(1, 1, "static"), compile_seconds=30, num_timed=3, step_seconds=0.3)
+    assert BIG.seconds(trial) == pytest.approx(10 * 57 + 60 * 24 * 0.3)
+
+
+def test_a_tiny_network_runs_all_members_in_one_program():
+    task = tasks.TASKS["convolutional"]
+    members = tasks.make_population(task, tasks.RECIPES["sgd"])
+    choice = planning.choose(members, tasks.ALL_MASKS, tasks.make_run(task), num_evaluations=50)
+    assert choice.plan == Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+def test_the_memory_of_a_call_is_what_xla_says(num_members):
+    task = tasks.TASKS["bert"]
+    members, run, genomes = (
+        tasks.make_population(task, tasks.RECIPES["sgd"]),
+        tasks.make_run(task),
+        tasks.ALL_MASKS[:num_members],
+    )
+    (call,) = population.make_calls(Plan(num_members, 1), task[0], genomes)
+    xla = members._lower(call, run).compile().memory_analysis()
+    ours = members.bytes_of_call(Plan(num_members), genomes, run)
+    assert ours == pytest.approx(xla.argument_size_in_bytes + xla.temp_size_in_bytes, rel=0.25)
+
+
+def test_a_call_that_runs_out_of_memory_is_halved_and_tried_again(monkeypatch):
+    task = tasks.TASKS["convolutional"]
+    members = tasks.make_population(task, tasks.RECIPES["sgd"], plan=Plan(4))
+    fit = members._fit
+
+    def limited(call, *arguments):
+        if call.size > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return fit(call, *arguments)
+
+    monkeypatch.setattr(members, "_fit", limited)
+    with pytest.warns(UserWarning, match="going on with 2 members"):
+        trained = list(members.evaluate(tasks.ALL_MASKS, tasks.make_run(task)))
+    assert sorted(tuple(member.genome) for member in trained) == sorted(map(tuple, tasks.ALL_MASKS))
+    assert members.plan == Plan(2)
+
+
+def test_a_member_that_does_not_fit_is_an_error(monkeypatch):
+    task = tasks.TASKS["convolutional"]
+    members = tasks.make_population(task, tasks.RECIPES["sgd"])
+
+    def exhausted(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(members, "_fit", exhausted)
+    with pytest.raises(MemoryError, match="smaller batches"):
+        list(members.evaluate(np.zeros((1, 3), bool), tasks.make_run(task)))
