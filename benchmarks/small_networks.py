@@ -45,7 +45,7 @@ import torch
 import tyro
 from torch import nn
 
-from gafreeze_jax import report
+from gafreeze_jax import planning, report
 from gafreeze_jax.activations import Source
 from gafreeze_jax.data.batches import NONE, balanced_batches
 from gafreeze_jax.ledger import genome_text
@@ -250,6 +250,7 @@ def run_ours(task: Task, recipe: Recipe, generations: Sequence[np.ndarray]) -> l
     start = time.perf_counter()
     population = Population(task.network, task.params, recipe, make_source(task.train), make_source(task.validation))
     run = Run(task.params["head"], make_batches(task.batches), jax.random.key(0))
+    population.plan = planning.choose(population, generations[0], run, sum(map(len, generations))).plan
     done: dict[str, Evaluation] = {}
     for genomes in generations:
         new = {genome_text(genome): genome for genome in genomes if genome_text(genome) not in done}

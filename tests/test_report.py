@@ -38,7 +38,7 @@ def test_a_mask_in_words(genome, words):
 
 def test_the_two_lines_of_a_generation(capsys):
     with report.Display(num_evaluations=4, num_steps=3) as display:
-        display.step(2)
+        display.steps(2)
         display.generation(Generation(1, Evaluation("010", 1, 0.85, 0.4, 0.3, 5, 1.0), 4, 0, np.zeros(3)))
     assert capsys.readouterr().out == "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n"
 
