@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
 
 from gafreeze_jax import report
-from gafreeze_jax.data.batches import NONE
+from gafreeze_jax.data.batches import NONE, orders_by_length
 from gafreeze_jax.data.tokens import SCORING_BATCH, Tokens
 from gafreeze_jax.models import bert, checkpoints
 
@@ -38,9 +38,7 @@ def bucketed_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: 
     num = len(lengths)
     steps = -(-num // batch_size)
     epochs = []
-    for _ in range(num_epochs):
-        order = rng.permutation(num)
-        order = order[np.argsort(lengths[order], kind="stable")]
+    for order in orders_by_length(rng, lengths, num_epochs):
         filled = np.concatenate([order, np.full(steps * batch_size - num, NONE)])
         epochs.append(rng.permutation(filled.reshape(steps, batch_size)))
     return np.concatenate(epochs)

@@ -163,9 +163,12 @@ class Activations:
     def _bytes(self, depth: int) -> int:
         return self._shapes[depth].size * self._shapes[depth].dtype.itemsize
 
+    def _kept_below(self, depth: int) -> int:
+        return max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
+
     def _worth(self, depth: int) -> float:
         """Stages that keeping this depth saves, times its expected uses, per byte."""
-        below = max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
+        below = self._kept_below(depth)
         return self._expected_uses.get(depth, 0) * (depth - below) / self._bytes(depth)
 
     def _keep(self, depth: int, array: AnyArray, hold: int, level: int = 0) -> None:
@@ -182,7 +185,7 @@ class Activations:
 
     def _compute(self, depth: int) -> dict[int, AnyArray]:
         """The inputs of the stage at `depth`, and of those passed on the way for which there is room."""
-        below = max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
+        below = self._kept_below(depth)
         room = self._budget.device - self.num_bytes.device - self._bytes(depth)
         outputs: dict[int, AnyArray] = {depth: self._empty(depth)}
         for passed in range(depth - 1, below, -1):

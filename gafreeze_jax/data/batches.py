@@ -1,8 +1,17 @@
 """Which examples form each batch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 NONE = -1  # fills batches that are not full
+
+
+def orders_by_length(rng: np.random.Generator, lengths: np.ndarray, num_epochs: int) -> Iterator[np.ndarray]:
+    """For every epoch all N examples by length, those of equal length in random order."""
+    for _ in range(num_epochs):
+        order = rng.permutation(len(lengths))
+        yield order[np.argsort(lengths[order], kind="stable")]
 
 
 def balanced_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: int, num_epochs: int = 1) -> np.ndarray:
@@ -20,9 +29,7 @@ def balanced_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: 
     num = len(lengths)
     steps = -(-num // batch_size)
     epochs = []
-    for _ in range(num_epochs):
-        order = rng.permutation(num)
-        order = order[np.argsort(lengths[order], kind="stable")]
+    for order in orders_by_length(rng, lengths, num_epochs):
         strata = np.concatenate([np.full(steps * batch_size - num, NONE), order]).reshape(batch_size, steps)
         epochs.append(rng.permuted(strata, axis=1).T)
     return np.concatenate(epochs)
