@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from gafreeze_jax.activations import device_memory
-from gafreeze_jax.population import STAGE_BY_STAGE, TIMED_STEPS, Plan, Population, Run, in_order
+from gafreeze_jax.population import STAGE_BY_STAGE, TIMED_STEPS, Plan, Population, Run, in_order, ran_out_of_memory
 
 HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled stage, on slow CPU cores
 TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out stage by stage
@@ -212,7 +212,7 @@ def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Run) -> T
         try:
             timing = population.time_steps(plan, own, run)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not ran_out_of_memory(error):
                 raise
             return Trial(plan, compile_seconds, len(chosen), math.inf)
         compile_seconds += timing.compile_seconds

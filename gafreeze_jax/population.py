@@ -110,6 +110,11 @@ class Plan(NamedTuple):
 STAGE_BY_STAGE = Plan()
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether XLA says so."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def in_order(genomes: np.ndarray) -> np.ndarray:
     """Genomes [P, G] sorted: deepest first, as they cost least, and then so that neighbours agree in many genes."""
     return genomes[np.lexsort(genomes.T[::-1])[::-1]]
@@ -165,7 +170,7 @@ class Population:
                     params, train_loss = self._fit(call, run, self.plan.steps, self._on_steps)
                     accuracy, loss = self._score(call, params)
                 except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
+                    if not ran_out_of_memory(error):
                         raise
                     self._take_fewer_members(error)
                     break  # and cut what is waiting anew
