@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.models import checkpoints
+from gafreeze_jax.models import checkpoints, layers
 from gafreeze_jax.stages import Network, Stage, classification
 
 Granularity = Literal["layer", "sublayer"]
@@ -147,23 +147,12 @@ def read_config(folder: Path) -> BertConfig:
     return BertConfig(**values)
 
 
-def _dense(features: int, config: BertConfig, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+def _dense(features: int, config: BertConfig, dtype: Any, name: str) -> layers.Dense:
+    return layers.Dense(features, dtype, config.initializer_range, name=name)
 
 
 def _norm(config: BertConfig, dtype: Any, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
-
-
-def _dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
-    """Inverted dropout; none where `frozen` (a bool or a traced one) or where no key was given (scoring)."""
-    # Two decisions of 16 bits from each random word: generating the words is what costs.
-    keep = round((1 - rate) * 2**16)
-    if frozen is True or keep == 2**16 or not module.has_rng("dropout"):
-        return x
-    words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 2),), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(frozen, x, jnp.where(halves < keep, x / (1 - rate), 0))
 
 
 class Embeddings(nn.Module):
@@ -177,7 +166,7 @@ class Embeddings(nn.Module):
         position = self.param("position", init, (cfg.max_position_embeddings, cfg.hidden_size))
         kind = self.param("type", init, (cfg.type_vocab_size, cfg.hidden_size))
         h = word[x["ids"]] + position[x["positions"]] + kind[x["types"]]
-        return _dropout(self, _norm(cfg, self.dtype, "norm")(h), cfg.hidden_dropout_prob, frozen)
+        return layers.dropout(self, _norm(cfg, layers.activation_dtype(self.dtype), "norm")(h), cfg.hidden_dropout_prob, frozen)
 
 
 class Attention(nn.Module):
@@ -209,11 +198,11 @@ class Attention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / np.sqrt(
             cfg.hidden_size // heads
         )
-        weights = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(self.dtype)
-        weights = _dropout(self, weights, cfg.attention_probs_dropout_prob, frozen)
+        weights = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(x.dtype)
+        weights = layers.dropout(self, weights, cfg.attention_probs_dropout_prob, frozen)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        out = _dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed), cfg.hidden_dropout_prob, frozen)
-        return _norm(cfg, self.dtype, "norm")(x + out)
+        out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed), cfg.hidden_dropout_prob, frozen)
+        return _norm(cfg, x.dtype, "norm")(x + out)
 
 
 class MLP(nn.Module):
@@ -226,8 +215,8 @@ class MLP(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         h = ACTIVATIONS[cfg.hidden_act](_dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
-        out = _dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
-        return _norm(cfg, self.dtype, "norm")(x + out)
+        out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
+        return _norm(cfg, x.dtype, "norm")(x + out)
 
 
 class Layer(nn.Module):
@@ -250,7 +239,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
         pooled = jnp.tanh(_dense(self.config.hidden_size, self.config, jnp.float32, "pooler")(x))
-        pooled = _dropout(self, pooled, self.config.head_dropout, frozen)
+        pooled = layers.dropout(self, pooled, self.config.head_dropout, frozen)
         return _dense(self.num_classes, self.config, jnp.float32, "classifier")(pooled)
 
 
@@ -267,7 +256,7 @@ def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32,
     """The network: genes `embeddings`, `layer_0`, ...; pooler and classifier are the head.
 
     Args:
-      dtype: of activations and products; parameters, norms' statistics, softmax and the head stay in float32.
+      dtype: of products, and of activations where that is faster; all parameters, sums, softmax and the head are float32.
       granularity: "sublayer" has the genes `layer_0/attention`, `layer_0/mlp`, ...; parameters go through `split_layers`.
     """
     modules: list[tuple[str, Any, bool]] = [("embeddings", Embeddings(config, dtype), False)]
@@ -313,8 +302,8 @@ def init_params(key: Array, config: BertConfig, num_classes: int) -> dict:
     context = {"segments": index[None], "firsts": index}
     x: Any = {"ids": index, "positions": index, "types": index}
     params = {}
-    layers = {f"layer_{i}": Layer(config, last=i == config.num_hidden_layers - 1) for i in range(config.num_hidden_layers)}
-    for name, module in {"embeddings": Embeddings(config), **layers}.items():
+    modules = {f"layer_{i}": Layer(config, last=i == config.num_hidden_layers - 1) for i in range(config.num_hidden_layers)}
+    for name, module in {"embeddings": Embeddings(config), **modules}.items():
         key, key_stage = jax.random.split(key)
         params[name] = module.init(key_stage, x, context, True)["params"]
         x = jnp.zeros((1, config.hidden_size))

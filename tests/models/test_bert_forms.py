@@ -1,5 +1,7 @@
 """The same BERT by half layers, and computed in bfloat16."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import test_population as tasks
 
 from gafreeze_jax.activations import score
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import bert, layers
 
 CONFIG = bert.BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
@@ -33,3 +35,26 @@ def test_bfloat16_computes_nearly_the_same_and_leaves_parameters_in_float32():
     population = tasks.make_population(task, tasks.RECIPES["sgd"])
     (member,) = population.evaluate(np.array([[True, False, False]]), tasks.make_run(task))
     assert {leaf.dtype for leaf in jax.tree.leaves(member.params)} == {np.dtype("float32")}
+
+
+def test_bfloat16_products_have_gradients_as_in_float32_but_for_rounding():
+    x, kernel, cotangent = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((64, 8), (8, 12), (64, 12))))
+    product = functools.partial(layers.product, jnp.dtype("bfloat16"))
+    _, pullback = jax.vjp(product, x, kernel)
+    for got, expected in zip(pullback(cotangent), (cotangent @ kernel.T, x.T @ cotangent), strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, atol=0.02 * float(jnp.abs(expected).max()))
+        assert (got != expected).any()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("x", (8, 12)), ("kernel", (8, 64))])
+def test_bfloat16_products_keep_only_what_the_gradient_needs(name, expected):
+    x, kernel = jnp.ones((64, 8)), jnp.ones((8, 12))
+    arguments = {"x": x, "kernel": kernel}
+
+    def of_one(value):
+        return layers.product(jnp.dtype("bfloat16"), **(arguments | {name: value}))
+
+    _, pullback = jax.vjp(of_one, arguments[name])
+    kept = {leaf.shape for leaf in jax.tree.leaves(pullback) if leaf.ndim}
+    assert kept == {expected}
