@@ -151,8 +151,8 @@ def _dense(features: int, config: BertConfig, dtype: Any, name: str) -> layers.D
     return layers.Dense(features, dtype, config.initializer_range, name=name)
 
 
-def _norm(config: BertConfig, dtype: Any, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
+def _norm(config: BertConfig, dtype: Any, name: str) -> nn.Module:
+    return nn.remat(nn.LayerNorm)(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class Embeddings(nn.Module):
@@ -214,7 +214,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        h = ACTIVATIONS[cfg.hidden_act](_dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
+        activate = jax.checkpoint(
+            ACTIVATIONS[cfg.hidden_act]
+        )  # computing it again is as fast as keeping what its gradient needs
+        h = activate(_dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
         out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
         return _norm(cfg, x.dtype, "norm")(x + out)
 

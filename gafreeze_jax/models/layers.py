@@ -45,8 +45,8 @@ def product(dtype: Any, x: Array, kernel: Array) -> Array:
     return _dot(x.astype(dtype), kernel.astype(dtype)).astype(x.dtype)
 
 
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+def _dot(a: Array, b: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
+    return jax.lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _product_forward(dtype, x, kernel):
@@ -62,7 +62,7 @@ def _product_backward(dtype, residuals, cotangent):
     if isinstance(cotangent, SymbolicZero):
         return None, None
     cotangent = cotangent.astype(dtype)
-    of_x = None if kernel is None else _dot(cotangent, kernel.T).astype(like_x.dtype)
+    of_x = None if kernel is None else _dot(cotangent, kernel, (1, 1)).astype(like_x.dtype)
     of_kernel = None if transposed_x is None else _dot(transposed_x, cotangent)
     return of_x, of_kernel
 
