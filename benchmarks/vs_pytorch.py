@@ -10,7 +10,7 @@ Prints a line per generation, then the seconds of three arms, which genome each 
 - PyTorch, every member: a plain loop that trains every member of every generation. (PyGAD by itself would spare its elite.)
 - PyTorch, repeats not retrained: the seconds of each genome's first evaluation, summed. It needs no run of its own, as nothing
   else would be done in it.
-- gafreeze_jax: genomes seen before are not evaluated again. Compiling is counted.
+- gafreeze_jax: genomes seen before are not evaluated again. Compiling and choosing a plan are counted.
 
 Loading and tokenizing are not counted on either side. See pytorch_bert.py for what PyTorch does.
 """
@@ -32,7 +32,7 @@ import pytorch_bert
 import torch
 import tyro
 
-from gafreeze_jax import masking, report
+from gafreeze_jax import masking, planning, report
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
@@ -56,7 +56,7 @@ class Options:
     """Generations of PyGAD's genetic algorithm, the first one included."""
     population: int = 12
     """Members of a generation."""
-    train_examples: int = 256
+    train_examples: int = 512
     """Train members on at most so many examples."""
     validation_examples: int = 256
     """Score members on at most so many examples."""
@@ -145,8 +145,17 @@ def make_ours(task: Task, options: Options) -> Side:
     run = Run(params["head"], tokens.pack_batches(task.train, examples), jax.random.key(options.seed))
     network = bert.make_bert(task.config, num_classes, dtype=dtype)
     test = Source(Dataset(task.test.inputs, task.data.test.labels), tokens.scoring_batches(task.test))
+    chosen: list[planning.Choice] = []
+
+    def evaluate(genomes: np.ndarray) -> Iterable[Trained]:
+        if not chosen:
+            chosen.append(planning.choose(members, genomes, run, options.population * options.generations))
+            members.plan = chosen[0].plan
+            print(f"Plan: {planning.describe(members.plan)} ({chosen[0].reason})", flush=True)
+        return members.evaluate(genomes, run)
+
     return Side(
-        lambda genomes: members.evaluate(genomes, run),
+        evaluate,
         lambda member: score(network, bert.restore_vocabulary(member.params, used, task.params), test)[0],
     )
 

@@ -63,8 +63,9 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
     plan: str = "auto"
-    """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static: how many are stacked in a
-    call, how many steps a compiled program does (0 = it does a layer), and whether masks are compiled in or traced."""
+    """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
+    in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
+    many calls run at the same time."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None

@@ -7,6 +7,7 @@ lowest trainable stage every member computes the same.
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -99,6 +100,7 @@ class Activations:
         self._tiers: tuple[dict[int, AnyArray], ...] = ({}, {})  # by depth: on the device, on the host
         self._expected_uses: dict[int, float] = {}
         self._shapes = self._boundary_shapes()
+        self._lock = threading.RLock()  # several calls may ask at the same time
 
     def expect(self, depths: Iterable[int]) -> None:
         """Says for which depths inputs will be asked for next. Earlier expectations count half each time."""
@@ -112,17 +114,18 @@ class Activations:
         Returns:
           The stage's index and the array: of JAX if it is on the device, else of numpy.
         """
-        while depth > 0 and self._bytes(depth) > max(self._budget):
-            depth -= 1
-        if depth == 0:
-            return 0, self._data.inputs
-        on_device, on_host = self._tiers
-        if depth in on_host and self._bytes(depth) <= self._budget.device:
-            self._keep(depth, on_host.pop(depth), hold=depth)
-        elif depth not in on_device and depth not in on_host:
-            for computed, array in self._compute(depth).items():
-                self._keep(computed, array, hold=depth)
-        return depth, on_device[depth] if depth in on_device else on_host[depth]
+        with self._lock:
+            while depth > 0 and self._bytes(depth) > max(self._budget):
+                depth -= 1
+            if depth == 0:
+                return 0, self._data.inputs
+            on_device, on_host = self._tiers
+            if depth in on_host and self._bytes(depth) <= self._budget.device:
+                self._keep(depth, on_host.pop(depth), hold=depth)
+            elif depth not in on_device and depth not in on_host:
+                for computed, array in self._compute(depth).items():
+                    self._keep(computed, array, hold=depth)
+            return depth, on_device[depth] if depth in on_device else on_host[depth]
 
     def blocks(self, depth: int, inputs: PyTree, batches: Batch | None = None, num_steps: int | None = None) -> Iterator[Block]:
         """Blocks of steps over what `inputs` gave for a depth.

@@ -20,7 +20,8 @@ HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled stage, on s
 TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out stage by stage
 SHARE_OF_MEMORY = 0.6  # for the members of a call; data sets and activations may take a quarter
 GROWTH = 4  # of the members per call from one try to the next, each of which compiles
-WORTHWHILE = 0.1  # if more members saved less than this share per member, no more are tried
+GROWTH_OF_CALLS = 2  # of the calls at the same time, which compile nothing
+WORTHWHILE = 0.1  # if more members at the same time saved less than this share per member, no more are tried
 NUM_TIMED = 3  # calls of each plan
 
 
@@ -30,7 +31,7 @@ class Trial(NamedTuple):
     Attributes:
       plan: what was tried.
       compile_seconds: of all programs that were compiled.
-      num_timed: calls that were timed.
+      num_timed: times that members were timed.
       step_seconds: of a training step of one member, the mean over these calls; infinite if there was not enough memory.
     """
 
@@ -77,20 +78,20 @@ def parse(text: str) -> Plan:
       ValueError: if it is no such text.
 
     >>> parse("members=8,steps=50,freezing=traced")
-    Plan(members=8, steps=50, freezing='traced')
+    Plan(members=8, steps=50, freezing='traced', calls=1)
     """
     kinds = get_args(get_type_hints(Plan)["freezing"])
     plan = Plan()
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, value = part.partition("=")
-        if name in ("members", "steps") and value.isdecimal() and int(value) >= (name == "members"):
+        if name in ("members", "steps", "calls") and value.isdecimal() and int(value) >= (name != "steps"):
             plan = plan._replace(**{name: int(value)})
         elif name == "freezing" and value in kinds:
             plan = plan._replace(freezing=value)
         else:
             raise ValueError(
-                f"plan {text!r}: expected auto, or members=N, steps=N (0 = stage by stage) and freezing={'|'.join(kinds)}, "
-                f"with commas between; got {part!r}"
+                f"plan {text!r}: expected auto, or members=N, steps=N (0 = stage by stage), freezing={'|'.join(kinds)} and "
+                f"calls=N, with commas between; got {part!r}"
             )
     if plan.steps == 0 and plan.freezing == "traced":
         raise ValueError(f"plan {text!r}: stage by stage, masks are static; give steps=1 or more with freezing=traced")
@@ -100,6 +101,7 @@ def parse(text: str) -> Plan:
 def describe(plan: Plan) -> str:
     """A plan in words."""
     members = "1 member" if plan.members == 1 else f"{plan.members} members"
+    members = members if plan.calls == 1 else f"{plan.calls} x {members}"
     if plan.steps == 0:
         return f"{members} at a time, stage by stage"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
@@ -124,7 +126,7 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
         num_evaluations=num_evaluations,
         num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, len(genomes))),
         tiny=population.flops_per_step(train_all[0], run) < TINY_FLOPS,
-        on_cpu=jax.default_backend() == "cpu",
+        num_cores=os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0,
     )
     trials: list[Trial] = []
     for plan in candidates(work):
@@ -147,7 +149,8 @@ class Work(NamedTuple):
       num_genes, num_steps, num_evaluations: G; of one member; at most.
       num_members: that fit the device's memory together.
       tiny: whether handing out a step stage by stage takes longer than doing it.
-      on_cpu: where stacked members do not run faster than one by one, but for what is saved in handing out.
+      num_cores: on a CPU, where stacked members do not run faster than one by one, but for what is saved in handing out, and
+        calls at the same time may; 0 elsewhere.
     """
 
     num_genes: int
@@ -155,7 +158,7 @@ class Work(NamedTuple):
     num_evaluations: int
     num_members: int
     tiny: bool
-    on_cpu: bool
+    num_cores: int
 
     def seconds(self, trial: Trial) -> float:
         """How long the search would take with the plan of a trial; what that has compiled is there already."""
@@ -170,45 +173,54 @@ def candidates(work: Work) -> list[Plan]:
     all_in_one = Plan(work.num_members, work.num_steps, "traced")
     if work.tiny:
         return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.num_steps, "static")]
-    if work.on_cpu:
-        return [Plan(), Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
-    stacked, members = [Plan()], GROWTH
-    while members < work.num_members:
-        stacked.append(Plan(members))
-        members *= GROWTH
-    if work.num_members > 1:
-        stacked.append(Plan(work.num_members))
-    return [*stacked, all_in_one]
+    if work.num_cores:
+        calls = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
+        return [*(Plan(calls=num) for num in calls), Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
+    return [*(Plan(num) for num in _powers(GROWTH, work.num_members)), all_in_one]
+
+
+def _powers(base: int, most: int) -> list[int]:
+    """1, base, base squared, ..., and `most`."""
+    powers = [1]
+    while powers[-1] < most:
+        powers.append(min(most, powers[-1] * base))
+    return powers
 
 
 def possible_saving(work: Work, trials: Sequence[Trial], plan: Plan) -> float:
     """Seconds that a plan can save at most, compared with the best one tried."""
     best = min(trials, key=work.seconds)
     rest = work.seconds(best)
-    handing_out = min(1.0, (3 * work.num_genes + 5) * HANDING_OUT_SECONDS / (best.plan.members * best.step_seconds))
-    if work.on_cpu or plan.members <= best.plan.members:
-        return rest * (handing_out if best.plan.steps == 0 else 1.0)
-    stacked = [trial.step_seconds for trial in trials if trial.plan.steps == plan.steps]
-    if len(stacked) > 1 and stacked[-1] > (1 - WORTHWHILE) * stacked[-2]:
-        return 0.0
-    return rest * (1 - best.plan.members / plan.members)
+    if plan.steps == best.plan.steps and _at_once(plan) > _at_once(best.plan):
+        similar = [trial.step_seconds for trial in trials if trial.plan.steps == plan.steps]
+        if len(similar) > 1 and similar[-1] > (1 - WORTHWHILE) * similar[-2]:
+            return 0.0
+        return rest * (1 - _at_once(best.plan) / _at_once(plan))
+    handing_out = (3 * work.num_genes + 5) * HANDING_OUT_SECONDS / (best.plan.members * best.step_seconds)
+    return rest * (min(1.0, handing_out) if best.plan.steps == 0 else 1.0)
 
 
 def cost_of_trying(trials: Sequence[Trial], plan: Plan) -> float:
     """Seconds that trying a plan takes, about: compiling as long as the last one did, and twice the steps."""
     last = trials[-1]
-    return last.compile_seconds + 2 * NUM_TIMED * (plan.steps or TIMED_STEPS) * plan.members * min(
-        trial.step_seconds for trial in trials
-    )
+    compiles = plan._replace(calls=1) not in [trial.plan._replace(calls=1) for trial in trials]
+    member_steps = 2 * NUM_TIMED * (plan.steps or TIMED_STEPS) * _at_once(plan)
+    return last.compile_seconds * compiles + member_steps * min(trial.step_seconds for trial in trials)
+
+
+def _at_once(plan: Plan) -> int:
+    """Members that are trained at the same time."""
+    return plan.members * plan.calls
 
 
 def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Run) -> Trial:
-    """Times calls from all over the sorted population."""
-    num_calls = math.ceil(len(genomes) / plan.members)
-    chosen = sorted({int(num_calls * (i + 0.5) / NUM_TIMED) for i in range(NUM_TIMED)})
+    """Times members from all over the sorted population."""
+    size = _at_once(plan)
+    num_parts = math.ceil(len(genomes) / size)
+    chosen = sorted({int(num_parts * (i + 0.5) / NUM_TIMED) for i in range(NUM_TIMED)})
     compile_seconds = step_seconds = 0.0
     for i in chosen:
-        own = genomes[i * plan.members : (i + 1) * plan.members]
+        own = genomes[i * size : (i + 1) * size]
         try:
             timing = population.time_steps(plan, own, run)
         except jax.errors.JaxRuntimeError as error:
@@ -216,5 +228,5 @@ def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Run) -> T
                 raise
             return Trial(plan, compile_seconds, len(chosen), math.inf)
         compile_seconds += timing.compile_seconds
-        step_seconds += timing.step_seconds / plan.members / len(chosen)
+        step_seconds += timing.step_seconds / len(own) / len(chosen)
     return Trial(plan, compile_seconds, len(chosen), step_seconds)

@@ -3,14 +3,16 @@
 Every member starts from the same pretrained parameters and sees the same batches, the same initial head and the same
 dropout (common random numbers), so members differ by their genomes alone. Up to its `depth`, its lowest trainable
 stage, a member computes what every other member computes there: these activations are kept, and a member starts at its
-depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, and whether Python hands out
-the work stage by stage or many steps at a time.
+depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, whether Python hands out the work
+stage by stage or many steps at a time, and how many calls run side by side.
 """
 
 import functools
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -100,11 +102,14 @@ class Plan(NamedTuple):
       steps: that one compiled program does, scanned; 0 = every stage is a program of its own, which serves all masks.
       freezing: "static": what all members of a call freeze is left out, and programs of whole steps are compiled for every
         mask. "traced": one program serves all masks; it does the work of training everything.
+      calls: that run at the same time, each in a thread of its own. On a CPU, what one leaves idle between its operations
+        another can use.
     """
 
     members: int = 1
     steps: int = 0
     freezing: Literal["static", "traced"] = "static"
+    calls: int = 1
 
 
 STAGE_BY_STAGE = Plan()
@@ -131,7 +136,7 @@ class Population:
       validation: the set that scores members.
       plan: how the work is cut; `planning.choose` finds a good one.
       budget: for the data sets and their activations, a half for each.
-      on_steps: called with the number of member-steps that were trained since the last call.
+      on_steps: called with the number of member-steps that were trained since the last call; by one thread at a time.
     """
 
     def __init__(
@@ -146,7 +151,8 @@ class Population:
         budget: Budget | None = None,
         on_steps: Callable[[int], None] = lambda member_steps: None,
     ):
-        self.network, self.recipe, self.plan, self._on_steps = network, recipe, plan, on_steps
+        self.network, self.recipe, self.plan = network, recipe, plan
+        self._on_steps, self._counting = on_steps, threading.Lock()
         self._params = {stage.name: jax.tree.map(jnp.asarray, params[stage.name]) for stage in network.stages}
         half = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
         self._train = Activations(network, self._params, train, half)
@@ -165,47 +171,59 @@ class Population:
             calls = make_calls(self.plan, self.network, waiting)
             for activations in (self._train, self._validation):
                 activations.expect(call.depth for call in calls)
-            for call in calls:
-                try:
-                    params, train_loss = self._fit(call, run, self.plan.steps, self._on_steps)
-                    accuracy, loss = self._score(call, params)
-                except jax.errors.JaxRuntimeError as error:
-                    if not ran_out_of_memory(error):
-                        raise
-                    self._take_fewer_members(error)
-                    break  # and cut what is waiting anew
-                for i, genome in enumerate(call.genomes):
-                    own = self._params_of_member(call, params, i)
-                    yield Member(genome, own, float(train_loss[i]), float(accuracy[i]), float(loss[i]))
-                waiting = waiting[len(call.genomes) :]
+            try:
+                for members in _side_by_side(functools.partial(self._train_and_score, run=run), calls, self.plan.calls):
+                    yield from members
+                    waiting = waiting[len(members) :]
+            except jax.errors.JaxRuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                self._take_fewer_members(error)
+
+    def _train_and_score(self, call: "Call", run: Run) -> list[Member]:
+        params, train_loss = self._fit(call, run, self.plan.steps, self._count)
+        accuracy, loss = self._score(call, params)
+        return [
+            Member(genome, self._params_of_member(call, params, i), float(train_loss[i]), float(accuracy[i]), float(loss[i]))
+            for i, genome in enumerate(call.genomes)
+        ]
+
+    def _count(self, member_steps: int) -> None:
+        with self._counting:
+            self._on_steps(member_steps)
 
     def _take_fewer_members(self, error: Exception) -> None:
         self._train.clear()
         self._validation.clear()
-        if self.plan.members == 1:
+        members, calls = self.plan.members, self.plan.calls
+        if members == calls == 1:
             raise MemoryError(
                 "A single member does not fit the device's memory: take smaller batches, shorter inputs or a smaller model"
             ) from error
-        self.plan = self.plan._replace(members=self.plan.members // 2)
-        warnings.warn(f"Out of memory: going on with {self.plan.members} members a call", stacklevel=3)
+        self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
+        warnings.warn(f"Out of memory: going on with {self.plan.members} members at a time", stacklevel=3)
 
     def time_steps(self, plan: Plan, genomes: np.ndarray, run: Run) -> "Timing":
-        """Times a few training steps of a call, which are then forgotten.
+        """Times a few training steps of the calls that run at the same time. What they have trained is forgotten.
 
         Args:
-          genomes: [N, G], at most as many as the plan has members.
+          genomes: [N, G], at most members times calls of the plan.
         """
-        (call,) = make_calls(plan, self.network, genomes)
+        calls = make_calls(plan, self.network, genomes)
         num_steps = min(plan.steps or TIMED_STEPS, len(run.batches.examples))
         run = run._replace(batches=jax.tree.map(lambda leaf: leaf[:num_steps], run.batches))
-        self._train.inputs(call.depth)  # not counted
+        for call in calls:
+            self._train.inputs(call.depth)  # not counted
 
-        def fit() -> float:
-            start = time.perf_counter()
+        def fit(call: "Call") -> None:
             jax.block_until_ready(self._fit(call, run, plan.steps, lambda member_steps: None))
-            return time.perf_counter() - start
 
-        first, second = fit(), fit()
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            list(_side_by_side(fit, calls, plan.calls))
+            seconds.append(time.perf_counter() - start)
+        first, second = seconds
         return Timing(max(0.0, first - second), second / num_steps)
 
     def flops_per_step(self, genome: np.ndarray, run: Run) -> float:
@@ -295,7 +313,7 @@ class Timing(NamedTuple):
 
     Attributes:
       compile_seconds: by which the first time took longer.
-      step_seconds: of one training step of all members of the call.
+      step_seconds: of one training step of all members.
     """
 
     compile_seconds: float
@@ -346,6 +364,15 @@ def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
         trained = tuple(name for name, decided in zip(network.names, frozen, strict=True) if decided is not True)
         calls.append(Call(own, plan.members, tuple(frozen), trained, gates))
     return calls
+
+
+def _side_by_side(function: Callable[[Call], Any], calls: Sequence[Call], num: int) -> Iterator[Any]:
+    """What `function` gives for each call, in order; `num` calls at a time."""
+    if num == 1:
+        yield from map(function, calls)
+    else:
+        with ThreadPoolExecutor(num) as pool:
+            yield from pool.map(function, calls)
 
 
 class _Program(NamedTuple):

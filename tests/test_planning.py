@@ -9,7 +9,7 @@ from gafreeze_jax import planning, population
 from gafreeze_jax.planning import Trial, Work
 from gafreeze_jax.population import Plan
 
-BIG = Work(num_genes=7, num_steps=24, num_evaluations=60, num_members=8, tiny=False, on_cpu=True)
+BIG = Work(num_genes=7, num_steps=24, num_evaluations=60, num_members=8, tiny=False, num_cores=2)
 STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
 
 
@@ -18,6 +18,7 @@ STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
     [
         ("members=4", Plan(4)),
         ("steps=10, members=2", Plan(2, 10)),
+        ("calls=2", Plan(calls=2)),
         ("members=8,steps=50,freezing=traced", Plan(8, 50, "traced")),
     ],
 )
@@ -25,19 +26,28 @@ def test_plans_are_read(text, plan):
     assert planning.parse(text) == plan
 
 
-@pytest.mark.parametrize("text", ["members=0", "members=-1", "steps=x", "freezing=maybe", "fast", "members", "freezing=traced"])
+@pytest.mark.parametrize(
+    "text", ["members=0", "members=-1", "calls=0", "steps=x", "freezing=maybe", "fast", "members", "freezing=traced"]
+)
 def test_bad_plans_are_refused(text):
     with pytest.raises(ValueError, match="plan"):
         planning.parse(text)
 
 
-def test_on_a_cpu_a_large_network_is_not_worth_a_second_try():
-    _, *others = planning.candidates(BIG)
+def test_on_a_cpu_a_large_network_is_worth_calls_at_the_same_time_but_no_further_program():
+    _, two_calls, *others = planning.candidates(BIG)
+    assert two_calls == Plan(calls=2)
+    assert planning.possible_saving(BIG, [STAGED], two_calls) > planning.cost_of_trying([STAGED], two_calls)
     assert all(planning.possible_saving(BIG, [STAGED], plan) < planning.cost_of_trying([STAGED], plan) for plan in others[:2])
 
 
+def test_calls_at_the_same_time_are_at_most_as_many_as_cores():
+    assert [plan.calls for plan in planning.candidates(BIG._replace(num_cores=6)) if plan.steps == 0] == [1, 2, 4, 6]
+    assert [plan.calls for plan in planning.candidates(BIG._replace(num_cores=1)) if plan.steps == 0] == [1]
+
+
 def test_on_an_accelerator_members_are_stacked_while_it_helps():
-    work = BIG._replace(on_cpu=False, num_members=64)
+    work = BIG._replace(num_cores=0, num_members=64)
     assert [plan.members for plan in planning.candidates(work) if plan.steps == 0] == [1, 4, 16, 64]
     helped = [STAGED, STAGED._replace(plan=Plan(4), step_seconds=0.1)]
     did_not = [STAGED, STAGED._replace(plan=Plan(4), step_seconds=0.29)]

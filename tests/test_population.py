@@ -148,6 +148,7 @@ def assert_same_training(task, member, expected):
 PLANS = {
     "stage by stage": {"plan": Plan()},
     "stacked": {"plan": Plan(members=3)},
+    "two calls at the same time": {"plan": Plan(calls=2)},
     "static, in one": {"plan": Plan(steps=NUM_STEPS)},
     "static, stacked, 4 steps at a time": {"plan": Plan(3, 4)},
     "traced": {"plan": Plan(1, 1, "traced")},
