@@ -201,11 +201,10 @@ def possible_saving(work: Work, trials: Sequence[Trial], plan: Plan) -> float:
 
 
 def cost_of_trying(trials: Sequence[Trial], plan: Plan) -> float:
-    """Seconds that trying a plan takes, about: compiling as long as the last one did, and twice the steps."""
-    last = trials[-1]
+    """Seconds that trying a plan takes, about: compiling as long as for the first one, and twice the steps."""
     compiles = plan._replace(calls=1) not in [trial.plan._replace(calls=1) for trial in trials]
     member_steps = 2 * NUM_TIMED * (plan.steps or TIMED_STEPS) * _at_once(plan)
-    return last.compile_seconds * compiles + member_steps * min(trial.step_seconds for trial in trials)
+    return trials[0].compile_seconds * compiles + member_steps * min(trial.step_seconds for trial in trials)
 
 
 def _at_once(plan: Plan) -> int:

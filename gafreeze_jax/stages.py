@@ -9,6 +9,7 @@ Members of a population may be stacked along a leading axis and are then mapped 
 that an argument has no such axis, and is shared by all members.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -112,6 +113,36 @@ class Wrt(NamedTuple):
     input: bool
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pullback:
+    """A function from `jax.vjp` that was made inside `jax.jit`, without those of its arrays that went into the program.
+
+    As outputs of the program, these would be copied: weights above all.
+
+    Attributes:
+      arrays: the others, computed by the program.
+      sources: for each array of the function, the place of what went in, or None.
+      treedef: of the function.
+    """
+
+    arrays: list[Array]
+    sources: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
+    treedef: Any = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def without(cls, went_in: PyTree, function: Callable) -> "Pullback":
+        places = {id(array): place for place, array in enumerate(jax.tree.leaves(went_in))}
+        arrays, treedef = jax.tree.flatten(function)
+        sources = tuple(places.get(id(array)) for array in arrays)
+        return cls([array for array, source in zip(arrays, sources, strict=True) if source is None], sources, treedef)
+
+    def complete(self, went_in: PyTree) -> Callable:
+        given, others = jax.tree.leaves(went_in), iter(self.arrays)
+        arrays = [next(others) if source is None else given[source] for source in self.sources]
+        return jax.tree.unflatten(self.treedef, arrays)
+
+
 @functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes"))
 def forward(
     apply: Callable,
@@ -123,7 +154,7 @@ def forward(
     context: PyTree,
     key: Array | None,
     index: int,
-) -> tuple[Array, Callable]:
+) -> tuple[Array, Pullback]:
     """A stage in training mode, and its pullback for `backward`.
 
     Args:
@@ -140,17 +171,19 @@ def forward(
         return over_members(run, axes)(variables.get("params", params), variables.get("x", x), frozen)
 
     variables = ({"params": params} if wrt.params else {}) | ({"x": x} if wrt.input else {})
-    return jax.vjp(of_variables, variables)
+    y, pullback = jax.vjp(of_variables, variables)
+    return y, Pullback.without((params, x), pullback)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm",))
 def backward(
-    axis: Axis, pullback: Callable, cotangent: Array, frozen: Array | None, square_norm: Array
+    axis: Axis, pullback: Pullback, params: PyTree, x: PyTree, cotangent: Array, frozen: Array | None, square_norm: Array
 ) -> tuple[PyTree, Array | None, Array]:
     """Runs a stage backwards.
 
     Args:
       axis: of all arguments (`frozen` may be None).
+      params, x: as they were given to `forward`.
       cotangent: of the stage's output.
       frozen: [members] bool, whose gradients are set to zero.
       square_norm: [members], of the gradients of the stages above.
@@ -158,7 +191,7 @@ def backward(
     Returns:
       Gradients of the parameters and of the input (None if not asked for), and `square_norm` with this stage's added.
     """
-    (gradients,) = pullback(cotangent)
+    (gradients,) = pullback.complete((params, x))(cotangent)
     of_params = gradients.get("params")
     if of_params is not None:
 
@@ -219,21 +252,21 @@ def lowest_trainable(frozen: Sequence[bool | None]) -> int:
 
 
 def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, axis: Axis) -> Callable:
-    """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> (x, pullbacks)`.
+    """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> (x, kept)`.
 
-    `pullbacks` has a `backward` function for every stage from the lowest trainable one on, by name.
+    `kept` has the pullback and the input of every stage from the lowest trainable one on, by name.
     """
 
     def run(params, x, context, key, gates):
         depth = lowest_trainable(frozen)
         for stage in network.stages[start:depth]:
             x = infer(stage.apply, (None, None), params[stage.name], x, context)
-        pullbacks: dict[str, Callable] = {}
+        kept: dict[str, tuple[Pullback, PyTree]] = {}
         x_axis: Axis = None
         for index, stage in enumerate(network.stages[depth:], start=depth):
             trained = frozen[index] is not True
             gate = gates[stage.name] if frozen[index] is None else None
-            x, pullbacks[stage.name] = forward(
+            y, pullback = forward(
                 stage.apply,
                 Wrt(params=trained, input=index > depth),
                 (axis if trained else None, x_axis, None if gate is None else axis),
@@ -244,8 +277,9 @@ def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, a
                 key,
                 index,
             )
-            x_axis = axis
-        return x, pullbacks
+            kept[stage.name] = pullback, x
+            x, x_axis = y, axis
+        return x, kept
 
     return run
 
@@ -290,15 +324,17 @@ def value_and_grad(network: Network, frozen: Sequence[bool | None], *, start: in
 
     def run(params, x, targets, weights, context, key=None, gates=None):
         gates = {} if gates is None else gates
-        x, pullbacks = forward_chain(network, frozen, start, axis)(params, x, context, key, gates)
-        x_axis = axis if pullbacks else None
+        x, kept = forward_chain(network, frozen, start, axis)(params, x, context, key, gates)
+        x_axis = axis if kept else None
         loss, gradient, cotangent, square_norm = head_step(
-            network, bool(pullbacks), (axis, x_axis), params["head"], x, targets, weights, context, key
+            network, bool(kept), (axis, x_axis), params["head"], x, targets, weights, context, key
         )
         gradients = {"head": gradient}
-        while pullbacks:
-            name, pullback = pullbacks.popitem()  # and its residuals are free
-            gradient, cotangent, square_norm = backward(axis, pullback, cotangent, gates.get(name), square_norm)
+        while kept:
+            name, (pullback, x) = kept.popitem()  # and what it keeps is free afterwards
+            gradient, cotangent, square_norm = backward(
+                axis, pullback, params[name], x, cotangent, gates.get(name), square_norm
+            )
             if gradient is not None:
                 gradients[name] = gradient
         return loss, gradients, square_norm
