@@ -21,7 +21,7 @@ TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out 
 SHARE_OF_MEMORY = 0.6  # for the members of a call; data sets and activations may take a quarter
 GROWTH = 4  # of the members per call from one try to the next, each of which compiles
 GROWTH_OF_CALLS = 2  # of the calls at the same time, which compile nothing
-WORTHWHILE = 0.1  # if more members at the same time saved less than this share per member, no more are tried
+WORTHWHILE = 0.1  # what could save, or has saved, no more than this share is not tried further
 NUM_TIMED = 3  # calls of each plan
 
 
@@ -174,8 +174,9 @@ def candidates(work: Work) -> list[Plan]:
     if work.tiny:
         return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.num_steps, "static")]
     if work.num_cores:
-        calls = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
-        return [*(Plan(calls=num) for num in calls), Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
+        single, *several = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
+        staged = [Plan(calls=num) for num in several or [single]]  # one call at a time leaves even two cores idle
+        return [*staged, Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
     return [*(Plan(num) for num in _powers(GROWTH, work.num_members)), all_in_one]
 
 
@@ -196,8 +197,10 @@ def possible_saving(work: Work, trials: Sequence[Trial], plan: Plan) -> float:
         if len(similar) > 1 and similar[-1] > (1 - WORTHWHILE) * similar[-2]:
             return 0.0
         return rest * (1 - _at_once(best.plan) / _at_once(plan))
+    if best.plan.steps > 0:
+        return rest
     handing_out = (3 * work.num_genes + 5) * HANDING_OUT_SECONDS / (best.plan.members * best.step_seconds)
-    return rest * (min(1.0, handing_out) if best.plan.steps == 0 else 1.0)
+    return rest * min(1.0, handing_out) if handing_out > WORTHWHILE else 0.0
 
 
 def cost_of_trying(trials: Sequence[Trial], plan: Plan) -> float:
