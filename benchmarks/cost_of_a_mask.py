@@ -61,11 +61,12 @@ class Options:
     """JSON file to write."""
 
 
-def make_texts(num: int, vocabulary: int) -> tokens.Tokens:
-    ids = np.random.default_rng(0).integers(vocabulary, size=num * NUM_TOKENS, dtype=np.int32)
-    positions = np.tile(np.arange(NUM_TOKENS, dtype=np.int32), num)
+def make_texts(num: int, length: int, vocabulary: int) -> tokens.Tokens:
+    """Texts of `length` random tokens."""
+    ids = np.random.default_rng(0).integers(vocabulary, size=num * length, dtype=np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), num)
     inputs = {"ids": ids, "positions": positions, "types": np.zeros_like(ids)}
-    return tokens.Tokens(inputs, np.arange(num) * NUM_TOKENS, np.full(num, NUM_TOKENS))
+    return tokens.Tokens(inputs, np.arange(num) * length, np.full(num, length))
 
 
 def seconds_per_step(train: Callable[[int], Any]) -> float:
@@ -83,22 +84,22 @@ def seconds_per_step(train: Callable[[int], Any]) -> float:
     return difference
 
 
-def step_flops(config: bert.BertConfig, genome: np.ndarray) -> float:
+def step_flops(config: bert.BertConfig, genome: np.ndarray, num_texts: int, length: int) -> float:
     """Floating-point operations of the matrix products of a step of ours, from shapes.
 
     Layers are run forwards from the lowest trainable one, and backwards down to it; its own input gets no gradient, and the
     weights of frozen layers above it get none. The last layer is computed for the first token of each text only.
     """
     width, hidden, num_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    num_tokens = NUM_TEXTS * NUM_TOKENS
+    num_tokens = num_texts * length
     depth = int(np.append(genome, False).argmin())
     any_below = depth <= num_layers
-    flops = 2.0 * NUM_TEXTS * ((2 + any_below) * width**2 + 3 * width * NUM_CLASSES)  # the head
+    flops = 2.0 * num_texts * ((2 + any_below) * width**2 + 3 * width * NUM_CLASSES)  # the head
     for index in range(max(depth, 1), num_layers + 1):
-        num_queries = NUM_TEXTS if index == num_layers else num_tokens
+        num_queries = num_texts if index == num_layers else num_tokens
         projections = 2.0 * (num_queries + 2 * num_tokens) * width**2  # query, key, value
         others = 2.0 * num_queries * (width**2 + 2 * width * hidden)
-        attention = 4.0 * num_queries * NUM_TOKENS * width
+        attention = 4.0 * num_queries * length * width
         flops += 2 * (projections + others) + 3 * attention
         if index == depth:
             flops -= projections
@@ -111,7 +112,7 @@ def main(options: Options) -> None:
     jax.config.update("jax_platforms", "cpu")
     folder = checkpoints.find_model("minilm")
     config, params, _ = bert.load_bert(folder, jax.random.key(0), NUM_CLASSES)
-    texts, one_text = make_texts(NUM_BATCHES * NUM_TEXTS, config.vocab_size), make_texts(1, config.vocab_size)
+    texts, one_text = (make_texts(num, NUM_TOKENS, config.vocab_size) for num in (NUM_BATCHES * NUM_TEXTS, 1))
     labels = np.zeros(NUM_BATCHES * NUM_TEXTS, np.int32)
     examples = np.resize(np.arange(len(labels)), (3 * BLOCKS[-1], NUM_TEXTS))
 
@@ -148,7 +149,7 @@ def main(options: Options) -> None:
         rows[name] = {
             "genome": MASKS[name],
             "seconds": {"ours": ours[name][1:], "pytorch": pytorch[name][1:]},
-            "flops": {"ours": step_flops(config, genome), "pytorch": counter.get_total_flops()},
+            "flops": {"ours": step_flops(config, genome, NUM_TEXTS, NUM_TOKENS), "pytorch": counter.get_total_flops()},
         }
     machine = pytorch_bert.describe_machine()
     print_result(machine, rows)

@@ -266,13 +266,9 @@ class Population:
     def _start(self, call: "Call", run: Run) -> tuple[PyTree, PyTree]:
         """Initial parameters of the trained stages and the head, which may be donated, and their optimizers' states."""
 
-        def stack(tree: PyTree) -> PyTree:
-            copies = () if call.axis is None else (call.size,)
-            return jax.tree.map(lambda leaf: jnp.array(jnp.broadcast_to(leaf, copies + jnp.shape(leaf))), tree)
-
-        params = {name: stack(self._params[name]) for name in call.trained} | {"head": stack(run.head)}
-        state = {name: over_members(self.recipe.of(name).init, (call.axis,))(params[name]) for name in params}
-        return params, state
+        shared = {name: self._params[name] for name in call.trained} | {"head": run.head}
+        started = {name: _start(self.recipe.of(name), call.axis, call.size, tree) for name, tree in shared.items()}
+        return {name: params for name, (params, _) in started.items()}, {name: state for name, (_, state) in started.items()}
 
     def _fit(self, call: "Call", run: Run, steps: int, on_steps: Callable[[int], None]) -> tuple[PyTree, Array]:
         """Trains a call's members, `steps` in one program: parameters of trained stages and the head, mean losses."""
@@ -303,9 +299,9 @@ class Population:
 
     def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
         """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
-        pick = (lambda leaf: leaf) if call.axis is None else (lambda leaf: leaf[i])
+        pick = (lambda tree, i: tree) if call.axis is None else _pick
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        return {name: self._params[name] if frozen[name] else jax.tree.map(pick, params[name]) for name in frozen}
+        return {name: self._params[name] if frozen[name] else pick(params[name], i) for name in frozen}
 
 
 class Timing(NamedTuple):
@@ -373,6 +369,19 @@ def _side_by_side(function: Callable[[Call], Any], calls: Sequence[Call], num: i
     else:
         with ThreadPoolExecutor(num) as pool:
             yield from pool.map(function, calls)
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "axis", "size"))
+def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTree) -> tuple[PyTree, PyTree]:
+    """A copy of a stage's parameters, or `size` copies along a member axis, and their optimizer's state."""
+    members = () if axis is None else (size,)
+    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
+    return copies, over_members(tx.init, (axis,))(copies)
+
+
+@jax.jit
+def _pick(params: PyTree, i: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[i], params)
 
 
 class _Program(NamedTuple):

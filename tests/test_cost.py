@@ -21,7 +21,7 @@ NUM_STAGES = 3
 
 
 def dense_task():
-    """Three dense stages, and the matrix products of each: multiplications and additions forwards."""
+    """Three dense stages, and what each does forwards: its first matrix products, its other ones, those without weights."""
     batch, width, num_classes = 256, 64, 4
 
     def dense(params, x, context, *, frozen, key):
@@ -36,13 +36,13 @@ def dense_task():
     network = Network(tuple(Stage(f"dense_{i}", dense) for i in range(NUM_STAGES)), head, stages.classification)
     data = Dataset(rng.normal(size=(batch, width)).astype(np.float32), np.zeros(batch, np.int32))
     rows = np.arange(batch, dtype=np.int32)[None]
-    forwards = [(2.0 * batch * width**2, 0.0)] * NUM_STAGES
+    forwards = [(2.0 * batch * width**2, 0.0, 0.0)] * NUM_STAGES
     return network, params, Source(data, Batch(rows, rows, {})), forwards, 2.0 * batch * width * num_classes
 
 
 def bert_task():
-    """A BERT of MiniLM's width; operations of dense layers, and of attention, which has no weights."""
-    texts, length, width, hidden = 16, 32, 384, 1536
+    """A BERT of MiniLM's width; its first products are those for query, key and value, and attention has no weights."""
+    texts, length, width, hidden = 64, 8, 384, 1536
     config = bert.BertConfig(100, width, NUM_STAGES - 1, 12, hidden)
     params = bert.init_params(jax.random.key(0), config, 2)
     size = texts * length
@@ -52,10 +52,10 @@ def bert_task():
     batches = tokens.pack_batches(sequences, np.arange(texts)[None], length)
 
     def layer(queries):
-        dense = 2.0 * width * (queries * (2 * width + 2 * hidden) + size * 2 * width)
-        return dense, 4.0 * queries * length * width
+        first, others = 2.0 * width**2 * (queries + 2 * size), 2.0 * queries * width * (width + 2 * hidden)
+        return first, others, 4.0 * queries * length * width
 
-    forwards = [(0.0, 0.0), layer(size), layer(texts)]
+    forwards = [(0.0, 0.0, 0.0), layer(size), layer(texts)]
     network = bert.make_bert(config, 2)
     source = Source(Dataset(inputs, np.zeros(texts, np.int32)), batches)
     return network, params, source, forwards, 2.0 * texts * (width**2 + 2 * width)
@@ -67,23 +67,15 @@ TASKS = {"dense": dense_task(), "bert": bert_task()}
 def ideal_flops(genome, forwards, head):
     """Forwards from the depth, input gradients down to it, and weight gradients of trained stages."""
     depth = int(np.append(genome, False).argmin())
-    flops = head * (3 if depth < NUM_STAGES else 2)
+    flops = head * (2 + (depth < NUM_STAGES))
     for index in range(depth, NUM_STAGES):
-        products, attention = forwards[index]
-        flops += products + attention
+        first, others, without_weights = forwards[index]
+        flops += (first + others + without_weights) + (others + 2 * without_weights)
         if index > depth:
-            flops += products
+            flops += first
         if not genome[index]:
-            flops += products
-        if index > depth or not genome[index]:
-            flops += 2 * attention
+            flops += first + others
     return flops
-
-
-def inside_layer(index, genome, forwards):
-    """The lowest trained layer needs gradients within itself, if not of its input: of all but its first products."""
-    depth = int(np.append(genome, False).argmin())
-    return forwards[index][0] if index == depth else 0.0
 
 
 class Counter:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gafreeze_jax import masking, population, stages
+from gafreeze_jax import masking, stages
 from gafreeze_jax.activations import Activations, Budget, Source, fetch, score
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import balanced_batches
@@ -248,16 +248,6 @@ def test_validation_scores_are_those_of_the_trained_network():
         assert member.loss == pytest.approx(np.mean(losses), rel=1e-5)
         accuracy, loss = score(network, member.params, source)
         assert (accuracy, loss) == pytest.approx((member.accuracy, member.loss), rel=1e-5)
-
-
-def test_a_second_population_compiles_nothing():
-    task, recipe = TASKS["bert"], RECIPES["adamw"]
-    members = make_population(task, recipe)
-    list(members.evaluate(ALL_MASKS, make_run(task)))
-    functions = (stages.forward, stages.backward, stages.infer, stages.head_step, stages.head_score, population._update)
-    compiled = [function._cache_size() for function in functions]
-    list(members.evaluate(ALL_MASKS[::-1], make_run(task)))
-    assert [function._cache_size() for function in functions] == compiled
 
 
 def test_a_diverged_member_disturbs_no_other():

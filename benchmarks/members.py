@@ -1,0 +1,148 @@
+"""How many training steps of members a device does in a second, by the number of members that are trained together.
+
+    python benchmarks/members.py
+
+Takes about 3 minutes on 2 cores. On an accelerator the network has the shape of BERT-base and a step is 32 texts of 128
+tokens in bfloat16; on a CPU it has the shape of MiniLM and a step is 8 texts of 32 tokens in float32. Weights and tokens are
+random, and all layers train. With `--pytorch`, and torch installed, a plain PyTorch loop does the same steps, too.
+
+Prints a line for each number of members: milliseconds of a step of all of them, member-steps per second, TFLOP per second of
+their matrix products and, on devices whose peak is known, its share. On a CPU one more line has two members that are not
+stacked but trained by two threads.
+"""
+
+# pyright: reportMissingImports=false
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from cost_of_a_mask import make_texts, seconds_per_step, step_flops
+
+from gafreeze_jax import report
+from gafreeze_jax.activations import Source
+from gafreeze_jax.data import tokens
+from gafreeze_jax.models import bert
+from gafreeze_jax.population import Plan, Population, Run, adamw_recipe, ran_out_of_memory
+from gafreeze_jax.stages import Dataset
+
+NUM_CLASSES, NUM_STEPS = 2, 144
+BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
+MINILM = bert.BertConfig(30522, 384, 6, 12, 1536)
+PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0, "TPU v5 lite": 197.0}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time training steps of 1 to 64 members at a time."""
+
+    members: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """How many are trained together. What does not fit the device's memory is left out."""
+    pytorch: bool = False
+    """Time a PyTorch loop, too."""
+    out: Path | None = None
+    """JSON file to write."""
+
+
+class Work(NamedTuple):
+    """A training step: of which network, on how much, in what precision."""
+
+    config: bert.BertConfig
+    num_texts: int
+    length: int
+    dtype: str
+
+
+def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
+    """Seconds of a step of all members, for each plan that fits."""
+    config, num_texts, length, dtype = work
+    texts = make_texts(num_texts, length, config.vocab_size)
+    examples = np.tile(np.arange(num_texts), (NUM_STEPS, 1))
+    params = bert.init_params(jax.random.key(0), config, NUM_CLASSES)
+    source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), tokens.pack_batches(texts, examples[:1], length))
+    network = bert.make_bert(config, NUM_CLASSES, dtype=jnp.dtype(dtype))
+    population = Population(network, params, adamw_recipe(1e-5, 1e-4, NUM_STEPS), source, source)
+    batches = tokens.pack_batches(texts, examples, length)
+    seconds = {}
+    for plan in plans:
+        population.plan = plan
+        genomes = np.zeros((plan.members * plan.calls, config.num_hidden_layers + 1), bool)
+
+        def train(num_steps: int, genomes: np.ndarray = genomes) -> None:
+            steps = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
+            for member in population.evaluate(genomes, Run(params["head"], steps, jax.random.key(0))):
+                jax.block_until_ready(member.params)
+
+        try:
+            train(1)
+            seconds[plan] = seconds_per_step(train)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, MemoryError) and not ran_out_of_memory(error):
+                raise
+        if population.plan != plan:  # memory ran out
+            seconds.pop(plan, None)
+            break
+    return seconds
+
+
+def time_pytorch(work: Work, device: str) -> float:
+    """Seconds of a step of one model: forward, backward, clipping and fused AdamW, eager."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config, num_texts, length, dtype = work
+    shared = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    model = BertForSequenceClassification(BertConfig(**shared, num_labels=NUM_CLASSES)).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5, weight_decay=0.01, fused=True)
+    ids = make_texts(num_texts, length, config.vocab_size).inputs["ids"].astype(np.int64).reshape(num_texts, length)
+    batch = {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.zeros(num_texts, dtype=torch.long, device=device)}
+
+    def train(num_steps: int) -> None:
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        float(loss.detach())  # waits for the device
+
+    train(1)
+    return seconds_per_step(train)
+
+
+def main(options: Options) -> None:
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    work = Work(MINILM, 8, 32, "float32") if on_cpu else Work(BERT_BASE, 32, 128, "bfloat16")
+    print(f"{device.device_kind}; {work.num_texts} texts of {work.length} tokens a step, {work.dtype}", flush=True)
+    plans = [Plan(members) for members in sorted(options.members)]
+    seconds = time_ours(work, [Plan(calls=2)] * on_cpu + plans)
+    measured: dict[str, tuple[int, float]] = {
+        f"{plan.members} members" if plan.calls == 1 else "2 threads": (plan.members * plan.calls, time)
+        for plan, time in seconds.items()
+    }
+    if options.pytorch:
+        measured["PyTorch"] = 1, time_pytorch(work, "cpu" if on_cpu else "cuda")
+    flops = step_flops(work.config, np.zeros(work.config.num_hidden_layers + 1, bool), work.num_texts, work.length)
+    peak = PEAK_TFLOPS.get(device.device_kind)
+    rows = {}
+    print(f"\n{'':12} {'ms a step':>10} {'member-steps/s':>15} {'TFLOP/s':>9} {'of peak':>8}")
+    for name, (members, time) in measured.items():
+        rate = members / time
+        rows[name] = {"milliseconds": time * 1e3, "member_steps_per_second": rate, "tflops": rate * flops / 1e12}
+        share = f"{rows[name]['tflops'] / peak:8.1%}" if peak else f"{'':8}"
+        print(f"{name:12} {time * 1e3:10.2f} {rate:15.2f} {rows[name]['tflops']:9.3f} {share}")
+    if options.out is not None:
+        machine = {"device": device.device_kind, "versions": report.versions()}
+        step = work._replace(config=dataclasses.asdict(work.config))._asdict()
+        report.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "step": step, "rows": rows})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
