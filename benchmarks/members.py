@@ -16,7 +16,7 @@ stacked but trained by two threads.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,12 +97,14 @@ def time_pytorch(work: Work, device: str) -> float:
 
     config, num_texts, length, dtype = work
     shared = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    model = BertForSequenceClassification(BertConfig(**shared, num_labels=NUM_CLASSES)).to(device).train()
+    model: Any = BertForSequenceClassification(BertConfig(**shared))  # of two classes by default
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, weight_decay=0.01, fused=True)
     ids = make_texts(num_texts, length, config.vocab_size).inputs["ids"].astype(np.int64).reshape(num_texts, length)
     batch = {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.zeros(num_texts, dtype=torch.long, device=device)}
 
     def train(num_steps: int) -> None:
+        loss = torch.zeros(())
         for _ in range(num_steps):
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):

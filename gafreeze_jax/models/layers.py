@@ -26,7 +26,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = x @ kernel if self.dtype == jnp.float32 else product(jnp.dtype(self.dtype), x, kernel)
+        y: Any = x @ kernel if self.dtype == jnp.float32 else product(jnp.dtype(self.dtype), x, kernel)
         return y + bias[None].astype(y.dtype)
 
 
