@@ -23,6 +23,7 @@ GROWTH = 4  # of the members per call from one try to the next, each of which co
 GROWTH_OF_CALLS = 2  # of the calls at the same time, which compile nothing
 WORTHWHILE = 0.1  # what could save, or has saved, no more than this share is not tried further
 NUM_TIMED = 3  # calls of each plan
+COMPILE_SECONDS = 1.0  # of a plan's programs, at least, even if those of the first plan were there already
 
 
 class Trial(NamedTuple):
@@ -204,10 +205,12 @@ def possible_saving(work: Work, trials: Sequence[Trial], plan: Plan) -> float:
 
 
 def cost_of_trying(trials: Sequence[Trial], plan: Plan) -> float:
-    """Seconds that trying a plan takes, about: compiling as long as for the first one, and twice the steps."""
+    """Seconds that trying a plan takes, about: compiling about as long as for the first one, and twice the steps."""
     compiles = plan._replace(calls=1) not in [trial.plan._replace(calls=1) for trial in trials]
     member_steps = 2 * NUM_TIMED * (plan.steps or TIMED_STEPS) * _at_once(plan)
-    return trials[0].compile_seconds * compiles + member_steps * min(trial.step_seconds for trial in trials)
+    return max(COMPILE_SECONDS, trials[0].compile_seconds) * compiles + member_steps * min(
+        trial.step_seconds for trial in trials
+    )
 
 
 def _at_once(plan: Plan) -> int:
