@@ -24,8 +24,8 @@ import numpy as np
 import tyro
 from cost_of_a_mask import make_texts, seconds_per_step, step_flops
 
-from gafreeze_jax import report
-from gafreeze_jax.activations import Source
+from gafreeze_jax import planning, report
+from gafreeze_jax.activations import Source, device_memory
 from gafreeze_jax.data import tokens
 from gafreeze_jax.models import bert
 from gafreeze_jax.population import Plan, Population, Run, adamw_recipe, ran_out_of_memory
@@ -33,7 +33,7 @@ from gafreeze_jax.stages import Dataset
 
 NUM_CLASSES, NUM_STEPS = 2, 144
 BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
-MINILM = bert.BertConfig(30522, 384, 6, 12, 1536)
+MINILM = bert.BertConfig(2000, 384, 6, 12, 1536)  # with so many words as a search leaves
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0, "TPU v5 lite": 197.0}
 
 
@@ -72,6 +72,9 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
     for plan in plans:
         population.plan = plan
         genomes = np.zeros((plan.members * plan.calls, config.num_hidden_layers + 1), bool)
+        num_bytes = population.bytes_of_call(plan, genomes[: plan.members], Run(params["head"], batches, jax.random.key(0)))
+        if num_bytes > planning.SHARE_OF_MEMORY * device_memory():
+            break
 
         def train(num_steps: int, genomes: np.ndarray = genomes) -> None:
             steps = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
@@ -81,6 +84,7 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
         try:
             train(1)
             seconds[plan] = seconds_per_step(train)
+            print(f"{planning.describe(plan)}: done", flush=True)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not isinstance(error, MemoryError) and not ran_out_of_memory(error):
                 raise
