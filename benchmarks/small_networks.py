@@ -4,7 +4,7 @@
 
 Needs torch. FOLDER has a train.npz with `images` (uint8 [N, 28, 28]) and `labels`, such as Fashion-MNIST; without it only the
 first task is done. Keras and TensorFlow may be installed in another environment, whose interpreter is then given; without them
-Keras is left out. Takes about 4 minutes on 2 cores, 1 without Keras.
+Keras is left out. Takes about 3 minutes on 2 cores, 1 without Keras.
 
 Two tasks, of three genes each:
 

@@ -124,7 +124,7 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
     work = Work(
         num_genes=genomes.shape[1],
         num_steps=len(run.batches.examples),
-        num_evaluations=num_evaluations,
+        num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
         num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, len(genomes))),
         tiny=population.flops_per_step(train_all[0], run) < TINY_FLOPS,
         num_cores=os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0,
