@@ -13,8 +13,6 @@ bottom.
 # pyright: reportMissingImports=false
 
 import dataclasses
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytorch_bert
 import tyro
+from steps import MOST_STEPS, NUM_CLASSES, make_texts, seconds_per_step, step_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,10 +41,8 @@ MASKS = {
     "head only": "1111111",
     "embeddings, layers 3-5 frozen": "1000111",
 }
-NUM_TEXTS, NUM_TOKENS, NUM_CLASSES = 32, 32, 2
+NUM_TEXTS, NUM_TOKENS = 32, 32
 NUM_BATCHES = 9
-BLOCKS = (3, 48)  # steps; the longer one where steps are so short that a block's time drowns in noise
-NOISE_SECONDS = 0.1
 LEARNING_RATES = (1e-5, 1e-4)
 
 
@@ -61,60 +58,13 @@ class Options:
     """JSON file to write."""
 
 
-def make_texts(num: int, length: int, vocabulary: int) -> tokens.Tokens:
-    """Texts of `length` random tokens."""
-    ids = np.random.default_rng(0).integers(vocabulary, size=num * length, dtype=np.int32)
-    positions = np.tile(np.arange(length, dtype=np.int32), num)
-    inputs = {"ids": ids, "positions": positions, "types": np.zeros_like(ids)}
-    return tokens.Tokens(inputs, np.arange(num) * length, np.full(num, length))
-
-
-def seconds_per_step(train: Callable[[int], Any]) -> float:
-    """What `train(num_steps)` takes longer for three blocks than for one, so that all but the steps drops out."""
-    difference = 0.0
-    for block in BLOCKS:
-        seconds = []
-        for num_steps in (block, 3 * block):
-            start = time.perf_counter()
-            train(num_steps)
-            seconds.append(time.perf_counter() - start)
-        difference = (seconds[1] - seconds[0]) / (2 * block)
-        if 2 * block * difference > NOISE_SECONDS:
-            break
-    return difference
-
-
-def step_flops(config: bert.BertConfig, genome: np.ndarray, num_texts: int, length: int) -> float:
-    """Floating-point operations of the matrix products of a step of ours, from shapes.
-
-    Layers are run forwards from the lowest trainable one, and backwards down to it; its own input gets no gradient, and the
-    weights of frozen layers above it get none. The last layer is computed for the first token of each text only.
-    """
-    width, hidden, num_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    num_tokens = num_texts * length
-    depth = int(np.append(genome, False).argmin())
-    any_below = depth <= num_layers
-    flops = 2.0 * num_texts * ((2 + any_below) * width**2 + 3 * width * NUM_CLASSES)  # the head
-    for index in range(max(depth, 1), num_layers + 1):
-        num_queries = num_texts if index == num_layers else num_tokens
-        projections = 2.0 * (num_queries + 2 * num_tokens) * width**2  # query, key, value
-        others = 2.0 * num_queries * (width**2 + 2 * width * hidden)
-        attention = 4.0 * num_queries * length * width
-        flops += 2 * (projections + others) + 3 * attention
-        if index == depth:
-            flops -= projections
-        if not genome[index]:
-            flops += projections + others
-    return flops
-
-
 def main(options: Options) -> None:
     jax.config.update("jax_platforms", "cpu")
     folder = checkpoints.find_model("minilm")
     config, params, _ = bert.load_bert(folder, jax.random.key(0), NUM_CLASSES)
     texts, one_text = (make_texts(num, NUM_TOKENS, config.vocab_size) for num in (NUM_BATCHES * NUM_TEXTS, 1))
     labels = np.zeros(NUM_BATCHES * NUM_TEXTS, np.int32)
-    examples = np.resize(np.arange(len(labels)), (3 * BLOCKS[-1], NUM_TEXTS))
+    examples = np.resize(np.arange(len(labels)), (MOST_STEPS, NUM_TEXTS))
 
     finetuner = pytorch_bert.Finetuner(folder, params["head"], *LEARNING_RATES, options.dtype)
     batches = pytorch_bert.pad_batches(texts, labels, examples)

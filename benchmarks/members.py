@@ -22,16 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from cost_of_a_mask import make_texts, seconds_per_step, step_flops
+from steps import MOST_STEPS, NUM_CLASSES, make_texts, seconds_per_step, step_flops
 
 from gafreeze_jax import planning, report
 from gafreeze_jax.activations import Source, device_memory
 from gafreeze_jax.data import tokens
 from gafreeze_jax.models import bert
-from gafreeze_jax.population import Plan, Population, Run, adamw_recipe, ran_out_of_memory
+from gafreeze_jax.population import Plan, Population, Run, adamw_recipe
 from gafreeze_jax.stages import Dataset
 
-NUM_CLASSES, NUM_STEPS = 2, 144
 BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
 MINILM = bert.BertConfig(2000, 384, 6, 12, 1536)  # with so many words as a search leaves
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0, "TPU v5 lite": 197.0}
@@ -62,11 +61,11 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
     """Seconds of a step of all members, for each plan that fits."""
     config, num_texts, length, dtype = work
     texts = make_texts(num_texts, length, config.vocab_size)
-    examples = np.tile(np.arange(num_texts), (NUM_STEPS, 1))
+    examples = np.tile(np.arange(num_texts), (MOST_STEPS, 1))
     params = bert.init_params(jax.random.key(0), config, NUM_CLASSES)
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), tokens.pack_batches(texts, examples[:1], length))
     network = bert.make_bert(config, NUM_CLASSES, dtype=jnp.dtype(dtype))
-    population = Population(network, params, adamw_recipe(1e-5, 1e-4, NUM_STEPS), source, source)
+    population = Population(network, params, adamw_recipe(1e-5, 1e-4, MOST_STEPS), source, source)
     batches = tokens.pack_batches(texts, examples, length)
     seconds = {}
     for plan in plans:
@@ -83,14 +82,13 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
 
         try:
             train(1)
-            seconds[plan] = seconds_per_step(train)
-            print(f"{planning.describe(plan)}: done", flush=True)
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not isinstance(error, MemoryError) and not ran_out_of_memory(error):
-                raise
-        if population.plan != plan:  # memory ran out
-            seconds.pop(plan, None)
+            time = seconds_per_step(train)
+        except MemoryError:
             break
+        if population.plan != plan:  # memory ran out, and fewer were trained together
+            break
+        seconds[plan] = time
+        print(f"{planning.describe(plan)}: done", flush=True)
     return seconds
 
 

@@ -249,8 +249,7 @@ class Population:
 
         kept = jax.eval_shape(residuals, params, block, run.key)
         num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-        weights = num_bytes([(self._params | params)[name] for name in self.network.names[call.depth :]])  # are in `kept` too
-        return 2 * num_bytes(params) + num_bytes(state) + max(0, num_bytes(kept) - weights)
+        return 2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)
 
     def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
         """A single training step as one program, from kept activations."""

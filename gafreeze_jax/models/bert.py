@@ -214,9 +214,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        activate = jax.checkpoint(
-            ACTIVATIONS[cfg.hidden_act]
-        )  # computing it again is as fast as keeping what its gradient needs
+        # Computing it again is as fast as keeping what its gradient needs.
+        activate = jax.checkpoint(ACTIVATIONS[cfg.hidden_act])
         h = activate(_dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
         out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
         return _norm(cfg, x.dtype, "norm")(x + out)

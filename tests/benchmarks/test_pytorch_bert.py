@@ -155,9 +155,10 @@ def test_search(dtype, folder, tmp_path, monkeypatch, capsys):
 
 def test_cost_of_a_mask(folder, tmp_path, monkeypatch, capsys):
     import cost_of_a_mask
+    import steps
 
     monkeypatch.setattr(checkpoints, "find_model", lambda name: folder)
-    monkeypatch.setattr(cost_of_a_mask, "BLOCKS", (1,))
+    monkeypatch.setattr(steps, "BLOCKS", (1,))
     cost_of_a_mask.main(cost_of_a_mask.Options(rounds=1, out=tmp_path / "result.json"))
     masks = json.loads((tmp_path / "result.json").read_text())["masks"]
     assert masks.keys() == cost_of_a_mask.MASKS.keys()
