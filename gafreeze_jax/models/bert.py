@@ -5,13 +5,8 @@ Token arrays are flat, `[tokens, features]`: matrix products are then single lar
 """
 
 import dataclasses
-import functools
-import json
-import math
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,21 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.models import checkpoints, layers
+from gafreeze_jax.models import checkpoints, configs, layers
+from gafreeze_jax.models.trees import Granularity as Granularity
+from gafreeze_jax.models.trees import join_layers as join_layers
+from gafreeze_jax.models.trees import restore_vocabulary as restore_vocabulary
+from gafreeze_jax.models.trees import split_layers as split_layers
+from gafreeze_jax.models.trees import trim_vocabulary as trim_vocabulary
 from gafreeze_jax.stages import Network, Stage, classification
-
-Granularity = Literal["layer", "sublayer"]
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "gelu_new": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu,
-    "gelu_fast": nn.gelu,
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "swish": nn.silu,
-    "tanh": jnp.tanh,
-}
 
 # Name in a Hugging Face checkpoint (without the prefix "bert."), path in our tree, axes permutation.
 CHECKPOINT_MAP: checkpoints.Map = (
@@ -89,28 +76,20 @@ class BertConfig:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
-def _is_rate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-# What a field must be, and a test for it. `type`, not `isinstance`: to that a bool is an int.
-_COUNT = ("a positive integer", lambda value: type(value) is int and value > 0)
-_POSITIVE = ("a positive number", lambda value: type(value) in (int, float) and 0 < value < math.inf)
-_RATE = ("a number from 0 to below 1", _is_rate)
-CONFIG_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "vocab_size": _COUNT,
-    "hidden_size": _COUNT,
-    "num_hidden_layers": _COUNT,
-    "num_attention_heads": _COUNT,
-    "intermediate_size": _COUNT,
-    "hidden_act": (f"one of {', '.join(ACTIVATIONS)}", lambda value: value in list(ACTIVATIONS)),  # it may be unhashable
-    "max_position_embeddings": _COUNT,
-    "type_vocab_size": _COUNT,
-    "layer_norm_eps": _POSITIVE,
-    "initializer_range": _POSITIVE,
-    "hidden_dropout_prob": _RATE,
-    "attention_probs_dropout_prob": _RATE,
-    "classifier_dropout": ("null or a number from 0 to below 1", lambda value: value is None or _is_rate(value)),
+CONFIG_RULES: dict[str, configs.Rule] = {
+    "vocab_size": configs.COUNT,
+    "hidden_size": configs.COUNT,
+    "num_hidden_layers": configs.COUNT,
+    "num_attention_heads": configs.COUNT,
+    "intermediate_size": configs.COUNT,
+    "hidden_act": configs.one_of(list(layers.ACTIVATIONS)),
+    "max_position_embeddings": configs.COUNT,
+    "type_vocab_size": configs.COUNT,
+    "layer_norm_eps": configs.POSITIVE,
+    "initializer_range": configs.POSITIVE,
+    "hidden_dropout_prob": configs.RATE,
+    "attention_probs_dropout_prob": configs.RATE,
+    "classifier_dropout": configs.or_null(configs.RATE),
 }
 
 
@@ -121,21 +100,8 @@ def read_config(folder: Path) -> BertConfig:
       ValueError: if it is not a BERT that this file implements; all reasons at once.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; expected a folder in the Hugging Face layout") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("model_type") != "bert":
-        kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(f"{path}: expected a BERT (model_type 'bert'), got model_type {kind!r}")
-    values = {field.name: raw.get(field.name, field.default) for field in dataclasses.fields(BertConfig)}
-    problems = [
-        f"{name} is missing" if values[name] is dataclasses.MISSING else f"{name} must be {expected}, got {values[name]!r}"
-        for name, (expected, is_right) in CONFIG_RULES.items()
-        if not is_right(values[name])
-    ]
+    raw = configs.read(path, "bert", "a BERT")
+    values, problems = configs.check(raw, BertConfig, CONFIG_RULES)
     if not problems and values["hidden_size"] % values["num_attention_heads"]:
         problems.append(f"{values['num_attention_heads']} attention heads do not divide hidden_size {values['hidden_size']}")
     if raw.get("position_embedding_type", "absolute") != "absolute":
@@ -152,7 +118,7 @@ def _dense(features: int, config: BertConfig, dtype: Any, name: str) -> layers.D
 
 
 def _norm(config: BertConfig, dtype: Any, name: str) -> nn.Module:
-    return nn.remat(nn.LayerNorm)(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
+    return layers.norm(config.layer_norm_eps, dtype, name)
 
 
 class Embeddings(nn.Module):
@@ -179,28 +145,15 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        segments = context["segments"]  # [R, S], -1 = padding
-        (rows, length), heads = segments.shape, cfg.num_attention_heads
-        split = lambda h, *lead: h.reshape(*lead, heads, cfg.hidden_size // heads)  # noqa: E731
-        key = split(_dense(cfg.hidden_size, cfg, self.dtype, "key")(x), rows, length)
-        value = split(_dense(cfg.hidden_size, cfg, self.dtype, "value")(x), rows, length)
-        if self.last:  # one query per text: [B, 1, ...] against its row
-            first = context["firsts"]  # [B], index into R * S
-            x = x[first]
-            row = first // length
-            query = split(_dense(cfg.hidden_size, cfg, self.dtype, "query")(x), -1, 1)
-            key, value = key[row], value[row]
-            same = segments[row] == segments.reshape(-1)[first][:, None]
-            mask = same[:, None, None, :]
-        else:
-            query = split(_dense(cfg.hidden_size, cfg, self.dtype, "query")(x), rows, length)
-            mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) / np.sqrt(
-            cfg.hidden_size // heads
-        )
-        weights = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(x.dtype)
-        weights = layers.dropout(self, weights, cfg.attention_probs_dropout_prob, frozen)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+        at = context["firsts"] if self.last else None  # [B], index into R * S
+        key, value = (_dense(cfg.hidden_size, cfg, self.dtype, name)(x) for name in ("key", "value"))
+        x = x if at is None else x[at]
+        query = _dense(cfg.hidden_size, cfg, self.dtype, "query")(x)
+        mixed = layers.attend(
+            self, query, key, value, context["segments"], at,
+            num_heads=cfg.num_attention_heads, scale=(cfg.hidden_size // cfg.num_attention_heads) ** -0.5, causal=False,
+            dropout_rate=cfg.attention_probs_dropout_prob, frozen=frozen,
+        )  # fmt: skip
         out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed), cfg.hidden_dropout_prob, frozen)
         return _norm(cfg, x.dtype, "norm")(x + out)
 
@@ -214,9 +167,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        # Computing it again is as fast as keeping what its gradient needs.
-        activate = jax.checkpoint(ACTIVATIONS[cfg.hidden_act])
-        h = activate(_dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
+        h = layers.activate(cfg.hidden_act, _dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
         out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
         return _norm(cfg, x.dtype, "norm")(x + out)
 
@@ -245,15 +196,6 @@ class Head(nn.Module):
         return _dense(self.num_classes, self.config, jnp.float32, "classifier")(pooled)
 
 
-@functools.cache  # equal layers have one function, and so share compiled code
-def _apply(module: nn.Module) -> Callable:
-    def apply(params, x, context, *, frozen, key):
-        rngs = {} if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, context, frozen, rngs=rngs)
-
-    return apply
-
-
 def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32, granularity: Granularity = "layer") -> Network:
     """The network: genes `embeddings`, `layer_0`, ...; pooler and classifier are the head.
 
@@ -269,28 +211,8 @@ def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32,
             modules.append((f"layer_{i}/mlp", MLP(config, dtype), last))
         else:
             modules.append((f"layer_{i}", Layer(config, dtype, last), last))
-    head: Any = Head(config, num_classes)
-    return Network(tuple(Stage(name, _apply(m), last) for name, m, last in modules), _apply(head), classification)
-
-
-def split_layers(params: dict) -> dict:
-    """Parameters by half layers: "layer_0": {"attention": ..., "mlp": ...} becomes "layer_0/attention" and "layer_0/mlp"."""
-    split = {}
-    for name, tree in params.items():
-        split |= {f"{name}/{part}": tree[part] for part in ("attention", "mlp")} if name.startswith("layer_") else {name: tree}
-    return split
-
-
-def join_layers(params: dict) -> dict:
-    """The reverse of `split_layers`; leaves whole layers as they are."""
-    joined: dict = {}
-    for name, tree in params.items():
-        layer, _, part = name.partition("/")
-        if part:
-            joined.setdefault(layer, {})[part] = tree
-        else:
-            joined[layer] = tree
-    return joined
+    stages = tuple(Stage(name, layers.as_stage(module), last) for name, module, last in modules)
+    return Network(stages, layers.as_stage(Head(config, num_classes)), classification)
 
 
 def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
@@ -312,31 +234,6 @@ def init_params(key: Array, config: BertConfig, num_classes: int) -> dict:
     return {**params, "head": init_head(key, config, num_classes)}
 
 
-def trim_vocabulary(config: BertConfig, params: dict, *ids: np.ndarray) -> tuple[BertConfig, dict, np.ndarray]:
-    """Leaves out the word vectors of tokens that a task does not use, half the parameters of a small BERT.
-
-    They get no gradient, so leaving them out changes nothing but that weight decay does not shrink them.
-
-    Args:
-      ids: int arrays, all the tokens used.
-
-    Returns:
-      Config and parameters with the K rows that are used, and the sorted ids of these rows, [K]; `np.searchsorted` of it
-      gives a token's new id.
-    """
-    used = np.unique(np.concatenate(ids))
-    embeddings = params["embeddings"]
-    trimmed = params | {"embeddings": embeddings | {"word": embeddings["word"][used]}}
-    return dataclasses.replace(config, vocab_size=len(used)), trimmed, used
-
-
-def restore_vocabulary(params: dict, used: np.ndarray, pretrained: dict) -> dict:
-    """The reverse of `trim_vocabulary`: rows that were left out come from the pretrained parameters."""
-    word = np.array(pretrained["embeddings"]["word"])
-    word[used] = params["embeddings"]["word"]
-    return params | {"embeddings": params["embeddings"] | {"word": word}}
-
-
 def load_bert(folder: Path, key: Array, num_classes: int | None = None) -> tuple[BertConfig, dict, list[str]]:
     """Reads a Hugging Face BERT checkpoint.
 
@@ -351,10 +248,7 @@ def load_bert(folder: Path, key: Array, num_classes: int | None = None) -> tuple
       ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.
     """
     config = read_config(folder)
-    raw = checkpoints.read_tensors(folder)
-    if twice := sorted(name for name, count in Counter(map(_standard_name, raw)).items() if count > 1):
-        raise ValueError(f"{folder}: there twice, under an old and a new name or with and without prefix: {', '.join(twice)}")
-    tensors = {_standard_name(name): tensor for name, tensor in raw.items()}
+    tensors = checkpoints.renamed(checkpoints.read_tensors(folder), _standard_name, folder)
     fresh: tuple[str, ...] = ()
     if num_classes is None:
         if "classifier.bias" not in tensors:
@@ -391,18 +285,7 @@ def save_bert(folder: Path, source: Path, params: dict, label_names: tuple[str, 
       label_names: the C classes, in the order of the logits.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config |= {
-        "architectures": ["BertForSequenceClassification"],
-        "id2label": {str(i): name for i, name in enumerate(label_names)},
-        "label2id": {name: i for i, name in enumerate(label_names)},
-        "problem_type": "single_label_classification",
-    }
-    config.pop("num_labels", None)
-    for name in ("torch_dtype", "dtype"):
-        if name in config:
-            config[name] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    configs.write(folder, source, architectures=["BertForSequenceClassification"], **configs.labels(label_names))
     tensors = checkpoints.from_tree(params, CHECKPOINT_MAP)
     checkpoints.write_tensors(
         folder, {name if name.startswith("classifier.") else f"bert.{name}": value for name, value in tensors.items()}

@@ -8,7 +8,8 @@ import re
 import shutil
 import socket
 import urllib.request
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,17 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
     # bfloat16 is no np.floating
     return {name: t if t.dtype.kind in "biu" else t.astype(np.float32) for name, t in tensors.items()}
+
+
+def renamed(tensors: Mapping[str, np.ndarray], rename: Callable[[str], str], where: Path) -> dict[str, np.ndarray]:
+    """Tensors by their standard names.
+
+    Raises:
+      ValueError: if two get the same one.
+    """
+    if twice := sorted(name for name, count in Counter(map(rename, tensors)).items() if count > 1):
+        raise ValueError(f"{where}: there twice, under an old and a new name or with and without prefix: {', '.join(twice)}")
+    return {rename(name): tensor for name, tensor in tensors.items()}
 
 
 def to_tree(

@@ -1,6 +1,7 @@
 """Layers of transformers that cost no more to train than they must."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+    "gelu_fast": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+@functools.cache  # equal layers have one function, and so share compiled code
+def as_stage(module: nn.Module) -> Callable:
+    """What `stages.Stage` and `stages.Network` call, of a module that is called with an input, its context and `frozen`."""
+
+    def apply(params, x, context, *, frozen, key):
+        rngs = {} if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, context, frozen, rngs=rngs)
+
+    return apply
 
 
 class Dense(nn.Module):
@@ -26,13 +49,73 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y: Any = x @ kernel if self.dtype == jnp.float32 else product(jnp.dtype(self.dtype), x, kernel)
+        y = matmul(self.dtype, x, kernel)
         return y + bias[None].astype(y.dtype)
+
+
+def norm(epsilon: float, dtype: Any, name: str) -> nn.Module:
+    """A layer norm that is computed again in the backward pass, which is as fast as keeping what its gradient needs."""
+    return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def activate(name: str, x: Array) -> Array:
+    """An activation function that is computed again in the backward pass."""
+    return jax.checkpoint(ACTIVATIONS[name])(x)
+
+
+def attend(
+    module: nn.Module,
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Array,
+    at: Array | None,
+    *,
+    num_heads: int,
+    scale: float,
+    causal: bool,
+    dropout_rate: float,
+    frozen: Any,
+) -> Array:
+    """Attention within the texts of a row, softmax in float32.
+
+    Args:
+      module: that has the key for dropout.
+      query: [R * S, D], or [B, D] with `at`.
+      key, value: [R * S, D].
+      segments: [R, S], which text a token belongs to.
+      at: [B], index into R * S: of every text the one token that asks; where `causal`, the text's last one.
+      causal: whether a token sees the earlier tokens and itself alone.
+
+    Returns:
+      An array like `query`.
+    """
+    rows, length = segments.shape
+    split = lambda h, *lead: h.reshape(*lead, num_heads, h.shape[-1] // num_heads)  # noqa: E731
+    key, value = split(key, rows, length), split(value, rows, length)
+    if at is None:
+        queries = split(query, rows, length)
+        mask = segments[:, :, None] == segments[:, None, :]
+        if causal:
+            mask &= jnp.tri(length, dtype=bool)[None]
+    else:  # one query per text: [B, 1, ...] against its row
+        row = at // length
+        queries, key, value = split(query, -1, 1), key[row], value[row]
+        mask = (segments[row] == segments.reshape(-1)[at][:, None])[:, None]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, key, preferred_element_type=jnp.float32) * scale
+    weights = nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
+    weights = dropout(module, weights, dropout_rate, frozen)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(query.shape)
 
 
 def activation_dtype(dtype: Any) -> Any:
     """Dtype of what lies between products with operands of `dtype`: on a CPU, elementwise work is slower in bfloat16."""
     return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
+def matmul(dtype: Any, x: Array, kernel: Array) -> Array:
+    """`x @ kernel` with operands of `dtype`, in the backward pass as well, and float32 sums."""
+    return x @ kernel if dtype == jnp.float32 else product(jnp.dtype(dtype), x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax import stages
 from gafreeze_jax.data import tokens
-from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.models import bert, checkpoints, layers
 
 KEY = jax.random.key(0)
 LABELS = ("bad", "fair", "good")
@@ -127,13 +127,13 @@ def test_minilm_logits_equal_pytorch(name, our_minilm_logits):
     np.testing.assert_allclose(our_minilm_logits(name), golden.minilm_logits(name), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", bert.ACTIVATIONS)
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
 def test_activation_equals_pytorch(name):
     torch = pytest.importorskip("torch")
     from transformers.activations import ACT2FN
 
     x = np.linspace(-6, 6, 101, dtype=np.float32)
-    np.testing.assert_allclose(bert.ACTIVATIONS[name](x), ACT2FN[name](torch.tensor(x)).numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(layers.ACTIVATIONS[name](x), ACT2FN[name](torch.tensor(x)).numpy(), rtol=0, atol=1e-6)
 
 
 # Network and parameters
