@@ -1,0 +1,162 @@
+"""Plain text for language modelling, cut into windows in which every token predicts the next one."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gafreeze_jax.data import files
+from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.data.tokens import Tokens, pack_batches
+from gafreeze_jax.stages import Batch, Dataset
+
+SUFFIXES = (".txt",)
+HELD_OUT_SHARE = 0.1  # of the text, for each split that is missing
+SCORING_TOKENS = 1024  # of a batch: logits over a large vocabulary take much memory
+
+
+class Corpus(NamedTuple):
+    """Three texts.
+
+    Attributes:
+      notes: what was decided on the way and should be told, a sentence each.
+    """
+
+    train: str
+    validation: str
+    test: str
+    notes: tuple[str, ...]
+
+
+class Windows(NamedTuple):
+    """Text in windows of S tokens, the last one maybe shorter. A token's target is the one after it.
+
+    Attributes:
+      tokens: T in all, positions counted from the start of their window.
+      targets: [T] int32.
+    """
+
+    tokens: Tokens
+    targets: np.ndarray
+
+    @property
+    def dataset(self) -> Dataset:
+        return Dataset(self.tokens.inputs, self.targets)
+
+
+def load_corpus(source: str) -> Corpus:
+    """Loads text, with splits that are always the same for the same source.
+
+    Args:
+      source: "pydoc" (the reference of the Python language that comes with Python), "reviews" (the texts of the embedded
+        reviews), a .txt or .txt.gz file, or a folder with a train file and, where there are any, validation and test files
+        of this kind. Splits that are missing are cut from the end of the training text.
+
+    Raises:
+      ValueError, FileNotFoundError: if the source cannot be used.
+    """
+    if source == "pydoc":
+        from pydoc_data.topics import topics
+
+        texts = {"train": "\n".join(topics.values())}
+    elif source == "reviews":
+        from gafreeze_jax.data.reviews import read_reviews
+
+        texts = {split: "\n".join(row["text"] for row in rows) + "\n" for split, rows in read_reviews().items()}
+    else:
+        texts = _read_path(Path(source))
+    notes = ()
+    if missing := [name for name in ("validation", "test") if name not in texts]:
+        num = int(HELD_OUT_SHARE * len(texts["train"]))
+        notes = (
+            f"No {' and no '.join(missing)} split: the last {num:,} of {len(texts['train']):,} characters of the training text "
+            f"were cut off for {'each' if len(missing) > 1 else 'it'}.",
+        )
+        for name in reversed(missing):
+            end = len(texts["train"]) - num
+            texts |= {name: texts["train"][end:], "train": texts["train"][:end]}
+    return Corpus(texts["train"], texts["validation"], texts["test"], notes)
+
+
+def _read_path(path: Path) -> dict[str, str]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; expected a .txt file (or .gz), a folder with a train.txt, or the words reviews "
+            "or pydoc"
+        )
+    if path.is_dir():
+        found = files.find_splits(path, SUFFIXES)
+    elif files.kind(path, SUFFIXES):
+        found = {"train": path}
+    else:
+        raise ValueError(f"{path}: unknown kind of file; expected .txt, plain or .gz, or a folder of them")
+    return {split: files.read_utf8(file) for split, file in found.items()}
+
+
+def encode(tokenizer: Any, text: str, *, vocabulary: int) -> np.ndarray:
+    """Tokens of a text, [n] int32.
+
+    Args:
+      tokenizer: a Hugging Face one.
+      vocabulary: number of word vectors that the model has.
+
+    Raises:
+      ValueError: if the tokenizer has more words than the model.
+    """
+    ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
+    if len(ids) and ids.max() >= vocabulary:
+        raise ValueError(f"the tokenizer gives token {ids.max()}, but the model has only {vocabulary} word vectors")
+    return ids
+
+
+def make_windows(ids: np.ndarray, length: int, limit: int | None = None) -> Windows:
+    """Cuts tokens [n] into windows; each token but the first is the target of one.
+
+    Args:
+      length: S, of a window.
+      limit: use at most so many windows, spread evenly over the text.
+
+    Raises:
+      ValueError: if there is no token to predict.
+
+    >>> windows = make_windows(np.array([5, 6, 7, 8, 9, 3]), length=3)
+    >>> windows.tokens.inputs["ids"].tolist(), windows.targets.tolist(), windows.tokens.lengths.tolist()
+    ([5, 6, 7, 8, 9], [6, 7, 8, 9, 3], [3, 2])
+    """
+    num_targets = len(ids) - 1
+    if num_targets < 1:
+        raise ValueError(f"a text of {len(ids)} tokens has none to predict; at least 2 are needed")
+    starts = np.arange(0, num_targets, length)
+    if limit is not None and limit < len(starts):
+        starts = starts[np.arange(limit) * len(starts) // limit]
+    lengths = np.minimum(length, num_targets - starts)
+    places = np.concatenate([np.arange(start, start + num) for start, num in zip(starts, lengths, strict=True)])
+    ids = ids.astype(np.int32)
+    inputs = {"ids": ids[places], "positions": (places % length).astype(np.int32)}
+    return Windows(Tokens(inputs, np.cumsum(lengths) - lengths, lengths), ids[places + 1])
+
+
+def make_batches(windows: Windows, examples: np.ndarray) -> Batch:
+    """Batches of whole windows, in which every token is an example.
+
+    Args:
+      examples: [steps, B] int, which windows form each batch; -1 = none (filling up).
+
+    Returns:
+      A `Batch` with leading axis `steps`: `elements` and `examples` [steps, B * S]; context `segments` [steps, B, S].
+    """
+    packed = pack_batches(windows.tokens, examples, int(windows.tokens.lengths.max()))
+    return packed._replace(examples=packed.elements, context={"segments": packed.context["segments"]})
+
+
+def scoring_batches(windows: Windows) -> Batch:
+    """Batches that run through all windows once."""
+    lengths = windows.tokens.lengths
+    size = max(1, min(len(lengths), SCORING_TOKENS // int(lengths.max())))
+    return make_batches(windows, balanced_batches(np.random.default_rng(0), lengths, size))
+
+
+def describe(source: str, splits: dict[str, Windows], notes: tuple[str, ...]) -> list[str]:
+    """What was loaded, for people: a line each."""
+    sizes = ", ".join(f"{len(windows.targets):,} {name}" for name, windows in splits.items())
+    return [f"Data: {source}, {sizes} tokens in windows of {int(splits['training'].tokens.lengths.max())}", *notes]

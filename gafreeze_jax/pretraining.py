@@ -1,0 +1,73 @@
+"""Small models that are pretrained on this machine, and kept: what there is to fine-tune where no checkpoint is at hand."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.activations import Source
+from gafreeze_jax.population import Member, Population, Run, adamw_recipe
+from gafreeze_jax.report import Display
+from gafreeze_jax.stages import Batch, Network, PyTree
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gafreeze_jax"
+
+
+def keep(kind: str, facts: Any, make: Callable[[Path], None]) -> Path:
+    """A folder in the cache that `make` fills the first time, whole or not at all.
+
+    Args:
+      kind: what its name begins with.
+      facts: all that decides the content, as JSON can say it.
+
+    Raises:
+      OSError: if the cache cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"{kind}-{digest}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{kind}-partial-")
+    except OSError as error:
+        raise OSError(
+            f"{folder.parent}: cannot be written: {error.strerror or error}; set XDG_CACHE_HOME to another folder"
+        ) from None
+    with partial as name:
+        made = Path(name) / "made"
+        made.mkdir()
+        make(made)
+        try:
+            made.rename(folder)
+        except OSError:  # another process may have been faster
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def pretrain(
+    network: Network, params: PyTree, train: Source, validation: Source, batches: Batch, learning_rate: float, key: Array
+) -> Member:
+    """Trains all of a network, as a member of a population that freezes nothing, and shows the progress.
+
+    Args:
+      params: {stage name: random parameters, "head": ...}.
+      batches: the training steps, with a leading axis.
+      key: for dropout.
+    """
+    num_steps = len(batches.examples)
+    with Display(1, num_steps) as display:
+        recipe = adamw_recipe(learning_rate, learning_rate, num_steps)
+        members = Population(network, params, recipe, train, validation, on_steps=display.steps)
+        (member,) = members.evaluate(np.zeros((1, len(network.stages)), bool), Run(params["head"], batches, key))
+    return member
