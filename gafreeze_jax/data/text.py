@@ -1,17 +1,16 @@
 """Labelled texts with fixed train, validation and test splits, from files, folders, TFDS or the embedded reviews."""
 
 import csv
-import gzip
 import io
 import json
-import textwrap
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from gafreeze_jax.data import files, splits
 
 # Column names are compared in lower case; earlier ones win.
 PAIR_COLUMNS = (
@@ -24,9 +23,7 @@ PAIR_COLUMNS = (
 )
 TEXT_COLUMNS = ("sentence", "text", "review", "content", "comment", "document", "utterance", "question", "title")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target")
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
 
 
 class Split(NamedTuple):
@@ -56,11 +53,7 @@ class TextData(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Rows(NamedTuple):
-    """Raw rows of one split: texts and labels as they came (an int, or a string)."""
-
-    texts: list[tuple[str, ...]]
-    labels: list[Any]
+TextRows = splits.Rows[tuple[str, ...]]
 
 
 def load_text(
@@ -89,86 +82,47 @@ def load_text(
         from gafreeze_jax.data.reviews import read_reviews
 
         records = {split: ((f"review {i}", row) for i, row in enumerate(rows)) for split, rows in read_reviews().items()}
-        splits = {split: rows_from_records(source, rows, ("text",), "label", notes) for split, rows in records.items()}
+        raw = {split: rows_from_records(source, rows, ("text",), "label", notes) for split, rows in records.items()}
     elif source.startswith("tfds:"):
         from gafreeze_jax.data.tfds import read_tfds
 
         records = read_tfds(source.removeprefix("tfds:"))
-        wanted = _choose_splits(source, list(records))
-        splits = {
+        wanted = splits.choose_splits(source, list(records))
+        raw = {
             split: rows_from_records(f"{source} ({name})", records[name], text_columns, label_column, notes)
             for split, name in wanted.items()
         }
     else:
-        splits = _read_path(Path(source), text_columns, label_column, notes)
-    return _assemble(source, splits, notes, max_train, max_validation)
+        raw = _read_path(Path(source), text_columns, label_column, notes)
+    whole = splits.complete(source, raw, notes)
+    in_train = set(whole.train.examples)
+    if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
+        notes.append(f"{shared} validation or test texts also occur in train.")
+    train, validation, test, label_names = splits.limit(source, whole, notes, max_train, max_validation)
+    return TextData(Split(*train), Split(*validation), Split(*test), label_names, tuple(notes))
 
 
-def describe(source: str, data: TextData) -> list[str]:
-    """What was loaded, for people: a line each."""
-    sizes = f"{len(data.train.texts):,} training, {len(data.validation.texts):,} validation, {len(data.test.texts):,} test"
-    names = ", ".join(data.label_names[:8]) + (", ..." if len(data.label_names) > 8 else "")
-    return [f"Data: {source}, {sizes} examples, {len(data.label_names)} classes ({names})", *data.notes]
+describe = splits.describe
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Names for an error message: on one line, and not too long if they are really texts."""
-    return textwrap.shorten(", ".join(names), 200)
-
-
-def _choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
-    found = {split: next((name for name in names if name in aliases), None) for split, aliases in SPLIT_NAMES.items()}
-    if found["train"] is None:
-        raise ValueError(f"{source}: no train split; it has {_listed(names)}")
-    return {split: name for split, name in found.items() if name}
-
-
-def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> dict[str, Rows]:
+def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> dict[str, TextRows]:
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a .csv, .tsv or .jsonl file (or .gz), a folder with a train file, "
             "tfds:NAME, or the word reviews"
         )
     if path.is_dir():
-        files = {}
-        for split, names in SPLIT_NAMES.items():
-            found = [f for f in sorted(path.iterdir()) if f.name.split(".")[0].lower() in names and _kind(f)]
-            if len(found) > 1:
-                raise ValueError(f"{path}: more than one {split} file: {', '.join(f.name for f in found)}; keep one")
-            if found:
-                files[split] = found[0]
-        if "train" not in files:
-            raise FileNotFoundError(f"{path}: no train file; expected one of train{{{','.join(SUFFIXES)}}}, plain or .gz")
-    elif _kind(path):
-        files = {"train": path}
+        found = files.find_splits(path, SUFFIXES)
+    elif files.kind(path, SUFFIXES):
+        found = {"train": path}
     else:
         raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz, or a folder of them")
-    return {split: _read_table(file, text_columns, label_column, notes) for split, file in files.items()}
+    return {split: _read_table(file, text_columns, label_column, notes) for split, file in found.items()}
 
 
-def _kind(path: Path) -> str | None:
-    name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
-
-
-def _read_table(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> Rows:
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a file, got a folder")
-    data = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file: {error}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before, byte = error.object[: error.start], error.object[error.start]  # without the byte order mark
-        line = before.count(b"\n") + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); convert the file to UTF-8") from None
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty")
-    parse = _parse_jsonl if _kind(path) == ".jsonl" else _parse_delimited
+def _read_table(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> TextRows:
+    text = files.read_utf8(path)
+    parse = _parse_jsonl if files.kind(path, SUFFIXES) == ".jsonl" else _parse_delimited
     return rows_from_records(str(path), parse(path, text), text_columns, label_column, notes)
 
 
@@ -176,7 +130,9 @@ def _parse_delimited(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any
     csv.field_size_limit(2**31 - 1)
     # Tab-separated sets hold bare quotation marks; commas need quoting.
     style: dict[str, Any] = (
-        {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if _kind(path) == ".tsv" else {"delimiter": ",", "strict": True}
+        {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        if files.kind(path, SUFFIXES) == ".tsv"
+        else {"delimiter": ",", "strict": True}
     )
     reader = csv.reader(io.StringIO(text, newline=""), **style)
     try:
@@ -216,9 +172,9 @@ def rows_from_records(
     text_columns: Sequence[str],
     label_column: str | None,
     notes: list[str],
-) -> Rows:
+) -> TextRows:
     """Picks the text and label columns of records, which come with a name of their place for errors."""
-    rows = Rows([], [])
+    rows = TextRows([], [])
     columns: tuple[tuple[str, ...], str] | None = None
     num_empty = 0
     for place, record in records:
@@ -246,11 +202,11 @@ def rows_from_records(
             )
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{where}: {place}: no value for column {label!r}")
-        rows.texts.append(values)
+        rows.examples.append(values)
         rows.labels.append(value.strip() if isinstance(value, str) else value)
     if num_empty:
         notes.append(f"{where}: {num_empty} rows without text left out.")
-    if not rows.texts:
+    if not rows.examples:
         raise ValueError(f"{where}: no rows with text")
     return rows
 
@@ -260,7 +216,7 @@ def find_columns(
 ) -> tuple[tuple[str, ...], str]:
     """Names of the text column(s) and of the label column: the ones asked for, or the first convention that fits."""
     by_lower = {column.strip().lower(): column for column in columns}
-    listed = _listed(columns)
+    listed = splits.listed(columns)
 
     def named(name: str) -> str:
         if name not in columns and name.lower() not in by_lower:
@@ -268,7 +224,7 @@ def find_columns(
         return name if name in columns else by_lower[name.lower()]
 
     if len(text_columns) > 2:
-        raise ValueError(f"expected one text column, or two for sentence pairs; got {_listed(text_columns)}")
+        raise ValueError(f"expected one text column, or two for sentence pairs; got {splits.listed(text_columns)}")
     if text_columns:
         texts = tuple(named(name) for name in text_columns)
     else:
@@ -284,86 +240,5 @@ def find_columns(
         if label is None:
             raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed}")
     if label in texts or len(set(texts)) < len(texts):
-        raise ValueError(f"{where}: text and label columns must differ, got {_listed((*texts, label))}")
+        raise ValueError(f"{where}: text and label columns must differ, got {splits.listed((*texts, label))}")
     return texts, label
-
-
-def _assemble(
-    source: str, splits: dict[str, Rows], notes: list[str], max_train: int | None, max_validation: int | None
-) -> TextData:
-    for name in ("validation", "test"):
-        if name in splits and all(str(label) == "-1" for label in splits[name].labels):
-            notes.append(f"The {name} split has no labels (all are -1) and is not used.")
-            del splits[name]
-    all_labels = {str(label) for label in splits["train"].labels}
-    numeric = all(label.removeprefix("-").isdecimal() for label in all_labels)
-    label_names = tuple(sorted(all_labels, key=lambda label: (int(label) if numeric else 0, label)))
-    num_train = len(splits["train"].texts)
-    if len(all_labels) < 2:
-        raise ValueError(f"{source}: the training rows have only one class, {label_names[0]!r}; at least two are needed")
-    if len(label_names) > num_train / 2:
-        raise ValueError(
-            f"{source}: {len(label_names)} different labels in {num_train} training rows; is the label column one of classes?"
-        )
-    index = {name: i for i, name in enumerate(label_names)}
-    encoded = {}
-    for name, rows in splits.items():
-        unseen = sorted({str(label) for label in rows.labels} - all_labels)
-        if unseen:
-            raise ValueError(
-                f"{source}: the {name} split has labels that are not in train: {_listed(unseen[:5])}; train has "
-                f"{_listed(label_names)}"
-            )
-        encoded[name] = Split(rows.texts, np.array([index[str(label)] for label in rows.labels], np.int32))
-
-    missing = [name for name in ("validation", "test") if name not in encoded]
-    train = encoded["train"]
-    num_held_out = int(HELD_OUT_SHARE * len(train.texts))
-    for salt, name in enumerate(missing, start=1):
-        train, encoded[name] = stratified_cut(train, num_held_out, seed=salt)
-        if not encoded[name].texts:
-            raise ValueError(f"{source}: {num_train} training rows are too few to cut a {name} split from them")
-    if missing:
-        notes.append(
-            f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training rows were cut for "
-            f"{'each' if len(missing) > 1 else 'it'}, stratified by label, always the same ones."
-        )
-    test = encoded["test"]
-    shared = sum(text in seen for seen in [set(train.texts)] for text in (*encoded["validation"].texts, *test.texts))
-    if shared:
-        notes.append(f"{shared} validation or test texts also occur in train.")
-    for limit, name, split in ((max_train, "training", train), (max_validation, "validation", encoded["validation"])):
-        if limit is not None and limit < len(split.texts):
-            notes.append(f"Uses {limit:,} of {len(split.texts):,} {name} examples (--{name.removesuffix('ing')}-examples).")
-    train = _at_most(train, max_train)
-    validation = _at_most(encoded["validation"], max_validation)
-    absent = [label_names[i] for i in range(len(label_names)) if i not in train.labels]
-    if absent:
-        raise ValueError(f"{source}: {len(train.texts)} training examples leave none of class {absent[0]!r}; use more")
-    return TextData(train, validation, test, label_names, tuple(notes))
-
-
-def _at_most(split: Split, limit: int | None) -> Split:
-    if limit is None or limit >= len(split.texts):
-        return split
-    return stratified_cut(split, len(split.texts) - limit, seed=0)[0]
-
-
-def stratified_cut(split: Split, num: int, seed: int) -> tuple[Split, Split]:
-    """Cuts `num` examples off, of every label its share (largest remainders), and leaves the order as it was.
-
-    Returns:
-      The examples that remain and those that were cut. If there is room, some of every label remain.
-    """
-    rng = np.random.default_rng(seed)
-    classes, counts = np.unique(split.labels, return_counts=True)
-    quota = num * counts / counts.sum()
-    most = counts - 1 if num <= counts.sum() - len(counts) else counts
-    take = np.minimum(quota.astype(int), most)
-    while take.sum() < num:
-        take[np.argmax(np.where(take < most, quota - take, -np.inf))] += 1
-    cut = np.zeros(len(split.texts), bool)
-    for label, count, size in zip(classes, counts, take, strict=True):
-        cut[rng.permutation(np.flatnonzero(split.labels == label))[count - size :]] = True
-    pick = lambda mask: Split([split.texts[i] for i in np.flatnonzero(mask)], split.labels[mask])  # noqa: E731
-    return pick(~cut), pick(cut)

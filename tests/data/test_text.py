@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gafreeze_jax.data.text import Split, TextData, describe, find_columns, load_text, stratified_cut
+from gafreeze_jax.data.text import TextData, describe, find_columns, load_text
 
 SHARED = Path(__file__).parents[2] / "../shared/data/text"
 SPLITS = ("train", "validation", "test")
@@ -153,34 +153,6 @@ def test_missing_splits_are_cut_from_train(tmp_path, present, note):
         assert Counter(label for _, label in examples(data, split)) == {"a": 16, "b": 4}
     assert [n.startswith(note) for n in data.notes] == [True]
     assert examples(load_text(str(tmp_path))) == examples(data)
-
-
-@given(
-    counts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 5),
-    order=st.randoms(use_true_random=False),
-)
-@settings(max_examples=50, deadline=None)
-def test_stratified_cut(counts, share, seed, order):
-    labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    order.shuffle(labels)
-    num = round(share * len(labels))
-    split = Split([(f"{i}",) for i in range(len(labels))], np.array(labels, np.int32))
-    rest, cut = stratified_cut(split, num, seed)
-    assert len(cut.texts) == num
-    for part in (rest, cut):
-        numbers = [int(text) for (text,) in part.texts]
-        assert numbers == sorted(numbers)
-        assert part.labels.tolist() == [labels[i] for i in numbers]
-    assert sorted(rest.texts + cut.texts) == sorted(split.texts)
-    if num <= len(labels) - len(counts):
-        assert set(rest.labels) == set(labels)
-    if min(counts) > 1 and share < 0.5:  # else a label's last example may have to stay
-        taken = np.bincount(cut.labels, minlength=len(counts))
-        np.testing.assert_array_less(np.abs(taken - num * np.array(counts) / len(labels)), 1)
-    again = stratified_cut(split, num, seed)
-    assert again[1].texts == cut.texts
 
 
 def test_unlabelled_test_split_is_not_used(tmp_path):
@@ -354,7 +326,7 @@ BAD_FILES = {
     "open quotation": ("set.csv", CSV + '"open,1\n', "line 12: unexpected end of data"),
     "text after a quotation": ("set.csv", CSV + '"so" they say,1\n', "line 12: ',' expected after '\"'"),
     "one class": ("set.csv", "text,label\n" + "a,1\nb,1\n" * 9, "have only one class, '1'; at least two are needed"),
-    "scores": ("set.csv", SCORES, "20 different labels in 20 training rows; is the label column one of classes?"),
+    "scores": ("set.csv", SCORES, "20 different labels in 20 training rows; are the labels those of classes?"),
     "too few rows": ("set.csv", "text,label\na,0\nb,1\nc,0\nd,1\n", "4 training rows are too few to cut a validation split"),
     "invalid JSON": ("set.jsonl", JSONL + "{'text': 'a'}", "line 2 is not JSON: Expecting property name"),
     "JSON over many lines": ("set.jsonl", '{\n"text": "a"}', "line 1 is not JSON: Expecting property name"),

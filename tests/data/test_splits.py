@@ -1,0 +1,33 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gafreeze_jax.data.splits import Labelled, stratified_cut
+
+
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 5),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=50, deadline=None)
+def test_stratified_cut(counts, share, seed, order):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    order.shuffle(labels)
+    num = round(share * len(labels))
+    split = Labelled([f"{i}" for i in range(len(labels))], np.array(labels, np.int32))
+    rest, cut = stratified_cut(split, num, seed)
+    assert len(cut.examples) == num
+    for part in (rest, cut):
+        numbers = [int(example) for example in part.examples]
+        assert numbers == sorted(numbers)
+        assert part.labels.tolist() == [labels[i] for i in numbers]
+    assert sorted(rest.examples + cut.examples) == sorted(split.examples)
+    if num <= len(labels) - len(counts):
+        assert set(rest.labels) == set(labels)
+    if min(counts) > 1 and share < 0.5:  # else a label's last example may have to stay
+        taken = np.bincount(cut.labels, minlength=len(counts))
+        np.testing.assert_array_less(np.abs(taken - num * np.array(counts) / len(labels)), 1)
+    again = stratified_cut(split, num, seed)
+    assert again[1].examples == cut.examples
