@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -24,10 +24,16 @@ PREFETCHED_BLOCKS = 2
 
 
 class Source(NamedTuple):
-    """A data set and batches that run through it once, in order."""
+    """A data set and batches that run through it once, in order.
+
+    Attributes:
+      augment: `augment(key, inputs) -> inputs`, what a training step does to the rows [N, ...] of its batch. As they are
+        other ones each time, nothing is kept of what frozen stages make of them.
+    """
 
     data: Dataset
     batches: Batch
+    augment: Callable[[Array, PyTree], PyTree] | None = None
 
 
 class Block(NamedTuple):
@@ -94,6 +100,7 @@ class Activations:
         self.num_batches = len(source.batches.examples)
         self.num_examples = len(source.data.targets)
         self._network, self._params, self._budget = network, params, budget
+        self.augment = source.augment
         fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
         self._data = jax.tree.map(jnp.asarray if fits else np.asarray, source.data)
         self._batches = source.batches
@@ -108,15 +115,22 @@ class Activations:
         for depth in depths:
             self._expected_uses[depth] = self._expected_uses.get(depth, 0) + 1
 
+    def boundary(self, depth: int) -> int:
+        """The highest stage up to `depth` whose input can be kept, or 0."""
+        while depth > 0 and not self._can_keep(depth):
+            depth -= 1
+        return depth
+
     def inputs(self, depth: int) -> tuple[int, PyTree]:
         """What enters the stage at `depth`, for the whole data set; if that is too large, the same for a lower stage.
+
+        With `augment`, it is always the data set itself.
 
         Returns:
           The stage's index and the array: of JAX if it is on the device, else of numpy.
         """
         with self._lock:
-            while depth > 0 and self._bytes(depth) > max(self._budget):
-                depth -= 1
+            depth = self.boundary(depth)
             if depth == 0:
                 return 0, self._data.inputs
             on_device, on_host = self._tiers
@@ -163,6 +177,10 @@ class Activations:
         for tier in self._tiers:
             tier.clear()
 
+    def _can_keep(self, depth: int) -> bool:
+        computed = self._network.stages[depth - 1].apply is not None
+        return self.augment is None and computed and self._bytes(depth) <= max(self._budget)
+
     def _bytes(self, depth: int) -> int:
         return self._shapes[depth].size * self._shapes[depth].dtype.itemsize
 
@@ -191,7 +209,7 @@ class Activations:
         below = self._kept_below(depth)
         room = self._budget.device - self.num_bytes.device - self._bytes(depth)
         outputs: dict[int, AnyArray] = {depth: self._empty(depth)}
-        for passed in range(depth - 1, below, -1):
+        for passed in filter(self._can_keep, range(depth - 1, below, -1)):
             if (room := room - self._bytes(passed)) >= 0:
                 outputs[passed] = self._empty(passed)
         numbers = itertools.count()
@@ -200,6 +218,8 @@ class Activations:
                 number = next(numbers)
                 x, _, _, context = fetch(self.per_example(below), block, step)
                 for boundary, stage in enumerate(self._network.stages[below:depth], start=below + 1):
+                    if stage.apply is None:
+                        continue
                     x = stages.infer(stage.apply, (None, None), self._params[stage.name], x, context)
                     if boundary in outputs:
                         rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
@@ -216,6 +236,8 @@ class Activations:
         x, _, _, context = jax.eval_shape(functools.partial(fetch, False, step=0), block)
         shapes = {}
         for depth, stage in enumerate(self._network.stages, start=1):
+            if stage.apply is None:
+                continue
             apply = functools.partial(stage.apply, frozen=True, key=None)
             x = jax.eval_shape(apply, self._params[stage.name], x, context)
             num = self.num_examples if stage.per_example else num_elements
@@ -309,9 +331,13 @@ def _score_step(
     x, targets, weights, context = fetch(per_example, block, step)
     axis: Axis = None
     for stage, own in zip(network.stages[start:], axes[start:-1], strict=True):
-        x = stages.infer(stage.apply, (own, axis), params[stage.name], x, context)
-        axis = axis if own is None else own
-    return stages.head_score(network, (axes[-1], axis), params["head"], x, targets, weights, context)
+        if stage.apply is not None:
+            x = stages.infer(stage.apply, (own, axis), params[stage.name], x, context)
+            axis = axis if own is None else own
+    axis_of = dict(zip(network.names, axes[:-1], strict=True))
+    head_axes = axes[-1], tuple(axis_of[name] for name in network.shared), axis
+    shared = tuple(params[name] for name in network.shared)
+    return stages.head_score(network, head_axes, params["head"], shared, x, targets, weights, context)
 
 
 def _score_block(network, axes, start, per_example, params, block):

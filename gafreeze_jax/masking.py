@@ -253,26 +253,69 @@ def count_trainable(params: PyTree, genes: Genes, genome: Genome) -> int:
     return int(sum(jax.tree.leaves(counts)))
 
 
+def split_genes(params: PyTree, genes: Genes) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """A parameter tree cut into one dict of leaves for each gene, and one of those that always train.
+
+    Returns:
+      {gene: {path: leaf}} and {path: leaf}. Of a stacked leaf each gene has its index, without the leading axis.
+
+    >>> params = {"layers": jnp.array([[1, 2], [3, 4]]), "head": jnp.ones(2)}
+    >>> genes = make_genes(params, {"layers": Stacked("layer_{}"), "head": None})
+    >>> parts, always = split_genes(params, genes)
+    >>> parts["layer_1"]["layers"].tolist(), list(always)
+    ([3, 4], ['head'])
+    """
+    parts: dict[str, dict[str, Any]] = {name: {} for name in genes.names}
+    always: dict[str, Any] = {}
+    for leaf, path, owner in zip(genes.treedef.flatten_up_to(params), genes.paths, genes.owners, strict=True):
+        if isinstance(owner, tuple):
+            for index, gene in enumerate(owner):
+                parts[genes.names[gene]][path] = leaf[index]
+        else:
+            (always if owner == _ALWAYS_TRAINS else parts[genes.names[owner]])[path] = leaf
+    return parts, always
+
+
+def join_genes(parts: Mapping[str, Mapping[str, Any]], always: Mapping[str, Any], genes: Genes) -> PyTree:
+    """The reverse of `split_genes`."""
+
+    def leaf(path: str, owner: int | tuple[int, ...]) -> Any:
+        if isinstance(owner, tuple):
+            return jnp.stack([parts[genes.names[gene]][path] for gene in owner])
+        return always[path] if owner == _ALWAYS_TRAINS else parts[genes.names[owner]][path]
+
+    return jax.tree.unflatten(genes.treedef, [leaf(path, owner) for path, owner in zip(genes.paths, genes.owners, strict=True)])
+
+
 def prefix_genomes(num_genes: int) -> np.ndarray:
     """The masks people pick by hand, [G+1, G] bools: freeze the lowest k genes for k = 0 (train all) to G (head only)."""
     return np.tri(num_genes + 1, num_genes, -1, dtype=bool)
 
 
-def write_mask(path: str | os.PathLike[str], genes: Genes, genome: Genome) -> None:
-    """Writes a genome with the names of its genes and of the leaves that each one freezes, as JSON."""
+def write_mask(path: str | os.PathLike[str], genes: Genes, genome: Genome, tensors: Mapping[str, str] | None = None) -> None:
+    """Writes a genome with the names of its genes and of the leaves that each one freezes, as JSON.
+
+    Args:
+      tensors: what the leaves are called in a checkpoint, {path: name}; these names are then written as well.
+    """
     genome = _check_concrete(_check_length(genome, genes))
     leaves: dict[str, list[str]] = {name: [] for name in genes.names}
+    always: list[str] = []
     for leaf, owner in zip(genes.paths, genes.owners, strict=True):
         for row, gene in enumerate(owner if isinstance(owner, tuple) else (owner,)):
-            if gene != _ALWAYS_TRAINS:
-                leaves[genes.names[gene]].append(f"{leaf}[{row}]" if isinstance(owner, tuple) else leaf)
+            own = always if gene == _ALWAYS_TRAINS else leaves[genes.names[gene]]
+            own.append(f"{leaf}[{row}]" if isinstance(owner, tuple) else leaf)
     mask = {
         "format": MASK_FORMAT,
         "version": MASK_VERSION,
         "genome": [int(gene) for gene in genome],
         "frozen": {name: bool(gene) for name, gene in zip(genes.names, genome, strict=True)},
         "leaves": leaves,
+        "always_trainable": always,
     }
+    if tensors:
+        frozen = [tensors[leaf] for name, gene in zip(genes.names, genome, strict=True) if gene for leaf in leaves[name]]
+        mask["tensors"] = {"frozen": frozen, "trainable": [name for name in tensors.values() if name not in set(frozen)]}
     with open(path, "w", encoding="utf-8") as file:
         json.dump(mask, file, indent=2)
         file.write("\n")

@@ -18,6 +18,7 @@ from gafreeze_jax.population import STAGE_BY_STAGE, TIMED_STEPS, Plan, Populatio
 
 HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled stage, on slow CPU cores
 TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out stage by stage
+LARGE_FLOPS = 5e9  # for each CPU core, of a training step beside which handing it out takes no time
 SHARE_OF_MEMORY = 0.6  # for the members of a call; data sets and activations may take a quarter
 GROWTH = 4  # of the members per call from one try to the next, each of which compiles
 GROWTH_OF_CALLS = 2  # of the calls at the same time, which compile nothing
@@ -121,21 +122,28 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
     genomes = in_order(np.asarray(genomes, bool))
     train_all = np.zeros((1, genomes.shape[1]), bool)
     per_member = population.bytes_of_call(STAGE_BY_STAGE, train_all, run)
+    flops = population.flops_per_step(train_all[0], run)
+    num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
     work = Work(
         num_genes=genomes.shape[1],
         num_steps=len(run.batches.examples),
         num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
         num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, len(genomes))),
-        tiny=population.flops_per_step(train_all[0], run) < TINY_FLOPS,
-        num_cores=os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0,
+        tiny=flops < TINY_FLOPS,
+        large=flops > LARGE_FLOPS * max(1, num_cores),
+        num_cores=num_cores,
+        in_stages=any(stage.apply is not None for stage in population.network.stages),
     )
+    memory = f"{work.num_members} of {len(genomes)} members fit" if work.num_members < len(genomes) else "all members fit"
+    plans = candidates(work)
+    if len(plans) == 1:
+        return Choice(plans[0], f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {num_cores} cores; {memory}")
     trials: list[Trial] = []
-    for plan in candidates(work):
+    for plan in plans:
         if not trials or possible_saving(work, trials, plan) > cost_of_trying(trials, plan):
             trials.append(_try(population, plan, genomes, run))
     best = min(trials, key=work.seconds)
     tried = "the only plan tried" if len(trials) == 1 else f"the fastest of {len(trials)} plans tried"
-    memory = f"{work.num_members} of {len(genomes)} members fit" if work.num_members < len(genomes) else "all members fit"
     reason = (
         f"{tried}, in {time.perf_counter() - start:.1f} s: {best.step_seconds * 1e3:.3g} ms a member-step, "
         f"{best.compile_seconds:.1f} s compiling; {memory}"
@@ -150,8 +158,10 @@ class Work(NamedTuple):
       num_genes, num_steps, num_evaluations: G; of one member; at most.
       num_members: that fit the device's memory together.
       tiny: whether handing out a step stage by stage takes longer than doing it.
+      large: whether handing it out takes no time to speak of.
       num_cores: on a CPU, where stacked members do not run faster than one by one, but for what is saved in handing out, and
         calls at the same time may; 0 elsewhere.
+      in_stages: whether the network can be run stage by stage; or else every mask is a program of its own, or is traced.
     """
 
     num_genes: int
@@ -159,11 +169,13 @@ class Work(NamedTuple):
     num_evaluations: int
     num_members: int
     tiny: bool
+    large: bool
     num_cores: int
+    in_stages: bool = True
 
     def seconds(self, trial: Trial) -> float:
         """How long the search would take with the plan of a trial; what that has compiled is there already."""
-        a_program_per_mask = trial.plan.steps > 0 and trial.plan.freezing == "static"
+        a_program_per_mask = trial.plan.freezing == "static" and (trial.plan.steps > 0 or not self.in_stages)
         more_programs = max(0, math.ceil(self.num_evaluations / trial.plan.members) - trial.num_timed)
         compiling = trial.compile_seconds / trial.num_timed * more_programs if a_program_per_mask else 0.0
         return compiling + self.num_evaluations * self.num_steps * trial.step_seconds
@@ -172,12 +184,16 @@ class Work(NamedTuple):
 def candidates(work: Work) -> list[Plan]:
     """Plans in the order in which they are considered, the likeliest one first."""
     all_in_one = Plan(work.num_members, work.num_steps, "traced")
+    if not work.in_stages:
+        alone = work.num_cores > 0 and not work.tiny  # convolutions are slow on CPUs when they are stacked or scanned
+        first = Plan(1, 1, "traced") if alone else all_in_one
+        return [first, first._replace(members=1, freezing="static")]
     if work.tiny:
         return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.num_steps, "static")]
     if work.num_cores:
         single, *several = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
         staged = [Plan(calls=num) for num in several or [single]]  # one call at a time leaves even two cores idle
-        return [*staged, Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
+        return staged if work.large else [*staged, Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
     return [*(Plan(num) for num in _powers(GROWTH, work.num_members)), all_in_one]
 
 

@@ -26,6 +26,7 @@ from gafreeze_jax.activations import Activations, Block, Budget, Source, default
 from gafreeze_jax.stages import Axis, Batch, Network, PyTree, lowest_trainable, over_members
 
 TIMED_STEPS = 2
+AUGMENTATION = 2**31 - 1  # folded into a step's key, as the stages' indices are
 
 
 class Recipe(NamedTuple):
@@ -182,7 +183,8 @@ class Population:
 
     def _train_and_score(self, call: "Call", run: Run) -> list[Member]:
         params, train_loss = self._fit(call, run, self.plan.steps, self._count)
-        accuracy, loss = self._score(call, params)
+        scores = (np.asarray(train_loss), *self._score(call, params))
+        train_loss, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
         return [
             Member(genome, self._params_of_member(call, params, i), float(train_loss[i]), float(accuracy[i]), float(loss[i]))
             for i, genome in enumerate(call.genomes)
@@ -240,11 +242,12 @@ class Population:
         """
         (call,) = make_calls(plan, self.network, genomes)
         params, state = jax.eval_shape(functools.partial(self._start, call, run))
-        block = self._train.block_shape(call.depth, run.batches)
+        boundary = self._train.boundary(call.depth)
+        block = self._train.block_shape(boundary, run.batches)
 
         def residuals(params: PyTree, block: Block, key: Array) -> PyTree:
-            step = fetch(self._train.per_example(call.depth), block, 0)
-            chain = stages.forward_chain(self.network, call.frozen, call.depth, call.axis)
+            step = fetch(self._train.per_example(boundary), block, 0)
+            chain = stages.forward_chain(self.network, call.frozen, boundary, call.axis)
             return chain(self._params | params, step.x, step.context, key, call.gates)
 
         kept = jax.eval_shape(residuals, params, block, run.key)
@@ -253,14 +256,15 @@ class Population:
 
     def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
         """A single training step as one program, from kept activations."""
-        program = self._program(call, call.depth)
+        boundary = self._train.boundary(call.depth)
+        program = self._program(call, boundary)
         params, state = jax.eval_shape(functools.partial(self._start, call, run))
-        block = self._train.block_shape(call.depth, run.batches)
+        block = self._train.block_shape(boundary, run.batches)
         return _train_block.lower(program, params, state, self._params, block, run.key, 0, call.gates)
 
     def _program(self, call: "Call", boundary: int) -> "_Program":
         per_example = self._train.per_example(boundary)
-        return _Program(self.network, self.recipe, call.frozen, boundary, per_example, call.axis)
+        return _Program(self.network, self.recipe, call.frozen, boundary, per_example, call.axis, self._train.augment)
 
     def _start(self, call: "Call", run: Run) -> tuple[PyTree, PyTree]:
         """Initial parameters of the trained stages and the head, which may be donated, and their optimizers' states."""
@@ -357,7 +361,8 @@ def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
             if decided is None
         }
         trained = tuple(name for name, decided in zip(network.names, frozen, strict=True) if decided is not True)
-        calls.append(Call(own, plan.members, tuple(frozen), trained, gates))
+        size = plan.members if trained else 1  # there is only one way to train nothing but the head
+        calls.append(Call(own, size, tuple(frozen), trained, gates))
     return calls
 
 
@@ -375,7 +380,7 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     """A copy of a stage's parameters, or `size` copies along a member axis, and their optimizer's state."""
     members = () if axis is None else (size,)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
-    return copies, over_members(tx.init, (axis,))(copies)
+    return copies, over_members(tx.init, (axis,))(stages.parameters(copies))
 
 
 @jax.jit
@@ -392,6 +397,12 @@ class _Program(NamedTuple):
     start: int
     per_example: bool
     axis: Axis
+    augment: Callable[[Array, PyTree], PyTree] | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _augment(augment: Callable[[Array, PyTree], PyTree], key: Array, x: PyTree) -> PyTree:
+    return augment(jax.random.fold_in(key, AUGMENTATION), x)
 
 
 def _train_step(
@@ -399,13 +410,15 @@ def _train_step(
 ) -> tuple[PyTree, PyTree, Array]:
     """One step: parameters, optimizer states and losses [members]. `params` and `state` are donated."""
     x, targets, weights, context = fetch(program.per_example, block, step)
+    if program.augment is not None:
+        x = _augment(program.augment, key, x)
     differentiate = stages.value_and_grad(program.network, program.frozen, start=program.start, axis=program.axis)
-    loss, gradients, square_norm = differentiate(pretrained | params, x, targets, weights, context, key, gates)
+    loss, gradients, square_norm, statistics = differentiate(pretrained | params, x, targets, weights, context, key, gates)
     params, state = dict(params), dict(state)
     for name in params:
         params[name], state[name] = _update(
             program.recipe.of(name), program.recipe.max_norm, program.axis,
-            params[name], state[name], gradients.pop(name), square_norm, gates.get(name),
+            params[name], state[name], gradients.pop(name), square_norm, gates.get(name), statistics.pop(name, None),
         )  # fmt: skip
     return params, state, loss
 
@@ -436,8 +449,14 @@ def _update(
     gradients: PyTree,
     square_norm: Array,
     frozen: Array | None,
+    statistics: PyTree,
 ) -> tuple[PyTree, PyTree]:
-    """One step of a stage's optimizer; `axis` is that of all arrays. `frozen`: [members], or None = trained by all."""
+    """One step of a stage's optimizer; `axis` is that of all arrays.
+
+    Args:
+      frozen: [members], or None = trained by all.
+      statistics: new running statistics, or None.
+    """
 
     def run(params, state, gradients, square_norm, frozen):
         scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
@@ -450,4 +469,5 @@ def _update(
         return optax.apply_updates(params, updates), state
 
     axes = (axis, axis, axis, axis, None if frozen is None else axis)
-    return over_members(run, axes)(params, state, gradients, square_norm, frozen)
+    updated, state = over_members(run, axes)(stages.parameters(params), state, gradients, square_norm, frozen)
+    return updated if statistics is None else updated | {stages.STATISTICS: statistics}, state

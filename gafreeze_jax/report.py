@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import sys
@@ -31,11 +32,13 @@ class Row(NamedTuple):
       name: such as "found mask".
       evaluation: of its genome.
       test_accuracy: share.
+      test_loss: mean over examples.
     """
 
     name: str
     evaluation: Evaluation
     test_accuracy: float
+    test_loss: float
 
 
 def frozen_names(names: Sequence[str], genome: str) -> list[str]:
@@ -118,10 +121,10 @@ class Display:
         self.console.print(f"Fittest chromosome: [{genome}] | Fitness: {best.accuracy:.4f}", markup=False)
 
 
-def comparison(rows: Sequence[Row]) -> Table:
-    """The table at the end: every row's validation and test accuracy and trainable parameters."""
+def comparison(rows: Sequence[Row], *, perplexity: bool = False) -> Table:
+    """The table at the end: every row's validation and test accuracy, perplexity on the test split, trainable parameters."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "validation", "test", "trainable parameters"):
+    for title in ("", "validation", "test", *(["test perplexity"] if perplexity else []), "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     everything = max(row.evaluation.trainable_parameters for row in rows)
     for row in rows:
@@ -130,17 +133,20 @@ def comparison(rows: Sequence[Row]) -> Table:
             row.name,
             f"{row.evaluation.accuracy:.4f}",
             f"{row.test_accuracy:.4f}",
+            *([f"{math.exp(row.test_loss):.2f}"] if perplexity else []),
             f"{num:,} ({num / everything:.0%})",
             style="bold" if row is rows[0] else None,
         )
     return table
 
 
-def print_summary(names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path) -> None:
+def print_summary(
+    names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path, *, perplexity: bool = False
+) -> None:
     """What was found, beside the baselines, and where it is."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Found mask: {describe_mask(names, rows['found'].evaluation.genome)}", style="bold", markup=False)
-    console.print(comparison(list(rows.values())))
+    console.print(comparison(list(rows.values()), perplexity=perplexity))
     console.print(
         f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: model/, mask.json, evaluations.csv, "
         "result.json",
@@ -173,6 +179,7 @@ def make_result(
             "validation_accuracy": row.evaluation.accuracy,
             "validation_loss": row.evaluation.loss,
             "test_accuracy": row.test_accuracy,
+            "test_loss": row.test_loss,
             "trainable_parameters": row.evaluation.trainable_parameters,
         }
         for key, row in rows.items()
@@ -208,12 +215,16 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def make_run_folder(path: Path) -> Path:
-    """Creates the folder of a run.
+def make_run_folder(path: Path | None, kind: str) -> Path:
+    """Creates the folder of a run, by default a new one under runs/.
+
+    Args:
+      kind: of experiment, such as "bert".
 
     Raises:
       ValueError: if it cannot be written, or holds something already.
     """
+    path = path or Path("runs") / time.strftime(f"{kind}-%Y%m%d-%H%M%S")
     try:
         path.mkdir(parents=True, exist_ok=True)
         holds = next(path.iterdir(), None)

@@ -104,7 +104,7 @@ def search(
         state, info = tell(state, genomes, fitness)
         share = np.asarray(info.frozen_share)
         on_generation(Generation(number, fittest["found"][0], len(unseen), len(genomes) - len(unseen), share))
-    return fittest
+    return {name: fittest[name] for name in ("found", *groups)}
 
 
 def _filled(genomes: np.ndarray, num: int) -> np.ndarray:

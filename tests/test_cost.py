@@ -116,7 +116,7 @@ def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
             with monkeypatch.context() as patch:
                 counter = Counter(patch)
                 members._fit(call, run, 0, lambda member_steps: None)
-            flops = counter.flops / num_members
+            flops = counter.flops / call.size
         assert flops == pytest.approx(ideal_flops(genome, forwards, head), rel=0.1), genome
 
 
@@ -159,7 +159,7 @@ def test_what_a_stage_keeps_has_no_copies_of_its_weights(axis):
     members = () if axis is None else (2,)
     x, params = jnp.ones((*members, 5, 7)), jnp.ones((*members, 7, 11))
     axes = (axis, axis, None)
-    y, pullback = stages.forward(apply, stages.Wrt(True, True), axes, params, x, None, {}, None, 0)
+    y, pullback, _ = stages.forward(apply, stages.Wrt(True, True), axes, params, x, None, {}, None, 0)
     assert {array.shape for array in pullback.arrays if array.ndim} == {y.shape}
     of_params, of_x, _ = stages.backward(axis, pullback, params, x, jnp.ones_like(y), None, jnp.zeros(members))
     expected = jax.vjp(lambda params, x: jnp.tanh(x @ params), params, x)[1](jnp.ones_like(y))

@@ -18,8 +18,8 @@ def evaluation(genome, accuracy=0.85, parameters=100):
 
 
 ROWS = {
-    "found": report.Row("found", evaluation("10000", 0.85, 900), 0.8),
-    "train all": report.Row("train all", evaluation("00000", 0.8, 1000), 0.75),
+    "found": report.Row("found", evaluation("10000", 0.85, 900), 0.8, 0.4),
+    "train all": report.Row("train all", evaluation("00000", 0.8, 1000), 0.75, 0.5),
 }
 
 
@@ -71,14 +71,28 @@ def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
 
 
 def test_a_run_folder_must_be_new_or_empty(tmp_path):
-    assert report.make_run_folder(tmp_path / "a" / "b").is_dir()
-    assert report.make_run_folder(tmp_path / "a" / "b").is_dir()
+    assert report.make_run_folder(tmp_path / "a" / "b", "bert").is_dir()
+    assert report.make_run_folder(tmp_path / "a" / "b", "bert").is_dir()
     (tmp_path / "a" / "b" / "evaluations.csv").touch()
     with pytest.raises(ValueError, match="holds another run; choose a new folder"):
-        report.make_run_folder(tmp_path / "a" / "b")
+        report.make_run_folder(tmp_path / "a" / "b", "bert")
     with pytest.raises(ValueError, match=r"holds something already \(b\)"):
-        report.make_run_folder(tmp_path / "a")
+        report.make_run_folder(tmp_path / "a", "bert")
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="cannot be written"):
-            report.make_run_folder(path)
+            report.make_run_folder(path, "bert")
+
+
+def test_by_default_a_run_folder_is_new_and_named_by_the_kind_of_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = report.make_run_folder(None, "gpt2")
+    assert folder.is_dir()
+    assert folder.parent == Path("runs")
+    assert folder.name.startswith("gpt2-")
+
+
+def test_perplexity_is_the_exponential_of_the_loss():
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report.comparison([ROWS["found"]._replace(test_loss=np.log(20.0))], perplexity=True))
+    assert console.export_text().strip().splitlines()[1].split()[3] == "20.00"

@@ -4,7 +4,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gafreeze_jax.stages import Batch
+
 NONE = -1  # fills batches that are not full
+
+
+def make_batches(examples: np.ndarray) -> Batch:
+    """Batches of data in which an example is one row, such as an image.
+
+    Args:
+      examples: [steps, B] int, `NONE` where there is none.
+
+    Returns:
+      Context: `weights` [steps, B] float32, 0 where there is none, for batch normalisation.
+    """
+    examples = examples.astype(np.int32)
+    return Batch(examples, examples, {"weights": (examples != NONE).astype(np.float32)})
+
+
+def in_order(num: int, batch_size: int) -> np.ndarray:
+    """Examples 0 to `num` - 1 in their order, [steps, B]; for scoring."""
+    size = min(num, batch_size)
+    return np.pad(np.arange(num), (0, -num % size), constant_values=NONE).reshape(-1, size)
 
 
 def orders_by_length(rng: np.random.Generator, lengths: np.ndarray, num_epochs: int) -> Iterator[np.ndarray]:

@@ -276,6 +276,15 @@ def _standard_name(name: str) -> str:
     return name
 
 
+def _full_name(name: str) -> str:
+    return name if name.startswith("classifier.") else f"bert.{name}"
+
+
+def tensor_names(params: dict) -> dict[str, str]:
+    """What the leaves of a tree are called in PyTorch's `BertForSequenceClassification`: {path: name}."""
+    return {path: _full_name(name) for path, name in checkpoints.names(params, CHECKPOINT_MAP).items()}
+
+
 def save_bert(folder: Path, source: Path, params: dict, label_names: tuple[str, ...]) -> None:
     """Writes a folder that `AutoModelForSequenceClassification.from_pretrained` loads.
 
@@ -287,7 +296,5 @@ def save_bert(folder: Path, source: Path, params: dict, label_names: tuple[str, 
     folder.mkdir(parents=True, exist_ok=True)
     configs.write(folder, source, architectures=["BertForSequenceClassification"], **configs.labels(label_names))
     tensors = checkpoints.from_tree(params, CHECKPOINT_MAP)
-    checkpoints.write_tensors(
-        folder, {name if name.startswith("classifier.") else f"bert.{name}": value for name, value in tensors.items()}
-    )
+    checkpoints.write_tensors(folder, {_full_name(name): value for name, value in tensors.items()})
     checkpoints.copy_tokenizer(source, folder)

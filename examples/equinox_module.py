@@ -1,0 +1,29 @@
+"""Searches which layers of an Equinox module to freeze.
+
+    python examples/equinox_module.py
+
+It ends in seconds. Put your own module, pretrained parameters and arrays in the place of these.
+"""
+
+import equinox as eqx
+import jax
+from sklearn.datasets import load_digits
+
+from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.stages import Dataset
+
+digits = load_digits()
+inputs = (digits.data / 16).astype("float32")
+train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (slice(0, 300), slice(300, 600)))
+
+model = eqx.nn.MLP(64, 10, width_size=32, depth=3, key=jax.random.key(0))  # in place of a pretrained one
+params, static = eqx.partition(model, eqx.is_inexact_array)
+genes = masking.make_genes(params, {r"layers/([0-2])/.*": r"layer_\1", "layers/3/.*": None})  # None = always trains
+network = whole.make_network(lambda params, x, key: jax.vmap(eqx.combine(params, static))(x), genes)
+options = experiment.Options(gens=3, epochs=4)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+evaluation, member = experiment.run_search(task, options).fittest["found"]
+
+print(f"{report.describe_mask(genes.names, evaluation.genome)}: accuracy {evaluation.accuracy:.3f}")
+masking.write_mask("mask.json", genes, member.genome)
+model = eqx.combine(whole.join(member.params, genes), static)  # the fine-tuned one

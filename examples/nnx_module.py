@@ -1,0 +1,40 @@
+"""Searches which layers of a Flax NNX module to freeze.
+
+    python examples/nnx_module.py
+
+It ends in seconds. Put your own module, pretrained parameters and arrays in the place of these.
+"""
+
+from flax import nnx
+from sklearn.datasets import load_digits
+
+from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.stages import Dataset
+
+
+class MLP(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(inputs, outputs, rngs=rngs) for inputs, outputs in ((64, 32), (32, 16), (16, 8))])
+        self.classifier = nnx.Linear(8, 10, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.classifier(x)
+
+
+digits = load_digits()
+inputs = (digits.data / 16).astype("float32")
+train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (slice(0, 300), slice(300, 600)))
+
+model = MLP(nnx.Rngs(0))  # in place of a pretrained one
+graph, params, rest = nnx.split(model, nnx.Param, ...)
+genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier/.*": None})  # None = always trains
+network = whole.make_network(lambda params, x, key: nnx.merge(graph, params, rest)(x), genes)
+options = experiment.Options(gens=3, epochs=4)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+evaluation, member = experiment.run_search(task, options).fittest["found"]
+
+print(f"{report.describe_mask(genes.names, evaluation.genome)}: accuracy {evaluation.accuracy:.3f}")
+masking.write_mask("mask.json", genes, member.genome)
+nnx.update(model, whole.join(member.params, genes))  # the model is the fine-tuned one now

@@ -1,0 +1,38 @@
+"""Searches which layers to freeze of a model that is a function of a tree of arrays.
+
+    python examples/plain_function.py
+
+It ends in seconds. Put your own module, pretrained parameters and arrays in the place of these.
+"""
+
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+
+from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.stages import Dataset
+
+
+def apply(params, x):
+    for layer in params["layers"]:
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    return x @ params["classifier"]
+
+
+digits = load_digits()
+inputs = (digits.data / 16).astype("float32")
+train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (slice(0, 300), slice(300, 600)))
+
+rng = np.random.default_rng(0)
+normal = lambda *shape: rng.normal(size=shape, scale=(2 / shape[0]) ** 0.5).astype("float32")  # noqa: E731
+layers = [{"kernel": normal(*shape), "bias": np.zeros(shape[1], "float32")} for shape in ((64, 32), (32, 16), (16, 8))]
+params = {"layers": layers, "classifier": normal(8, 10)}  # in place of pretrained ones
+genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier": None})  # None = always trains
+network = whole.make_network(lambda params, x, key: apply(params, x), genes)
+options = experiment.Options(gens=3, epochs=4)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+evaluation, member = experiment.run_search(task, options).fittest["found"]
+
+print(f"{report.describe_mask(genes.names, evaluation.genome)}: accuracy {evaluation.accuracy:.3f}")
+masking.write_mask("mask.json", genes, member.genome)
+params = whole.join(member.params, genes)  # the fine-tuned parameters

@@ -1,0 +1,44 @@
+"""Searches which layers of a Flax Linen module to freeze whose layers are stacked by `nn.scan`: a gene for each index.
+
+    python examples/scanned_linen.py
+
+It ends in seconds. Put your own module, pretrained parameters and arrays in the place of these.
+"""
+
+import flax.linen as nn
+import jax
+from sklearn.datasets import load_digits
+
+from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.stages import Dataset
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.relu(nn.Dense(64)(x)), None
+
+
+class ResidualMLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)
+        x, _ = layers(name="layers")(x, None)
+        return nn.Dense(10, name="classifier")(x)
+
+
+digits = load_digits()
+inputs = (digits.data / 16).astype("float32")
+train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (slice(0, 300), slice(300, 600)))
+
+model = ResidualMLP()
+params = model.init(jax.random.key(0), inputs[:1])["params"]  # in place of pretrained ones
+genes = masking.make_genes(params, {"layers/.*": masking.Stacked("layer_{}"), "classifier/.*": None})  # None = always trains
+network = whole.make_network(lambda params, x, key: model.apply({"params": params}, x), genes)
+options = experiment.Options(gens=3, epochs=4)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+evaluation, member = experiment.run_search(task, options).fittest["found"]
+
+print(f"{report.describe_mask(genes.names, evaluation.genome)}: accuracy {evaluation.accuracy:.3f}")
+masking.write_mask("mask.json", genes, member.genome)
+params = whole.join(member.params, genes)  # the fine-tuned parameters, as the module takes them

@@ -1,0 +1,86 @@
+"""A mask in the forms that other libraries take: Flax NNX, Equinox, PyTorch and peft. For optax see `masking.freeze`.
+
+None of them is imported here.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from gafreeze_jax.masking import Genes, Genome, PyTree, frozen_tree, leaf_paths
+
+
+def _trainable_leaves(genome: Genome, genes: Genes) -> frozenset[str]:
+    """Paths of the leaves that a genome leaves trainable.
+
+    Raises:
+      ValueError: if a stacked leaf is frozen in part, which only optax masks can say.
+    """
+    frozen = jax.tree.leaves(frozen_tree(genome, genes))
+    if mixed := [path for path, flag in zip(genes.paths, frozen, strict=True) if flag.any() and not flag.all()]:
+        raise ValueError(f"a stacked leaf must be frozen or trained as a whole here, not in part: {', '.join(mixed)}")
+    return frozenset(path for path, flag in zip(genes.paths, frozen, strict=True) if not flag.any())
+
+
+def nnx_filter(genome: Genome, genes: Genes) -> Callable[[tuple[Any, ...], Any], bool]:
+    """A Flax NNX filter of the trainable parameters: `nnx.Optimizer(model, tx, wrt=nnx_filter(genome, genes))`.
+
+    Gradients need it as well: `nnx.grad(loss, argnums=nnx.DiffState(0, nnx_filter(genome, genes)))`.
+
+    Args:
+      genome: [G] bools, known in Python.
+      genes: of `nnx.state(model, nnx.Param)`.
+    """
+    trainable = {path.removesuffix("/value") for path in _trainable_leaves(genome, genes)}  # of the variable
+    return lambda path, value: "/".join(map(str, path)) in trainable
+
+
+def filter_spec(model: PyTree, genome: Genome, genes: Genes) -> PyTree:
+    """An Equinox filter_spec, True for trainable arrays: `eqx.partition(model, filter_spec(model, genome, genes))`.
+
+    Args:
+      model: a module, or any pytree.
+      genome: [G] bools, known in Python.
+      genes: of `eqx.filter(model, eqx.is_array)`.
+    """
+    trainable = _trainable_leaves(genome, genes)
+    return jax.tree.unflatten(jax.tree.structure(model), [path in trainable for path in leaf_paths(model)])
+
+
+def requires_grad(path: str | os.PathLike[str]) -> dict[str, bool]:
+    """What a `mask.json` says of PyTorch's parameters: {name: trainable?}.
+
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = trainable[name]
+
+    Raises:
+      ValueError: if the mask is about a network without names in PyTorch.
+    """
+    with open(path, encoding="utf-8") as file:
+        tensors = json.load(file).get("tensors")
+    if tensors is None:
+        raise ValueError(f"{path}: no names of tensors in it; only masks of networks that come from a checkpoint have them")
+    return dict.fromkeys(tensors["frozen"], False) | dict.fromkeys(tensors["trainable"], True)
+
+
+def layers_to_transform(frozen: Mapping[str, bool]) -> list[int]:
+    """The layers that peft is to adapt, those which train: `LoraConfig(layers_to_transform=...)`.
+
+    Args:
+      frozen: {gene: frozen?}, as `masking.read_mask` gives it. Layers are the genes `layer_3` or `block_3`, and half layers
+        such as `layer_3/mlp`.
+
+    Raises:
+      ValueError: if there are no such genes.
+
+    >>> layers_to_transform({"embeddings": True, "layer_0": True, "layer_1": False, "layer_2": False})
+    [1, 2]
+    """
+    numbers = {name: match for name in frozen if (match := re.match(r"(?:layer|block)_(\d+)(?:/|$)", name))}
+    if not numbers:
+        raise ValueError(f"no gene is a numbered layer or block; the genes are {', '.join(frozen)}")
+    return sorted({int(match[1]) for name, match in numbers.items() if not frozen[name]})
