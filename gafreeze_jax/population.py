@@ -380,7 +380,8 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     """A copy of a stage's parameters, or `size` copies along a member axis, and their optimizer's state."""
     members = () if axis is None else (size,)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
-    return copies, over_members(tx.init, (axis,))(stages.parameters(copies))
+    init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # said, as a head may have no parameters
+    return copies, init(stages.parameters(copies))
 
 
 @jax.jit

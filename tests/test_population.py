@@ -81,14 +81,16 @@ def apply_network(network, params, x, batch, genome, key):
         stage_key = None if key is None else jax.random.fold_in(key, index)
         x = stage.apply(params[stage.name], x, batch.context, frozen=bool(frozen), key=stage_key)
     head_key = None if key is None else jax.random.fold_in(key, len(network.stages))
-    return network.head(params["head"], x, batch.context, frozen=key is None, key=head_key)
+    head = params["head"] | {name: params[name] for name in network.shared}
+    return network.head(head, x, batch.context, frozen=key is None, key=head_key)
 
 
 def plain_run(task, recipe, genome):
     """The reference: `jax.grad` of the whole network, and one static `optax.multi_transform`."""
     network, params, source, steps = task
     params = jax.tree.map(jnp.asarray, params)
-    genes = masking.make_genes(params, {**{f"{name}/.*": name for name in network.names}, "head/.*": None})
+    always = {"head/.*": None} if params["head"] else {}
+    genes = masking.make_genes(params, {**{f"{name}/.*": name for name in network.names}, **always})
     labels = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
         lambda path, _: "head" if path[0].key == "head" else "body", tree
     )

@@ -18,6 +18,8 @@ from gafreeze_jax.stages import Batch
 ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts
 BATCHES_TO_TRY = 100
+NUM_BYTES = 256
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of them holds the words
 
 
 class Tokens(NamedTuple):
@@ -34,14 +36,19 @@ class Tokens(NamedTuple):
     lengths: np.ndarray
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
     """The Hugging Face tokenizer in a model's folder.
+
+    Args:
+      vocabulary: number of word vectors that the model has. With 256 of them and no tokenizer it models bytes.
 
     Raises:
       ValueError: if there is none, or it is damaged.
     """
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):  # transformers makes an empty one then
-        raise ValueError(f"{folder}: no tokenizer files (tokenizer.json or vocab.txt)")
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):  # transformers makes an empty one then
+        if vocabulary == NUM_BYTES:
+            return make_byte_tokenizer()
+        raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]})")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     from transformers import AutoTokenizer  # takes a second to import
 
@@ -50,6 +57,29 @@ def load_tokenizer(folder: Path) -> Any:
     except Exception as error:  # whatever a damaged file makes transformers and tokenizers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder}: the tokenizer files cannot be read: {reason}") from None
+
+
+def make_byte_tokenizer() -> Any:
+    """A Hugging Face tokenizer whose tokens are the bytes of UTF-8, with their values as ids."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # GPT-2's alphabet: a printable byte stands for itself, each other one for the next character from 256 on.
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(NUM_BYTES, 2 * NUM_BYTES))
+    alphabet = {chr(byte if byte in printable else next(others)): byte for byte in range(NUM_BYTES)}
+    tokenizer = Tokenizer(models.BPE(alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def padding(tokenizer: Any, vocabulary: int) -> tuple[int, str]:
+    """Id and text of a token for filling up batches: the tokenizer's own, or that of the end of a text, or token 0."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    number = next((number for number in known if number is not None and number < vocabulary), 0)
+    return number, tokenizer.convert_ids_to_tokens(number)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int) -> Tokens:
@@ -61,12 +91,14 @@ def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: in
       vocabulary, types: number of word and type vectors that the model has.
 
     Raises:
-      ValueError: if the tokenizer has more words than the model.
+      ValueError: if the tokenizer has more words than the model, or no token for a text.
     """
     firsts = [text[0] for text in texts]
     seconds = [text[1] for text in texts] if len(texts[0]) == 2 else None
     encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens, return_token_type_ids=True)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    if not lengths.all():
+        raise ValueError(f"the tokenizer finds no token in the text {' '.join(texts[int(lengths.argmin())])!r}; leave it out")
     flat = lambda rows: np.concatenate([np.asarray(row, np.int32) for row in rows])  # noqa: E731
     inputs = {
         "ids": flat(encoded["input_ids"]),
@@ -120,8 +152,8 @@ def pack_batches(tokens: Tokens, examples: np.ndarray, length: int | None = None
 
     Returns:
       A `Batch` with leading axis `steps`: `elements` [steps, R * S]; context `segments` [steps, R, S] int32, the text's
-      number in the batch or -1, and `firsts` [steps, B] int32, where in R * S the text begins. R is the smallest number
-      that serves all steps.
+      number in the batch or -1, and `firsts` and `lasts` [steps, B] int32, where in R * S the text begins and ends. R is
+      the smallest number that serves all steps.
     """
     length = best_row_length(tokens, examples) if length is None else length
     packed = [_pack(_lengths(tokens, batch), length) for batch in examples]
@@ -129,15 +161,15 @@ def pack_batches(tokens: Tokens, examples: np.ndarray, length: int | None = None
     num_rows = max(rows for rows, _ in packed)
     elements = np.full((steps, num_rows * length), -1, np.int32)
     segments = np.full((steps, num_rows * length), -1, np.int32)
-    firsts = np.zeros((steps, batch_size), np.int32)
+    firsts, lasts = np.zeros((2, steps, batch_size), np.int32)
     for step, (batch, (_, places)) in enumerate(zip(examples, packed, strict=True)):
         for number, (example, place) in enumerate(zip(batch, places, strict=True)):
             if example >= 0:
                 span = slice(place, place + tokens.lengths[example])
                 elements[step, span] = tokens.starts[example] + np.arange(int(tokens.lengths[example]))
                 segments[step, span] = number
-                firsts[step, number] = place
-    context = {"segments": segments.reshape(steps, num_rows, length), "firsts": firsts}
+                firsts[step, number], lasts[step, number] = span.start, span.stop - 1
+    context = {"segments": segments.reshape(steps, num_rows, length), "firsts": firsts, "lasts": lasts}
     return Batch(elements, examples.astype(np.int32), context)
 
 

@@ -6,7 +6,6 @@ classification the last block and the final norm are computed for the last token
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,31 +295,31 @@ def load_gpt2(folder: Path, task: TaskName, key: Array, num_classes: int | None 
     return config, params, list(fresh)
 
 
+def _full_name(name: str) -> str:
+    return name if name.startswith("score.") else f"transformer.{name}"
+
+
+def tensor_names(params: dict) -> dict[str, str]:
+    """What the leaves of a tree are called in PyTorch's `GPT2LMHeadModel` or `GPT2ForSequenceClassification`: {path: name}."""
+    return {path: _full_name(name) for path, name in checkpoints.names(params, CHECKPOINT_MAP).items()}
+
+
 def save_gpt2(
     folder: Path, source: Path, params: dict, label_names: Sequence[str] = (), padding: tuple[int, str] | None = None
 ) -> None:
-    """Writes a folder that `from_pretrained` loads: of `AutoModelForSequenceClassification` if there are labels, else
-    `AutoModelForCausalLM`.
+    """Writes a folder that PyTorch's `GPT2LMHeadModel` loads, or, if there are labels, `GPT2ForSequenceClassification`.
 
     Args:
       source: folder the model came from; its config and tokenizer files are taken over.
       params: the whole tree.
       label_names: the C classes, in the order of the logits.
-      padding: id and text of the token that fills up batches of texts, which PyTorch's classifier must know.
+      padding: id and text of the token that fills up batches of texts, which PyTorch's classifier has to know.
     """
     folder.mkdir(parents=True, exist_ok=True)
     changes: dict[str, Any] = {"architectures": ["GPT2LMHeadModel"]}
     if label_names:
         changes = {"architectures": ["GPT2ForSequenceClassification"], **configs.labels(label_names)}
-    if padding:
-        changes["pad_token_id"] = padding[0]
-    configs.write(folder, source, **changes)
+    configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
     tensors = checkpoints.from_tree(params, CHECKPOINT_MAP)
-    checkpoints.write_tensors(
-        folder, {name if name.startswith("score.") else f"transformer.{name}": value for name, value in tensors.items()}
-    )
-    checkpoints.copy_tokenizer(source, folder)
-    tokenizer = folder / "tokenizer_config.json"
-    if padding and tokenizer.exists():
-        content = json.loads(tokenizer.read_text(encoding="utf-8")) | {"pad_token": padding[1]}
-        tokenizer.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    checkpoints.write_tensors(folder, {_full_name(name): value for name, value in tensors.items()})
+    checkpoints.copy_tokenizer(source, folder, **({"pad_token": padding[1]} if padding else {}))

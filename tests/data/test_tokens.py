@@ -10,6 +10,7 @@ from gafreeze_jax.data.tokens import (
     best_row_length,
     load_tokenizer,
     pack_batches,
+    padding,
     renumber,
     scoring_batches,
     tokenize,
@@ -88,7 +89,7 @@ def test_tokenizer_with_more_words_than_the_model(tokenizer):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"no tokenizer files \(tokenizer.json or vocab.txt\)"),
+        ({}, r"no tokenizer files \(tokenizer.json, vocab.txt or vocab.json\)"),
         ({"config.json": '{"model_type": "bert"}'}, "no tokenizer files"),
         ({"tokenizer.json": "{"}, "the tokenizer files cannot be read: ."),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "the tokenizer files cannot be read: ."),
@@ -100,6 +101,35 @@ def test_no_usable_tokenizer(tmp_path, files, message):
     with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_text_without_tokens():
+    encoded = {"input_ids": [[1], []], "token_type_ids": [[0], []]}
+    with pytest.raises(ValueError, match="the tokenizer finds no token in the text '~'; leave it out"):
+        tokenize(lambda *args, **kwargs: encoded, [("a",), ("~",)], **LIMITS)
+
+
+AWKWARD = "naïve ☃ 😭\n\t x  don't\x00\x7f\u2028 <|endoftext|>"
+
+
+def test_tokens_of_a_model_of_bytes(tmp_path):
+    tokenizer = load_tokenizer(tmp_path, vocabulary=256)
+    tokens = tokenize(tokenizer, [(AWKWARD,), (bytes(range(128)).decode(),)], **LIMITS | {"max_tokens": 200})
+    assert [bytes(ids) for ids in split(tokens)] == [AWKWARD.encode(), bytes(range(128))]
+    assert tokenizer.decode(split(tokens)[0]) == AWKWARD
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)(AWKWARD)["input_ids"] == list(AWKWARD.encode())
+
+
+def test_padding_is_the_tokenizers_own_if_it_has_one_and_the_model_knows_it(tokenizer, tmp_path):
+    assert padding(tokenizer, 30522) == (0, "[PAD]")
+    of_bytes = load_tokenizer(tmp_path, vocabulary=256)
+    assert padding(of_bytes, 256) == (0, "Ā")
+    of_bytes.eos_token = "a"
+    assert padding(of_bytes, 256) == (97, "a")
+    of_bytes.pad_token = "b"
+    assert padding(of_bytes, 256) == (98, "b")
+    assert padding(of_bytes, 98) == (97, "a")
 
 
 def make_tokens(lengths) -> Tokens:
@@ -154,14 +184,14 @@ def batches(draw):
 def test_packing(case):
     tokens, examples, length = case
     packed = pack_batches(tokens, examples, length)
-    segments, firsts = packed.context["segments"], packed.context["firsts"]
+    segments, firsts, lasts = (packed.context[name] for name in ("segments", "firsts", "lasts"))
     steps, batch_size = examples.shape
     num_rows = segments.shape[1]
     assert segments.shape == (steps, num_rows, length)
     assert packed.elements.shape == (steps, num_rows * length)
-    assert firsts.shape == examples.shape
+    assert firsts.shape == lasts.shape == examples.shape
     np.testing.assert_array_equal(packed.examples, examples)
-    for array in (packed.elements, segments, firsts, packed.examples):
+    for array in (packed.elements, segments, firsts, lasts, packed.examples):
         assert array.dtype == np.int32
     for step in range(steps):
         flat = segments[step].ravel()
@@ -169,10 +199,11 @@ def test_packing(case):
         for number, example in enumerate(examples[step]):
             places = np.flatnonzero(flat == number)
             if example == NONE:
-                assert (len(places), firsts[step, number]) == (0, 0)
+                assert (len(places), firsts[step, number], lasts[step, number]) == (0, 0, 0)
                 continue
             n, start = tokens.lengths[example], tokens.starts[example]
             np.testing.assert_array_equal(places, firsts[step, number] + np.arange(n))  # whole, in one piece
+            assert lasts[step, number] == places[-1]
             assert places[0] // length == places[-1] // length  # in one row
             np.testing.assert_array_equal(packed.elements[step, places], start + np.arange(n))
         assert set(flat) <= {NONE, *range(batch_size)}
@@ -199,6 +230,7 @@ def test_packing_by_hand():
         [[2, 2, 0, -1, -1, -1], [-1] * 6],
     ]
     assert packed.context["firsts"].tolist() == [[9, 0, 6], [2, 0, 0]]
+    assert packed.context["lasts"].tolist() == [[10, 4, 8], [2, 0, 1]]
     assert packed.elements.tolist() == [[2, 3, 4, 5, 6, -1, 7, 8, 9, 0, 1, -1], [0, 1, 10, *[-1] * 9]]
 
 
