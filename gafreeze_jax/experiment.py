@@ -172,7 +172,8 @@ class Result(NamedTuple):
     """What a search has found.
 
     Attributes:
-      fittest: "found", "train all", "head only" and "best prefix mask": evaluation and trained member of each.
+      fittest: "found", "train all", "head only" ("train nothing" if the head has no parameters) and "best prefix mask":
+        evaluation and trained member of each.
       evaluations: all, in order.
       engine: facts about how members were trained, for `result.json`.
     """
@@ -197,7 +198,8 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     keys = Keys.of(options)
     num_genes, num_steps = len(task.network.stages), len(task.batches.examples)
     prefixes = masking.prefix_genomes(num_genes)
-    groups = {"train all": prefixes[:1], "head only": prefixes[-1:], "best prefix mask": prefixes[1:-1]}
+    least = "head only" if jax.tree.leaves(task.params["head"]) else "train nothing"
+    groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
     groups = {name: genomes for name, genomes in groups.items() if len(genomes)}
     size_of_first = max(len(prefixes), options.population)
     num_evaluations = size_of_first + (options.gens - 1) * options.population
@@ -245,7 +247,7 @@ def finish(
     num_test: int,
     score_test: Callable[[PyTree], tuple[float, float]],
     save: Callable[[Path, PyTree], None],
-    perplexity: bool = False,
+    language: bool = False,
     **facts: Any,
 ) -> None:
     """Scores the test split, which nothing has seen before, writes model, mask and result, and prints the table.
@@ -255,7 +257,7 @@ def finish(
       num_test: examples of the test split.
       score_test: accuracy (a share) and mean loss there of {stage name: ..., "head": ...}.
       save: writes a model, in a layout that others read.
-      perplexity: whether the table shows it.
+      language: whether the network models language, so that its perplexity is told.
       facts: further entries of `result.json`.
     """
     print(f"\nScoring the {num_test:,} test examples, which nothing has seen so far ...", flush=True)
@@ -271,5 +273,9 @@ def finish(
     names = task.network.names
     seconds = time.perf_counter() - start
     entries = report.make_result(options, names, rows, result.evaluations, seconds, **result.engine, **facts)
+    if language:
+        for name, row in rows.items():
+            losses = {"validation": row.evaluation.loss, "test": row.test_loss}
+            entries["results"][name] |= {f"{split}_perplexity": report.perplexity(loss) for split, loss in losses.items()}
     report.write_json(out / "result.json", entries)
-    report.print_summary(names, rows, entries, out, perplexity=perplexity)
+    report.print_summary(names, rows, entries, out, language=language)

@@ -75,9 +75,11 @@ class Display:
     Args:
       num_evaluations: at most so many evaluations.
       num_steps: training steps of one evaluation.
+      doing: what the bar says.
     """
 
-    def __init__(self, num_evaluations: int, num_steps: int):
+    def __init__(self, num_evaluations: int, num_steps: int, doing: str = "searching"):
+        self._doing = doing
         self.console = Console(highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._start = time.perf_counter()
@@ -110,7 +112,7 @@ class Display:
         """Counts training steps of members."""
         self._trained_steps += member_steps
         speed = self._trained_steps / (time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=member_steps, description="searching", speed=f"{speed:.1f} member-steps/s")
+        self._progress.update(self._task, advance=member_steps, description=self._doing, speed=f"{speed:.1f} member-steps/s")
 
     def generation(self, generation: Generation) -> None:
         """Prints a generation's two lines; genomes that were known count as done."""
@@ -121,10 +123,15 @@ class Display:
         self.console.print(f"Fittest chromosome: [{genome}] | Fitness: {best.accuracy:.4f}", markup=False)
 
 
-def comparison(rows: Sequence[Row], *, perplexity: bool = False) -> Table:
+def perplexity(loss: float) -> float:
+    """Of a language model: the exponential of its mean loss; infinite where that has no float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
     """The table at the end: every row's validation and test accuracy, perplexity on the test split, trainable parameters."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "validation", "test", *(["test perplexity"] if perplexity else []), "trainable parameters"):
+    for title in ("", "validation", "test", *(["test perplexity"] if language else []), "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     everything = max(row.evaluation.trainable_parameters for row in rows)
     for row in rows:
@@ -133,7 +140,7 @@ def comparison(rows: Sequence[Row], *, perplexity: bool = False) -> Table:
             row.name,
             f"{row.evaluation.accuracy:.4f}",
             f"{row.test_accuracy:.4f}",
-            *([f"{math.exp(row.test_loss):.2f}"] if perplexity else []),
+            *([f"{perplexity(row.test_loss):.2f}"] if language else []),
             f"{num:,} ({num / everything:.0%})",
             style="bold" if row is rows[0] else None,
         )
@@ -141,12 +148,14 @@ def comparison(rows: Sequence[Row], *, perplexity: bool = False) -> Table:
 
 
 def print_summary(
-    names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path, *, perplexity: bool = False
+    names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path, *, language: bool = False
 ) -> None:
     """What was found, beside the baselines, and where it is."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Found mask: {describe_mask(names, rows['found'].evaluation.genome)}", style="bold", markup=False)
-    console.print(comparison(list(rows.values()), perplexity=perplexity))
+    found = rows["found"].evaluation
+    mask = describe_mask(names, found.genome) if found.trainable_parameters else "train nothing"
+    console.print(f"Found mask: {mask}", style="bold", markup=False)
+    console.print(comparison(list(rows.values()), language=language))
     console.print(
         f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: model/, mask.json, evaluations.csv, "
         "result.json",
