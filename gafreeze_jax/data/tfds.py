@@ -1,4 +1,4 @@
-"""Text sets of TensorFlow Datasets, read without TensorFlow."""
+"""Sets of texts and of images from TensorFlow Datasets, read without TensorFlow."""
 
 import contextlib
 import difflib
@@ -6,14 +6,14 @@ import re
 import socket
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 _HOST = "storage.googleapis.com"
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:[\d.*]+)?")
 
 
-def read_tfds(name: str) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-    """Records of a TFDS text set by split name, each with its place for errors. Class labels come as their names.
+def read_tfds(name: str, kind: Literal["text", "images"] = "text") -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    """Records of a TFDS set by split name, each with its place for errors. Class labels come as their names.
 
     Downloads and prepares the set if that has not been done on this machine.
 
@@ -24,8 +24,11 @@ def read_tfds(name: str) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"tfds:{name}: expected tfds:NAME, tfds:NAME/CONFIG or one of them with :VERSION")
-    try:
-        import tensorflow_datasets.text  # noqa: F401, registers the sets, which needs no TensorFlow
+    try:  # registers the sets of a kind, which needs no TensorFlow
+        if kind == "text":
+            import tensorflow_datasets.text
+        else:
+            import tensorflow_datasets.image_classification  # noqa: F401
     except ImportError as error:
         raise ValueError(f"tfds:{name}: needs tensorflow-datasets and importlib_resources: {error}") from None
 
@@ -105,5 +108,5 @@ def _check_network(name: str) -> None:
     except OSError as error:
         raise FileNotFoundError(
             f"tfds:{name}: not prepared on this machine, and {_HOST} cannot be reached ({error}); prepare it where there is a "
-            "network and copy ~/tensorflow_datasets, or give --data a file or folder, or reviews, which need no network"
+            "network and copy ~/tensorflow_datasets, or give --data a file or folder, or leave it out, which needs no network"
         ) from None

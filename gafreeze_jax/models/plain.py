@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.models.convolutions import convolve
 from gafreeze_jax.stages import Network, Stage, classification
 
 KERNEL = 3  # height and width of the convolutions
@@ -100,26 +101,6 @@ def _hidden(params, x, context, *, frozen, key):
 
 def _convolution(params, x, context, *, frozen, key):
     return max_pool(jax.nn.relu(convolve(x, params["kernel"]) + params["bias"][None, None, None]))
-
-
-def convolve(x: Array, kernel: Array) -> Array:
-    """Convolution with zero padding: [B, H, W, I] and [3, 3, I, O] -> [B, H, W, O]."""
-    # XLA's own is slow on CPUs when it is run backwards, mapped over kernels or in a loop (twenty times in a `lax.scan`).
-    return convolve_by_product(x, kernel) if jax.default_backend() == "cpu" else convolve_by_xla(x, kernel)
-
-
-def convolve_by_xla(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def convolve_by_product(x: Array, kernel: Array) -> Array:
-    """One matrix product of all 3 x 3 patches, which are nine shifted copies of the image side by side."""
-    (_, height, width, _), margin = x.shape, KERNEL // 2
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(KERNEL) for j in range(KERNEL)]
-    patches = jnp.concatenate(shifted, -1)
-    product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-    return product.reshape(*x.shape[:-1], -1)
 
 
 def max_pool(x: Array) -> Array:

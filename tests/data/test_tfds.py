@@ -124,7 +124,7 @@ def test_no_network(caplog):
     logging.set_verbosity(logging.WARNING)  # as it is at first
     message = (
         "not prepared on this machine, and storage.googleapis.com cannot be reached (no network here); prepare it where there "
-        "is a network and copy ~/tensorflow_datasets, or give --data a file or folder, or reviews, which need no network"
+        "is a network and copy ~/tensorflow_datasets, or give --data a file or folder, or leave it out, which needs no network"
     )
     assert_fails("glue/sst2", message, FileNotFoundError)
     assert caplog.records == []  # no "Variant folder ... has no dataset_info.json"

@@ -1,0 +1,273 @@
+"""Labelled images with fixed train, validation and test splits, from arrays, class folders, TFDS or the embedded digits.
+
+They come out as bytes, all of one size; what scales them to a network's numbers belongs to its stem.
+"""
+
+import re
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image, ImageOps
+
+from gafreeze_jax.data import splits
+from gafreeze_jax.data.splits import Labelled, Rows
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+SHIFT = 8  # random crops move an image by up to its size divided by this: 4 of 32 pixels
+_DIGITS = re.compile(r"digits(:(\d)-(\d))?")
+
+Picture = Path | np.ndarray  # a file, or bytes [H, W] or [H, W, C]
+
+
+class Frame(NamedTuple):
+    """The form that a network takes images in.
+
+    Attributes:
+      size: height and width.
+      channels: 1 (gray) or 3.
+      crop: share of the shorter side that is kept, from the middle; None: all is, and the sides' ratio changes. Images that
+        have the right size are left as they are.
+      resample: pillow's filter for resizing.
+    """
+
+    size: int
+    channels: int = 3
+    crop: float | None = 1.0
+    resample: int = Image.Resampling.BILINEAR
+
+
+class Split(NamedTuple):
+    """One split: images [N, size, size, channels] uint8, and labels [N] int32, indices into the set's `label_names`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class ImageData(NamedTuple):
+    """A labelled set of images.
+
+    Attributes:
+      label_names: the C classes.
+      notes: what was decided on the way and should be told (splits cut, files left out), a sentence each.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    label_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def load_images(
+    source: str,
+    frame: Frame,
+    *,
+    max_train: int | None = None,
+    max_validation: int | None = None,
+    skip_broken: bool = False,
+) -> ImageData:
+    """Loads an image classification set, with splits that are always the same for the same source.
+
+    Args:
+      source: "digits" (embedded: scikit-learn's) or some of them, such as "digits:5-9"; "tfds:NAME"; a .npz file with
+        `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N]; a folder with a train.npz and, where there are any,
+        validation and test files; a folder that has a folder of JPEG and PNG files for every class; or one with such
+        folders under train and, where there are any, validation and test. Splits that are missing are cut from the training
+        images, stratified by label.
+      max_train, max_validation: use at most so many images of a split, drawn stratified by label.
+      skip_broken: leave out files that cannot be read; else they are an error.
+
+    Raises:
+      ValueError, FileNotFoundError: if the source cannot be used, with the file and what to do.
+    """
+    if frame.channels not in (1, 3):
+        raise ValueError(f"{source}: images have 1 or 3 channels, the model takes {frame.channels}")
+    notes: list[str] = []
+    raw = _read(source, skip_broken, notes)
+    whole = splits.complete(source, raw, notes, unit="images")
+    *parts, label_names = splits.limit(source, whole, notes, max_train, max_validation)
+    train, validation, test = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
+    if absent := [name for i, name in enumerate(label_names) if i not in train.labels]:
+        raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
+    return ImageData(train, validation, test, label_names, tuple(notes))
+
+
+describe = splits.describe
+
+
+def augment(key: Array, images: Array) -> Array:
+    """Moves each image by a random number of pixels, black moving in, and mirrors half of them: [B, H, W, C] uint8."""
+    key_shift, key_flip = jax.random.split(key)
+    batch, height, width, _ = images.shape
+    margins = height // SHIFT, width // SHIFT
+    most = 2 * jnp.array(margins) + 1
+    starts = jax.random.randint(key_shift, (batch, 2), 0, most[None])
+    flips = jax.random.bernoulli(key_flip, 0.5, (batch,))
+    padded = jnp.pad(images, ((0, 0), *((margin, margin) for margin in margins), (0, 0)))
+
+    def one(image, start, flip):
+        moved = jax.lax.dynamic_slice(image, (start[0], start[1], 0), (height, width, image.shape[-1]))
+        return jnp.where(flip, moved[:, ::-1], moved)
+
+    return jax.vmap(one)(padded, starts, flips)
+
+
+def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
+    if match := _DIGITS.fullmatch(source):
+        first, last = (int(digit) for digit in (match[2] or 0, match[3] or 9))
+        return {"train": _read_digits(first, last)}
+    if source.startswith("tfds:"):
+        return _read_tfds(source)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; expected a .npz file, a folder of .npz files or of class folders, tfds:NAME, or "
+            "the word digits"
+        )
+    if not path.is_dir():
+        if path.suffix.lower() != ".npz":
+            raise ValueError(f"{path}: unknown kind of file; expected .npz, or a folder of class folders with images")
+        return {"train": _read_npz(path)}
+    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    if arrays := {entry.stem.lower(): entry for entry in entries if entry.suffix.lower() == ".npz"}:
+        return {split: _read_npz(arrays[name]) for split, name in splits.choose_splits(source, list(arrays)).items()}
+    folders = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
+    if any(name in aliases for name in folders for aliases in splits.SPLIT_NAMES.values()):
+        wanted = splits.choose_splits(source, list(folders))
+        return {split: _read_folders(folders[name], skip_broken, notes) for split, name in wanted.items()}
+    return {"train": _read_folders(path, skip_broken, notes)}
+
+
+def _read_digits(first: int, last: int) -> Rows[Picture]:
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    digits: Any = load_digits()
+    wanted = (first <= digits.target) & (digits.target <= last)
+    images = np.rint(digits.images[wanted] * (255 / 16)).astype(np.uint8)
+    return Rows(list(images), digits.target[wanted].tolist())
+
+
+def _read_npz(path: Path) -> Rows[Picture]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a whole .npz file of plain arrays: {error}") from None
+    if missing := [name for name in ("images", "labels") if name not in arrays]:
+        raise ValueError(f"{path}: no array {missing[0]!r}; expected images and labels, it has {splits.listed(arrays)}")
+    images, labels = arrays["images"], arrays["labels"]
+    problems = []
+    if images.dtype != np.uint8:
+        problems.append(f"images must be uint8, from 0 to 255, got {images.dtype}")
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        problems.append(f"images must be [N, H, W] or [N, H, W, C], got {list(images.shape)}")
+    elif images.ndim == 4 and images.shape[-1] not in (1, 3):
+        problems.append(f"images must have 1 or 3 channels, as the last axis, got shape {list(images.shape)}")
+    if labels.dtype.kind not in "iuU":
+        problems.append(f"labels must be integers or strings, got {labels.dtype}")
+    if labels.shape != images.shape[:1]:
+        problems.append(f"labels must be [{len(images) if images.ndim else 'N'}], one for each image, got {list(labels.shape)}")
+    elif labels.dtype.kind == "i" and (labels < 0).any() and not (labels == -1).all():
+        row = int(np.argmax(labels < 0))
+        problems.append(f"labels must not be negative, got {labels[row]} in row {row}")
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return Rows(list(images), labels.tolist())
+
+
+def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
+    from gafreeze_jax.data.tfds import read_tfds
+
+    records = read_tfds(source.removeprefix("tfds:"), "images")
+    found = {}
+    for split, name in splits.choose_splits(source, list(records)).items():
+        rows: Rows[Picture] = Rows([], [])
+        for _, record in records[name]:
+            if missing := [column for column in ("image", "label") if column not in record]:
+                raise ValueError(f"{source}: no {missing[0]!r} in its records; they have {splits.listed(record)}")
+            rows.examples.append(record["image"])
+            rows.labels.append(record["label"])
+        found[split] = rows
+    return found
+
+
+def _read_folders(path: Path, skip_broken: bool, notes: list[str]) -> Rows[Picture]:
+    """Files of the folders of a folder, labelled by their names."""
+    if not path.is_dir():
+        raise ValueError(f"{path}: expected a folder of class folders, got a file")
+    visible = lambda folder: [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]  # noqa: E731
+    classes = [entry for entry in visible(path) if entry.is_dir()]
+    if not classes:
+        raise ValueError(f"{path}: no class folders in it; expected one for every class, with {', '.join(SUFFIXES)} files")
+    rows: Rows[Picture] = Rows([], [])
+    strange, empty = [], []
+    for folder in classes:
+        entries = visible(folder)
+        files = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+        strange += [entry for entry in entries if entry not in files]
+        empty += [] if files else [folder.name]
+        rows.examples.extend(files)
+        rows.labels.extend([folder.name] * len(files))
+    _check_broken(path, [f"{file.relative_to(path)} (not {', '.join(SUFFIXES)})" for file in strange], skip_broken, notes)
+    if empty:
+        raise ValueError(f"{path}: no images in {splits.listed(empty)}; remove empty class folders")
+    return rows
+
+
+def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes: list[str]) -> None:
+    """Raises a ValueError that names what cannot be read, or notes that it is left out."""
+    if broken and not skip_broken:
+        raise ValueError(f"{where}: cannot be read as images: {splits.listed(broken)}; --skip-broken leaves such files out")
+    if broken:
+        notes.append(f"{where}: {len(broken)} files that are no whole images left out: {splits.listed(broken)}")
+
+
+def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> Split:
+    def read(picture: Picture) -> np.ndarray | str:
+        """The image, or what is wrong with its file."""
+        name = picture.name if isinstance(picture, Path) else "an image"
+        try:
+            image = _open(picture)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # pillow's, for damaged files
+            return f"{name} ({error})"
+        if frame.channels == 1 and image.mode not in GRAY_MODES:
+            raise ValueError(f"{source}: {name} has colours (3 channels), the model takes gray images (1 channel)")
+        return _fit(image, frame)
+
+    with ThreadPoolExecutor() as pool:  # pillow decodes and resizes without holding Python's lock
+        results = list(pool.map(read, split.examples))
+    _check_broken(source, [result for result in results if isinstance(result, str)], skip_broken, notes)
+    images = [result for result in results if not isinstance(result, str)]
+    kept = np.array([not isinstance(result, str) for result in results], bool)
+    images = np.array(images, np.uint8).reshape(-1, frame.size, frame.size, frame.channels)
+    return Split(images, split.labels[kept])
+
+
+def _open(picture: Picture) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+    with Image.open(picture) as image:
+        if image.mode not in GRAY_MODES + COLOR_MODES:
+            raise ValueError(f"pixels of kind {image.mode}; convert it to 8 bits a channel")
+        return ImageOps.exif_transpose(image)  # reads it whole
+
+
+def _fit(image: Image.Image, frame: Frame) -> np.ndarray:
+    """[size, size, channels] uint8."""
+    image = image.convert("L" if frame.channels == 1 else "RGB")
+    size, resample = frame.size, Image.Resampling(frame.resample)
+    if image.size != (size, size) and frame.crop is None:
+        image = image.resize((size, size), resample)
+    elif image.size != (size, size):
+        short = int(size / frame.crop)
+        width, height = (int(short * side / min(image.size)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    return np.asarray(image).reshape(size, size, frame.channels)

@@ -1,0 +1,62 @@
+"""The ways to convolve agree, forwards and backwards, for one member and for several."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gafreeze_jax.models import convolutions
+
+WAYS = {"rows": convolutions.convolve_by_rows, "patches": convolutions.convolve_by_patches}
+
+
+def random(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def values_and_gradients(convolve, x, kernel):
+    value, pullback = jax.vjp(convolve, jnp.array(x), jnp.array(kernel))
+    return value, *pullback(jnp.array(random(*value.shape)))
+
+
+IMAGES = [((6, 8, 1), 4), ((7, 5, 3), 2), ((1, 1, 2), 3), ((2, 9, 4), 1)]
+SHAPES = [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2), (7, 1)]
+
+
+@pytest.mark.parametrize(("image", "channels"), IMAGES)
+@pytest.mark.parametrize(("size", "stride"), SHAPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_convolutions_agree(way, size, stride, image, channels):
+    if way == "rows" and stride > 1:
+        pytest.skip("rows have stride 1")
+    strides = {} if stride == 1 else {"stride": stride}
+    x, kernel = random(3, *image), random(size, size, image[2], channels)
+    ours, expected = (
+        values_and_gradients(functools.partial(convolve, **strides), x, kernel)
+        for convolve in (WAYS[way], convolutions.convolve_by_xla)
+    )
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_convolutions_agree_for_stacked_members(way):
+    x, kernels = random(4, 2, 6, 6, 3), random(4, 3, 3, 3, 5)
+    ours, expected = (jax.vmap(convolve)(x, kernels) for convolve in (WAYS[way], convolutions.convolve_by_xla))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "size", "stride"), [(4, 3, 1), (200, 3, 1), (4, 3, 2), (4, 1, 1)])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_whatever_is_chosen_agrees(dtype, backend, channels, size, stride, monkeypatch):
+    x, kernel = random(2, 6, 6, channels), random(size, size, channels, 5) / np.sqrt(size**2 * channels)
+    expected = values_and_gradients(lambda x, kernel: convolutions.convolve_by_xla(x, kernel, stride), x, kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    ours = values_and_gradients(lambda x, kernel: convolutions.convolve(x, kernel, stride, dtype).astype(x.dtype), x, kernel)
+    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
