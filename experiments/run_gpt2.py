@@ -11,6 +11,7 @@ leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
 tells good reviews from bad ones.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import lm, text, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.models import checkpoints, gpt2, trees
-from gafreeze_jax.stages import Dataset, Network
+from gafreeze_jax.stages import Batch, Dataset, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,15 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-PRETRAINING = {"epochs": 4, "batch_size": 16, "learning_rate": 2e-3}
+PRETRAINING = experiment.Options(epochs=4, batch_size=16, learning_rate=2e-3)
+
+
+def find_model(name: str) -> Path:
+    if name != "pydoc":
+        return checkpoints.find_model(name, embedded="pydoc")
+    corpus = lm.load_corpus("pydoc")
+    facts = {"config": SMALL, "options": dataclasses.asdict(PRETRAINING), "text": corpus._asdict()}
+    return pretraining.keep("gpt2-pydoc", facts, functools.partial(pretrain, corpus))
 
 
 def pretrain(corpus: lm.Corpus, folder: Path) -> None:
@@ -77,94 +86,88 @@ def pretrain(corpus: lm.Corpus, folder: Path) -> None:
     config = gpt2.read_config(folder)
     tokenizer = tokens.make_byte_tokenizer()
     tokenizer.save_pretrained(folder)
-    train, validation = (
-        lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), config.n_positions)
-        for part in (corpus.train, corpus.validation)
+    train, validation, _ = (
+        lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), config.n_positions) for part in corpus[:3]
     )
-    order = balanced_batches(np.random.default_rng(0), train.tokens.lengths, PRETRAINING["batch_size"], PRETRAINING["epochs"])
-    key_params, key_dropout = jax.random.split(jax.random.key(0))
-    params = gpt2.init_params(key_params, config, None)
+    params = gpt2.init_params(jax.random.key(0), config, None)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
         f"Pretraining a GPT-2 of {num_params:,} parameters on {len(train.targets):,} bytes of Python's language reference, "
-        "once: it is kept ...",
+        "once, as it is kept ...",
         flush=True,
     )
     start = time.perf_counter()
-    member = pretraining.pretrain(
-        gpt2.make_gpt2(config, "lm"),
-        params,
-        Source(train.dataset, lm.scoring_batches(train)),
-        Source(validation.dataset, lm.scoring_batches(validation)),
-        lm.make_batches(train, order),
-        PRETRAINING["learning_rate"],
-        key_dropout,
-    )
+    member = pretraining.pretrain(lm_task(gpt2.make_gpt2(config, "lm"), params, train, validation, PRETRAINING), PRETRAINING)
     print(
-        f"Pretrained in {time.perf_counter() - start:.0f} s: it predicts {member.accuracy:.1%} of the validation bytes, "
-        f"perplexity {np.exp(member.loss):.2f}"
+        f"It took {time.perf_counter() - start:.0f} s, and predicts {member.accuracy:.1%} of the validation bytes (perplexity "
+        f"{report.perplexity(member.loss):.2f})"
     )
     gpt2.save_gpt2(folder, folder, member.params)
 
 
-def find_model(name: str) -> Path:
-    if name != "pydoc":
-        return checkpoints.find_model(name, embedded="pydoc")
-    corpus = lm.load_corpus("pydoc")
-    facts = {"config": SMALL, "pretraining": PRETRAINING, "text": corpus._asdict()}
-    return pretraining.keep("gpt2-pydoc", facts, functools.partial(pretrain, corpus))
+def lm_task(
+    network: Network, params: dict, train: lm.Windows, validation: lm.Windows, options: experiment.Options
+) -> experiment.Task:
+    lengths = train.tokens.lengths
+    order = balanced_batches(np.random.default_rng(options.seed), lengths, options.batch_size, options.epochs)
+    sources = (Source(windows.dataset, lm.scoring_batches(windows)) for windows in (train, validation))
+    return make_task(network, params, *sources, lm.make_batches(train, order))
+
+
+def make_task(
+    network: Network, params: dict, train: Source, validation: Source, batches: Batch, pretrained: dict | None = None
+) -> experiment.Task:
+    """A task; `pretrained` is the tree before words were left out, if some were."""
+    pretrained = pretrained or params
+    genes = experiment.stage_genes(network, pretrained)
+    count = functools.partial(masking.count_trainable, pretrained, genes)
+    params = params if network.names[1] in params else trees.split_layers(params)
+    return experiment.Task(network, params, train, validation, batches, genes, count, gpt2.tensor_names(pretrained))
 
 
 class Prepared(NamedTuple):
     """A task, and what to do with what was found.
 
     Attributes:
-      lines: about model and data, for people.
-      test: the test split and its number of examples.
-      network: that scores it.
-      restore: gives the parameters of `network`, and of the checkpoint, from those of the task.
+      about: model and data, a line each.
+      network: that scores the test split, with all words.
+      test: its examples.
+      restore: gives the parameters of `network`, and of a checkpoint, from those of the task.
       save: writes these to a folder.
     """
 
     task: experiment.Task
-    lines: list[str]
-    test: tuple[Source, int]
+    about: list[str]
     network: Network
+    test: Source
     restore: Callable[[dict], dict]
     save: Callable[[Path, dict], None]
 
 
-def prepare_lm(options: Options, folder: Path, keys: experiment.Keys) -> Prepared:
-    config, pretrained, _ = gpt2.load_gpt2(folder, "lm", keys.head)
-    check_length(options, config)
+def prepare_lm(options: Options, folder: Path) -> Prepared:
+    config, pretrained, _ = gpt2.load_gpt2(folder, "lm", experiment.Keys.of(options).head)
+    network = make_network(options, config)
     corpus = lm.load_corpus(options.data)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
-    limits = {"training": options.train_examples, "validation": options.validation_examples, "test": None}
-    windows = {
-        name: lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), options.max_tokens, limits[name])
-        for name, part in zip(limits, corpus[:3], strict=True)
-    }
-    train, validation, test = (Source(part.dataset, lm.scoring_batches(part)) for part in windows.values())
-    rng = np.random.default_rng(options.seed)
-    lengths = windows["training"].tokens.lengths
-    order = balanced_batches(rng, lengths, options.batch_size, options.epochs)
-    batches = lm.make_batches(windows["training"], order)
-    network = make_network(config, options)
-    task = make_task(network, options, pretrained, pretrained, train, validation, batches)
+    limits = {"train": options.train_examples, "validation": options.validation_examples, "test": None}
+    train, validation, test = (
+        lm.make_windows(lm.encode(tokenizer, getattr(corpus, split), vocabulary=config.vocab_size), options.max_tokens, limit)
+        for split, limit in limits.items()
+    )
     return Prepared(
-        task,
+        lm_task(network, pretrained, train, validation, options),
         [
-            f"Model: {options.model}, genes {', '.join(network.names)}; the word vectors are its output layer too",
-            *lm.describe(options.data, windows, corpus.notes),
+            f"Model: {options.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
+            *lm.describe(options.data, (train, validation, test), corpus.notes),
         ],
-        (test, len(windows["test"].targets)),
-        gpt2.make_gpt2(config, "lm", dtype=experiment.compute_dtype(options)),
+        make_network(dataclasses.replace(options, granularity="layer"), config),
+        Source(test.dataset, lm.scoring_batches(test)),
         trees.join_layers,
         lambda to, params: gpt2.save_gpt2(to, folder, params),
     )
 
 
-def prepare_classify(options: Options, folder: Path, keys: experiment.Keys) -> Prepared:
+def prepare_classify(options: Options, folder: Path) -> Prepared:
     data = text.load_text(
         options.data,
         text_columns=options.text_columns,
@@ -172,24 +175,23 @@ def prepare_classify(options: Options, folder: Path, keys: experiment.Keys) -> P
         max_train=options.train_examples,
         max_validation=options.validation_examples,
     )
-    config, pretrained, _ = gpt2.load_gpt2(folder, "classify", keys.head, len(data.label_names))
-    check_length(options, config)
+    config, pretrained, _ = gpt2.load_gpt2(folder, "classify", experiment.Keys.of(options).head, len(data.label_names))
+    full_network = make_network(dataclasses.replace(options, granularity="layer"), config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": 1}
     train, validation, test = (tokens.tokenize(tokenizer, split.texts, **limits) for split in data[:3])
 
     # Words that occur in no text are left out until the model is saved.
-    trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
-    rng = np.random.default_rng(options.seed)
-    network = make_network(trimmed_config, options)
+    trimmed, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
+    network = make_network(options, trimmed)
+    order = balanced_batches(np.random.default_rng(options.seed), train.lengths, options.batch_size, options.epochs)
     task = make_task(
         network,
-        options,
-        pretrained,
         params,
         Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
         Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-        tokens.pack_batches(train, balanced_batches(rng, train.lengths, options.batch_size, options.epochs)),
+        tokens.pack_batches(train, order),
+        pretrained,
     )
     padding = tokens.padding(tokenizer, config.vocab_size)
     return Prepared(
@@ -198,31 +200,18 @@ def prepare_classify(options: Options, folder: Path, keys: experiment.Keys) -> P
             f"Model: {options.model}, genes {', '.join(network.names)}; the classifier always trains",
             *text.describe(options.data, data),
         ],
-        (Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)), len(data.test.labels)),
-        gpt2.make_gpt2(config, "classify", dtype=experiment.compute_dtype(options)),
+        full_network,
+        Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
         lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
         lambda to, params: gpt2.save_gpt2(to, folder, params, data.label_names, padding),
     )
 
 
-def check_length(options: Options, config: gpt2.GPT2Config) -> None:
+def make_network(options: Options, config: gpt2.GPT2Config) -> Network:
     if options.max_tokens > config.n_positions:
         raise ValueError(f"--max-tokens must be at most the model's {config.n_positions}, got {options.max_tokens}")
-
-
-def make_network(config: gpt2.GPT2Config, options: Options) -> Network:
     dtype = experiment.compute_dtype(options)
     return gpt2.make_gpt2(config, options.task, dtype=dtype, granularity=options.granularity)
-
-
-def make_task(
-    network: Network, options: Options, pretrained: dict, params: dict, train: Source, validation: Source, batches: Any
-) -> experiment.Task:
-    rules = {f"{name}/.*": name for name in network.names} | ({"head/.*": None} if pretrained["head"] else {})
-    genes = masking.make_genes(pretrained, rules)
-    params = trees.split_layers(params) if options.granularity == "sublayer" else params
-    count = functools.partial(masking.count_trainable, pretrained, genes)
-    return experiment.Task(network, params, train, validation, batches, genes, count)
 
 
 def main(options: Options) -> None:
@@ -231,25 +220,24 @@ def main(options: Options) -> None:
         experiment.check(options, max_tokens=8)
         planning.keep_compiled_programs()
         prepare = prepare_lm if options.task == "lm" else prepare_classify
-        task, lines, (test, num_test), network, restore, save = prepare(
-            options, find_model(options.model), experiment.Keys.of(options)
-        )
+        prepared = prepare(options, find_model(options.model))
         out = report.make_run_folder(options.out, "gpt2")
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
-    print(*lines, sep="\n")
+    task, about, network, test, restore, save = prepared
+    print(*about, sep="\n")
     experiment.announce(task, options, out)
-    result = experiment.run_search(task, options, experiment.Keys.of(options), out)
+    result = experiment.run_search(task, options, out)
     experiment.finish(
         task,
         result,
         options,
         out,
         start,
-        num_test=num_test,
+        num_test=len(test.data.targets),
         score_test=lambda params: score(network, restore(params), test),
         save=lambda to, params: save(to, restore(params)),
-        perplexity=options.task == "lm",
+        language=options.task == "lm",
     )
 
 

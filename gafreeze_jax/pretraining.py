@@ -8,13 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jax import Array
-
-from gafreeze_jax.activations import Source
-from gafreeze_jax.population import Member, Population, Run, adamw_recipe
+from gafreeze_jax.experiment import Options, Task, train_all
+from gafreeze_jax.population import Member
 from gafreeze_jax.report import Display
-from gafreeze_jax.stages import Batch, Network, PyTree
 
 
 def cache_folder() -> Path:
@@ -55,19 +51,7 @@ def keep(kind: str, facts: Any, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def pretrain(
-    network: Network, params: PyTree, train: Source, validation: Source, batches: Batch, learning_rate: float, key: Array
-) -> Member:
-    """Trains all of a network, as a member of a population that freezes nothing, and shows the progress.
-
-    Args:
-      params: {stage name: random parameters, "head": ...}.
-      batches: the training steps, with a leading axis.
-      key: for dropout.
-    """
-    num_steps = len(batches.examples)
-    with Display(1, num_steps) as display:
-        recipe = adamw_recipe(learning_rate, learning_rate, num_steps)
-        members = Population(network, params, recipe, train, validation, on_steps=display.steps)
-        (member,) = members.evaluate(np.zeros((1, len(network.stages)), bool), Run(params["head"], batches, key))
-    return member
+def pretrain(task: Task, options: Options) -> Member:
+    """Trains all of a network, from the random parameters of its task, and shows the progress."""
+    with Display(1, len(task.batches.examples), "pretraining") as display:
+        return train_all(task, options, display.steps)

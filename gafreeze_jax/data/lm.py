@@ -1,5 +1,6 @@
 """Plain text for language modelling, cut into windows in which every token predicts the next one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +157,10 @@ def scoring_batches(windows: Windows) -> Batch:
     return make_batches(windows, balanced_batches(np.random.default_rng(0), lengths, size))
 
 
-def describe(source: str, splits: dict[str, Windows], notes: tuple[str, ...]) -> list[str]:
-    """What was loaded, for people: a line each."""
-    sizes = ", ".join(f"{len(windows.targets):,} {name}" for name, windows in splits.items())
-    return [f"Data: {source}, {sizes} tokens in windows of {int(splits['training'].tokens.lengths.max())}", *notes]
+def describe(source: str, splits: Sequence[Windows], notes: Sequence[str]) -> list[str]:
+    """What was loaded, for people, a line each; splits for training, validation and test."""
+    sizes = [
+        f"{len(windows.tokens.lengths):,} {name}"
+        for windows, name in zip(splits, ("training", "validation", "test"), strict=True)
+    ]
+    return [f"Data: {source}, {', '.join(sizes)} windows of {int(splits[0].tokens.lengths.max())} tokens", *notes]
