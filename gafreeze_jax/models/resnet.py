@@ -333,10 +333,10 @@ class Checkpoint(NamedTuple):
     """A checkpoint as it was read.
 
     Attributes:
-      tensors: by the names of `table`; `others` are those that are not used.
-      table: where they belong.
+      tensors: by the names of `table`, which says where they belong; `others` are not used.
     """
 
+    path: Path
     config: ResNetConfig
     preprocessing: Preprocessing
     tensors: dict[str, np.ndarray]
@@ -453,82 +453,84 @@ def _size_and_crop(raw: Mapping[str, Any], default: int) -> tuple[int, float | N
     return size, 1.0
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a folder in the Hugging Face layout, or a safetensors file with PyTorch's names (or a folder with just that).
+def load_resnet(path: Path) -> Checkpoint:
+    """Reads a folder in the Hugging Face layout, or a safetensors file with PyTorch's names (or a folder with one).
 
     Raises:
       ValueError, FileNotFoundError: if it is damaged, or not a ResNet that this file implements.
     """
-    if path.is_dir() and (path / "config.json").exists():
-        config = read_config(path)
-        preprocessing = read_preprocessing(path, config)
-        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoints.read_tensors(path).items()}
-        table = HUGGING_FACE_MAP
+    tensors = checkpoints.read_tensors(path) if path.is_dir() else checkpoints.read_file(path)
+    if (path / "config.json").exists():
+        config, table = read_config(path), HUGGING_FACE_MAP
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     else:
-        tensors = checkpoints.read_tensors(path) if path.is_dir() else checkpoints.read_file(path)
-        config = infer_config(tensors, str(path))
-        preprocessing = default_preprocessing(config)
-        table = PYTORCH_MAPS["linear" if "linear.bias" in tensors else "fc"]
+        config, table = infer_config(tensors, str(path)), PYTORCH_MAPS["linear" if "linear.bias" in tensors else "fc"]
     others = {name: tensor for name, tensor in tensors.items() if re.fullmatch(NOT_USED, name)}
     used = {name: tensor for name, tensor in tensors.items() if name not in others}
-    return Checkpoint(config, preprocessing, used, others, table)
+    return Checkpoint(path, config, read_preprocessing(path, config), used, others, table)
 
 
-def load_resnet(path: Path, key: Array, num_classes: int | None = None) -> tuple[ResNetConfig, Preprocessing, dict, list[str]]:
-    """Reads a checkpoint.
+def make_params(checkpoint: Checkpoint, key: Array | None = None, num_classes: int | None = None) -> dict:
+    """The parameters {stage name: float32 arrays, "head": ...} of a checkpoint.
 
     Args:
-      path: as for `read_checkpoint`.
-      key: for a classifier that is not in the checkpoint.
-      num_classes: of a fresh classifier; None = the checkpoint has one and it is read.
-
-    Returns:
-      Its config, what it wants its images to be, its parameters {stage name: float32 arrays, "head": ...}, and the paths of
-      leaves that are fresh.
+      key, num_classes: of a fresh classifier; None = the checkpoint has one and it is taken.
 
     Raises:
-      ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.
+      ValueError: if anything is missing, left over or of another shape; all at once.
     """
-    config, preprocessing, tensors, _, table = read_checkpoint(path)
-    fresh = ["head/kernel", "head/bias"] if num_classes is not None else []
+    config, tensors, table, where = checkpoint.config, checkpoint.tensors, checkpoint.table, str(checkpoint.path)
+    fresh = () if key is None else ("head/kernel", "head/bias")
     if num_classes is None:
-        names = [name for name, place, _ in table if place == "head/bias"]
-        if names[0] not in tensors:
-            raise ValueError(f"{path}: the checkpoint has no classifier ({names[0]})")
-        num_classes = tensors[names[0]].size
+        (name,) = (name for name, leaf, _ in table if leaf == "head/bias")
+        if name not in tensors:
+            raise ValueError(f"{where}: the checkpoint has no classifier ({name})")
+        num_classes = tensors[name].size
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config, num_classes))
-    params = checkpoints.to_tree(tensors, table, shapes, fresh=fresh, where=str(path))
-    if fresh:
+    params = checkpoints.to_tree(tensors, table, shapes, fresh=fresh, where=where)
+    if key is not None:
         params["head"] = jax.tree.map(np.asarray, init_head(key, config, num_classes))
-    return config, preprocessing, params, fresh
+    return params
 
 
-def tensor_names(path: Path, params: dict) -> dict[str, str]:
-    """Names of our leaves in the checkpoint, by path."""
-    table = read_checkpoint(path).table
-    return {leaf: _full_name(name, table) for leaf, name in checkpoints.names(params, table).items()}
+def tensor_names(checkpoint: Checkpoint, params: dict) -> dict[str, str]:
+    """Names of the leaves in the checkpoint, by path."""
+    return {leaf: _full_name(name, checkpoint.table) for leaf, name in checkpoints.names(params, checkpoint.table).items()}
 
 
 def _full_name(name: str, table: checkpoints.Map) -> str:
     return f"{PREFIX}{name}" if table is HUGGING_FACE_MAP and not name.startswith("classifier.") else name
 
 
-def save_resnet(folder: Path, source: Path, params: dict, label_names: tuple[str, ...]) -> None:
-    """Writes a model in the layout that it came in, as `model.safetensors` and, if there were any, configs.
+def save_resnet(folder: Path, checkpoint: Checkpoint, params: dict, label_names: tuple[str, ...]) -> None:
+    """Writes a model in the layout that it came in: `model.safetensors` and, if there were any, configs.
 
-    `AutoModelForImageClassification.from_pretrained` loads a folder that came from Hugging Face, and `load_state_dict` of
-    the PyTorch module a file that came from there.
+    What came from Hugging Face is loaded by `AutoModelForImageClassification.from_pretrained`, the rest by the
+    `load_state_dict` of the PyTorch module that it came from.
 
     Args:
-      source: what it was loaded from.
+      checkpoint: what it was loaded from.
       params: the whole tree.
       label_names: the C classes, in the order of the logits.
     """
-    _, _, _, others, table = read_checkpoint(source)
     folder.mkdir(parents=True, exist_ok=True)
+    source, table = checkpoint.path, checkpoint.table
     if table is HUGGING_FACE_MAP:
         configs.write(folder, source, architectures=["ResNetForImageClassification"], **configs.labels(label_names))
-        if (source / checkpoints.PREPROCESSOR_FILE).exists():
-            shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
-    tensors = others | checkpoints.from_tree(params, table)
+    if (source / checkpoints.PREPROCESSOR_FILE).exists():
+        shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
+    tensors = checkpoint.others | checkpoints.from_tree(params, table)
     checkpoints.write_tensors(folder, {_full_name(name, table): tensor for name, tensor in tensors.items()})
+
+
+def write_new(folder: Path, config: ResNetConfig, size: int, params: dict) -> None:
+    """Writes a network of our own as a folder that `load_resnet` reads, with PyTorch's names.
+
+    Args:
+      size: height and width of its images.
+    """
+    wanted = default_preprocessing(config)
+    sizes = {"height": size, "width": size}
+    raw = {"size": sizes, "resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std}
+    (folder / checkpoints.PREPROCESSOR_FILE).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    checkpoints.write_tensors(folder, checkpoints.from_tree(params, PYTORCH_MAPS["linear"]))

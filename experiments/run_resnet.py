@@ -1,0 +1,147 @@
+"""Searches which blocks of a pretrained ResNet to freeze when it is fine-tuned to classify images.
+
+    python experiments/run_resnet.py --gens 10
+
+runs without a network: it pretrains a small ResNet on scikit-learn's digits 0 to 4, which takes seconds and is done once, and
+fine-tunes it to tell 5 to 9 apart. On 2 CPU cores it ends in under 3 minutes. It leaves a fine-tuned model, the mask and all
+evaluations in a folder under runs/.
+
+    python experiments/run_resnet.py --model microsoft/resnet-18 --data FOLDER
+
+takes photos from a folder that has a folder for every class.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+
+from gafreeze_jax import experiment, planning, pretraining, report
+from gafreeze_jax.activations import Source, score
+from gafreeze_jax.data import images
+from gafreeze_jax.data.batches import in_order, make_batches
+from gafreeze_jax.models import checkpoints, resnet
+from gafreeze_jax.stages import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(experiment.Options):
+    """Search which blocks of a pretrained ResNet to freeze when fine-tuning it to classify images."""
+
+    model: str = "digits"
+    """digits (a small one, pretrained here on the digits 0 to 4), a folder in the Hugging Face layout, a .safetensors file with
+    PyTorch's names, or a hub name such as microsoft/resnet-18."""
+    data: str = "digits:5-9"
+    """digits (embedded; digits:5-9 are some of them), a .npz file of images and labels or a folder of train.npz and so on, a
+    folder with a folder of JPEG or PNG files for every class, or with such folders under train, val and test, or tfds:NAME such
+    as tfds:cifar10."""
+    image_size: int | None = None
+    """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
+    augment: bool = False
+    """Move training images by up to an eighth of their size at random, and mirror half of them. Nothing that frozen blocks
+    compute can be kept then."""
+    skip_broken: bool = False
+    """Leave out files that cannot be read as images, in place of stopping."""
+    train_examples: int = 50
+    """Train members on at most so many examples, drawn stratified by label."""
+    epochs: int = 10
+    """Passes through the training examples."""
+    learning_rate: float = 3e-3
+    """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
+    head_learning_rate: float = 1e-2
+    """Highest learning rate of the head."""
+
+
+SMALL = resnet.cifar_config(14, num_channels=1)
+SMALL_FRAME = images.Frame(8, 1)
+PRETRAINING = experiment.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
+
+
+def find_model(name: str) -> Path:
+    if name == "digits":
+        data = images.load_images("digits:0-4", SMALL_FRAME)
+        digest = hashlib.sha256(data.train.images.tobytes() + data.train.labels.tobytes()).hexdigest()
+        facts = {"config": dataclasses.asdict(SMALL), "options": dataclasses.asdict(PRETRAINING), "data": digest}
+        return pretraining.keep("resnet-digits", facts, functools.partial(pretrain, data))
+    path = Path(os.path.expanduser(name))
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path}: expected a .safetensors file or a folder with one; other files may be pickles, which can run code"
+        )
+    return path if path.is_file() else checkpoints.find_model(name, embedded="digits")
+
+
+def pretrain(data: images.ImageData, folder: Path) -> None:
+    """Pretrains the small ResNet and writes it to a folder."""
+    params = resnet.init_params(jax.random.key(0), SMALL, len(data.label_names))
+    train, validation = (Dataset(*split) for split in (data.train, data.validation))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(
+        f"Pretraining a ResNet of {num_params:,} parameters on {len(train.targets):,} digits 0 to 4, once, as it is kept ...",
+        flush=True,
+    )
+    start = time.perf_counter()
+    task = experiment.make_task(resnet.make_resnet(SMALL), params, train, validation, PRETRAINING)
+    member = pretraining.pretrain(task, PRETRAINING)
+    print(f"It took {time.perf_counter() - start:.0f} s, and tells {member.accuracy:.1%} of the validation digits")
+    resnet.write_new(folder, SMALL, SMALL_FRAME.size, member.params)
+
+
+def main(options: Options) -> None:
+    start = time.perf_counter()
+    try:
+        experiment.check(options)
+        if options.image_size is not None and options.image_size < 1:
+            raise ValueError(f"--image-size must be at least 1, got {options.image_size}")
+        planning.keep_compiled_programs()
+        checkpoint = resnet.load_resnet(find_model(options.model))
+        config, wanted = checkpoint.config, checkpoint.preprocessing
+        frame = images.Frame(options.image_size or wanted.size, config.num_channels, wanted.crop, wanted.resample)
+        data = images.load_images(
+            options.data,
+            frame,
+            max_train=options.train_examples,
+            max_validation=options.validation_examples,
+            skip_broken=options.skip_broken,
+        )
+        params = resnet.make_params(checkpoint, experiment.Keys.of(options).head, len(data.label_names))
+        out = report.make_run_folder(options.out, "resnet")
+    except (ValueError, OSError) as error:
+        sys.exit(report.fail(error))
+
+    network = resnet.make_resnet(config, wanted, dtype=experiment.compute_dtype(options))
+    train, validation, test = (Dataset(*split) for split in data[:3])
+    task = experiment.make_task(network, params, train, validation, options)
+    task = task._replace(tensors=resnet.tensor_names(checkpoint, params))
+    if options.augment:
+        task = task._replace(train=task.train._replace(augment=images.augment))
+    print(f"Model: {options.model}, genes {', '.join(network.names)}; the classifier always trains")
+    for line in images.describe(options.data, data):
+        print(line)
+    print(f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}")
+    experiment.announce(task, options, out)
+    result = experiment.run_search(task, options, out)
+
+    test_source = Source(test, make_batches(in_order(len(test.targets), experiment.SCORING_BATCH)))
+    experiment.finish(
+        task,
+        result,
+        options,
+        out,
+        start,
+        num_test=len(test.targets),
+        score_test=lambda params: score(network, params, test_source),
+        save=lambda to, params: resnet.save_resnet(to, checkpoint, params, data.label_names),
+        label_names=data.label_names,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
