@@ -110,8 +110,8 @@ def lm_task(
 ) -> experiment.Task:
     lengths = train.tokens.lengths
     order = balanced_batches(np.random.default_rng(options.seed), lengths, options.batch_size, options.epochs)
-    sources = (Source(windows.dataset, lm.scoring_batches(windows)) for windows in (train, validation))
-    return make_task(network, params, *sources, lm.make_batches(train, order))
+    first, second = (Source(windows.dataset, lm.scoring_batches(windows)) for windows in (train, validation))
+    return make_task(network, params, first, second, lm.make_batches(train, order))
 
 
 def make_task(
@@ -150,10 +150,12 @@ def prepare_lm(options: Options, folder: Path) -> Prepared:
     corpus = lm.load_corpus(options.data)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": options.train_examples, "validation": options.validation_examples, "test": None}
-    train, validation, test = (
-        lm.make_windows(lm.encode(tokenizer, getattr(corpus, split), vocabulary=config.vocab_size), options.max_tokens, limit)
-        for split, limit in limits.items()
-    )
+
+    def make_windows(split: str, limit: int | None) -> lm.Windows:
+        ids = lm.encode(tokenizer, getattr(corpus, split), vocabulary=config.vocab_size)
+        return lm.make_windows(ids, options.max_tokens, limit, where=f"{options.data}, {split} split")
+
+    train, validation, test = (make_windows(split, limit) for split, limit in limits.items())
     return Prepared(
         lm_task(network, pretrained, train, validation, options),
         [

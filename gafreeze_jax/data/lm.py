@@ -110,12 +110,13 @@ def encode(tokenizer: Any, text: str, *, vocabulary: int) -> np.ndarray:
     return ids
 
 
-def make_windows(ids: np.ndarray, length: int, limit: int | None = None) -> Windows:
+def make_windows(ids: np.ndarray, length: int, limit: int | None = None, *, where: str = "text") -> Windows:
     """Cuts tokens [n] into windows; each token but the first is the target of one.
 
     Args:
       length: S, of a window.
       limit: use at most so many windows, spread evenly over the text.
+      where: for errors.
 
     Raises:
       ValueError: if there is no token to predict.
@@ -126,7 +127,7 @@ def make_windows(ids: np.ndarray, length: int, limit: int | None = None) -> Wind
     """
     num_targets = len(ids) - 1
     if num_targets < 1:
-        raise ValueError(f"a text of {len(ids)} tokens has none to predict; at least 2 are needed")
+        raise ValueError(f"{where}: {len(ids)} tokens leave none to predict; give a longer text")
     starts = np.arange(0, num_targets, length)
     if limit is not None and limit < len(starts):
         starts = starts[np.arange(limit) * len(starts) // limit]

@@ -212,7 +212,8 @@ def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32,
         else:
             modules.append((f"layer_{i}", Layer(config, dtype, last), last))
     stages = tuple(Stage(name, layers.as_stage(module), last) for name, module, last in modules)
-    return Network(stages, layers.as_stage(Head(config, num_classes)), classification)
+    head: nn.Module = Head(config, num_classes)
+    return Network(stages, layers.as_stage(head), classification)
 
 
 def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:

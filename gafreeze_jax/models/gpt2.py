@@ -280,7 +280,7 @@ def load_gpt2(folder: Path, task: TaskName, key: Array, num_classes: int | None 
     if task == "lm":
         num_classes = None
         output = tensors.get("lm_head.weight")
-        if not config.tie_word_embeddings or not (output is None or np.array_equal(output, tensors.get("wte.weight"))):
+        if not config.tie_word_embeddings or not (output is None or np.array_equal(output, tensors.get("wte.weight", output))):
             raise ValueError(f"{folder}: its output layer is not its word vectors, as it is in a GPT-2 that models language")
     elif num_classes is not None:
         fresh = ("head/score/kernel",)

@@ -1,0 +1,291 @@
+"""The real script, run for real with tiny options, and with every kind of bad input."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import run_gpt2
+
+from gafreeze_jax import pretraining
+from gafreeze_jax.activations import Source, score
+from gafreeze_jax.data import lm, tokens
+from gafreeze_jax.data.text import load_text
+from gafreeze_jax.models import gpt2
+
+SCRIPT = Path(run_gpt2.__file__)
+TINY = {
+    "gens": 2,
+    "population": 2,
+    "train_examples": 8,
+    "validation_examples": 8,
+    "epochs": 1,
+    "batch_size": 4,
+    "max_tokens": 16,
+}
+GENES = ["embeddings", "block_0", "block_1", "final_norm"]
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    """A random GPT-2 of 2 blocks for bytes, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(
+        json.dumps(run_gpt2.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64})
+    )
+    tokens.make_byte_tokenizer().save_pretrained(folder)
+    gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), gpt2.read_config(folder), None))
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A small text of the user's own."""
+    path = tmp_path / "text.txt"
+    path.write_text(lm.load_corpus("reviews").train[:5000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """A small CSV of the user's own."""
+    path = tmp_path / "reviews.csv"
+    split = load_text("reviews", max_train=60).train
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Review", "Sentiment"])
+        writer.writerows((text, "good" if label else "bad") for (text,), label in zip(split.texts, split.labels, strict=True))
+    return path
+
+
+def run(out, **options):
+    run_gpt2.main(run_gpt2.Options(**TINY | {"out": out} | options))
+    return json.loads((out / "result.json").read_text())
+
+
+def arguments(**options):
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+# Language modelling
+
+
+def test_the_script(small_model, corpus, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, SCRIPT, *arguments(**TINY, model=small_model, data=corpus, out=out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(
+        r"^=== Generation (\d+) ===\nFittest chromosome: \[((?:[01](?:, )?){4})\] \| Fitness: (0\.\d{4})$", done.stdout, re.M
+    )
+    assert [number for number, _, _ in lines] == ["1", "2"]
+    result = json.loads((out / "result.json").read_text())
+    assert ", ".join(map(str, result["best_genome"])) == lines[-1][1]
+    assert f"{result['fitness']:.4f}" == lines[-1][2]
+    assert result["stages"] == GENES
+    assert set(result["results"]) == {"found", "train all", "train nothing", "best prefix mask"}
+    for row in result["results"].values():
+        for split in ("validation", "test"):
+            assert row[f"{split}_perplexity"] == pytest.approx(math.exp(row[f"{split}_loss"]))
+        figures = row["validation_accuracy"], row["test_accuracy"]
+        assert re.search(rf"{figures[0]:.4f} +{figures[1]:.4f} +{row['test_perplexity']:.2f} ", done.stdout)
+    assert result["results"]["train nothing"]["trainable_parameters"] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["evaluations.csv", "mask.json", "model", "result.json"]
+
+
+def test_the_small_model_is_pretrained_once(tmp_path, monkeypatch, capsys):
+    """The default model and data, but less text."""
+    load = lm.load_corpus
+
+    def load_less(source):
+        train, validation, test, notes = load(source)
+        return lm.Corpus(train[:6000], validation[:1000], test[:1000], notes)
+
+    monkeypatch.setattr(lm, "load_corpus", load_less)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = run(tmp_path / "a")
+    printed = capsys.readouterr().out
+    assert "Pretraining a GPT-2 of 842,496 parameters on 5,999 bytes of Python's language reference, once" in printed
+    assert result["stages"] == ["embeddings", *(f"block_{i}" for i in range(4)), "final_norm"]
+    again = run(tmp_path / "b")
+    assert "Pretraining" not in capsys.readouterr().out
+    assert again["results"] == result["results"]
+    (kept,) = (tmp_path / "cache" / "gafreeze_jax").glob("gpt2-pydoc-*")
+    _, pretrained, _ = gpt2.load_gpt2(kept, "lm", jax.random.key(0))
+    _, found, _ = gpt2.load_gpt2(tmp_path / "a" / "model", "lm", jax.random.key(0))
+    frozen = json.loads((tmp_path / "a" / "mask.json").read_text())["frozen"]
+    for name in frozen:
+        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (found[name], pretrained[name])), strict=True)]
+        assert all(same) == frozen[name]
+
+
+def test_what_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def make(folder, fail):
+        calls.append(fail)
+        (folder / "file").write_text("content")
+        if fail:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretraining.keep("model", {"a": 1}, lambda folder: make(folder, True))
+    assert list((tmp_path / "gafreeze_jax").iterdir()) == []
+    made = [pretraining.keep("model", {"a": 1}, lambda folder: make(folder, False)) for _ in range(2)]
+    assert made[0] == made[1]
+    assert (made[0] / "file").read_text() == "content"
+    assert calls == [True, False]
+    assert pretraining.keep("model", {"a": 2}, lambda folder: make(folder, False)) != made[0]
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")
+    assert "cannot be written" in fails(capsys, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("granularity", ["layer", "sublayer"])
+def test_the_saved_model_scores_what_the_table_says(granularity, small_model, corpus, tmp_path):
+    out = tmp_path / "run"
+    result = run(out, model=str(small_model), data=str(corpus), granularity=granularity)
+    found = result["results"]["found"]
+    config, params, _ = gpt2.load_gpt2(out / "model", "lm", jax.random.key(0))
+    tokenizer = tokens.load_tokenizer(out / "model")
+    test = lm.make_windows(lm.encode(tokenizer, lm.load_corpus(str(corpus)).test, vocabulary=256), TINY["max_tokens"])
+    scores = score(gpt2.make_gpt2(config, "lm"), params, Source(test.dataset, lm.scoring_batches(test)))
+    assert scores == pytest.approx((found["test_accuracy"], found["test_loss"]), rel=1e-5)
+    if granularity == "sublayer":
+        assert result["stages"][1:3] == ["block_0/attention", "block_0/mlp"]
+
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
+    parts = zip(test.tokens.starts, test.tokens.lengths, strict=True)
+    losses = []
+    for start, num in parts:
+        ids, targets = (
+            torch.tensor(row[start : start + num], dtype=torch.long) for row in (test.tokens.inputs["ids"], test.targets)
+        )
+        losses.append(torch.nn.functional.cross_entropy(model(ids[None]).logits[0], targets, reduction="sum").item())
+    assert math.exp(sum(losses) / len(test.targets)) == pytest.approx(found["test_perplexity"], rel=1e-4)
+
+
+# Classification
+
+
+def test_pytorch_scores_the_saved_classifier_the_same(small_model, reviews, tmp_path, capsys):
+    out = tmp_path / "run"
+    result = run(out, task="classify", model=str(small_model), data=str(reviews))
+    assert "12 of the 60 training rows were cut for each" in capsys.readouterr().out
+    assert result["stages"] == GENES
+    assert set(result["results"]) == {"found", "train all", "head only", "best prefix mask"}
+    assert "test_perplexity" not in result["results"]["found"]
+    assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
+
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
+    data = load_text(str(reviews))
+    texts = [text for (text,) in data.test.texts]
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=TINY["max_tokens"], return_tensors="pt")
+    with torch.no_grad():
+        predicted = model(**encoded).logits.argmax(-1).numpy()
+    assert np.mean(predicted == data.test.labels) == pytest.approx(result["results"]["found"]["test_accuracy"])
+
+
+def test_a_model_of_bytes_needs_no_tokenizer(small_model, reviews, tmp_path):
+    folder = shutil.copytree(small_model, tmp_path / "model")
+    expected = run(tmp_path / "a", task="classify", model=str(folder), data=str(reviews))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    result = run(tmp_path / "b", task="classify", model=str(folder), data=str(reviews))
+    assert result["results"] == expected["results"]
+    assert sorted(path.name for path in (tmp_path / "b" / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "b" / "model" / "config.json").read_text())["pad_token_id"] == 0
+
+
+# Bad input
+
+
+def fails(capsys, **options):
+    """The message of a run that must end with exit code 2 before any training, on one line."""
+    with pytest.raises(SystemExit) as stopped:
+        run_gpt2.main(run_gpt2.Options(**options))
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "Generation" not in printed.out
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def edit_config(folder, **entries):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+BAD_MODELS = {
+    "truncated weights": (lambda folder: truncate(folder / "model.safetensors"), "not a whole safetensors file"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+    "other shapes": (lambda folder: edit_config(folder, n_inner=60), "has shape [64, 16]"),
+    "more blocks": (lambda folder: edit_config(folder, n_layer=3), "h.2.ln_1.weight is missing"),
+    "not a GPT-2": (lambda folder: edit_config(folder, model_type="gpt_neo"), "expected a GPT-2"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "no tokenizer": (lambda folder: no_tokenizer(folder), "no tokenizer files"),
+}
+
+
+def no_tokenizer(folder):
+    """Of a model that does not model bytes."""
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    edit_config(folder, vocab_size=300)
+    config = gpt2.read_config(folder)
+    gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), config, None))
+
+
+@pytest.mark.parametrize("task", ["lm", "classify"])
+@pytest.mark.parametrize(("damage", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_bad_models(damage, message, task, small_model, tmp_path, capsys):
+    folder = shutil.copytree(small_model, tmp_path / "model")
+    damage(folder)
+    assert message in fails(capsys, task=task, model=str(folder), max_tokens=16, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+BAD_OPTIONS = {
+    "gens": ({"gens": 0}, "--gens must be at least 1, got 0"),
+    "max tokens": ({"max_tokens": 65}, "--max-tokens must be at most the model's 64, got 65"),
+    "few max tokens": ({"max_tokens": 7}, "--max-tokens must be at least 8, got 7"),
+    "hub name offline": ({"model": "openai-community/gpt2"}, "--model pydoc, which needs no network"),
+    "a BERT": ({"model": "minilm"}, "expected a GPT-2 (model_type 'gpt2'), got model_type 'bert'"),
+    "missing text": ({"data": "no.txt"}, "no.txt: no such file or folder; expected a .txt file"),
+    "a table for language": ({"data": "a.csv"}, "a.csv: no such file or folder"),
+    "a text to classify": ({"task": "classify", "data": "pydoc"}, "pydoc: no such file or folder; expected a .csv"),
+    "out": ({"out": Path("/proc/run")}, "cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_bad_options(options, message, small_model, tmp_path, capsys):
+    assert message in fails(capsys, **{"model": str(small_model), "max_tokens": 16, "out": tmp_path / "run"} | options)
+
+
+def test_a_text_that_is_too_short(small_model, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a short text")
+    options = {"model": str(small_model), "data": str(tmp_path / "a.txt"), "max_tokens": 16, "out": tmp_path / "run"}
+    assert "a.txt, validation split: 1 tokens leave none to predict" in fails(capsys, **options)
