@@ -20,7 +20,7 @@ model = eqx.nn.MLP(64, 10, width_size=32, depth=3, key=jax.random.key(0))  # in 
 params, static = eqx.partition(model, eqx.is_inexact_array)
 genes = masking.make_genes(params, {r"layers/([0-2])/.*": r"layer_\1", "layers/3/.*": None})  # None = always trains
 network = whole.make_network(lambda params, x, key: jax.vmap(eqx.combine(params, static))(x), genes)
-options = experiment.Options(gens=3, epochs=4)
+options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
 task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
 evaluation, member = experiment.run_search(task, options).fittest["found"]
 

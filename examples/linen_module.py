@@ -29,7 +29,7 @@ model = MLP()
 params = model.init(jax.random.key(0), inputs[:1])["params"]  # in place of pretrained ones
 genes = masking.make_genes(params, {r"Dense_(\d)/.*": r"layer_\1", "classifier/.*": None})  # None = always trains
 network = whole.make_network(lambda params, x, key: model.apply({"params": params}, x), genes)
-options = experiment.Options(gens=3, epochs=4)
+options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
 task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
 evaluation, member = experiment.run_search(task, options).fittest["found"]
 

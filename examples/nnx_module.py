@@ -31,7 +31,7 @@ model = MLP(nnx.Rngs(0))  # in place of a pretrained one
 graph, params, rest = nnx.split(model, nnx.Param, ...)
 genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier/.*": None})  # None = always trains
 network = whole.make_network(lambda params, x, key: nnx.merge(graph, params, rest)(x), genes)
-options = experiment.Options(gens=3, epochs=4)
+options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
 task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
 evaluation, member = experiment.run_search(task, options).fittest["found"]
 

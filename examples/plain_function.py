@@ -29,7 +29,7 @@ layers = [{"kernel": normal(*shape), "bias": np.zeros(shape[1], "float32")} for 
 params = {"layers": layers, "classifier": normal(8, 10)}  # in place of pretrained ones
 genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier": None})  # None = always trains
 network = whole.make_network(lambda params, x, key: apply(params, x), genes)
-options = experiment.Options(gens=3, epochs=4)
+options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
 task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
 evaluation, member = experiment.run_search(task, options).fittest["found"]
 

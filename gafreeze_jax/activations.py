@@ -102,7 +102,7 @@ class Activations:
         self._network, self._params, self._budget = network, params, budget
         self.augment = source.augment
         fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
-        self._data = jax.tree.map(jnp.asarray if fits else np.asarray, source.data)
+        self._data = jax.device_put(source.data) if fits else jax.tree.map(np.asarray, source.data)
         self._batches = source.batches
         self._tiers: tuple[dict[int, AnyArray], ...] = ({}, {})  # by depth: on the device, on the host
         self._expected_uses: dict[int, float] = {}
@@ -152,7 +152,7 @@ class Activations:
         steps = len(batches.examples)
         if isinstance(jax.tree.leaves(inputs)[0], jax.Array):
             targets = jnp.asarray(self._data.targets)
-            for part in _parts(jax.tree.map(jnp.asarray, batches), num_steps or steps):
+            for part in _parts(jax.device_put(batches), num_steps or steps):
                 yield Block(inputs, targets, part)
         else:
             yield from _stream(self.per_example(depth), inputs, self._data.targets, batches, num_steps or STREAMED_STEPS)

@@ -154,7 +154,7 @@ class Population:
     ):
         self.network, self.recipe, self.plan = network, recipe, plan
         self._on_steps, self._counting = on_steps, threading.Lock()
-        self._params = {stage.name: jax.tree.map(jnp.asarray, params[stage.name]) for stage in network.stages}
+        self._params = jax.device_put({stage.name: params[stage.name] for stage in network.stages})
         half = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
         self._train = Activations(network, self._params, train, half)
         self._validation = Activations(network, self._params, validation, half)
@@ -182,8 +182,9 @@ class Population:
                 self._take_fewer_members(error)
 
     def _train_and_score(self, call: "Call", run: Run) -> list[Member]:
-        params, train_loss = self._fit(call, run, self.plan.steps, self._count)
-        scores = (np.asarray(train_loss), *self._score(call, params))
+        params, losses = self._fit(call, run, self.plan.steps, self._count)
+        train_loss = np.asarray(losses, np.float64).reshape(-1) / len(run.batches.examples)
+        scores = (train_loss, *self._score(call, params))
         train_loss, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
         return [
             Member(genome, self._params_of_member(call, params, i), float(train_loss[i]), float(accuracy[i]), float(loss[i]))
@@ -266,33 +267,33 @@ class Population:
         per_example = self._train.per_example(boundary)
         return _Program(self.network, self.recipe, call.frozen, boundary, per_example, call.axis, self._train.augment)
 
-    def _start(self, call: "Call", run: Run) -> tuple[PyTree, PyTree]:
+    def _start(self, call: "Call", run: Run, steps: int = 0) -> tuple[PyTree, PyTree]:
         """Initial parameters of the trained stages and the head, which may be donated, and their optimizers' states."""
-
         shared = {name: self._params[name] for name in call.trained} | {"head": run.head}
-        started = {name: _start(self.recipe.of(name), call.axis, call.size, tree) for name, tree in shared.items()}
-        return {name: params for name, (params, _) in started.items()}, {name: state for name, (_, state) in started.items()}
+        start = _start_in_one if steps else _start_stages
+        return start(self.recipe, call.axis, call.size, shared)
 
     def _fit(self, call: "Call", run: Run, steps: int, on_steps: Callable[[int], None]) -> tuple[PyTree, Array]:
-        """Trains a call's members, `steps` in one program: parameters of trained stages and the head, mean losses."""
+        """Trains a call's members, `steps` in one program: parameters of trained stages and the head, sums of losses."""
         boundary, inputs = self._train.inputs(call.depth)
         program = self._program(call, boundary)
-        params, state = self._start(call, run)
-        total: Array | float = 0.0
+        params, state = self._start(call, run, steps)
+        total: Array | None = None
         done = 0
         for block in self._train.blocks(boundary, inputs, run.batches, steps or None):
             num_steps = len(block.batches.examples)
             if steps:
                 params, state, loss = _train_block(program, params, state, self._params, block, run.key, done, call.gates)
-                total = total + loss
+                total = loss if total is None else total + loss
                 on_steps(num_steps * len(call.genomes))
             for step in range(0 if steps else num_steps):
                 key = jax.random.fold_in(run.key, done + step)
                 params, state, loss = _train_step(program, params, state, self._params, block, step, key, call.gates)
-                total = total + loss
+                total = loss if total is None else total + loss
                 on_steps(len(call.genomes))
             done += num_steps
-        return params, jnp.reshape(total, -1) / done
+        assert total is not None  # there is a step at least
+        return params, total
 
     def _score(self, call: "Call", params: PyTree) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean loss of a call's members on the validation set: [members] each."""
@@ -302,9 +303,10 @@ class Population:
 
     def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
         """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
-        pick = (lambda tree, i: tree) if call.axis is None else _pick
+        if call.axis is not None:
+            params = _pick(params, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in params.items()}
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        return {name: self._params[name] if frozen[name] else pick(params[name], i) for name in frozen}
+        return {name: self._params[name] if frozen[name] else params[name] for name in frozen}
 
 
 class Timing(NamedTuple):
@@ -382,6 +384,17 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
     init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # said, as a head may have no parameters
     return copies, init(stages.parameters(copies))
+
+
+def _start_stages(
+    recipe: Recipe, axis: Axis, size: int, params: dict[str, PyTree]
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """`_start` of all stages and the head."""
+    started = {name: _start(recipe.of(name), axis, size, tree) for name, tree in params.items()}
+    return {name: copies for name, (copies, _) in started.items()}, {name: state for name, (_, state) in started.items()}
+
+
+_start_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size"))(_start_stages)
 
 
 @jax.jit

@@ -1,0 +1,160 @@
+"""Models of which only a function is known train like the plain static `optax.multi_transform` run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
+
+from gafreeze_jax import experiment, masking, planning, stages, whole
+from gafreeze_jax.activations import Source
+from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.population import Plan, Population, Recipe, Run
+from gafreeze_jax.stages import Dataset
+
+RNG = np.random.default_rng(0)
+normal = lambda *shape: RNG.normal(size=shape).astype(np.float32) / 3  # noqa: E731
+PARAMS = {
+    "first": (normal(5, 6), normal(6)),
+    "stack": {"kernel": normal(2, 6, 6), "bias": normal(2, 6)},
+    "last": normal(6, NUM_CLASSES),
+}
+GENES = masking.make_genes(PARAMS, {"first/.*": "first", "stack/.*": masking.Stacked("layer_{}"), "last": None})
+DATA = Dataset(
+    {"x": normal(NUM_EXAMPLES, 5), "shift": RNG.integers(0, 3, NUM_EXAMPLES).astype(np.int32)},
+    RNG.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32),
+)
+STEPS = balanced_batches(RNG, np.ones(NUM_EXAMPLES), 8, 2)
+RECIPE = Recipe(optax.adamw(3e-3), optax.adamw(1e-2), max_norm=0.2)
+
+
+def apply(params, inputs, key):
+    kernel, bias = params["first"]
+    x = jnp.tanh(inputs["x"] @ kernel + bias[None])
+    if key is not None:  # noise, in place of dropout
+        x += 0.1 * jax.random.normal(key, x.shape)
+    for i in range(2):
+        x = jnp.tanh(x @ params["stack"]["kernel"][i] + params["stack"]["bias"][i][None])
+    return x @ params["last"] + inputs["shift"][:, None]
+
+
+def plain_run(genome):
+    tx = optax.chain(
+        optax.clip_by_global_norm(RECIPE.max_norm),
+        optax.multi_transform(
+            {"body": RECIPE.body, "head": RECIPE.head},
+            functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: "head" if path[0].key == "last" else "body"),
+        ),
+    )
+    tx = masking.freeze(tx, GENES, genome)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = tx.init(params)
+    for i, examples in enumerate(STEPS):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), len(GENES))
+        rows = examples[examples >= 0]  # those that fill the batch up come first, and draw noise as well
+
+        def loss(params, examples=examples, rows=rows, key=key):
+            inputs = jax.tree.map(lambda leaf: leaf[examples], DATA.inputs)
+            return stages.classification(apply(params, inputs, key)[-len(rows) :], DATA.targets[rows])[0].mean()
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@functools.cache
+def expected():
+    return {tuple(genome): plain_run(genome) for genome in ALL_MASKS}
+
+
+NETWORK = whole.make_network(apply, GENES)
+
+
+def make_population(plan):
+    source = Source(DATA, make_batches(in_order(NUM_EXAMPLES, 8)))
+    return Population(NETWORK, whole.split(PARAMS, GENES), RECIPE, source, source, plan=plan)
+
+
+RUN = Run(whole.split(PARAMS, GENES)["head"], make_batches(STEPS), jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(), Plan(members=3), Plan(1, len(STEPS)), Plan(1, 1, "traced"), Plan(8, len(STEPS), "traced")], ids=str
+)
+def test_every_mask_trains_like_the_plain_run(plan):
+    members = list(make_population(plan).evaluate(ALL_MASKS, RUN))
+    assert len(members) == len(ALL_MASKS)
+    for member in members:
+        params = whole.join(member.params, GENES)
+        frozen = masking.frozen_tree(member.genome, GENES)
+        for ours, theirs, start, held in zip(
+            *map(jax.tree.leaves, (params, expected()[tuple(member.genome)], PARAMS, frozen)), strict=True
+        ):
+            held = np.broadcast_to(held, start.shape)
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+            np.testing.assert_array_equal(np.asarray(ours)[held], start[held])
+            assert not np.any(np.asarray(ours)[~held] == start[~held])
+        logits = apply(params, DATA.inputs, None)
+        assert member.accuracy == pytest.approx(np.mean(logits.argmax(-1) == DATA.targets))
+
+
+def test_frozen_parameters_cost_no_weight_gradient():
+    members = make_population(Plan())
+    everything, top = (members.flops_per_step(np.array(genome, bool), RUN) for genome in ([0, 0, 0], [1, 1, 0]))
+    assert top < 0.8 * everything
+
+
+def test_a_program_for_each_mask_is_not_the_first_plan():
+    work = planning.Work(7, 24, 60, 8, tiny=False, large=True, num_cores=2, in_stages=False)
+    assert planning.candidates(work)[0] == Plan(1, 1, "traced")
+    assert planning.candidates(work._replace(num_cores=0))[0] == Plan(8, 24, "traced")
+    static = planning.Trial(Plan(), compile_seconds=30, num_timed=3, step_seconds=0.1)
+    assert work.seconds(static) == pytest.approx(57 * 10 + 60 * 24 * 0.1)
+
+
+def test_a_search_in_a_few_lines(tmp_path):
+    options = experiment.Options(gens=2, population=4, epochs=1, batch_size=8, plan="members=4,steps=3,freezing=traced")
+    task = experiment.make_task(NETWORK, whole.split(PARAMS, GENES), DATA, DATA, options, GENES)
+    result = experiment.run_search(task, options, tmp_path)
+    assert set(result.fittest) == {"found", "train all", "head only", "best prefix mask"}
+    for evaluation, member in result.fittest.values():
+        assert evaluation.trainable_parameters == masking.count_trainable(PARAMS, GENES, member.genome)
+    assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + len(result.evaluations)
+
+
+def test_inputs_and_targets_must_be_equally_many():
+    bad = DATA._replace(targets=DATA.targets[:-1])
+    with pytest.raises(ValueError, match="validation: expected a row of inputs for each of 19 targets, got 20, 20"):
+        experiment.make_task(NETWORK, whole.split(PARAMS, GENES), DATA, bad, experiment.Options(), GENES)
+
+
+@pytest.mark.parametrize("name", ["head", "always"])
+def test_names_that_are_taken(name):
+    genes = masking.make_genes({"a": np.ones(2)}, {"a": name})
+    with pytest.raises(ValueError, match=f"cannot be called {name}"):
+        whole.split({"a": np.ones(2)}, genes)
+
+
+def test_augmented_inputs_enter_the_lowest_stage_of_every_member():
+    """With an augmentation that changes nothing training is as without; with another one, even a frozen bottom sees it."""
+    layer = lambda params, x, context, *, frozen, key: jnp.tanh(x @ params)  # noqa: E731
+    linear = lambda params, x, context, *, frozen, key: x @ params  # noqa: E731
+    network = stages.Network((stages.Stage("low", layer), stages.Stage("high", layer)), linear, stages.classification)
+    params = {"low": normal(5, 6), "high": normal(6, 6), "head": normal(6, NUM_CLASSES)}
+    data = Dataset(DATA.inputs["x"], DATA.targets)
+    plain = Source(data, make_batches(in_order(NUM_EXAMPLES, 8)))
+    run = Run(params["head"], make_batches(STEPS), jax.random.key(3))
+
+    def train(augment):
+        train = plain._replace(augment=augment)
+        members = Population(network, params, RECIPE, train, plain).evaluate(np.array([[1, 0], [0, 0]], bool), run)
+        return {tuple(member.genome): member.params for member in members}
+
+    without, same, other = map(train, (None, lambda key, x: x + 0, lambda key, x: x + jax.random.normal(key, x.shape)))
+    for genome in without:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), without[genome], same[genome])
+        assert not np.allclose(without[genome]["high"], other[genome]["high"])
+    np.testing.assert_array_equal(other[True, False]["low"], params["low"])
