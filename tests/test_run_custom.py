@@ -1,0 +1,82 @@
+"""The tutorial and the examples, run for real."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_custom
+from safetensors.numpy import load_file
+
+from gafreeze_jax import masking
+
+SCRIPT = Path(run_custom.__file__)
+EXAMPLES = sorted((SCRIPT.parents[1] / "examples").glob("*.py"))
+
+
+def run(*words, cwd):
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("kind", [["--network", "dense"], ["--network", "cnn"], ["--data", "mock"]], ids=" ".join)
+def test_the_tutorial(tmp_path, kind):
+    out = tmp_path / "out"
+    done = run(SCRIPT, *kind, "--gens", 2, "--epochs", 1, "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "=== Generation 2 ===\nFittest chromosome: [" in done.stdout
+    result = json.loads((out / "result.json").read_text())
+    tensors = load_file(out / "model" / "model.safetensors")
+    names = ("conv_0", "conv_1", "dense") if "cnn" in kind else ("dense_0", "dense_1", "dense_2")
+    assert set(tensors) == {f"{name}/{leaf}" for name in (*names, "head") for leaf in ("kernel", "bias")}
+    if "mock" in kind:
+        assert [tensors[f"{name}/kernel"].shape for name in (*names, "head")] == [(10, 32), (32, 16), (16, 8), (8, 3)]
+    assert sum(tensor.size for tensor in tensors.values()) == result["results"]["train all"]["trainable_parameters"]
+    assert list(masking.read_mask(out / "mask.json").values()) == [bool(gene) for gene in result["best_genome"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--network", "cnn", "--data", "mock"], "--network cnn needs images: take --data digits"),
+        (["--train-examples", "800"], "--train-examples and --validation-examples are 1056 together; there are 896"),
+        (["--gens", "0"], "--gens must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, monkeypatch, capsys, tmp_path):
+    import tyro
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_custom.main(tyro.cli(run_custom.Options, args=options))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_runs_and_writes_a_mask(path, tmp_path):
+    done = run(path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    assert float(last.rpartition("accuracy ")[2]) > 0.4
+    assert len(masking.read_mask(tmp_path / "mask.json")) == (4 if "scanned" in path.stem else 3)
+
+
+def test_there_is_an_example_of_each_kind():
+    assert [path.stem for path in EXAMPLES] == [
+        "equinox_module",
+        "linen_module",
+        "nnx_module",
+        "plain_function",
+        "scanned_linen",
+    ]
+
+
+def test_mock_tasks_share_their_features():
+    data = run_custom.make_mock(np.random.default_rng(0), 100, 100)
+    assert data.train.inputs.shape == (100, 10)
+    assert set(np.unique(data.test.targets)) == {0, 1, 2}
