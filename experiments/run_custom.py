@@ -8,6 +8,7 @@ Each is pretrained on one task (digits 0 to 4), and fine-tuned on another with f
 """
 
 import dataclasses
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from gafreeze_jax import experiment, planning, report
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.models import checkpoints
+from gafreeze_jax.pretraining import pretrain
 from gafreeze_jax.stages import Dataset, Network, Stage, classification
 
 PRETRAINING_EPOCHS = 20
@@ -70,8 +72,8 @@ def classifier(params: dict, x: Array, context: dict, *, frozen: bool | Array, k
 def make_network(kind: str, image: tuple[int, ...], num_classes: int, key: Array) -> tuple[Network, dict]:
     """The network and random parameters {stage name: ..., "head": ...}; the head always trains, so it has no gene."""
     if kind == "dense":
-        units = (32, 16, 8)
-        shapes = {f"dense_{i}": shape for i, shape in enumerate(zip((int(np.prod(image)), *units), units, strict=False))}
+        sizes = itertools.pairwise([int(np.prod(image)), 32, 16, 8])
+        shapes: dict[str, tuple[int, ...]] = {f"dense_{i}": size for i, size in enumerate(sizes)}
     else:
         height, width, channels = image
         shapes = {"conv_0": (3, 3, channels, 16), "conv_1": (3, 3, 16, 32), "dense": (height // 4 * (width // 4) * 32, 32)}
@@ -102,11 +104,12 @@ def load_digits(rng: np.random.Generator, num_train: int, num_validation: int) -
     """Scikit-learn's handwritten digits [N, 8, 8, 1]: 0 to 4 for pretraining, 5 to 9 for fine-tuning."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    order = rng.permutation(len(digits.target))
-    inputs, targets = (digits.images[order, ..., None] / 16).astype(np.float32), digits.target[order].astype(np.int32)
+    pixels, labels = load_digits(return_X_y=True)
+    order = rng.permutation(len(labels))
+    inputs, targets = (pixels[order].reshape(-1, 8, 8, 1) / 16).astype(np.float32), labels[order].astype(np.int32)
     low = targets < 5
-    return Data(Dataset(inputs[low], targets[low]), *split(inputs[~low], targets[~low] - 5, num_train, num_validation), 5)
+    train, validation, test = split(inputs[~low], targets[~low] - 5, num_train, num_validation)
+    return Data(Dataset(inputs[low], targets[low]), train, validation, test, num_classes=5)
 
 
 def make_mock(rng: np.random.Generator, num_train: int, num_validation: int) -> Data:
@@ -114,7 +117,8 @@ def make_mock(rng: np.random.Generator, num_train: int, num_validation: int) -> 
     inputs = rng.normal(size=(4000, 10)).astype(np.float32)
     hidden = np.tanh(inputs @ rng.normal(size=(10, 16)))
     first, second = ((hidden @ rng.normal(size=(16, 3))).argmax(1).astype(np.int32) for _ in range(2))
-    return Data(Dataset(inputs[:2000], first[:2000]), *split(inputs[2000:], second[2000:], num_train, num_validation), 3)
+    train, validation, test = split(inputs[2000:], second[2000:], num_train, num_validation)
+    return Data(Dataset(inputs[:2000], first[:2000]), train, validation, test, num_classes=3)
 
 
 def split(inputs: np.ndarray, targets: np.ndarray, num_train: int, num_validation: int) -> list[Dataset]:
@@ -148,7 +152,8 @@ def main(options: Options) -> None:
     image = data.train.inputs.shape[1:]
     network, params = make_network(options.network, image, data.num_classes, key_pretrained)
     longer = dataclasses.replace(options, epochs=PRETRAINING_EPOCHS)
-    pretrained = experiment.train_all(experiment.make_task(network, params, data.pretraining, data.pretraining, longer), longer)
+    first = experiment.make_task(network, params, data.pretraining, data.pretraining, longer)
+    pretrained = pretrain(first, longer)
     _, fresh = make_network(options.network, image, data.num_classes, key_head)
     params = pretrained.params | {"head": fresh["head"]}
 

@@ -143,13 +143,21 @@ def make_task(
             raise ValueError(f"{name}: expected a row of inputs for each of {len(data.targets)} targets, got {rows}")
     rng, num = np.random.default_rng(options.seed), len(train.targets)
     batches = balanced_batches(rng, np.ones(num), min(options.batch_size, num), options.epochs)
-    sources = (Source(data, make_batches(in_order(len(data.targets), SCORING_BATCH))) for data in (train, validation))
+    source = lambda data: Source(data, make_batches(in_order(len(data.targets), SCORING_BATCH)))  # noqa: E731
     sizes = {name: sum(map(np.size, jax.tree.leaves(parameters(tree)))) for name, tree in params.items()}
 
     def count_trainable(genome: np.ndarray) -> int:
         return sizes["head"] + sum(sizes[name] for name, frozen in zip(network.names, genome, strict=True) if not frozen)
 
-    return Task(network, params, *sources, make_batches(batches), genes or stage_genes(network, params), count_trainable)
+    return Task(
+        network,
+        params,
+        source(train),
+        source(validation),
+        make_batches(batches),
+        genes or stage_genes(network, params),
+        count_trainable,
+    )
 
 
 def stage_genes(network: Network, params: PyTree) -> masking.Genes:
