@@ -86,8 +86,8 @@ def pretrain(corpus: lm.Corpus, folder: Path) -> None:
     config = gpt2.read_config(folder)
     tokenizer = tokens.make_byte_tokenizer()
     tokenizer.save_pretrained(folder)
-    train, validation, _ = (
-        lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), config.n_positions) for part in corpus[:3]
+    train, validation = (
+        lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), config.n_positions) for part in corpus[:2]
     )
     params = gpt2.init_params(jax.random.key(0), config, None)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -131,7 +131,7 @@ class Prepared(NamedTuple):
     Attributes:
       about: model and data, a line each.
       network: that scores the test split, with all words.
-      test: its examples.
+      test: that split, and the number of its examples.
       restore: gives the parameters of `network`, and of a checkpoint, from those of the task.
       save: writes these to a folder.
     """
@@ -139,7 +139,7 @@ class Prepared(NamedTuple):
     task: experiment.Task
     about: list[str]
     network: Network
-    test: Source
+    test: tuple[Source, int]
     restore: Callable[[dict], dict]
     save: Callable[[Path, dict], None]
 
@@ -163,7 +163,7 @@ def prepare_lm(options: Options, folder: Path) -> Prepared:
             *lm.describe(options.data, (train, validation, test), corpus.notes),
         ],
         make_network(dataclasses.replace(options, granularity="layer"), config),
-        Source(test.dataset, lm.scoring_batches(test)),
+        (Source(test.dataset, lm.scoring_batches(test)), len(test.tokens.lengths)),
         trees.join_layers,
         lambda to, params: gpt2.save_gpt2(to, folder, params),
     )
@@ -203,7 +203,7 @@ def prepare_classify(options: Options, folder: Path) -> Prepared:
             *text.describe(options.data, data),
         ],
         full_network,
-        Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
+        (Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)), len(data.test.labels)),
         lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
         lambda to, params: gpt2.save_gpt2(to, folder, params, data.label_names, padding),
     )
@@ -226,7 +226,7 @@ def main(options: Options) -> None:
         out = report.make_run_folder(options.out, "gpt2")
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
-    task, about, network, test, restore, save = prepared
+    task, about, network, (test, num_test), restore, save = prepared
     print(*about, sep="\n")
     experiment.announce(task, options, out)
     result = experiment.run_search(task, options, out)
@@ -236,7 +236,7 @@ def main(options: Options) -> None:
         options,
         out,
         start,
-        num_test=len(test.data.targets),
+        num_test=num_test,
         score_test=lambda params: score(network, restore(params), test),
         save=lambda to, params: save(to, restore(params)),
         language=options.task == "lm",
