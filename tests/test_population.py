@@ -76,10 +76,13 @@ RECIPES = {
 }
 
 
-def apply_network(network, params, x, batch, genome, key):
+def apply_network(network, params, x, batch, genome, key, statistics=None):
+    """The network's output. New running statistics, where there are some, are put into the dict `statistics`."""
     for index, (stage, frozen) in enumerate(zip(network.stages, genome, strict=True)):
         stage_key = None if key is None else jax.random.fold_in(key, index)
         x = stage.apply(params[stage.name], x, batch.context, frozen=bool(frozen), key=stage_key)
+        if isinstance(x, tuple):
+            x, statistics[stage.name] = x
     head_key = None if key is None else jax.random.fold_in(key, len(network.stages))
     head = params["head"] | {name: params[name] for name in network.shared}
     return network.head(head, x, batch.context, frozen=key is None, key=head_key)
@@ -102,12 +105,15 @@ def plain_run(task, recipe, genome):
     def step(params, state, batch, key):
         def loss(params):
             x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[batch.elements], source.data.inputs)
-            logits = apply_network(network, params, x, batch, genome, key)
+            statistics = {}
+            logits = apply_network(network, params, x, batch, genome, key, statistics)
             losses, _ = network.loss(logits, jnp.asarray(source.data.targets)[batch.examples])
-            return losses @ batch.weights / batch.weights.sum()
+            return losses @ batch.weights / batch.weights.sum(), statistics
 
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
+        gradients, statistics = jax.grad(loss, has_aux=True)(params)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return params | {name: params[name] | {"batch_stats": new} for name, new in statistics.items()}, state
 
     for i in range(len(steps.examples)):
         batch = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), steps)

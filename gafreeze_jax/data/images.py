@@ -122,6 +122,8 @@ def augment(key: Array, images: Array) -> Array:
 def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
     if match := _DIGITS.fullmatch(source):
         first, last = (int(digit) for digit in (match[2] or 0, match[3] or 9))
+        if first > last:
+            raise ValueError(f"{source}: no digits from {first} to {last}; expected digits, or some of them such as digits:5-9")
         return {"train": _read_digits(first, last)}
     if source.startswith("tfds:"):
         return _read_tfds(source)
@@ -226,7 +228,7 @@ def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes
     if broken and not skip_broken:
         raise ValueError(f"{where}: cannot be read as images: {splits.listed(broken)}; --skip-broken leaves such files out")
     if broken:
-        notes.append(f"{where}: {len(broken)} files that are no whole images left out: {splits.listed(broken)}")
+        notes.append(f"{where}: {len(broken)} no whole images, and left out: {splits.listed(broken)}")
 
 
 def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> Split:

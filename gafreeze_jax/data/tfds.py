@@ -38,6 +38,11 @@ def read_tfds(name: str, kind: Literal["text", "images"] = "text") -> dict[str, 
             _check_network(name)
             try:
                 builder.download_and_prepare(file_format="array_record")
+            except ImportError:
+                raise ValueError(
+                    f"tfds:{name}: preparing this set needs TensorFlow, reading it does not: where that is installed, run tfds "
+                    f"build {name} --file_format=array_record, and copy ~/tensorflow_datasets"
+                ) from None
             except Exception as error:  # whatever a set's code and its downloads raise
                 raise ValueError(f"tfds:{name}: cannot be prepared: {_one_line(error)}") from None
         try:

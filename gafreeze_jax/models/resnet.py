@@ -302,14 +302,19 @@ def init_head(key: Array, config: ResNetConfig, num_classes: int) -> dict:
 
 def init_params(key: Array, config: ResNetConfig, num_classes: int) -> dict:
     """A randomly initialised tree {stage name: parameters and "batch_stats", "head": parameters}."""
-    x: Any = jnp.zeros((1, 8, 8, config.num_channels), jnp.uint8)
-    context = {"weights": jnp.ones(1)}
-    params = {}
-    for name, module in _modules(config, default_preprocessing(config), jnp.float32):
-        key, key_stage = jax.random.split(key)
-        x, variables = module.init_with_output(key_stage, x, context, True)
-        params[name] = variables["params"] | {"batch_stats": variables["batch_stats"]}
-    return {**params, "head": init_head(key, config, num_classes)}
+
+    @jax.jit  # in which only shapes matter of what the blocks compute, so that it is left out
+    def init(key: Array) -> dict:
+        x: Any = jnp.zeros((1, 8, 8, config.num_channels), jnp.uint8)
+        context = {"weights": jnp.ones(1)}
+        params = {}
+        for name, module in _modules(config, default_preprocessing(config), jnp.float32):
+            key, key_stage = jax.random.split(key)
+            x, variables = module.init_with_output(key_stage, x, context, True)
+            params[name] = variables["params"] | {"batch_stats": variables["batch_stats"]}
+        return {**params, "head": init_head(key, config, num_classes)}
+
+    return init(key)
 
 
 # Checkpoints
