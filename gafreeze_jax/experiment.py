@@ -166,16 +166,6 @@ def stage_genes(network: Network, params: PyTree) -> masking.Genes:
     return masking.make_genes(params, rules | ({"head/.*": None} if jax.tree.leaves(params["head"]) else {}))
 
 
-def train_all(task: Task, options: Options, on_steps: Callable[[int], None] = lambda member_steps: None) -> Member:
-    """Trains everything, from `task.params`: for networks that have yet to be pretrained."""
-    num_steps = len(task.batches.examples)
-    recipe = population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps)
-    members = population.Population(task.network, task.params, recipe, task.train, task.validation, on_steps=on_steps)
-    run = population.Run(task.params["head"], task.batches, Keys.of(options).dropout)
-    (member,) = members.evaluate(np.zeros((1, len(task.network.stages)), bool), run)
-    return member
-
-
 class Result(NamedTuple):
     """What a search has found.
 
