@@ -74,6 +74,18 @@ def test_a_tiny_network_runs_all_members_in_one_program():
     assert choice.plan == Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
 
 
+def test_nothing_is_timed_where_only_one_plan_makes_sense(monkeypatch):
+    assert planning.candidates(BIG._replace(large=True)) == [Plan(calls=2)]
+    assert len(planning.candidates(BIG._replace(large=True, num_cores=8))) == 3  # 2, 4 and 8 calls
+    monkeypatch.setattr(planning, "TINY_FLOPS", 0)
+    monkeypatch.setattr(planning, "LARGE_FLOPS", 0)
+    monkeypatch.setattr(planning.os, "cpu_count", lambda: 2)
+    task = tasks.TASKS["convolutional"]
+    members = tasks.make_population(task, tasks.RECIPES["sgd"])
+    choice = planning.choose(members, tasks.ALL_MASKS, tasks.make_run(task), num_evaluations=50)
+    assert (choice.plan, choice.trials) == (Plan(calls=2), ())
+
+
 @pytest.mark.parametrize("num_members", [1, 3])
 def test_the_memory_of_a_call_is_what_xla_says(num_members):
     task = tasks.TASKS["bert"]
