@@ -35,10 +35,12 @@ class Windows(NamedTuple):
     Attributes:
       tokens: T in all, positions counted from the start of their window.
       targets: [T] int32.
+      num_whole: windows that the whole text has.
     """
 
     tokens: Tokens
     targets: np.ndarray
+    num_whole: int
 
     @property
     def dataset(self) -> Dataset:
@@ -128,14 +130,14 @@ def make_windows(ids: np.ndarray, length: int, limit: int | None = None, *, wher
     num_targets = len(ids) - 1
     if num_targets < 1:
         raise ValueError(f"{where}: {len(ids)} tokens leave none to predict; give a longer text")
-    starts = np.arange(0, num_targets, length)
-    if limit is not None and limit < len(starts):
-        starts = starts[np.arange(limit) * len(starts) // limit]
+    num_whole = -(-num_targets // length)
+    num = num_whole if limit is None else min(limit, num_whole)
+    starts = np.arange(num) * num_whole // num * length
     lengths = np.minimum(length, num_targets - starts)
     places = np.concatenate([np.arange(start, start + num) for start, num in zip(starts, lengths, strict=True)])
     ids = ids.astype(np.int32)
     inputs = {"ids": ids[places], "positions": (places % length).astype(np.int32)}
-    return Windows(Tokens(inputs, np.cumsum(lengths) - lengths, lengths), ids[places + 1])
+    return Windows(Tokens(inputs, np.cumsum(lengths) - lengths, lengths), ids[places + 1], num_whole)
 
 
 def make_batches(windows: Windows, examples: np.ndarray) -> Batch:
@@ -160,8 +162,12 @@ def scoring_batches(windows: Windows) -> Batch:
 
 def describe(source: str, splits: Sequence[Windows], notes: Sequence[str]) -> list[str]:
     """What was loaded, for people, a line each; splits for training, validation and test."""
-    sizes = [
-        f"{len(windows.tokens.lengths):,} {name}"
-        for windows, name in zip(splits, ("training", "validation", "test"), strict=True)
+    names = ("training", "validation", "test")
+    sizes = {name: len(windows.tokens.lengths) for name, windows in zip(names, splits, strict=True)}
+    used = [
+        f"Uses {sizes[name]:,} of {windows.num_whole:,} {name} windows (--{name.removesuffix('ing')}-examples)."
+        for name, windows in zip(names, splits, strict=True)
+        if sizes[name] < windows.num_whole
     ]
-    return [f"Data: {source}, {', '.join(sizes)} windows of {int(splits[0].tokens.lengths.max())} tokens", *notes]
+    listed = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    return [f"Data: {source}, {listed} windows of {int(splits[0].tokens.lengths.max())} tokens", *notes, *used]

@@ -212,7 +212,7 @@ def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32,
         else:
             modules.append((f"layer_{i}", Layer(config, dtype, last), last))
     stages = tuple(Stage(name, layers.as_stage(module), last) for name, module, last in modules)
-    head: nn.Module = Head(config, num_classes)
+    head: Any = Head(config, num_classes)
     return Network(stages, layers.as_stage(head), classification)
 
 

@@ -132,6 +132,9 @@ def test_scoring_batches_have_few_tokens():
 
 
 def test_what_people_are_told():
-    windows = [lm.make_windows(np.arange(num), 10) for num in (101, 31, 21)]
-    told = lm.describe("a.txt", windows, ("A note.",))
-    assert told == ["Data: a.txt, 10 training, 3 validation, 2 test windows of 10 tokens", "A note."]
+    windows = [lm.make_windows(np.arange(num), 10, limit) for num, limit in ((101, 4), (31, 3), (21, None))]
+    assert lm.describe("a.txt", windows, ("A note.",)) == [
+        "Data: a.txt, 4 training, 3 validation, 2 test windows of 10 tokens",
+        "A note.",
+        "Uses 4 of 10 training windows (--train-examples).",
+    ]

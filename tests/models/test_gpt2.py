@@ -210,7 +210,7 @@ def classification_task():
 TASKS = {"lm": language_task(), "classify": classification_task()}
 PLANS = [
     ("lm", "stage by stage"),
-    ("lm", "static, stacked, 4 steps at a time"),
+    ("lm", "stacked"),
     ("lm", "traced, all members, in one"),
     ("classify", "stage by stage"),
     ("classify", "traced, all members, in one"),
@@ -223,7 +223,7 @@ def plain_runs(name):
     return {tuple(genome): tasks.plain_run(TASKS[name], tasks.RECIPES["sgd"], genome) for genome in tasks.ALL_MASKS}
 
 
-@pytest.mark.parametrize(("name", "plan"), PLANS, ids="-".join)
+@pytest.mark.parametrize(("name", "plan"), PLANS, ids=["-".join(case) for case in PLANS])
 def test_every_mask_trains_like_the_plain_static_run(name, plan):
     task, expected = TASKS[name], plain_runs(name)
     population = tasks.make_population(task, tasks.RECIPES["sgd"], **tasks.PLANS[plan])
@@ -244,9 +244,9 @@ def test_gradients_of_tied_word_vectors_are_those_of_the_plain_function(frozen):
         losses, _ = network.loss(tasks.apply_network(network, params, x, batch, frozen, KEY), targets)
         return losses @ batch.weights / batch.weights.sum()
 
-    expected = jax.grad(loss)(params)
+    expected_loss, expected = jax.jit(jax.value_and_grad(loss))(params)
     got = stages.value_and_grad(network, frozen)(params, x, targets, batch.weights, batch.context, KEY)
-    assert got.loss == pytest.approx(float(loss(params)), rel=1e-5)
+    assert got.loss == pytest.approx(float(expected_loss), rel=1e-5)
     trained = [name for name, gene in zip(network.names, frozen, strict=True) if not gene]
     assert set(got.gradients) == {*trained, "head"}
     for name in trained:
