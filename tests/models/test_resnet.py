@@ -68,10 +68,11 @@ def randomise(torch, module):
 HUGGING_FACE = {
     "basic": {"layer_type": "basic"},
     "bottleneck": {"layer_type": "bottleneck"},
-    "downsampling in the first stage": {"layer_type": "basic", "downsample_in_first_stage": True},
     "downsampling in the bottleneck": {"layer_type": "bottleneck", "downsample_in_bottleneck": True},
-    "equal widths, gray": {"layer_type": "basic", "hidden_sizes": [8, 8], "num_channels": 1},
-}
+    "downsampling in the first stage, equal widths, gray": {
+        "layer_type": "basic", "downsample_in_first_stage": True, "hidden_sizes": [8, 8], "num_channels": 1
+    },
+}  # fmt: skip
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2]}
 
 
@@ -151,6 +152,7 @@ PYTORCH = {
     "cifar": {"blocks": 2, "widths": (8, 16), "cifar": True},
 }
 CASES = [*HUGGING_FACE, *PYTORCH]
+TRAINED = ("bottleneck", "torchvision, basic", "cifar")  # which is enough, and takes longer
 
 
 def write(torch, folder, name):
@@ -171,12 +173,18 @@ def scaled(torch, x, preprocessing):
     return torch.tensor(np.moveaxis(pixels, -1, 1), dtype=torch.float32)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request, torch, tmp_path_factory):
-    path, module, forward = write(torch, tmp_path_factory.mktemp("case"), request.param)
-    checkpoint = resnet.load_resnet(path)
-    network = resnet.make_resnet(checkpoint.config, checkpoint.preprocessing)
-    return checkpoint, network, resnet.make_params(checkpoint), module, forward
+@pytest.fixture(scope="module")
+def load(torch, tmp_path_factory):
+    """A function of a case's name."""
+
+    @functools.cache
+    def of(name):
+        path, module, forward = write(torch, tmp_path_factory.mktemp("case"), name)
+        checkpoint = resnet.load_resnet(path)
+        network = resnet.make_resnet(checkpoint.config, checkpoint.preprocessing)
+        return checkpoint, network, resnet.make_params(checkpoint), module, forward
+
+    return of
 
 
 def close(ours, theirs):
@@ -184,8 +192,9 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
 
 
-def test_logits_equal_pytorch(case, torch):
-    checkpoint, network, params, module, forward = case
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_pytorch(name, load, torch):
+    checkpoint, network, params, module, forward = load(name)
     x = random_images(37, checkpoint.config.num_channels)
     module.eval()
     with torch.no_grad():
@@ -193,9 +202,10 @@ def test_logits_equal_pytorch(case, torch):
     close(run(network, params, x, frozen=True)[0], theirs)
 
 
-def test_training_equals_pytorch(case, torch):
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_equals_pytorch(name, load, torch):
     """Loss, gradients and running statistics; a row that only fills the batch up does not count."""
-    checkpoint, network, params, module, forward = case
+    checkpoint, network, params, module, forward = load(name)
     x, labels = random_images(32, checkpoint.config.num_channels), np.arange(len(WEIGHTS)) % NUM_CLASSES
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     real = WEIGHTS > 0
@@ -311,8 +321,9 @@ def test_every_mask_trains_like_the_plain_static_run(trained, plan):
 # Reading and writing
 
 
-def test_loading_what_was_saved_is_exact(case, torch, tmp_path):
-    checkpoint, _, params, module, _ = case
+@pytest.mark.parametrize("name", CASES)
+def test_loading_what_was_saved_is_exact(name, load, torch, tmp_path):
+    checkpoint, _, params, module, _ = load(name)
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, params)
     resnet.save_resnet(tmp_path / "new" / "model", checkpoint, moved, LABELS)
     again = resnet.load_resnet(tmp_path / "new" / "model")
@@ -333,9 +344,9 @@ def test_loading_what_was_saved_is_exact(case, torch, tmp_path):
         module.load_state_dict(found)
         module.load_state_dict(state)
     assert found.keys() == state.keys()
-    for name, tensor in state.items():
-        expected = tensor if "num_batches" in name else (jnp.asarray(tensor.numpy()) * 0.9)
-        np.testing.assert_array_equal(found[name].numpy(), expected)
+    for key, tensor in state.items():
+        expected = tensor if "num_batches" in key else jnp.asarray(tensor.numpy()) * 0.9
+        np.testing.assert_array_equal(found[key].numpy(), expected)
 
 
 @pytest.fixture
