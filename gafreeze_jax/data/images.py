@@ -265,9 +265,11 @@ def _fit(image: Image.Image, frame: Frame) -> np.ndarray:
     """[size, size, channels] uint8."""
     image = image.convert("L" if frame.channels == 1 else "RGB")
     size, resample = frame.size, Image.Resampling(frame.resample)
-    if image.size != (size, size) and frame.crop is None:
+    if image.size == (size, size):
+        pass
+    elif frame.crop is None:
         image = image.resize((size, size), resample)
-    elif image.size != (size, size):
+    else:
         short = int(size / frame.crop)
         width, height = (int(short * side / min(image.size)) for side in image.size)
         left, top = (width - size) // 2, (height - size) // 2

@@ -98,8 +98,9 @@ def load_text(
     in_train = set(whole.train.examples)
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
         notes.append(f"{shared} validation or test texts also occur in train.")
-    train, validation, test, label_names = splits.limit(source, whole, notes, max_train, max_validation)
-    return TextData(Split(*train), Split(*validation), Split(*test), label_names, tuple(notes))
+    whole = splits.limit(source, whole, notes, max_train, max_validation)
+    train, validation, test = (Split(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
+    return TextData(train, validation, test, whole.label_names, tuple(notes))
 
 
 describe = splits.describe

@@ -256,12 +256,11 @@ def _modules(config: ResNetConfig, preprocessing: Preprocessing, dtype: Any) -> 
         for number in range(depth):
             stride = 2 if number == 0 and (stage > 1 or config.downsample_in_first_stage) else 1
             project = config.shortcut == "projection" and (stride > 1 or inputs != width)
-            if config.layer_type == "basic":
-                shape: tuple = (width, width), (3, 3), (stride, 1)
-            else:
+            features, sizes, strides = (width, width), (3, 3), (stride, 1)
+            if config.layer_type == "bottleneck":
+                features, sizes = (width // REDUCTION, width // REDUCTION, width), (1, 3, 1)
                 strides = (stride, 1, 1) if config.downsample_in_bottleneck else (1, stride, 1)
-                shape = (width // REDUCTION, width // REDUCTION, width), (1, 3, 1), strides
-            yield f"layer{stage}_{number}", Block(*shape, project, dtype)
+            yield f"layer{stage}_{number}", Block(features, sizes, strides, project, dtype)
             inputs = width
 
 
@@ -311,7 +310,7 @@ def init_params(key: Array, config: ResNetConfig, num_classes: int) -> dict:
         for name, module in _modules(config, default_preprocessing(config), jnp.float32):
             key, key_stage = jax.random.split(key)
             x, variables = module.init_with_output(key_stage, x, context, True)
-            params[name] = variables["params"] | {"batch_stats": variables["batch_stats"]}
+            params[name] = {**variables["params"], "batch_stats": variables["batch_stats"]}
         return {**params, "head": init_head(key, config, num_classes)}
 
     return init(key)
@@ -368,7 +367,8 @@ def read_config(folder: Path) -> ResNetConfig:
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems))
     values |= {"hidden_sizes": tuple(values["hidden_sizes"]), "depths": tuple(values["depths"])}
-    return ResNetConfig(**values | {"stem": "imagenet", "shortcut": "projection"})
+    values |= {"stem": "imagenet", "shortcut": "projection"}
+    return ResNetConfig(**values)
 
 
 def infer_config(tensors: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
