@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gafreeze_jax import report
 from gafreeze_jax.activations import Source
 from gafreeze_jax.data import tokens
-from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.models import bert, checkpoints, trees
 from gafreeze_jax.population import Population, Run, adamw_recipe
 from gafreeze_jax.stages import Batch, Dataset
 
@@ -69,7 +69,7 @@ def main(options: Options) -> None:
     finetuner = pytorch_bert.Finetuner(folder, params["head"], *LEARNING_RATES, options.dtype)
     batches = pytorch_bert.pad_batches(texts, labels, examples)
 
-    trimmed, trimmed_params, used = bert.trim_vocabulary(config, params, texts.inputs["ids"], one_text.inputs["ids"])
+    trimmed, trimmed_params, used = trees.trim_vocabulary(config, params, texts.inputs["ids"], one_text.inputs["ids"])
     members = Population(
         bert.make_bert(trimmed, NUM_CLASSES, dtype=jnp.dtype(options.dtype)),
         trimmed_params,

@@ -38,7 +38,7 @@ from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_text
-from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.models import bert, checkpoints, trees
 from gafreeze_jax.population import Population, Run, adamw_recipe
 from gafreeze_jax.search import Trained
 from gafreeze_jax.stages import Dataset
@@ -134,7 +134,7 @@ def make_pytorch(task: Task, options: Options) -> Side:
 def make_ours(task: Task, options: Options) -> Side:
     dtype, num_classes = jnp.dtype(options.dtype), len(task.data.label_names)
     ids = (task.train.inputs["ids"], task.validation.inputs["ids"])
-    config, params, used = bert.trim_vocabulary(task.config, task.params, *ids)
+    config, params, used = trees.trim_vocabulary(task.config, task.params, *ids)
     rng = np.random.default_rng(options.seed)
     examples = balanced_batches(rng, task.train.lengths, BATCH_SIZE, options.epochs)
     train, validation = (
@@ -157,7 +157,7 @@ def make_ours(task: Task, options: Options) -> Side:
 
     return Side(
         evaluate,
-        lambda member: score(network, bert.restore_vocabulary(member.params, used, task.params), test)[0],
+        lambda member: score(network, trees.restore_vocabulary(member.params, used, task.params), test)[0],
     )
 
 

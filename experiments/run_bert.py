@@ -19,7 +19,7 @@ from gafreeze_jax import experiment, masking, planning, report
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
-from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.models import bert, checkpoints, trees
 from gafreeze_jax.stages import Dataset
 
 
@@ -34,7 +34,7 @@ class Options(experiment.Options):
     and test files, or tfds:NAME such as tfds:glue/sst2."""
     max_tokens: int = 64
     """Longer texts are cut."""
-    granularity: bert.Granularity = "layer"
+    granularity: trees.Granularity = "layer"
     """layer: a gene for every encoder layer; sublayer: one for its attention and one for its MLP."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
@@ -70,13 +70,13 @@ def main(options: Options) -> None:
 
     # What a member trains: words that occur in no text are left out until the model is saved.
     rng = np.random.default_rng(options.seed)
-    trimmed_config, params, used = bert.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
+    trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
     num_classes, dtype = len(data.label_names), experiment.compute_dtype(options)
     network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
     genes = experiment.stage_genes(network, pretrained)
     task = experiment.Task(
         network,
-        bert.split_layers(params) if options.granularity == "sublayer" else params,
+        trees.split_layers(params) if options.granularity == "sublayer" else params,
         Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
         Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
         tokens.pack_batches(train, balanced_batches(rng, train.lengths, options.batch_size, options.epochs)),
@@ -95,7 +95,7 @@ def main(options: Options) -> None:
     test_source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))
 
     def restore(params: dict) -> dict:
-        return bert.restore_vocabulary(bert.join_layers(params), used, pretrained)
+        return trees.restore_vocabulary(trees.join_layers(params), used, pretrained)
 
     def score_test(params: dict) -> tuple[float, float]:
         return score(full_network, restore(params), test_source)

@@ -15,11 +15,7 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.models import checkpoints, configs, layers
-from gafreeze_jax.models.trees import Granularity as Granularity
-from gafreeze_jax.models.trees import join_layers as join_layers
-from gafreeze_jax.models.trees import restore_vocabulary as restore_vocabulary
-from gafreeze_jax.models.trees import split_layers as split_layers
-from gafreeze_jax.models.trees import trim_vocabulary as trim_vocabulary
+from gafreeze_jax.models.trees import Granularity
 from gafreeze_jax.stages import Network, Stage, classification
 
 # Name in a Hugging Face checkpoint (without the prefix "bert."), path in our tree, axes permutation.

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax import stages
 from gafreeze_jax.data import tokens
-from gafreeze_jax.models import bert, checkpoints, layers
+from gafreeze_jax.models import bert, checkpoints, layers, trees
 
 KEY = jax.random.key(0)
 LABELS = ("bad", "fair", "good")
@@ -182,7 +182,7 @@ def test_heads_of_pretraining_and_buffers_are_not_used(tmp_path, folder):
 def test_trimmed_vocabulary_gives_the_same_logits(folder):
     config, params = load(folder)
     texts = golden.make_tokens(config.__dict__)
-    small, trimmed, used = bert.trim_vocabulary(config, params, texts.inputs["ids"][:20], texts.inputs["ids"][10:])
+    small, trimmed, used = trees.trim_vocabulary(config, params, texts.inputs["ids"][:20], texts.inputs["ids"][10:])
     assert small.vocab_size == len(used) == len(trimmed["embeddings"]["word"]) < config.vocab_size
     renumbered = texts._replace(inputs=tokens.renumber(texts, used))
     batches = packed(texts)
@@ -192,12 +192,12 @@ def test_trimmed_vocabulary_gives_the_same_logits(folder):
 
 def test_restored_vocabulary_has_trained_rows_and_pretrained_ones(folder):
     config, params = load(folder)
-    _, trimmed, used = bert.trim_vocabulary(config, params, np.array([7, 3]), np.array([3, 40]))
+    _, trimmed, used = trees.trim_vocabulary(config, params, np.array([7, 3]), np.array([3, 40]))
     np.testing.assert_array_equal(used, [3, 7, 40])
-    jax.tree.map(np.testing.assert_array_equal, bert.restore_vocabulary(trimmed, used, params), params)
+    jax.tree.map(np.testing.assert_array_equal, trees.restore_vocabulary(trimmed, used, params), params)
 
     trained = jax.tree.map(lambda leaf: leaf + 1, trimmed)
-    restored = bert.restore_vocabulary(trained, used, params)
+    restored = trees.restore_vocabulary(trained, used, params)
     difference = restored["embeddings"]["word"] - params["embeddings"]["word"]
     np.testing.assert_allclose(difference[used], 1, atol=1e-5)
     assert not np.delete(difference, used, axis=0).any()

@@ -9,7 +9,7 @@ import pytest
 import test_population as tasks
 
 from gafreeze_jax.activations import score
-from gafreeze_jax.models import bert, layers
+from gafreeze_jax.models import bert, layers, trees
 
 CONFIG = bert.BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
@@ -19,10 +19,10 @@ _, PARAMS, SOURCE, _ = tasks.TASKS["bert"]
 
 def test_half_layers_compute_the_same_and_are_joined_again():
     halves = bert.make_bert(CONFIG, tasks.NUM_CLASSES, granularity="sublayer")
-    split = bert.split_layers(PARAMS)
+    split = trees.split_layers(PARAMS)
     assert halves.names == ("embeddings", "layer_0/attention", "layer_0/mlp", "layer_1/attention", "layer_1/mlp")
     assert score(halves, split, SOURCE) == pytest.approx(score(bert.make_bert(CONFIG, tasks.NUM_CLASSES), PARAMS, SOURCE))
-    assert bert.join_layers(split) == PARAMS
+    assert trees.join_layers(split) == PARAMS
 
 
 def test_bfloat16_computes_nearly_the_same_and_leaves_parameters_in_float32():
