@@ -24,9 +24,9 @@ MEMBERS = 4
 
 
 class Shape(NamedTuple):
-    """Convolutions of a network that are alike: how many, and what of."""
+    """Convolutions of a network that are alike: how many times there is one, and what it takes and gives."""
 
-    count: int
+    times: int
     image: int
     inputs: int
     outputs: int
@@ -66,19 +66,19 @@ def seconds(way: Callable[..., Array], batch: int, shape: Shape, members: int) -
     kernel = jnp.array(rng.normal(size=(*stacked, shape.kernel, shape.kernel, shape.inputs, shape.outputs)), jnp.float32)
     compiled = jax.jit(step if members == 1 else jax.vmap(step))
     jax.block_until_ready(compiled(x, kernel))
-    times = []
+    measured = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         jax.block_until_ready(compiled(x, kernel))
-        times.append(time.perf_counter() - start)
-    return min(times) / members
+        measured.append(time.perf_counter() - start)
+    return min(measured) / members
 
 
 def main() -> None:
     print(f"{'milliseconds':12} {'members':>8}" + "".join(f"{way:>12}" for way in WAYS))
     for name, (batch, shapes) in NETWORKS.items():
         for members in (1, MEMBERS):
-            totals = [sum(shape.count * seconds(way, batch, shape, members) for shape in shapes) for way in WAYS.values()]
+            totals = [sum(shape.times * seconds(way, batch, shape, members) for shape in shapes) for way in WAYS.values()]
             print(f"{name:12} {members:8}" + "".join(f"{1e3 * total:12.1f}" for total in totals), flush=True)
 
 
