@@ -76,9 +76,10 @@ SMALL = {
 PRETRAINING = experiment.Options(epochs=3, batch_size=8, learning_rate=4e-3)
 
 
-def find_model(name: str) -> Path:
-    if name != "pydoc":
-        return checkpoints.find_model(name, embedded="pydoc")
+def find_model(options: Options) -> Path:
+    if options.model != "pydoc":
+        return checkpoints.find_model(options.model, embedded="pydoc")
+    check_length(options, SMALL["n_positions"])  # before a minute has passed
     corpus = lm.load_corpus("pydoc")
     facts = {"config": SMALL, "options": dataclasses.asdict(PRETRAINING), "text": corpus._asdict()}
     return pretraining.keep("gpt2-pydoc", facts, functools.partial(pretrain, corpus))
@@ -148,10 +149,11 @@ class Prepared(NamedTuple):
     save: Callable[[Path, dict], None]
 
 
-def prepare_lm(options: Options, folder: Path) -> Prepared:
+def prepare_lm(options: Options) -> Prepared:
+    corpus = lm.load_corpus(options.data)
+    folder = find_model(options)
     config, pretrained, _ = gpt2.load_gpt2(folder, "lm", experiment.Keys.of(options).head)
     network = make_network(options, config)
-    corpus = lm.load_corpus(options.data)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": options.train_examples, "validation": options.validation_examples, "test": None}
 
@@ -173,7 +175,7 @@ def prepare_lm(options: Options, folder: Path) -> Prepared:
     )
 
 
-def prepare_classify(options: Options, folder: Path) -> Prepared:
+def prepare_classify(options: Options) -> Prepared:
     data = text.load_text(
         options.data,
         text_columns=options.text_columns,
@@ -181,6 +183,7 @@ def prepare_classify(options: Options, folder: Path) -> Prepared:
         max_train=options.train_examples,
         max_validation=options.validation_examples,
     )
+    folder = find_model(options)
     config, pretrained, _ = gpt2.load_gpt2(folder, "classify", experiment.Keys.of(options).head, len(data.label_names))
     full_network = make_network(dataclasses.replace(options, granularity="layer"), config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
@@ -213,9 +216,13 @@ def prepare_classify(options: Options, folder: Path) -> Prepared:
     )
 
 
+def check_length(options: Options, num_positions: int) -> None:
+    if options.max_tokens > num_positions:
+        raise ValueError(f"--max-tokens must be at most the model's {num_positions}, got {options.max_tokens}")
+
+
 def make_network(options: Options, config: gpt2.GPT2Config) -> Network:
-    if options.max_tokens > config.n_positions:
-        raise ValueError(f"--max-tokens must be at most the model's {config.n_positions}, got {options.max_tokens}")
+    check_length(options, config.n_positions)
     dtype = experiment.compute_dtype(options)
     return gpt2.make_gpt2(config, options.task, dtype=dtype, granularity=options.granularity)
 
@@ -226,7 +233,7 @@ def main(options: Options) -> None:
         experiment.check(options, max_tokens=8)
         planning.keep_compiled_programs()
         prepare = prepare_lm if options.task == "lm" else prepare_classify
-        prepared = prepare(options, find_model(options.model))
+        prepared = prepare(options)
         out = report.make_run_folder(options.out, "gpt2")
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))

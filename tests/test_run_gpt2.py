@@ -285,6 +285,12 @@ def test_bad_options(options, message, small_model, tmp_path, capsys):
     assert message in fails(capsys, **{"model": str(small_model), "max_tokens": 16, "out": tmp_path / "run"} | options)
 
 
+@pytest.mark.parametrize("options", [{"data": "no.txt"}, {"task": "classify", "data": "no.csv"}, {"max_tokens": 129}], ids=str)
+def test_bad_options_are_told_before_pretraining(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pretraining, "keep", lambda *args: pytest.fail("pretrains"))
+    fails(capsys, **{"out": tmp_path / "run"} | options)
+
+
 def test_a_text_that_is_too_short(small_model, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a short text")
     options = {"model": str(small_model), "data": str(tmp_path / "a.txt"), "max_tokens": 16, "out": tmp_path / "run"}
