@@ -49,9 +49,9 @@ class Options(experiment.Options):
     compute can be kept then."""
     skip_broken: bool = False
     """Leave out files that cannot be read as images, in place of stopping."""
-    train_examples: int = 50
+    train_examples: int = 20
     """Train members on at most so many examples, drawn stratified by label."""
-    epochs: int = 10
+    epochs: int = 20
     """Passes through the training examples."""
     learning_rate: float = 3e-3
     """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
