@@ -249,7 +249,12 @@ class Population:
         def residuals(params: PyTree, block: Block, key: Array) -> PyTree:
             step = fetch(self._train.per_example(boundary), block, 0)
             chain = stages.forward_chain(self.network, call.frozen, boundary, call.axis)
-            return chain(self._params | params, step.x, step.context, key, call.gates)
+            x, kept, statistics = chain(self._params | params, step.x, step.context, key, call.gates)
+            shared = tuple(params.get(name, self._params[name]) for name in self.network.shared)
+            of_shared = tuple(call.axis if name in params else None for name in self.network.shared)
+            axes = call.axis, of_shared, call.axis if kept else None
+            of_head = stages.head_residuals(self.network, axes, params["head"], shared, x, step.targets, step.context)
+            return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
         num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731

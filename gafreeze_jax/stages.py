@@ -319,6 +319,20 @@ def head_step(
     return over_members(lambda params, *rest: run(params, rest[:-1], rest[-1]), flat)(params, *shared, x)
 
 
+def head_residuals(
+    network: Network, axes: HeadAxes, params: PyTree, shared: tuple[PyTree, ...], x: PyTree, targets: Array, context: PyTree
+) -> list[Array]:
+    """What the head keeps for its backward pass, logits above all; `axes` of `params`, `shared` and `x`."""
+
+    def losses(params, *rest):
+        *read, x = rest
+        return network.loss(network.head(with_shared(network, params, read), x, context, frozen=False, key=None), targets)[0]
+
+    of_variables = lambda params, shared: over_members(losses, (axes[0], *axes[1], axes[2]))(params, *shared, x)  # noqa: E731
+    _, pullback = jax.vjp(of_variables, params, shared)
+    return Pullback.without((params, shared, x), pullback).arrays
+
+
 def lowest_trainable(frozen: Sequence[bool | None]) -> int:
     """Index of the first stage that is not frozen; their number if all are."""
     return next((i for i, gene in enumerate(frozen) if gene is not True), len(frozen))

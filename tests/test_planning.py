@@ -1,6 +1,7 @@
 """The plan: what is tried, what is chosen, and what a call takes of memory."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_population as tasks
@@ -127,3 +128,15 @@ def test_a_member_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(members, "_fit", exhausted)
     with pytest.raises(MemoryError, match="smaller batches"):
         list(members.evaluate(np.zeros((1, 3), bool), tasks.make_run(task)))
+
+
+def test_the_memory_of_a_call_counts_logits():
+    """Two members, 8 examples, 3,000 classes in place of 3."""
+    network, params, source, steps = tasks.TASKS["convolutional"]
+    few = tasks.make_population((network, params, source, steps), tasks.RECIPES["sgd"])
+    wide = network._replace(head=lambda *args, **kwargs: jnp.repeat(network.head(*args, **kwargs), 1000, axis=-1))
+    many = tasks.make_population((wide, params, source, steps), tasks.RECIPES["sgd"])
+    run = tasks.make_run(tasks.TASKS["convolutional"])
+    extra = many.bytes_of_call(Plan(2), tasks.ALL_MASKS[:2], run) - few.bytes_of_call(Plan(2), tasks.ALL_MASKS[:2], run)
+    logits = 2 * 8 * (3000 - 3) * 4
+    assert logits <= extra <= 4 * logits
