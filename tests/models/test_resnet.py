@@ -322,7 +322,7 @@ def test_every_mask_trains_like_the_plain_static_run(trained, plan):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loading_what_was_saved_is_exact(name, load, torch, tmp_path):
+def test_loading_in_pytorch_what_was_saved_is_exact(name, load, torch, tmp_path):
     checkpoint, _, params, module, _ = load(name)
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, params)
     resnet.save_resnet(tmp_path / "new" / "model", checkpoint, moved, LABELS)
