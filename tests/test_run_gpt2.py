@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("granularity", ["layer", "sublayer"])
-def test_the_saved_model_scores_what_the_table_says(granularity, small_model, corpus, tmp_path):
+def test_the_saved_model_scores_in_pytorch_what_the_table_says(granularity, small_model, corpus, tmp_path):
     out = tmp_path / "run"
     result = run(out, model=str(small_model), data=str(corpus), granularity=granularity)
     found = result["results"]["found"]
