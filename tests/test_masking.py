@@ -528,6 +528,7 @@ def test_mask_files_say_which_leaves_are_frozen(mask_file):
             "layer_1": ["stack/bias[1]", "stack/kernel[1]"],
             "layer_2": ["stack/bias[2]", "stack/kernel[2]"],
         },
+        "always_trainable": ["head"],
     }
 
 
