@@ -41,9 +41,9 @@ class Options:
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
     train_examples: int = 192
-    """Train members on at most so many examples, drawn stratified by label."""
+    """Train members on at most so many examples, drawn stratified by label if they have labels."""
     validation_examples: int = 256
-    """Score members on at most so many examples, drawn stratified by label."""
+    """Score members on at most so many examples, drawn stratified by label if they have labels."""
     epochs: int = 2
     """Passes through the training examples."""
     batch_size: int = 16
