@@ -46,15 +46,14 @@ import tyro
 from torch import nn
 
 from gafreeze_jax import planning, report
-from gafreeze_jax.activations import Source
-from gafreeze_jax.data.batches import NONE, balanced_batches
+from gafreeze_jax.data.batches import NONE, balanced_batches, make_batches
+from gafreeze_jax.experiment import SCORING_BATCH, make_source
 from gafreeze_jax.ledger import genome_text
 from gafreeze_jax.models import plain
 from gafreeze_jax.population import Population, Recipe, Run
-from gafreeze_jax.stages import Batch, Dataset, Network
+from gafreeze_jax.stages import Dataset, Network
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
-SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 NO_CLIPPING = 1e9  # norm of a gradient
 
 
@@ -259,19 +258,6 @@ def run_ours(task: Task, recipe: Recipe, generations: Sequence[np.ndarray]) -> l
             text = genome_text(member.genome)
             done[text] = Evaluation(text, member.accuracy, seconds)
     return list(done.values())
-
-
-def make_source(data: Dataset) -> Source:
-    """A data set in its order, in batches for scoring."""
-    num = len(data.targets)
-    size = min(num, SCORING_BATCH)
-    return Source(data, make_batches(np.pad(np.arange(num), (0, -num % size), constant_values=NONE).reshape(-1, size)))
-
-
-def make_batches(examples: np.ndarray) -> Batch:
-    """Batches [steps, B] of data in which every example is one element."""
-    examples = examples.astype(np.int32)
-    return Batch(examples, examples, {})
 
 
 def make_arm(evaluations: Sequence[Evaluation]) -> Arm:

@@ -21,8 +21,7 @@ import tyro
 from jax import Array
 
 from gafreeze_jax import experiment, planning, report
-from gafreeze_jax.activations import Source, score
-from gafreeze_jax.data.batches import in_order, make_batches
+from gafreeze_jax.activations import score
 from gafreeze_jax.models import checkpoints
 from gafreeze_jax.pretraining import pretrain
 from gafreeze_jax.stages import Dataset, Network, Stage, classification
@@ -163,7 +162,7 @@ def main(options: Options) -> None:
     experiment.announce(task, options, out)
     result = experiment.run_search(task, options, out)
 
-    test = Source(data.test, make_batches(in_order(len(data.test.targets), experiment.SCORING_BATCH)))
+    test = experiment.make_source(data.test)
     experiment.finish(
         task,
         result,

@@ -24,9 +24,8 @@ import jax
 import tyro
 
 from gafreeze_jax import experiment, planning, pretraining, report
-from gafreeze_jax.activations import Source, score
+from gafreeze_jax.activations import score
 from gafreeze_jax.data import images
-from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.models import checkpoints, resnet
 from gafreeze_jax.stages import Dataset
 
@@ -129,7 +128,7 @@ def main(options: Options) -> None:
     experiment.announce(task, options, out)
     result = experiment.run_search(task, options, out)
 
-    test_source = Source(test, make_batches(in_order(len(test.targets), experiment.SCORING_BATCH)))
+    test_source = experiment.make_source(test)
     experiment.finish(
         task,
         result,

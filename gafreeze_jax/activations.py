@@ -335,7 +335,7 @@ def _score_step(
             x = stages.infer(stage.apply, (own, axis), params[stage.name], x, context)
             axis = axis if own is None else own
     axis_of = dict(zip(network.names, axes[:-1], strict=True))
-    head_axes = axes[-1], tuple(axis_of[name] for name in network.shared), axis
+    head_axes = axes[-1], *(axis_of[name] for name in network.shared), axis
     shared = tuple(params[name] for name in network.shared)
     return stages.head_score(network, head_axes, params["head"], shared, x, targets, weights, context)
 

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
@@ -61,15 +62,19 @@ def as_json(choice: Choice, final: Plan) -> dict[str, Any]:
     }
 
 
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gafreeze_jax"
+
+
 def keep_compiled_programs() -> None:
     """Has JAX keep compiled programs on disk, so that later runs needn't compile them again.
 
-    They lie in `$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`; a folder set by JAX's own
+    They lie in `cache_folder`; a folder set by JAX's own
     `JAX_COMPILATION_CACHE_DIR` takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "gafreeze_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -251,8 +251,8 @@ class Population:
             chain = stages.forward_chain(self.network, call.frozen, boundary, call.axis)
             x, kept, statistics = chain(self._params | params, step.x, step.context, key, call.gates)
             shared = tuple(params.get(name, self._params[name]) for name in self.network.shared)
-            of_shared = tuple(call.axis if name in params else None for name in self.network.shared)
-            axes = call.axis, of_shared, call.axis if kept else None
+            of_shared = (call.axis if name in params else None for name in self.network.shared)
+            axes = call.axis, *of_shared, call.axis if kept else None
             of_head = stages.head_residuals(self.network, axes, params["head"], shared, x, step.targets, step.context)
             return x, kept, statistics, of_head
 

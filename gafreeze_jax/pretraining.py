@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,9 @@ from typing import Any
 import numpy as np
 
 from gafreeze_jax.experiment import Keys, Options, Task
+from gafreeze_jax.planning import cache_folder
 from gafreeze_jax.population import Member, Population, Run, adamw_recipe
 from gafreeze_jax.report import Display
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gafreeze_jax"
 
 
 def keep(kind: str, facts: Any, make: Callable[[Path], None]) -> Path:

@@ -271,7 +271,7 @@ class HeadGradients(NamedTuple):
     square_norm: Array
 
 
-HeadAxes = tuple[Axis, tuple[Axis, ...], Axis]  # of the head's parameters, of those of each shared stage, and of its input
+HeadAxes = tuple[Axis, ...]  # of the head's parameters, of those of each shared stage, and of its input
 
 
 def with_shared(network: Network, params: PyTree, shared: Sequence[PyTree]) -> PyTree:
@@ -315,8 +315,7 @@ def head_step(
         by_name = {network.shared[i]: tree for i, tree in gradients["shared"].items()}
         return HeadGradients(loss, gradients["params"], by_name, gradients.get("x"), sum_of_squares(gradients["params"]))
 
-    flat = (axes[0], *axes[1], axes[2])
-    return over_members(lambda params, *rest: run(params, rest[:-1], rest[-1]), flat)(params, *shared, x)
+    return over_members(lambda params, *rest: run(params, rest[:-1], rest[-1]), axes)(params, *shared, x)
 
 
 def head_residuals(
@@ -328,7 +327,7 @@ def head_residuals(
         *read, x = rest
         return network.loss(network.head(with_shared(network, params, read), x, context, frozen=False, key=None), targets)[0]
 
-    of_variables = lambda params, shared: over_members(losses, (axes[0], *axes[1], axes[2]))(params, *shared, x)  # noqa: E731
+    of_variables = lambda params, shared: over_members(losses, axes)(params, *shared, x)  # noqa: E731
     _, pullback = jax.vjp(of_variables, params, shared)
     return Pullback.without((params, shared, x), pullback).arrays
 
@@ -443,7 +442,7 @@ def value_and_grad(network: Network, frozen: Sequence[bool | None], *, start: in
         gates = {} if gates is None else gates
         x, kept, statistics = forward_chain(network, frozen, start, axis)(params, x, context, key, gates)
         of_shared = tuple(name in trained for name in network.shared)
-        axes = (axis, tuple(axis if own else None for own in of_shared), axis if kept else None)
+        axes = (axis, *(axis if own else None for own in of_shared), axis if kept else None)
         shared = tuple(params[name] for name in network.shared)
         loss, of_head, by_head, cotangent, square_norm = head_step(
             network, of_shared, bool(kept), axes, params["head"], shared, x, targets, weights, context, key
@@ -482,4 +481,4 @@ def head_score(
         losses, correct = network.loss(output, targets)
         return losses @ weights, correct @ weights
 
-    return over_members(run, (axes[0], *axes[1], axes[2]))(params, *shared, x)
+    return over_members(run, axes)(params, *shared, x)

@@ -22,7 +22,7 @@ from jax import Array
 
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.convolutions import convolve
-from gafreeze_jax.stages import Network, Stage, classification
+from gafreeze_jax.stages import STATISTICS, Network, Stage, classification, parameters
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of batch normalisation, as PyTorch has them
 REDUCTION = 4  # of the channels inside a bottleneck block
@@ -267,12 +267,11 @@ def _modules(config: ResNetConfig, preprocessing: Preprocessing, dtype: Any) -> 
 @functools.cache  # equal blocks have one function, and so share compiled code
 def _apply(module: nn.Module) -> Callable:
     def apply(params, x, context, *, frozen, key):
-        variables = {"params": {name: leaf for name, leaf in params.items() if name != "batch_stats"}}
-        variables["batch_stats"] = params["batch_stats"]
+        variables = {"params": parameters(params), STATISTICS: params[STATISTICS]}
         if frozen is True:
             return module.apply(variables, x, context, True)
-        x, updated = module.apply(variables, x, context, frozen, mutable=["batch_stats"])
-        return x, updated["batch_stats"]
+        x, updated = module.apply(variables, x, context, frozen, mutable=[STATISTICS])
+        return x, updated[STATISTICS]
 
     return apply
 
