@@ -4,12 +4,14 @@ The operators work on one individual and are mapped with `jax.vmap`. Fitness is 
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Concatenate, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+S = TypeVar("S")
 
 
 class State(NamedTuple):
@@ -38,8 +40,8 @@ class Info(NamedTuple):
     frozen_share: Array
 
 
-class GA(NamedTuple):
-    """The algorithm: three pure functions that can be jitted.
+class GA(NamedTuple, Generic[S]):
+    """The algorithm: three pure functions that can be jitted, on a state `S`.
 
     Attributes:
       init: `init(key) -> state`.
@@ -50,9 +52,9 @@ class GA(NamedTuple):
         breaks ties. NaN counts as minus infinity.
     """
 
-    init: Callable[[Array], State]
-    ask: Callable[[Array, State], Array]
-    tell: Callable[[State, Array, Array], tuple[State, Info]]
+    init: Callable[[Array], S]
+    ask: Callable[[Array, S], Array]
+    tell: Callable[Concatenate[S, Array, Array, ...], tuple[S, Info]]
 
 
 def make_ga(
@@ -66,7 +68,7 @@ def make_ga(
     crossover: Literal["uniform", "one_point"] = "uniform",
     crossover_rate: float = 0.9,
     mutation_rate: float | None = None,
-) -> GA:
+) -> GA[State]:
     """A generational GA with elitism (Holland 1975; Goldberg 1989).
 
     Args:

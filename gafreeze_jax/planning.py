@@ -124,7 +124,8 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
       num_evaluations: that are to come in all, at most.
     """
     start = time.perf_counter()
-    genomes = in_order(np.asarray(genomes, bool))
+    genomes = np.asarray(genomes, bool)
+    genomes = genomes[in_order(genomes)]
     train_all = np.zeros((1, genomes.shape[1]), bool)
     per_member = population.bytes_of_call(STAGE_BY_STAGE, train_all, run)
     flops = population.flops_per_step(train_all[0], run)

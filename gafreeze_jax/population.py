@@ -78,14 +78,16 @@ class Run(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A trained genome.
+    """A genome, trained and scored.
 
     Attributes:
       genome: [G] bool.
       params: the network's parameters; frozen ones are the pretrained arrays themselves.
-      train_loss: mean over all training steps.
+      train_loss: mean over the training steps.
       accuracy: on the validation set, as share.
       loss: on the validation set, mean over examples; not finite if the run diverged.
+      steps: that it has been trained.
+      state: of the optimizers of what it trains, {stage name: ...}; None once all steps of the run are done.
     """
 
     genome: np.ndarray
@@ -93,6 +95,8 @@ class Member(NamedTuple):
     train_loss: float
     accuracy: float
     loss: float
+    steps: int
+    state: PyTree | None = None
 
 
 class Plan(NamedTuple):
@@ -122,8 +126,12 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 
 def in_order(genomes: np.ndarray) -> np.ndarray:
-    """Genomes [P, G] sorted: deepest first, as they cost least, and then so that neighbours agree in many genes."""
-    return genomes[np.lexsort(genomes.T[::-1])[::-1]]
+    """Indices that sort genomes [P, G]: deepest first, as they cost least, and then so that neighbours agree in many genes."""
+    return np.lexsort(genomes.T[::-1])[::-1]
+
+
+def _in_order(members: Sequence[Member]) -> list[Member]:
+    return [members[i] for i in in_order(np.array([member.genome for member in members]))] if members else []
 
 
 class Population:
@@ -155,40 +163,85 @@ class Population:
         self.network, self.recipe, self.plan = network, recipe, plan
         self._on_steps, self._counting = on_steps, threading.Lock()
         self._params = jax.device_put({stage.name: params[stage.name] for stage in network.stages})
-        half = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
-        self._train = Activations(network, self._params, train, half)
-        self._validation = Activations(network, self._params, validation, half)
+        self._budget = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
+        self._train = self.activations(train)
+        self._validation = self.activations(validation)
 
-    def evaluate(self, genomes: np.ndarray, run: Run) -> Iterator[Member]:
+    def evaluate(self, genomes: np.ndarray, run: Run, until: int | None = None) -> Iterator[Member]:
         """Trains and scores genomes [P, G] bool; members come as they are ready, in an order of their own.
 
         A call that runs out of memory is halved and tried again, with a warning; `plan` then has fewer members.
 
+        Args:
+          until: the step to stop after, from where `resume` goes on; None = all steps of the run.
+
         Raises:
           MemoryError: if a single member does not fit.
         """
-        waiting = in_order(np.asarray(genomes, bool))
-        while len(waiting):
-            calls = make_calls(self.plan, self.network, waiting)
+        return self._advance([Member(genome, None, 0.0, 0.0, 0.0, 0) for genome in np.asarray(genomes, bool)], run, until)
+
+    def resume(self, members: Sequence[Member], run: Run, until: int | None = None) -> Iterator[Member]:
+        """Goes on with members that `evaluate` or `resume` stopped after the same step of the same run; see there.
+
+        A member ends as if it had not been stopped.
+
+        Raises:
+          ValueError: if they did not stop after the same step, or if none is left.
+        """
+        if any(member.state is None for member in members) or len({member.steps for member in members}) > 1:
+            steps = ", ".join(str(member.steps) for member in members)
+            raise ValueError(f"expected members that stopped after the same step, before the last one; got {steps} steps")
+        return self._advance(members, run, until)
+
+    def activations(self, source: Source) -> Activations:
+        """What the pretrained stages make of another data set, for `score`."""
+        return Activations(self.network, self._params, source, self._budget)
+
+    def score(self, members: Sequence[Member], activations: Activations) -> Iterator[tuple[Member, float, float]]:
+        """Members, in an order of their own, with their accuracy and mean loss on a data set."""
+        waiting = _in_order(members)
+        for call in make_calls(self.plan, self.network, np.array([member.genome for member in waiting])):
+            own, waiting = waiting[: len(call.genomes)], waiting[len(call.genomes) :]
+            params = {name: self._stack(call, [member.params[name] for member in own]) for name in (*call.trained, "head")}
+            accuracy, loss = (np.broadcast_to(score, call.size) for score in self._score(call, params, activations))
+            yield from zip(own, accuracy.tolist(), loss.tolist(), strict=False)
+
+    def _advance(self, members: Sequence[Member], run: Run, until: int | None) -> Iterator[Member]:
+        waiting, num_steps = _in_order(members), len(run.batches.examples)
+        until = num_steps if until is None else min(until, num_steps)
+        while waiting:
+            calls = make_calls(self.plan, self.network, np.array([member.genome for member in waiting]))
             for activations in (self._train, self._validation):
                 activations.expect(call.depth for call in calls)
+            size = self.plan.members
+            jobs = [_Job(call, waiting[i * size : i * size + len(call.genomes)], until) for i, call in enumerate(calls)]
             try:
-                for members in _side_by_side(functools.partial(self._train_and_score, run=run), calls, self.plan.calls):
-                    yield from members
-                    waiting = waiting[len(members) :]
+                for done in _side_by_side(functools.partial(self._train_and_score, run=run), jobs, self.plan.calls):
+                    yield from done
+                    waiting = waiting[len(done) :]
             except jax.errors.JaxRuntimeError as error:
                 if not ran_out_of_memory(error):
                     raise
                 self._take_fewer_members(error)
 
-    def _train_and_score(self, call: "Call", run: Run) -> list[Member]:
-        params, losses = self._fit(call, run, self.plan.steps, self._count)
-        train_loss = np.asarray(losses, np.float64).reshape(-1) / len(run.batches.examples)
-        scores = (train_loss, *self._score(call, params))
-        train_loss, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
+    def _train_and_score(self, job: "_Job", run: Run) -> list[Member]:
+        call, members, until = job
+        first, num_steps = members[0].steps, len(run.batches.examples)
+        start = self._start(call, run, self.plan.steps) if first == 0 else self._restart(call, members)
+        params, state, losses = self._fit(call, run, start, first, until, self.plan.steps, self._count)
+        scores = (np.asarray(losses, np.float64).reshape(-1), *self._score(call, params, self._validation))
+        loss_sum, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
         return [
-            Member(genome, self._params_of_member(call, params, i), float(train_loss[i]), float(accuracy[i]), float(loss[i]))
-            for i, genome in enumerate(call.genomes)
+            Member(
+                member.genome,
+                self._params_of_member(call, params, i),
+                float(member.train_loss * first + loss_sum[i]) / until,
+                float(accuracy[i]),
+                float(loss[i]),
+                until,
+                self._state_of_member(call, state, i) if until < num_steps else None,
+            )
+            for i, member in enumerate(members)
         ]
 
     def _count(self, member_steps: int) -> None:
@@ -219,7 +272,8 @@ class Population:
             self._train.inputs(call.depth)  # not counted
 
         def fit(call: "Call") -> None:
-            jax.block_until_ready(self._fit(call, run, plan.steps, lambda member_steps: None))
+            start = self._start(call, run, plan.steps)
+            jax.block_until_ready(self._fit(call, run, start, 0, num_steps, plan.steps, lambda member_steps: None))
 
         seconds = []
         for _ in range(2):
@@ -278,14 +332,49 @@ class Population:
         start = _start_in_one if steps else _start_stages
         return start(self.recipe, call.axis, call.size, shared)
 
-    def _fit(self, call: "Call", run: Run, steps: int, on_steps: Callable[[int], None]) -> tuple[PyTree, Array]:
-        """Trains a call's members, `steps` in one program: parameters of trained stages and the head, sums of losses."""
+    def _restart(self, call: "Call", members: Sequence[Member]) -> tuple[PyTree, PyTree]:
+        """What `_start` gives, of members that have been trained for some steps."""
+        params, state = {}, {}
+        for name in (*call.trained, "head"):
+            of_frozen = functools.cache(lambda name=name: _start(self.recipe.of(name), None, 1, self._params[name]))
+            pairs = [
+                (member.params[name], member.state[name]) if name in (member.state or {}) else of_frozen() for member in members
+            ]
+            params[name], state[name] = self._stack(call, pairs)
+        return params, state
+
+    def _stack(self, call: "Call", trees: Sequence[PyTree]) -> PyTree:
+        """A copy of the trees of a call's members, stacked along its member axis if it has one."""
+        if call.axis is None:
+            return jax.tree.map(jnp.array, trees[0])
+        filled = [*trees, *[trees[-1]] * (call.size - len(trees))]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
+
+    def _fit(
+        self,
+        call: "Call",
+        run: Run,
+        start: tuple[PyTree, PyTree],
+        first: int,
+        until: int,
+        steps: int,
+        on_steps: Callable[[int], None],
+    ) -> tuple[PyTree, PyTree, Array]:
+        """Trains a call's members from step `first` to `until`, `steps` in one program.
+
+        Args:
+          start: parameters of trained stages and the head, and their optimizers' states; donated.
+
+        Returns:
+          The same after these steps, and sums of losses.
+        """
         boundary, inputs = self._train.inputs(call.depth)
         program = self._program(call, boundary)
-        params, state = self._start(call, run, steps)
+        batches = jax.tree.map(lambda leaf: leaf[first:until], run.batches)
+        params, state = start
         total: Array | None = None
-        done = 0
-        for block in self._train.blocks(boundary, inputs, run.batches, steps or None):
+        done = first
+        for block in self._train.blocks(boundary, inputs, batches, steps or None):
             num_steps = len(block.batches.examples)
             if steps:
                 params, state, loss = _train_block(program, params, state, self._params, block, run.key, done, call.gates)
@@ -298,20 +387,30 @@ class Population:
                 on_steps(len(call.genomes))
             done += num_steps
         assert total is not None  # there is a step at least
-        return params, total
+        return params, state, total
 
-    def _score(self, call: "Call", params: PyTree) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and mean loss of a call's members on the validation set: [members] each."""
+    def _score(self, call: "Call", params: PyTree, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy and mean loss of a call's members: [members] each."""
         axes = tuple(call.axis if name in params else None for name in (*self.network.names, "head"))
         whole = self.plan.steps > 0
-        return score_from(self.network, self._params | params, axes, self._validation, call.depth, scan=whole)
+        return score_from(self.network, self._params | params, axes, activations, call.depth, scan=whole)
 
     def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
         """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
-        if call.axis is not None:
-            params = _pick(params, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in params.items()}
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        return {name: self._params[name] if frozen[name] else params[name] for name in frozen}
+        own = self._pick(call, {name: tree for name, tree in params.items() if not frozen[name]}, i)
+        return {name: self._params[name] if frozen[name] else own[name] for name in frozen}
+
+    def _state_of_member(self, call: "Call", state: PyTree, i: int) -> PyTree:
+        """Optimizer states of what member i trains."""
+        frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
+        return self._pick(call, {name: tree for name, tree in state.items() if not frozen[name]}, i)
+
+    def _pick(self, call: "Call", trees: PyTree, i: int) -> PyTree:
+        """Member i of {stage name: tree}."""
+        if call.axis is None:
+            return trees
+        return _pick(trees, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in trees.items()}
 
 
 class Timing(NamedTuple):
@@ -373,7 +472,15 @@ def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
     return calls
 
 
-def _side_by_side(function: Callable[[Call], Any], calls: Sequence[Call], num: int) -> Iterator[Any]:
+class _Job(NamedTuple):
+    """Members that are trained together, up to a step."""
+
+    call: Call
+    members: Sequence[Member]
+    until: int
+
+
+def _side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
     """What `function` gives for each call, in order; `num` calls at a time."""
     if num == 1:
         yield from map(function, calls)

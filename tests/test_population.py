@@ -176,6 +176,56 @@ def test_every_mask_trains_like_the_plain_static_run(case, plan):
         assert_same_training(task, member, expected[tuple(member.genome)])
 
 
+@pytest.mark.parametrize("plan", [Plan(), Plan(3), Plan(3, 4), Plan(1, 1, "traced"), Plan(len(ALL_MASKS), 2, "traced")])
+def test_a_member_that_was_stopped_ends_like_the_plain_static_run(case, plan):
+    task, recipe, expected = case
+    population, run = make_population(task, recipe, plan=plan), make_run(task)
+    members = list(population.evaluate(ALL_MASKS, run, until=1))
+    assert {member.steps for member in members} == {1}
+    members = list(population.resume(members[::-1], run, until=3))
+    ended = list(population.resume(members[1::2], run))  # and so in other company
+    assert len(ended) == len(ALL_MASKS) // 2
+    assert all(member.steps == NUM_STEPS and member.state is None for member in ended)
+    for member in ended:
+        assert_same_training(task, member, expected[tuple(member.genome)])
+
+
+def test_one_by_one_stopping_changes_no_bit():
+    task = TASKS["bert"]
+    population, run = make_population(task, RECIPES["adamw"]), make_run(task)
+    for genome in ALL_MASKS[[0, 1, 7]]:
+        (through,) = population.evaluate(genome[None], run)
+        stopped = list(population.evaluate(genome[None], run, until=2))
+        for until in (3, None):
+            stopped = list(population.resume(stopped, run, until))
+        jax.tree.map(np.testing.assert_array_equal, stopped[0].params, through.params)
+        assert stopped[0].accuracy == through.accuracy
+        assert stopped[0].train_loss == pytest.approx(through.train_loss)
+
+
+def test_only_members_at_the_same_step_go_on():
+    task = TASKS["convolutional"]
+    population, run = make_population(task, RECIPES["sgd"]), make_run(task)
+    (ended,) = population.evaluate(ALL_MASKS[:1], run)
+    (first,) = population.evaluate(ALL_MASKS[:1], run, until=1)
+    (second,) = population.evaluate(ALL_MASKS[1:2], run, until=2)
+    for members in ([ended], [first, second]):
+        with pytest.raises(ValueError, match="stopped after the same step"):
+            population.resume(members, run)
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(3), Plan(8, 6, "traced")])
+def test_members_are_scored_on_another_data_set(plan):
+    network, _, source, _ = task = TASKS["bert"]
+    other = source._replace(data=source.data._replace(targets=(source.data.targets + 1) % NUM_CLASSES))
+    population = make_population(task, RECIPES["sgd"], plan=plan)
+    members = list(population.evaluate(ALL_MASKS, make_run(task)))
+    scored = list(population.score(members, population.activations(other)))
+    assert len(scored) == len(members)
+    for member, *scores in scored:
+        assert scores == pytest.approx(score(network, member.params, other), rel=1e-5)
+
+
 BUDGETS = {"device": Budget(10**9, 0), "host": Budget(0, 10**9)}
 
 
