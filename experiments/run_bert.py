@@ -12,13 +12,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from gafreeze_jax import experiment, masking, planning, report
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import text, tokens
-from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.models import bert, checkpoints, trees
 from gafreeze_jax.stages import Dataset
 
@@ -55,8 +53,8 @@ def main(options: Options) -> None:
             max_validation=options.validation_examples,
         )
         folder = checkpoints.find_model(options.model)
-        key = experiment.Keys.of(options).head
-        config, pretrained, _ = bert.load_bert(folder, key, len(data.label_names))
+        load = functools.partial(bert.load_bert, folder, num_classes=len(data.label_names))
+        config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
         tokenizer = tokens.load_tokenizer(folder)
         limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
         if options.max_tokens > config.max_position_embeddings:
@@ -69,7 +67,6 @@ def main(options: Options) -> None:
         sys.exit(report.fail(error))
 
     # What a member trains: words that occur in no text are left out until the model is saved.
-    rng = np.random.default_rng(options.seed)
     trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
     num_classes, dtype = len(data.label_names), experiment.compute_dtype(options)
     network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
@@ -79,7 +76,8 @@ def main(options: Options) -> None:
         trees.split_layers(params) if options.granularity == "sublayer" else params,
         Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
         Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-        tokens.pack_batches(train, balanced_batches(rng, train.lengths, options.batch_size, options.epochs)),
+        lambda key: load(key)[1]["head"],
+        tokens.batch_maker(train, options.batch_size, options.epochs),
         genes,
         functools.partial(masking.count_trainable, pretrained, genes),
         bert.tensor_names(pretrained),

@@ -147,16 +147,16 @@ def main(options: Options) -> None:
         sys.exit(report.fail(error))
     planning.keep_compiled_programs()
 
-    key_pretrained, key_head = jax.random.split(experiment.Keys.of(options).head)
     image = data.train.inputs.shape[1:]
-    network, params = make_network(options.network, image, data.num_classes, key_pretrained)
+    network, params = make_network(options.network, image, data.num_classes, jax.random.key(options.seed))
     longer = dataclasses.replace(options, epochs=PRETRAINING_EPOCHS)
     first = experiment.make_task(network, params, data.pretraining, data.pretraining, longer)
     pretrained = pretrain(first, longer)
-    _, fresh = make_network(options.network, image, data.num_classes, key_head)
-    params = pretrained.params | {"head": fresh["head"]}
 
-    task = experiment.make_task(network, params, data.train, data.validation, options)
+    def make_head(key: Array) -> dict:
+        return make_network(options.network, image, data.num_classes, key)[1]["head"]
+
+    task = experiment.make_task(network, pretrained.params, data.train, data.validation, options, make_head=make_head)
     print(f"Model: {options.network}, genes {', '.join(network.names)}; the last layer always trains")
     print(f"Pretrained to {pretrained.accuracy:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task")
     experiment.announce(task, options, out)

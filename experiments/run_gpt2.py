@@ -24,11 +24,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tyro
+from jax import Array
 
 from gafreeze_jax import experiment, masking, planning, pretraining, report
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import lm, text, tokens
-from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.models import checkpoints, gpt2, trees
 from gafreeze_jax.stages import Batch, Dataset, Network
 
@@ -113,21 +113,27 @@ def pretrain(corpus: lm.Corpus, folder: Path) -> None:
 def lm_task(
     network: Network, params: dict, train: lm.Windows, validation: lm.Windows, options: experiment.Options
 ) -> experiment.Task:
-    lengths = train.tokens.lengths
-    order = balanced_batches(np.random.default_rng(options.seed), lengths, options.batch_size, options.epochs)
     first, second = (Source(windows.dataset, lm.scoring_batches(windows)) for windows in (train, validation))
-    return make_task(network, params, first, second, lm.make_batches(train, order))
+    make_batches = lm.batch_maker(train, options.batch_size, options.epochs)
+    return make_task(network, params, first, second, lambda key: params["head"], make_batches)
 
 
 def make_task(
-    network: Network, params: dict, train: Source, validation: Source, batches: Batch, pretrained: dict | None = None
+    network: Network,
+    params: dict,
+    train: Source,
+    validation: Source,
+    make_head: Callable[[Array], dict],
+    make_batches: Callable[[np.random.Generator], Batch],
+    pretrained: dict | None = None,
 ) -> experiment.Task:
     """A task; `pretrained` is the tree before words were left out, if some were."""
     pretrained = pretrained or params
     genes = experiment.stage_genes(network, pretrained)
     count = functools.partial(masking.count_trainable, pretrained, genes)
     params = params if network.names[1] in params else trees.split_layers(params)
-    return experiment.Task(network, params, train, validation, batches, genes, count, gpt2.tensor_names(pretrained))
+    tensors = gpt2.tensor_names(pretrained)
+    return experiment.Task(network, params, train, validation, make_head, make_batches, genes, count, tensors)
 
 
 class Prepared(NamedTuple):
@@ -152,7 +158,7 @@ class Prepared(NamedTuple):
 def prepare_lm(options: Options) -> Prepared:
     corpus = lm.load_corpus(options.data)
     folder = find_model(options)
-    config, pretrained, _ = gpt2.load_gpt2(folder, "lm", experiment.Keys.of(options).head)
+    config, pretrained, _ = gpt2.load_gpt2(folder, "lm", experiment.Keys.of(options.seed).head)
     network = make_network(options, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": options.train_examples, "validation": options.validation_examples, "test": None}
@@ -184,7 +190,8 @@ def prepare_classify(options: Options) -> Prepared:
         max_validation=options.validation_examples,
     )
     folder = find_model(options)
-    config, pretrained, _ = gpt2.load_gpt2(folder, "classify", experiment.Keys.of(options).head, len(data.label_names))
+    load = functools.partial(gpt2.load_gpt2, folder, "classify", num_classes=len(data.label_names))
+    config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
     full_network = make_network(dataclasses.replace(options, granularity="layer"), config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": 1}
@@ -193,13 +200,13 @@ def prepare_classify(options: Options) -> Prepared:
     # Words that occur in no text are left out until the model is saved.
     trimmed, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
     network = make_network(options, trimmed)
-    order = balanced_batches(np.random.default_rng(options.seed), train.lengths, options.batch_size, options.epochs)
     task = make_task(
         network,
         params,
         Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
         Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-        tokens.pack_batches(train, order),
+        lambda key: load(key)[1]["head"],
+        tokens.batch_maker(train, options.batch_size, options.epochs),
         pretrained,
     )
     padding = tokens.padding(tokenizer, config.vocab_size)

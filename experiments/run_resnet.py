@@ -110,14 +110,15 @@ def main(options: Options) -> None:
             max_validation=options.validation_examples,
             skip_broken=options.skip_broken,
         )
-        params = resnet.make_params(checkpoint, experiment.Keys.of(options).head, len(data.label_names))
+        make_head = functools.partial(resnet.init_head, config=config, num_classes=len(data.label_names))
+        params = resnet.make_params(checkpoint, experiment.Keys.of(options.seed).head, len(data.label_names))
         out = report.make_run_folder(options.out, "resnet")
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
 
     network = resnet.make_resnet(config, wanted, dtype=experiment.compute_dtype(options))
     train, validation, test = (Dataset(*split) for split in data[:3])
-    task = experiment.make_task(network, params, train, validation, options)
+    task = experiment.make_task(network, params, train, validation, options, make_head=make_head)
     task = task._replace(tensors=resnet.tensor_names(checkpoint, params))
     if options.augment:
         task = task._replace(train=task.train._replace(augment=images.augment))

@@ -88,23 +88,24 @@ def compute_dtype(options: Options) -> jnp.dtype:
 
 
 class Keys(NamedTuple):
-    """A key for each use; what `--seed` decides besides the batches."""
+    """A key for each use; what a seed decides besides the batches."""
 
     head: Array
     dropout: Array
     search: Array
 
     @classmethod
-    def of(cls, options: Options) -> "Keys":
-        return cls(*jax.random.split(jax.random.key(options.seed), 3))
+    def of(cls, seed: int) -> "Keys":
+        return cls(*jax.random.split(jax.random.key(seed), 3))
 
 
 class Task(NamedTuple):
     """A network and the data to fine-tune it with.
 
     Attributes:
-      params: {stage name: pretrained parameters, "head": initial ones}.
-      batches: the training steps, with a leading axis.
+      params: {stage name: pretrained parameters, ...}.
+      make_head: initial parameters of the head from a key.
+      make_batches: all training steps, with a leading axis.
       genes: which leaf of the pretrained tree, as the user knows it, belongs to which gene; for `mask.json`.
       count_trainable: number of parameters that a genome [G] leaves trainable, the head's included.
       tensors: for `mask.json`, what the leaves of that tree are called in a checkpoint: {path: name}.
@@ -114,10 +115,16 @@ class Task(NamedTuple):
     params: PyTree
     train: Source
     validation: Source
-    batches: Batch
+    make_head: Callable[[Array], PyTree]
+    make_batches: Callable[[np.random.Generator], Batch]
     genes: masking.Genes
     count_trainable: Callable[[np.ndarray], int]
     tensors: Mapping[str, str] = MappingProxyType({})
+
+    def run(self, seed: int) -> population.Run:
+        """What a seed decides: the head's initialisation, the batches and dropout."""
+        keys = Keys.of(seed)
+        return population.Run(self.make_head(keys.head), self.make_batches(np.random.default_rng(seed)), keys.dropout)
 
 
 def make_source(data: Dataset) -> Source:
@@ -132,12 +139,14 @@ def make_task(
     validation: Dataset,
     options: Options,
     genes: masking.Genes | None = None,
+    make_head: Callable[[Array], PyTree] | None = None,
 ) -> Task:
     """A task on arrays, in which an example is one row of the inputs.
 
     Args:
       params: {stage name: ..., "head": ...}.
       genes: of the user's own tree, if that is another one.
+      make_head: initial parameters of the head from a key; by default, it is the one in `params` for every seed.
 
     Raises:
       ValueError: if inputs and targets are not equally many.
@@ -146,8 +155,8 @@ def make_task(
         if {len(leaf) for leaf in jax.tree.leaves(data.inputs)} != {len(data.targets)}:
             rows = ", ".join(str(len(leaf)) for leaf in jax.tree.leaves(data.inputs))
             raise ValueError(f"{name}: expected a row of inputs for each of {len(data.targets)} targets, got {rows}")
-    rng, num = np.random.default_rng(options.seed), len(train.targets)
-    batches = balanced_batches(rng, np.ones(num), min(options.batch_size, num), options.epochs)
+    equal = np.ones(len(train.targets))
+    batch_size = min(options.batch_size, len(equal))
     sizes = {name: sum(map(np.size, jax.tree.leaves(parameters(tree)))) for name, tree in params.items()}
 
     def count_trainable(genome: np.ndarray) -> int:
@@ -158,7 +167,8 @@ def make_task(
         params,
         make_source(train),
         make_source(validation),
-        make_batches(batches),
+        make_head or (lambda key: params["head"]),
+        lambda rng: make_batches(balanced_batches(rng, equal, batch_size, options.epochs)),
         genes or stage_genes(network, params),
         count_trainable,
     )
@@ -187,7 +197,7 @@ class Result(NamedTuple):
 
 def announce(task: Task, options: Options, out: Path) -> None:
     """Says what is about to be done."""
-    steps = f"{len(task.batches.examples)} steps of {options.batch_size} examples"
+    steps = f"{len(task.run(options.seed).batches.examples)} steps of {options.batch_size} examples"
     print(f"Each member trains {steps}. Results go to {out}", flush=True)
 
 
@@ -197,10 +207,10 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     Args:
       out: folder where `evaluations.csv` grows as it goes.
     """
-    keys = Keys.of(options)
-    num_genes, num_steps = len(task.network.stages), len(task.batches.examples)
+    run = task.run(options.seed)
+    num_genes, num_steps = len(task.network.stages), len(run.batches.examples)
     prefixes = masking.prefix_genomes(num_genes)
-    least = "head only" if jax.tree.leaves(task.params["head"]) else "train nothing"
+    least = "head only" if jax.tree.leaves(run.head) else "train nothing"
     groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
     groups = {name: genomes for name, genomes in groups.items() if len(genomes)}
     size_of_first = max(len(prefixes), options.population)
@@ -215,7 +225,6 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             task.validation,
             on_steps=display.steps,
         )
-        run = population.Run(task.params["head"], task.batches, keys.dropout)
         if options.plan == "auto":
             random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
             like_the_first = np.concatenate([prefixes, random])[:size_of_first]
@@ -227,7 +236,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
         ledger = Ledger(None if out is None else out / "evaluations.csv")
         fittest = search(
             genetic.make_ga(num_genes, options.population, initial=prefixes),
-            keys.search,
+            Keys.of(options.seed).search,
             lambda genomes: members.evaluate(genomes, run),
             ledger,
             num_generations=options.gens,

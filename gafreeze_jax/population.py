@@ -8,6 +8,7 @@ stage by stage or many steps at a time, and how many calls run side by side.
 """
 
 import functools
+import itertools
 import threading
 import time
 import warnings
@@ -97,6 +98,20 @@ class Member(NamedTuple):
     loss: float
     steps: int
     state: PyTree | None = None
+
+
+class Curve(NamedTuple):
+    """How a genome did while it was trained.
+
+    Attributes:
+      genome: [G] bool.
+      validation: [stops, 2] accuracy and mean loss.
+      test: [2], after the last stop.
+    """
+
+    genome: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
 
 class Plan(NamedTuple):
@@ -194,17 +209,26 @@ class Population:
         return self._advance(members, run, until)
 
     def activations(self, source: Source) -> Activations:
-        """What the pretrained stages make of another data set, for `score`."""
+        """What the pretrained stages make of another data set, for `curves`."""
         return Activations(self.network, self._params, source, self._budget)
 
-    def score(self, members: Sequence[Member], activations: Activations) -> Iterator[tuple[Member, float, float]]:
-        """Members, in an order of their own, with their accuracy and mean loss on a data set."""
-        waiting = _in_order(members)
-        for call in make_calls(self.plan, self.network, np.array([member.genome for member in waiting])):
-            own, waiting = waiting[: len(call.genomes)], waiting[len(call.genomes) :]
-            params = {name: self._stack(call, [member.params[name] for member in own]) for name in (*call.trained, "head")}
-            accuracy, loss = (np.broadcast_to(score, call.size) for score in self._score(call, params, activations))
-            yield from zip(own, accuracy.tolist(), loss.tolist(), strict=False)
+    def curves(self, genomes: np.ndarray, run: Run, stops: Sequence[int], test: Activations) -> Iterator["Curve"]:
+        """Trains genomes [P, G] bool, scores them on the way, and keeps none; in an order of their own.
+
+        Args:
+          stops: steps after which they are scored on the validation set.
+          test: another data set, on which they are scored after the last of these.
+        """
+        genomes = np.asarray(genomes, bool)
+        for call in make_calls(self.plan, self.network, genomes[in_order(genomes)]):
+            start, scores = self._start(call, run, self.plan.steps), []
+            for first, until in itertools.pairwise([0, *stops]):
+                *start, _ = self._fit(call, run, start, first, until, self.plan.steps, self._count)
+                scores.append(self._score(call, start[0], self._validation))
+            scores.append(self._score(call, start[0], test))
+            by_member = np.moveaxis(np.broadcast_to(scores, (len(scores), 2, call.size)), 2, 0)
+            for genome, own in zip(call.genomes, by_member, strict=False):
+                yield Curve(genome, own[:-1], own[-1])
 
     def _advance(self, members: Sequence[Member], run: Run, until: int | None) -> Iterator[Member]:
         waiting, num_steps = _in_order(members), len(run.batches.examples)
@@ -354,7 +378,7 @@ class Population:
         self,
         call: "Call",
         run: Run,
-        start: tuple[PyTree, PyTree],
+        start: Sequence[PyTree],
         first: int,
         until: int,
         steps: int,

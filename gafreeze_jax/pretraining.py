@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gafreeze_jax.experiment import Keys, Options, Task
+from gafreeze_jax.experiment import Options, Task
 from gafreeze_jax.planning import cache_folder
-from gafreeze_jax.population import Member, Population, Run, adamw_recipe
+from gafreeze_jax.population import Member, Population, adamw_recipe
 from gafreeze_jax.report import Display
 
 
@@ -50,10 +50,10 @@ def keep(kind: str, facts: Any, make: Callable[[Path], None]) -> Path:
 
 def pretrain(task: Task, options: Options) -> Member:
     """Trains all of a network, from the random parameters of its task, and shows the progress."""
-    num_steps = len(task.batches.examples)
+    run = task.run(options.seed)
+    num_steps = len(run.batches.examples)
     recipe = adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps)
     with Display(1, num_steps, "pretraining") as display:
         members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.steps)
-        run = Run(task.params["head"], task.batches, Keys.of(options).dropout)
         (member,) = members.evaluate(np.zeros((1, len(task.network.stages)), bool), run)
     return member

@@ -1,6 +1,6 @@
 """Plain text for language modelling, cut into windows in which every token predicts the next one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +151,12 @@ def make_batches(windows: Windows, examples: np.ndarray) -> Batch:
     """
     packed = pack_batches(windows.tokens, examples, int(windows.tokens.lengths.max()))
     return packed._replace(examples=packed.elements, context={"segments": packed.context["segments"]})
+
+
+def batch_maker(windows: Windows, batch_size: int, num_epochs: int) -> Callable[[np.random.Generator], Batch]:
+    """A function that makes random batches for training."""
+    lengths = windows.tokens.lengths
+    return lambda rng: make_batches(windows, balanced_batches(rng, lengths, batch_size, num_epochs))
 
 
 def scoring_batches(windows: Windows) -> Batch:

@@ -5,8 +5,9 @@ A batch has R rows of S tokens. Padding, which costs as much as text, is left on
 that attention stays within texts.
 """
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,15 @@ def best_row_length(tokens: Tokens, examples: np.ndarray) -> int:
         return num_rows * length * (1 + length / 1000)
 
     return min(range(longest, 2 * longest + 1, ROW_MULTIPLE), key=cost)
+
+
+def batch_maker(tokens: Tokens, batch_size: int, num_epochs: int) -> Callable[[np.random.Generator], Batch]:
+    """A function that makes random packed batches for training, whose rows have the same length every time."""
+    make_examples = functools.partial(
+        balanced_batches, lengths=tokens.lengths, batch_size=min(batch_size, len(tokens.lengths)), num_epochs=num_epochs
+    )
+    length = best_row_length(tokens, make_examples(np.random.default_rng(0)))
+    return lambda rng: pack_batches(tokens, make_examples(rng), length)
 
 
 def _lengths(tokens: Tokens, batch: np.ndarray) -> np.ndarray:

@@ -120,33 +120,39 @@ def matmul(dtype: Any, x: Array, kernel: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(dtype: Any, x: Array, kernel: Array) -> Array:
-    """`x @ kernel` with operands of `dtype` and float32 sums, in the dtype of x: [N, I] and [I, F] float32 -> [N, F].
+    """`x @ kernel` with operands of `dtype`, in the dtype of x: [N, I] and [I, F] float32 -> [N, F].
 
-    By JAX's own rule for derivatives the backward products would return `dtype`. XLA:CPU then runs them without the
-    processor's bfloat16 units, and the kernel's gradient loses digits everywhere.
+    Sums are float32, and so is the kernel's gradient. By JAX's own rule for derivatives the backward products would
+    return `dtype`. XLA:CPU then runs them without the processor's bfloat16 units, and the kernel's gradient loses digits
+    everywhere.
     """
-    return _dot(x.astype(dtype), kernel.astype(dtype)).astype(x.dtype)
+    return _dot(x.astype(dtype), kernel.astype(dtype), x.dtype)
 
 
-def _dot(a: Array, b: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
-    return jax.lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=jnp.float32)
+def _dot(a: Array, b: Array, dtype: Any, contracted: tuple[int, int] = (1, 0)) -> Array:
+    return jax.lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=dtype)
+
+
+def _transposes_first() -> bool:
+    """XLA:CPU has no bfloat16 product that transposes its first operand: what is kept of it is transposed beforehand."""
+    return jax.default_backend() == "cpu"
 
 
 def _product_forward(dtype, x, kernel):
     (x, x_is_variable), (kernel, kernel_is_variable) = ((arg.value, arg.perturbed) for arg in (x, kernel))
     a, b = x.astype(dtype), kernel.astype(dtype)
-    # Transposed here, as XLA:CPU has no bfloat16 product that transposes its first operand.
-    residuals = (jnp.zeros((), x.dtype), b if x_is_variable else None, a.T if kernel_is_variable else None)
-    return _dot(a, b).astype(x.dtype), residuals
+    kept = a.T if _transposes_first() else a
+    residuals = (jnp.zeros((), x.dtype), b if x_is_variable else None, kept if kernel_is_variable else None)
+    return _dot(a, b, x.dtype), residuals
 
 
 def _product_backward(dtype, residuals, cotangent):
-    like_x, kernel, transposed_x = residuals
+    like_x, kernel, x = residuals
     if isinstance(cotangent, SymbolicZero):
         return None, None
     cotangent = cotangent.astype(dtype)
-    of_x = None if kernel is None else _dot(cotangent, kernel, (1, 1)).astype(like_x.dtype)
-    of_kernel = None if transposed_x is None else _dot(transposed_x, cotangent)
+    of_x = None if kernel is None else _dot(cotangent, kernel, like_x.dtype, (1, 1))
+    of_kernel = None if x is None else _dot(x, cotangent, jnp.float32, (1 if _transposes_first() else 0, 0))
     return of_x, of_kernel
 
 
