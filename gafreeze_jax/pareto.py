@@ -1,7 +1,7 @@
 """Several objectives: who dominates whom, and NSGA-II on bit genomes, as pure functions.
 
 Objectives are [N, M], a row for each member, higher is better. A member with a NaN among its objectives is worst: everyone
-without one dominates it.
+without one dominates it. JAX functions compare in float32, where large counts may seem equal: better give those as shares.
 
 Deb, Pratap, Agarwal, Meyarivan (2002): A fast and elitist multiobjective genetic algorithm: NSGA-II. IEEE Transactions on
 Evolutionary Computation 6(2).
@@ -46,13 +46,13 @@ def make_nsga2(
 ) -> GA[ParetoState]:
     """NSGA-II (Deb et al. 2002): the best of parents and offspring survive, by rank and then by crowding.
 
-    `init` and `ask` are those of `genetic.make_ga` with binary tournaments, but all of a generation are offspring, as the
-    elite need not be asked for again.
+    `init` and `ask` are those of `genetic.make_ga` with binary tournaments, but a generation is offspring only: `tell` keeps
+    the elite, which need not be asked for again.
 
-    `tell(state, genomes, objectives, violation=None) -> (state, info)` takes any number of genomes [N, G], their objectives
-    [N, M] and violations [N] as in `non_dominated_rank`. A genome counts once, by what was told last, and within one call
-    first. Equally crowded members are ordered by the first objective, then the second and so on. So `info.best`, the best of
-    parents and genomes told, is the best in the first objective, and leads the population.
+    `tell(state, genomes, objectives, violation=None) -> (state, info)` takes any number of genomes [N, G], with objectives
+    [N, M] and violations [N] as in `non_dominated_rank`. Told again, a genome's objectives replace the older ones; of copies
+    in one call the first counts. Equally crowded members are placed by the first objective, then by the next ones. `info.best`
+    leads the population: of all that violate least, parents included, it is the best in the first objective.
 
     Args:
       num_genes: G.
@@ -156,7 +156,7 @@ def crowding_distance(objectives: Array, rank: Array) -> Array:
 
     Args:
       objectives: [N, M].
-      rank: [N] int, the front of each.
+      rank: [N] int, at least 0, as from `non_dominated_rank`.
 
     Raises:
       ValueError: for other shapes.
@@ -168,24 +168,26 @@ def crowding_distance(objectives: Array, rank: Array) -> Array:
         raise ValueError(f"expected ranks of shape {(num,)}, got {rank.shape}")
 
     objectives = jnp.where(jnp.isnan(objectives).any(1)[:, None], -jnp.inf, objectives)
+    same_front = rank[:, None] == rank[None, :]
+    of_front = same_front[:, :, None] & jnp.isfinite(objectives)[None, :, :]
+    extents = jnp.where(of_front, objectives[None], -jnp.inf).max(1) - jnp.where(of_front, objectives[None], jnp.inf).min(1)
     is_copy = _is_copy(jnp.concatenate([objectives, rank[:, None]], axis=1))
-    front = jnp.where(is_copy, -1, rank)
+    place = jnp.where(is_copy, -1, rank)
 
-    def along(columns: Array) -> Array:
-        """Distances in the first of the columns [N, M]."""
-        order = jnp.lexsort([*columns.T[::-1], front])
-        value, place = columns[order, 0], front[order]
-        gap = jnp.pad(value[2:] - value[:-2], 1)
+    def along(m: int) -> Array:
+        """Distances [N] in one objective."""
+        columns = jnp.roll(objectives, -m, axis=1)  # it decides, then the next ones
+        order = jnp.lexsort([*columns.T[::-1], place])
+        values = jnp.pad(columns[order, 0], 1)
+        places = jnp.pad(place[order], 1, constant_values=-2)
+        is_inner = (places[:-2] == places[1:-1]) & (places[1:-1] == places[2:])
+        gap = values[2:] - values[:-2]
         gap = jnp.where(jnp.isnan(gap), 0, gap)  # between equal infinities
-        is_inner = jnp.pad((place[2:] == place[1:-1]) & (place[1:-1] == place[:-2]), 1)
-        finite = jnp.isfinite(columns[:, 0])
-        highest = jax.ops.segment_max(jnp.where(finite, columns[:, 0], -jnp.inf), rank, num)
-        lowest = jax.ops.segment_min(jnp.where(finite, columns[:, 0], jnp.inf), rank, num)
-        extent = (highest - lowest)[place]
+        extent = extents[order, m]
         distance = jnp.where(is_inner, gap / jnp.where(extent > 0, extent, 1), jnp.inf)
         return jnp.zeros(num, jnp.float32).at[order].set(distance)
 
-    distance = sum((along(jnp.roll(objectives, -m, axis=1)) for m in range(num_objectives)), jnp.zeros(num, jnp.float32))
+    distance = jnp.stack([along(m) for m in range(num_objectives)]).sum(0)
     return jnp.where(is_copy, 0, distance)
 
 
@@ -232,5 +234,5 @@ def _is_copy(rows: Array) -> Array:
 
 
 def _check_table(objectives) -> None:
-    if objectives.ndim != 2:
+    if objectives.ndim != 2 or objectives.shape[1] == 0:
         raise ValueError(f"expected objectives of shape (N, M), got {objectives.shape}")
