@@ -7,15 +7,13 @@ runs without a network: it takes the embedded all-MiniLM-L6-v2 and 1,988 embedde
 """
 
 import functools
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import tyro
 
-from gafreeze_jax import experiment, masking, planning, report
-from gafreeze_jax.activations import Source, score
+from gafreeze_jax import experiment, masking
+from gafreeze_jax.activations import Source
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.models import bert, checkpoints, trees
 from gafreeze_jax.stages import Dataset
@@ -40,35 +38,31 @@ class Options(experiment.Options):
     """Name of the label column. Default: found by convention."""
 
 
-def main(options: Options) -> None:
-    start = time.perf_counter()
-    try:
-        experiment.check(options, max_tokens=8)
-        planning.keep_compiled_programs()
-        data = text.load_text(
-            options.data,
-            text_columns=options.text_columns,
-            label_column=options.label_column,
-            max_train=options.train_examples,
-            max_validation=options.validation_examples,
-        )
-        folder = checkpoints.find_model(options.model)
-        load = functools.partial(bert.load_bert, folder, num_classes=len(data.label_names))
-        config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
-        tokenizer = tokens.load_tokenizer(folder)
-        limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
-        if options.max_tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"--max-tokens must be at most the model's {config.max_position_embeddings}, got {options.max_tokens}"
-            )
-        train, validation = (tokens.tokenize(tokenizer, split.texts, **limits) for split in (data.train, data.validation))
-        out = report.make_run_folder(options.out, "bert")
-    except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
+def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
+    """Loads model and data.
 
-    # What a member trains: words that occur in no text are left out until the model is saved.
-    trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
-    num_classes, dtype = len(data.label_names), experiment.compute_dtype(options)
+    Args:
+      trim: leave words that occur in no text out of what a member trains, until the model is saved.
+    """
+    experiment.check(options, max_tokens=8)
+    data = text.load_text(
+        options.data,
+        text_columns=options.text_columns,
+        label_column=options.label_column,
+        max_train=options.train_examples,
+        max_validation=options.validation_examples,
+    )
+    folder = checkpoints.find_model(options.model)
+    num_classes, dtype = len(data.label_names), experiment.compute_dtype(options.dtype)
+    load = functools.partial(bert.load_bert, folder, num_classes=num_classes)
+    config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
+    tokenizer = tokens.load_tokenizer(folder)
+    limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
+    if options.max_tokens > config.max_position_embeddings:
+        raise ValueError(f"--max-tokens must be at most the model's {config.max_position_embeddings}, got {options.max_tokens}")
+    train, validation, test = (tokens.tokenize(tokenizer, split.texts, **limits) for split in data[:3])
+    occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
+    trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, *occurring)
     network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
     genes = experiment.stage_genes(network, pretrained)
     task = experiment.Task(
@@ -82,26 +76,22 @@ def main(options: Options) -> None:
         functools.partial(masking.count_trainable, pretrained, genes),
         bert.tensor_names(pretrained),
     )
-    print(f"Model: {options.model}, genes {', '.join(genes.names)}; pooler and classifier always train")
-    for line in text.describe(options.data, data):
-        print(line)
-    experiment.announce(task, options, out)
-    result = experiment.run_search(task, options, out)
+    return experiment.Prepared(
+        task,
+        [
+            f"Model: {options.model}, genes {', '.join(genes.names)}; pooler and classifier always train",
+            *text.describe(options.data, data),
+        ],
+        bert.make_bert(config, num_classes, dtype=dtype),
+        Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
+        len(data.test.texts),
+        lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
+        lambda to, params: bert.save_bert(to, folder, params, data.label_names),
+    )
 
-    full_network = bert.make_bert(config, num_classes, dtype=dtype)
-    test = tokens.tokenize(tokenizer, data.test.texts, **limits)
-    test_source = Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))
 
-    def restore(params: dict) -> dict:
-        return trees.restore_vocabulary(trees.join_layers(params), used, pretrained)
-
-    def score_test(params: dict) -> tuple[float, float]:
-        return score(full_network, restore(params), test_source)
-
-    def save(to: Path, params: dict) -> None:
-        bert.save_bert(to, folder, restore(params), data.label_names)
-
-    experiment.finish(task, result, options, out, start, num_test=len(data.test.texts), score_test=score_test, save=save)
+def main(options: Options) -> None:
+    experiment.main("bert", prepare, options)
 
 
 if __name__ == "__main__":

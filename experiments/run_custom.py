@@ -9,8 +9,6 @@ Each is pretrained on one task (digits 0 to 4), and fine-tuned on another with f
 
 import dataclasses
 import itertools
-import sys
-import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,8 +18,7 @@ import numpy as np
 import tyro
 from jax import Array
 
-from gafreeze_jax import experiment, planning, report
-from gafreeze_jax.activations import score
+from gafreeze_jax import experiment
 from gafreeze_jax.models import checkpoints
 from gafreeze_jax.pretraining import pretrain
 from gafreeze_jax.stages import Dataset, Network, Stage, classification
@@ -134,19 +131,11 @@ def split(inputs: np.ndarray, targets: np.ndarray, num_train: int, num_validatio
 # 3. The search.
 
 
-def main(options: Options) -> None:
-    start = time.perf_counter()
-    try:
-        experiment.check(options)
-        if (options.network, options.data) == ("cnn", "mock"):
-            raise ValueError("--network cnn needs images: take --data digits")
-        load = load_digits if options.data == "digits" else make_mock
-        data = load(np.random.default_rng(0), options.train_examples, options.validation_examples)
-        out = report.make_run_folder(options.out, "custom")
-    except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
-    planning.keep_compiled_programs()
-
+def prepare(options: Options) -> experiment.Prepared:
+    if (options.network, options.data) == ("cnn", "mock"):
+        raise ValueError("--network cnn needs images: take --data digits")
+    load = load_digits if options.data == "digits" else make_mock
+    data = load(np.random.default_rng(0), options.train_examples, options.validation_examples)
     image = data.train.inputs.shape[1:]
     network, params = make_network(options.network, image, data.num_classes, jax.random.key(options.seed))
     longer = dataclasses.replace(options, epochs=PRETRAINING_EPOCHS)
@@ -156,23 +145,22 @@ def main(options: Options) -> None:
     def make_head(key: Array) -> dict:
         return make_network(options.network, image, data.num_classes, key)[1]["head"]
 
-    task = experiment.make_task(network, pretrained.params, data.train, data.validation, options, make_head=make_head)
-    print(f"Model: {options.network}, genes {', '.join(network.names)}; the last layer always trains")
-    print(f"Pretrained to {pretrained.accuracy:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task")
-    experiment.announce(task, options, out)
-    result = experiment.run_search(task, options, out)
-
-    test = experiment.make_source(data.test)
-    experiment.finish(
-        task,
-        result,
-        options,
-        out,
-        start,
-        num_test=len(data.test.targets),
-        score_test=lambda params: score(network, params, test),
+    return experiment.Prepared(
+        experiment.make_task(network, pretrained.params, data.train, data.validation, options, make_head=make_head),
+        [
+            f"Model: {options.network}, genes {', '.join(network.names)}; the last layer always trains",
+            f"Pretrained to {pretrained.accuracy:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task",
+        ],
+        network,
+        experiment.make_source(data.test),
+        len(data.test.targets),
+        restore=lambda params: params,
         save=checkpoints.write_tree,
     )
+
+
+def main(options: Options) -> None:
+    experiment.main("custom", prepare, options)
 
 
 if __name__ == "__main__":

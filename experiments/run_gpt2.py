@@ -14,20 +14,18 @@ tells good reviews from bad ones with GPT-2 itself.
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from jax import Array
 
-from gafreeze_jax import experiment, masking, planning, pretraining, report
-from gafreeze_jax.activations import Source, score
+from gafreeze_jax import experiment, masking, pretraining, report
+from gafreeze_jax.activations import Source
 from gafreeze_jax.data import lm, text, tokens
 from gafreeze_jax.models import checkpoints, gpt2, trees
 from gafreeze_jax.stages import Batch, Dataset, Network
@@ -136,26 +134,13 @@ def make_task(
     return experiment.Task(network, params, train, validation, make_head, make_batches, genes, count, tensors)
 
 
-class Prepared(NamedTuple):
-    """A task, and what to do with what was found.
-
-    Attributes:
-      about: model and data, a line each.
-      network: that scores the test split, with all words.
-      test: that split, and the number of its examples.
-      restore: gives the parameters of `network`, and of a checkpoint, from those of the task.
-      save: writes these to a folder.
-    """
-
-    task: experiment.Task
-    about: list[str]
-    network: Network
-    test: tuple[Source, int]
-    restore: Callable[[dict], dict]
-    save: Callable[[Path, dict], None]
+def prepare(options: Options) -> experiment.Prepared:
+    """Loads model and data."""
+    experiment.check(options, max_tokens=8)
+    return prepare_lm(options) if options.task == "lm" else prepare_classify(options)
 
 
-def prepare_lm(options: Options) -> Prepared:
+def prepare_lm(options: Options) -> experiment.Prepared:
     corpus = lm.load_corpus(options.data)
     folder = find_model(options)
     config, pretrained, _ = gpt2.load_gpt2(folder, "lm", experiment.Keys.of(options.seed).head)
@@ -168,20 +153,22 @@ def prepare_lm(options: Options) -> Prepared:
         return lm.make_windows(ids, options.max_tokens, limit, where=f"{options.data}, {split} split")
 
     train, validation, test = (make_windows(split, limit) for split, limit in limits.items())
-    return Prepared(
+    return experiment.Prepared(
         lm_task(network, pretrained, train, validation, options),
         [
             f"Model: {options.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
             *lm.describe(options.data, (train, validation, test), corpus.notes),
         ],
         make_network(dataclasses.replace(options, granularity="layer"), config),
-        (Source(test.dataset, lm.scoring_batches(test)), len(test.tokens.lengths)),
+        Source(test.dataset, lm.scoring_batches(test)),
+        len(test.tokens.lengths),
         trees.join_layers,
         lambda to, params: gpt2.save_gpt2(to, folder, params),
+        language=True,
     )
 
 
-def prepare_classify(options: Options) -> Prepared:
+def prepare_classify(options: Options) -> experiment.Prepared:
     data = text.load_text(
         options.data,
         text_columns=options.text_columns,
@@ -210,14 +197,15 @@ def prepare_classify(options: Options) -> Prepared:
         pretrained,
     )
     padding = tokens.padding(tokenizer, config.vocab_size)
-    return Prepared(
+    return experiment.Prepared(
         task,
         [
             f"Model: {options.model}, genes {', '.join(network.names)}; the classifier always trains",
             *text.describe(options.data, data),
         ],
         full_network,
-        (Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)), len(data.test.labels)),
+        Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
+        len(data.test.labels),
         lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
         lambda to, params: gpt2.save_gpt2(to, folder, params, data.label_names, padding),
     )
@@ -230,35 +218,12 @@ def check_length(options: Options, num_positions: int) -> None:
 
 def make_network(options: Options, config: gpt2.GPT2Config) -> Network:
     check_length(options, config.n_positions)
-    dtype = experiment.compute_dtype(options)
+    dtype = experiment.compute_dtype(options.dtype)
     return gpt2.make_gpt2(config, options.task, dtype=dtype, granularity=options.granularity)
 
 
 def main(options: Options) -> None:
-    start = time.perf_counter()
-    try:
-        experiment.check(options, max_tokens=8)
-        planning.keep_compiled_programs()
-        prepare = prepare_lm if options.task == "lm" else prepare_classify
-        prepared = prepare(options)
-        out = report.make_run_folder(options.out, "gpt2")
-    except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
-    task, about, network, (test, num_test), restore, save = prepared
-    print(*about, sep="\n")
-    experiment.announce(task, options, out)
-    result = experiment.run_search(task, options, out)
-    experiment.finish(
-        task,
-        result,
-        options,
-        out,
-        start,
-        num_test=num_test,
-        score_test=lambda params: score(network, restore(params), test),
-        save=lambda to, params: save(to, restore(params)),
-        language=options.task == "lm",
-    )
+    experiment.main("gpt2", prepare, options)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,7 @@ from pathlib import Path
 import jax
 import tyro
 
-from gafreeze_jax import experiment, planning, pretraining, report
-from gafreeze_jax.activations import score
+from gafreeze_jax import experiment, pretraining
 from gafreeze_jax.data import images
 from gafreeze_jax.models import checkpoints, resnet
 from gafreeze_jax.stages import Dataset
@@ -93,54 +91,46 @@ def pretrain(data: images.ImageData, folder: Path) -> None:
     resnet.write_new(folder, SMALL, SMALL_FRAME.size, member.params)
 
 
-def main(options: Options) -> None:
-    start = time.perf_counter()
-    try:
-        experiment.check(options)
-        if options.image_size is not None and options.image_size < 1:
-            raise ValueError(f"--image-size must be at least 1, got {options.image_size}")
-        planning.keep_compiled_programs()
-        checkpoint = resnet.load_resnet(find_model(options.model))
-        config, wanted = checkpoint.config, checkpoint.preprocessing
-        frame = images.Frame(options.image_size or wanted.size, config.num_channels, wanted.crop, wanted.resample)
-        data = images.load_images(
-            options.data,
-            frame,
-            max_train=options.train_examples,
-            max_validation=options.validation_examples,
-            skip_broken=options.skip_broken,
-        )
-        make_head = functools.partial(resnet.init_head, config=config, num_classes=len(data.label_names))
-        params = resnet.make_params(checkpoint, experiment.Keys.of(options.seed).head, len(data.label_names))
-        out = report.make_run_folder(options.out, "resnet")
-    except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
-
-    network = resnet.make_resnet(config, wanted, dtype=experiment.compute_dtype(options))
+def prepare(options: Options) -> experiment.Prepared:
+    """Loads model and data."""
+    if options.image_size is not None and options.image_size < 1:
+        raise ValueError(f"--image-size must be at least 1, got {options.image_size}")
+    checkpoint = resnet.load_resnet(find_model(options.model))
+    config, wanted = checkpoint.config, checkpoint.preprocessing
+    frame = images.Frame(options.image_size or wanted.size, config.num_channels, wanted.crop, wanted.resample)
+    data = images.load_images(
+        options.data,
+        frame,
+        max_train=options.train_examples,
+        max_validation=options.validation_examples,
+        skip_broken=options.skip_broken,
+    )
+    make_head = functools.partial(resnet.init_head, config=config, num_classes=len(data.label_names))
+    params = resnet.make_params(checkpoint, experiment.Keys.of(options.seed).head, len(data.label_names))
+    network = resnet.make_resnet(config, wanted, dtype=experiment.compute_dtype(options.dtype))
     train, validation, test = (Dataset(*split) for split in data[:3])
     task = experiment.make_task(network, params, train, validation, options, make_head=make_head)
     task = task._replace(tensors=resnet.tensor_names(checkpoint, params))
     if options.augment:
         task = task._replace(train=task.train._replace(augment=images.augment))
-    print(f"Model: {options.model}, genes {', '.join(network.names)}; the classifier always trains")
-    for line in images.describe(options.data, data):
-        print(line)
-    print(f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}")
-    experiment.announce(task, options, out)
-    result = experiment.run_search(task, options, out)
-
-    test_source = experiment.make_source(test)
-    experiment.finish(
+    return experiment.Prepared(
         task,
-        result,
-        options,
-        out,
-        start,
-        num_test=len(test.targets),
-        score_test=lambda params: score(network, params, test_source),
-        save=lambda to, params: resnet.save_resnet(to, checkpoint, params, data.label_names),
-        label_names=data.label_names,
+        [
+            f"Model: {options.model}, genes {', '.join(network.names)}; the classifier always trains",
+            *images.describe(options.data, data),
+            f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
+        ],
+        network,
+        experiment.make_source(test),
+        len(test.targets),
+        lambda params: params,
+        lambda to, params: resnet.save_resnet(to, checkpoint, params, data.label_names),
+        {"label_names": data.label_names},
     )
+
+
+def main(options: Options) -> None:
+    experiment.main("resnet", prepare, options)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """What all experiments share: their common options, the run of a search, the scores on the test split and the files.
 
-An experiment loads a network and data, makes a `Task` of them, and calls `run_search` and then `finish`. Nothing in here
-knows what kind of network or data that is.
+An experiment has a function that loads a network and data and says in a `Prepared` what there is to do; `main` does it.
+Nothing in here knows what kind of network or data that is.
 """
 
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,14 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax import genetic, masking, planning, population, report
-from gafreeze_jax.activations import Source
+from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.ledger import Evaluation, Ledger
 from gafreeze_jax.population import Member
 from gafreeze_jax.search import search
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 
+OptionsT = TypeVar("OptionsT", bound="Options")
 SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 
 
@@ -81,10 +83,10 @@ def check(options: Options, **smallest: int) -> None:
         planning.parse(options.plan)
 
 
-def compute_dtype(options: Options) -> jnp.dtype:
+def compute_dtype(name: str) -> jnp.dtype:
     """What `--dtype` means on this machine."""
     default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(default if options.dtype == "auto" else options.dtype)
+    return jnp.dtype(default if name == "auto" else name)
 
 
 class Keys(NamedTuple):
@@ -195,12 +197,6 @@ class Result(NamedTuple):
     engine: dict[str, Any]
 
 
-def announce(task: Task, options: Options, out: Path) -> None:
-    """Says what is about to be done."""
-    steps = f"{len(task.run(options.seed).batches.examples)} steps of {options.batch_size} examples"
-    print(f"Each member trains {steps}. Results go to {out}", flush=True)
-
-
 def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     """Searches for the fittest mask, showing progress.
 
@@ -215,7 +211,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     groups = {name: genomes for name, genomes in groups.items() if len(genomes)}
     size_of_first = max(len(prefixes), options.population)
     num_evaluations = size_of_first + (options.gens - 1) * options.population
-    dtype = compute_dtype(options)
+    dtype = compute_dtype(options.dtype)
     with report.Display(num_evaluations, num_steps) as display:
         members = population.Population(
             task.network,
@@ -248,45 +244,75 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     return Result(fittest, list(ledger), {"dtype": dtype.name, "plan": planning.as_json(choice, members.plan)})
 
 
-def finish(
-    task: Task,
-    result: Result,
-    options: Options,
-    out: Path,
-    start: float,
-    *,
-    num_test: int,
-    score_test: Callable[[PyTree], tuple[float, float]],
-    save: Callable[[Path, PyTree], None],
-    language: bool = False,
-    **facts: Any,
-) -> None:
+class Prepared(NamedTuple):
+    """All that an experiment has to say about a search before it begins.
+
+    Attributes:
+      about: model and data, for people, a line each.
+      network: that scores the test split.
+      test: that split.
+      num_test: how many examples it has, as people count them.
+      restore: gives the parameters of `network` from those of the task.
+      save: writes these to a folder, in a layout that others read.
+      facts: further entries of `result.json`.
+      language: whether the network models language, so that its perplexity is told.
+    """
+
+    task: Task
+    about: Sequence[str]
+    network: Network
+    test: Source
+    num_test: int
+    restore: Callable[[PyTree], PyTree]
+    save: Callable[[Path, PyTree], None]
+    facts: Mapping[str, Any] = MappingProxyType({})
+    language: bool = False
+
+
+def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) -> None:
+    """Runs an experiment from its options to its files; what is wrong with them ends it in one line before it starts.
+
+    Args:
+      kind: what its folder under runs/ begins with.
+      prepare: loads network and data; raises ValueError or OSError if an option is wrong.
+    """
+    start = time.perf_counter()
+    try:
+        check(options)
+        planning.keep_compiled_programs()
+        prepared = prepare(options)
+        out = report.make_run_folder(options.out, kind)
+    except (ValueError, OSError) as error:
+        sys.exit(report.fail(error))
+    print(*prepared.about, sep="\n")
+    steps = len(prepared.task.run(options.seed).batches.examples)
+    print(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
+    finish(prepared, run_search(prepared.task, options, out), options, out, start)
+
+
+def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> None:
     """Scores the test split, which nothing has seen before, writes model, mask and result, and prints the table.
 
     Args:
       start: `time.perf_counter()` when the run began.
-      num_test: examples of the test split.
-      score_test: accuracy (a share) and mean loss there of {stage name: ..., "head": ...}.
-      save: writes a model, in a layout that others read.
-      language: whether the network models language, so that its perplexity is told.
-      facts: further entries of `result.json`.
     """
-    print(f"\nScoring the {num_test:,} test examples, which nothing has seen so far ...", flush=True)
+    task = prepared.task
+    print(f"\nScoring the {prepared.num_test:,} test examples, which nothing has seen so far ...", flush=True)
     scores: dict[str, tuple[float, float]] = {}  # by genome: the one found may be a baseline
     rows = {}
     for name, (evaluation, member) in result.fittest.items():
         if evaluation.genome not in scores:
-            scores[evaluation.genome] = score_test(member.params)
+            scores[evaluation.genome] = score(prepared.network, prepared.restore(member.params), prepared.test)
         rows[name] = report.Row(name, evaluation, *scores[evaluation.genome])
     found, member = result.fittest["found"]
-    save(out / "model", member.params)
+    prepared.save(out / "model", prepared.restore(member.params))
     masking.write_mask(out / "mask.json", task.genes, [gene == "1" for gene in found.genome], task.tensors)
     names = task.network.names
     seconds = time.perf_counter() - start
-    entries = report.make_result(options, names, rows, result.evaluations, seconds, **result.engine, **facts)
-    if language:
+    entries = report.make_result(options, names, rows, result.evaluations, seconds, **result.engine, **prepared.facts)
+    if prepared.language:
         for name, row in rows.items():
             losses = {"validation": row.evaluation.loss, "test": row.test_loss}
             entries["results"][name] |= {f"{split}_perplexity": report.perplexity(loss) for split, loss in losses.items()}
     report.write_json(out / "result.json", entries)
-    report.print_summary(names, rows, entries, out, language=language)
+    report.print_summary(names, rows, entries, out, language=prepared.language)

@@ -307,6 +307,22 @@ class Population:
         first, second = seconds
         return Timing(max(0.0, first - second), second / num_steps)
 
+    def step_flops(self, run: Run) -> Callable[[np.ndarray], float]:
+        """A function that says how many floating-point operations a genome's [G] training step takes.
+
+        From kept activations, as XLA counts them for 2 G genomes; what the others take follows, as a frozen stage above
+        the lowest trainable one spares the same in all of them: its weights' gradient and their update.
+        """
+        num_genes = len(self.network.stages)
+        above = [self.flops_per_step(genome, run) for genome in np.tri(num_genes + 1, num_genes, -1, bool)]  # by depth
+        spared = [0.0, *(above[0] - self.flops_per_step(genome, run) for genome in np.eye(num_genes, dtype=bool)[1:])]
+
+        def flops(genome: np.ndarray) -> float:
+            depth = lowest_trainable(genome.tolist())
+            return above[depth] - sum(spared[i] for i in range(depth + 1, num_genes) if genome[i])
+
+        return flops
+
     def flops_per_step(self, genome: np.ndarray, run: Run) -> float:
         """Floating-point operations of a member's training step from kept activations, as XLA counts them."""
         (call,) = make_calls(Plan(steps=1), self.network, np.asarray(genome, bool)[None])
@@ -362,7 +378,7 @@ class Population:
         for name in (*call.trained, "head"):
             of_frozen = functools.cache(lambda name=name: _start(self.recipe.of(name), None, 1, self._params[name]))
             pairs = [
-                (member.params[name], member.state[name]) if name in (member.state or {}) else of_frozen() for member in members
+                (member.params[name], own[name]) if name in (own := member.state or {}) else of_frozen() for member in members
             ]
             params[name], state[name] = self._stack(call, pairs)
         return params, state

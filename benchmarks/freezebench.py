@@ -1,0 +1,274 @@
+"""FreezeBench: every mask of small networks, trained with several seeds; and the tables that this gives.
+
+    python benchmarks/freezebench.py minilm-sst2 --data FOLDER
+
+FOLDER has the data set's files, such as train.tsv and test.tsv. Prints a line for every part that is done, and writes
+benchmarks/tables/minilm-sst2.npz after each, so that it goes on where it was stopped. The tables there were made on a GPU,
+in a minute or two each; on 2 CPU cores the same takes hours.
+
+Of every mask, and for each seed, a table has the accuracy on the validation set after the first and second epoch and after
+the last one, and on the test set after the last one. A seed decides the head's initialisation, the order of the batches and
+dropout. `search_quality.py` replays searches on the tables.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from jax import Array
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import run_bert
+import run_resnet
+
+from gafreeze_jax import experiment, planning, pretraining, report
+from gafreeze_jax.data import images
+from gafreeze_jax.ledger import genome_text
+from gafreeze_jax.models import checkpoints, plain
+from gafreeze_jax.models.convolutions import convolve
+from gafreeze_jax.population import Plan, Population, adamw_recipe, in_order
+from gafreeze_jax.stages import Dataset, Network, PyTree, Stage, classification
+
+TABLES = Path(__file__).parent / "tables"
+SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
+STOPS = (16, 32, 64)  # steps: epochs 1, 2 and 4
+COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
+MASKS_OF_A_PART = 128
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train every mask of a network with several seeds."""
+
+    table: tyro.conf.Positional[
+        Literal["minilm-sst2", "minilm-trec", "resnet20-cifar10", "resnet20-fashion_mnist", "cnn-fashion_mnist"]
+    ]
+    """Network and data set."""
+    data: str
+    """The data set: a folder with train and test files."""
+    model: str = "minilm"
+    """minilm (embedded), or a folder or .safetensors file with the pretrained network. The CNN is pretrained here."""
+    seeds: int = 3
+    """Seeds of each mask."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and products. auto: float32 on CPU, else bfloat16."""
+    plan: str = "auto"
+    """How masks are trained, as in the experiments. auto: 2 at the same time on a CPU, else 64 stacked."""
+    tables: Path = TABLES
+    """Where the table is written."""
+
+
+class Table(NamedTuple):
+    """What became of all 2^G masks; mask m freezes gene g if bit G - 1 - g of m is set, so that m counts up as text does.
+
+    Attributes:
+      genes: G names.
+      stops: R steps after which members were scored; the last one is the end.
+      validation: [2^G, S, R, 2] accuracy and mean loss, for S seeds.
+      test: [2^G, S, 2] after the last stop.
+      flops: [2^G] of a training step from kept activations, as XLA counts them on a CPU; NaN until that was done.
+      trainable: [2^G] trainable parameters, the head's included.
+      about: options, versions and hardware.
+    """
+
+    genes: tuple[str, ...]
+    stops: tuple[int, ...]
+    validation: np.ndarray
+    test: np.ndarray
+    flops: np.ndarray
+    trainable: np.ndarray
+    about: dict[str, Any]
+
+    @property
+    def done(self) -> np.ndarray:
+        """[2^G, S], which masks have been trained."""
+        return ~np.isnan(self.test[:, :, 0])
+
+
+def all_masks(num_genes: int) -> np.ndarray:
+    """[2^G, G] bool."""
+    return np.array(list(itertools.product([False, True], repeat=num_genes)))
+
+
+def load_table(path: Path) -> Table:
+    with np.load(path) as file:
+        facts = json.loads(str(file["about"]))
+        arrays = {name: file[name] for name in ("validation", "test", "flops", "trainable")}
+    return Table(tuple(facts.pop("genes")), tuple(facts.pop("stops")), **arrays, about=facts)
+
+
+def save_table(path: Path, table: Table) -> None:
+    """Writes a table, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = json.dumps({"genes": table.genes, "stops": table.stops, **table.about}, sort_keys=True)
+    arrays = {name: getattr(table, name) for name in ("validation", "test", "flops", "trainable")}
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, about=np.array(about), **arrays)
+    os.replace(partial, path)
+
+
+def bert_problem(options: Options) -> experiment.Prepared:
+    """MiniLM; all words are kept, as the test set's are scored together with the masks."""
+    given: dict[str, Any] = {"text_columns": ("sentence",), "label_column": "label", **common(options)}
+    return run_bert.prepare(run_bert.Options(model=options.model, **given), trim=False)
+
+
+def resnet_problem(options: Options) -> experiment.Prepared:
+    """ResNet-20 for CIFAR-10."""
+    return run_resnet.prepare(run_resnet.Options(model=options.model, **common(options)))
+
+
+CNN = {
+    "conv_0": (3, 3, 1, 8),
+    "conv_1": (3, 3, 8, 16),
+    "conv_2": (3, 3, 16, 16),
+    "conv_3": (3, 3, 16, 32),
+    "conv_4": (3, 3, 32, 32),
+    "dense_0": (7 * 7 * 32, 64),
+    "dense_1": (64, 32),
+    "head": (32, 5),
+}
+
+
+def linear(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
+    return x.reshape(len(x), -1) @ params["kernel"] + params["bias"][None]
+
+
+def dense(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
+    return jax.nn.relu(linear(params, x, context, frozen=frozen, key=key))
+
+
+def convolution(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
+    return jax.nn.relu(convolve(x, params["kernel"]) + params["bias"][None, None, None])
+
+
+def pooled(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
+    return plain.max_pool(convolution(params, x, context, frozen=frozen, key=key))
+
+
+def cnn_problem(options: Options) -> experiment.Prepared:
+    """A small CNN in float32, pretrained on the classes 0 to 4; the masks are for the classes 5 to 9."""
+    functions = (convolution, pooled, convolution, pooled, convolution, dense, dense)
+    network = Network(tuple(map(Stage, CNN, functions)), linear, classification)
+    data = images.load_images(options.data, images.Frame(28, 1))
+    splits = [Dataset(np.float32(split.images / 255), split.labels) for split in data[:3]]
+    low, high = (
+        [Dataset(inputs[targets // 5 == half], targets[targets // 5 == half] % 5) for inputs, targets in splits]
+        for half in range(2)
+    )
+    longer = dataclasses.replace(SETTINGS, epochs=3, learning_rate=2e-3)
+    first = experiment.make_task(network, plain.init_params(jax.random.key(0), CNN), low[0], low[1], longer)
+    pretrained = pretraining.pretrain(first, longer)
+    limits = (SETTINGS.train_examples, SETTINGS.validation_examples, None)
+    train, validation, test = (Dataset(*(leaf[:limit] for leaf in part)) for part, limit in zip(high, limits, strict=True))
+    return experiment.Prepared(
+        experiment.make_task(
+            network, pretrained.params, train, validation, SETTINGS, make_head=lambda key: plain.init_params(key, CNN)["head"]
+        ),
+        [f"Pretrained to {pretrained.accuracy:.1%} accuracy on the classes 0 to 4"],
+        network,
+        experiment.make_source(test),
+        len(test.targets),
+        restore=lambda params: params,
+        save=checkpoints.write_tree,
+    )
+
+
+PROBLEMS = {"minilm": bert_problem, "resnet20": resnet_problem, "cnn": cnn_problem}
+
+
+def common(options: Options) -> dict[str, Any]:
+    """What the experiments' own options are set to."""
+    return dataclasses.asdict(SETTINGS) | {"data": options.data, "dtype": options.dtype}
+
+
+def make_population(prepared: experiment.Prepared, plan: Plan) -> Population:
+    task = prepared.task
+    recipe = adamw_recipe(SETTINGS.learning_rate, SETTINGS.head_learning_rate, STOPS[-1])
+    return Population(task.network, task.params, recipe, task.train, task.validation, plan=plan)
+
+
+def empty_table(prepared: experiment.Prepared, population: Population, options: Options) -> Table:
+    """A table in which nothing has been trained yet."""
+    task = prepared.task
+    masks = all_masks(len(task.network.stages))
+    run = task.run(0)
+    if len(run.batches.examples) != STOPS[-1]:
+        raise ValueError(
+            f"{options.data}: expected {STOPS[-1]} training steps, got {len(run.batches.examples)}: too few examples"
+        )
+    return Table(
+        task.network.names,
+        STOPS,
+        np.full((len(masks), options.seeds, len(STOPS), 2), np.nan, np.float32),
+        np.full((len(masks), options.seeds, 2), np.nan, np.float32),
+        np.full(len(masks), np.nan),
+        np.array([task.count_trainable(mask) for mask in masks]),
+        {
+            "table": options.table,
+            "settings": {name: getattr(SETTINGS, name) for name in COUNTED},
+            "dtype": "float32" if options.table.startswith("cnn") else experiment.compute_dtype(options.dtype).name,
+            "device": jax.devices()[0].device_kind,
+            "versions": report.versions(),
+            "num_test": prepared.num_test,
+        },
+    )
+
+
+def main(options: Options) -> None:
+    planning.keep_compiled_programs()
+    path = options.tables / f"{options.table}.npz"
+    plan = "members=64" if jax.default_backend() != "cpu" else "calls=2"
+    try:
+        prepared = PROBLEMS[options.table.split("-")[0]](options)
+        population = make_population(prepared, planning.parse(plan if options.plan == "auto" else options.plan))
+        table = load_table(path) if path.exists() else empty_table(prepared, population, options)
+    except (ValueError, OSError) as error:
+        sys.exit(report.fail(error))
+    test = population.activations(prepared.test)
+    masks = all_masks(len(table.genes))
+    order = in_order(masks)
+    print(*prepared.about, sep="\n", flush=True)
+    for seed in range(options.seeds):
+        run = prepared.task.run(seed)
+        missing = [mask for mask in order if not table.done[mask, seed]]
+        for first in range(0, len(missing), MASKS_OF_A_PART):
+            part = missing[first : first + MASKS_OF_A_PART]
+            start = time.perf_counter()
+            for curve in population.curves(masks[part], run, STOPS, test):
+                number = int(genome_text(curve.genome), 2)
+                table.validation[number, seed], table.test[number, seed] = curve.validation, curve.test
+            save_table(path, table)
+            print(
+                f"seed {seed}: {len(part)} masks in {time.perf_counter() - start:.1f} s, {table.done.mean():.1%} done",
+                flush=True,
+            )
+    if jax.default_backend() == "cpu" and np.isnan(table.flops).any():  # so that tables made elsewhere are comparable
+        table.flops[:] = list(map(population.step_flops(prepared.task.run(0)), masks))
+        save_table(path, table)
+    describe(table)
+
+
+def describe(table: Table) -> None:
+    """Prints some masks' mean accuracies."""
+    validation, test = (np.nanmean(scores[..., 0], axis=1) for scores in (table.validation, table.test))
+    num = len(table.genes)
+    best = int(test.argmax())
+    prefixes = [2**num - 2 ** (num - depth) for depth in range(num + 1)]
+    print(f"\n{'mask':{num}} {'validation after':>{8 * len(table.stops)}} {'test':>7}")
+    for mask in dict.fromkeys([*prefixes, best]):
+        curve = "".join(f"{accuracy:8.4f}" for accuracy in validation[mask])
+        print(f"{mask:0{num}b} {curve} {test[mask]:7.4f}" + (" best" if mask == best else ""))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
