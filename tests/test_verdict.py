@@ -270,6 +270,13 @@ def test_the_sentence(baselines, outcome, sentence):
         assert judge(FOUND, order)[:2] == (outcome, sentence)
 
 
+def test_nothing_is_minus_nothing():
+    almost = FOUND.correct.astype(float)
+    almost[:, 0] = 0.99  # -0.01 points [-0.03, 0.01]
+    verdict = judge(FOUND._replace(correct=almost), [finalist("train all", TRAIN_ALL, 80)])
+    assert "(+0.0 points [0.0, 0.0], 5 seeds)" in verdict.sentence
+
+
 def test_one_seed_says_little():
     found, baseline = (one._replace(correct=one.correct[:1]) for one in (FOUND, finalist("train all", TRAIN_ALL, 60)))
     verdict = judge(found, [baseline])
