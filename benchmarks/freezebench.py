@@ -12,14 +12,11 @@ dropout. `search_quality.py` replays searches on the tables.
 """
 
 import dataclasses
-import itertools
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,16 +26,17 @@ from jax import Array
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import run_bert
 import run_resnet
+from tables import TABLES, Table, load_table, save_table
 
 from gafreeze_jax import experiment, planning, pretraining, report
 from gafreeze_jax.data import images
+from gafreeze_jax.genetic import all_genomes
 from gafreeze_jax.ledger import genome_text
 from gafreeze_jax.models import checkpoints, plain
 from gafreeze_jax.models.convolutions import convolve
 from gafreeze_jax.population import Plan, Population, adamw_recipe, in_order
 from gafreeze_jax.stages import Dataset, Network, PyTree, Stage, classification
 
-TABLES = Path(__file__).parent / "tables"
 SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
 STOPS = (16, 32, 64)  # steps: epochs 1, 2 and 4
 COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
@@ -65,55 +63,6 @@ class Options:
     """How masks are trained, as in the experiments. auto: 2 at the same time on a CPU, else 64 stacked."""
     tables: Path = TABLES
     """Where the table is written."""
-
-
-class Table(NamedTuple):
-    """What became of all 2^G masks; mask m freezes gene g if bit G - 1 - g of m is set, so that m counts up as text does.
-
-    Attributes:
-      genes: G names.
-      stops: R steps after which members were scored; the last one is the end.
-      validation: [2^G, S, R, 2] accuracy and mean loss, for S seeds.
-      test: [2^G, S, 2] after the last stop.
-      flops: [2^G] of a training step from kept activations, as XLA counts them on a CPU; NaN until that was done.
-      trainable: [2^G] trainable parameters, the head's included.
-      about: options, versions and hardware.
-    """
-
-    genes: tuple[str, ...]
-    stops: tuple[int, ...]
-    validation: np.ndarray
-    test: np.ndarray
-    flops: np.ndarray
-    trainable: np.ndarray
-    about: dict[str, Any]
-
-    @property
-    def done(self) -> np.ndarray:
-        """[2^G, S], which masks have been trained."""
-        return ~np.isnan(self.test[:, :, 0])
-
-
-def all_masks(num_genes: int) -> np.ndarray:
-    """[2^G, G] bool."""
-    return np.array(list(itertools.product([False, True], repeat=num_genes)))
-
-
-def load_table(path: Path) -> Table:
-    with np.load(path) as file:
-        facts = json.loads(str(file["about"]))
-        arrays = {name: file[name] for name in ("validation", "test", "flops", "trainable")}
-    return Table(tuple(facts.pop("genes")), tuple(facts.pop("stops")), **arrays, about=facts)
-
-
-def save_table(path: Path, table: Table) -> None:
-    """Writes a table, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = json.dumps({"genes": table.genes, "stops": table.stops, **table.about}, sort_keys=True)
-    arrays = {name: getattr(table, name) for name in ("validation", "test", "flops", "trainable")}
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, about=np.array(about), **arrays)
-    os.replace(partial, path)
 
 
 def bert_problem(options: Options) -> experiment.Prepared:
@@ -200,7 +149,7 @@ def make_population(prepared: experiment.Prepared, plan: Plan) -> Population:
 def empty_table(prepared: experiment.Prepared, population: Population, options: Options) -> Table:
     """A table in which nothing has been trained yet."""
     task = prepared.task
-    masks = all_masks(len(task.network.stages))
+    masks = all_genomes(len(task.network.stages))
     run = task.run(0)
     if len(run.batches.examples) != STOPS[-1]:
         raise ValueError(
@@ -235,7 +184,7 @@ def main(options: Options) -> None:
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
     test = population.activations(prepared.test)
-    masks = all_masks(len(table.genes))
+    masks = all_genomes(len(table.genes))
     order = in_order(masks)
     print(*prepared.about, sep="\n", flush=True)
     for seed in range(options.seeds):

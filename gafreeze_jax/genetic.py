@@ -3,6 +3,7 @@
 The operators work on one individual and are mapped with `jax.vmap`. Fitness is higher-is-better; only its order counts.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Concatenate, Generic, Literal, NamedTuple, TypeVar
 
@@ -188,3 +189,8 @@ def one_point_crossover(key: Array, first: Array, second: Array) -> Array:
 def mutate(key: Array, genome: Array, rate: float) -> Array:
     """Flips every gene [G] with probability `rate`."""
     return genome ^ jax.random.bernoulli(key, rate, genome.shape)
+
+
+def all_genomes(num_genes: int) -> np.ndarray:
+    """All 2^G genomes [2^G, G] bool, counting up as their texts do."""
+    return np.array(list(itertools.product([False, True], repeat=num_genes)))

@@ -1,16 +1,32 @@
-"""The search: ask the genetic algorithm for genomes, have those evaluated that are new, tell it their fitness."""
+"""The search: ask the genetic algorithm for genomes, have those evaluated that are new, tell it their fitness.
 
+Three things make it need fewer training steps than a plain genetic algorithm. Poor genomes are stopped early: all new ones
+train up to a first rung, and only those among the best that were ever seen there go on (successive halving, Jamieson &
+Talwalkar 2016; asynchronous like that of Li et al. 2020, in that a rung remembers earlier generations). A surrogate picks
+among many offspring once its cross-validated rank correlation has earned that; and it says which of the evaluated genomes is
+expected to be the fittest. And no genome is evaluated twice.
+"""
+
+import functools
+import itertools
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.stats import spearmanr
 
-from gafreeze_jax.genetic import GA
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_text
+from gafreeze_jax import surrogate
+from gafreeze_jax.genetic import GA, all_genomes
+from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
+
+SHARE = 0.5  # of the genomes seen at a rung that may go on
+ASKS = 16  # populations of offspring among which the surrogate picks
+ENUMERABLE = 2**12  # masks, of which all that are unseen can be listed
 
 
 class Trained(Protocol):
@@ -29,6 +45,52 @@ class Trained(Protocol):
 M = TypeVar("M", bound=Trained)
 
 
+class Evaluator(Protocol[M]):
+    """Trains and scores genomes; members may come in any order."""
+
+    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterable[M]:
+        """Genomes [N, G] bool from the start to a step."""
+        ...
+
+    def resume(self, members: Sequence[M], seed: int, until: int) -> Iterable[M]:
+        """Members that stopped after an earlier step of the same seed."""
+        ...
+
+
+class Settings(NamedTuple):
+    """How to search, and when to stop.
+
+    Attributes:
+      rungs: training steps after which members are scored; the last is a full evaluation. If it is the only one, none is
+        stopped early.
+      seed: of all evaluations.
+      screen: whether a surrogate may pick among offspring.
+      generations: at most so many.
+      evaluations: at most so many, measured by the training steps of full ones; stopped ones count by what they took.
+      seconds: no generation begins after so many.
+      patience: stop after so many generations without a fitter genome; None = don't.
+    """
+
+    rungs: tuple[int, ...]
+    seed: int = 0
+    screen: bool = True
+    generations: float = math.inf
+    evaluations: float = math.inf
+    seconds: float = math.inf
+    patience: int | None = None
+
+    @property
+    def steps_of_genome(self) -> float:
+        """Training steps that a new genome takes, about."""
+        first, *lengths = np.diff([0, *self.rungs])
+        return float(first + sum(SHARE**rung * length for rung, length in enumerate(lengths, start=1)))
+
+    def num_genomes(self, first: int, others: int) -> float:
+        """How many genomes can be evaluated, about, of `first` in the first generation and `others` in each one after it."""
+        by_steps = self.evaluations * self.rungs[-1] / self.steps_of_genome
+        return min(by_steps, first + (self.generations - 1) * others)
+
+
 class Generation(NamedTuple):
     """What happened in one generation.
 
@@ -36,77 +98,211 @@ class Generation(NamedTuple):
       number: from 1.
       best: the fittest evaluation so far.
       num_new: genomes that were evaluated.
-      num_known: genomes that had been evaluated before, or that the generation holds twice.
-      frozen_share: [G], share of the generation's genomes that freezes each gene.
+      num_full: of which all steps were done.
+      screened: whether the surrogate picked them.
+      frozen_share: [G], share of the genomes told to the GA that freezes each gene.
     """
 
     number: int
     best: Evaluation
     num_new: int
-    num_known: int
+    num_full: int
+    screened: bool
     frozen_share: np.ndarray
 
 
-def search(
-    ga: GA,
-    key: Array,
-    evaluate: Callable[[np.ndarray], Iterable[M]],
-    ledger: Ledger,
-    *,
-    num_generations: int,
-    initial: np.ndarray,
-    count_trainable: Callable[[np.ndarray], int],
-    groups: Mapping[str, np.ndarray],
-    on_generation: Callable[[Generation], None] = lambda generation: None,
-) -> dict[str, tuple[Evaluation, M]]:
-    """Runs a genetic search; no genome is evaluated twice.
+class Correlation(NamedTuple):
+    """Spearman's rank correlation of accuracies at one rung with those at the next, over the genomes that passed both."""
+
+    steps: tuple[int, int]
+    value: float
+    num: int
+
+
+class Found(NamedTuple):
+    """What a search has found.
+
+    Attributes:
+      leaders: all fully evaluated genomes as text, the one with the highest expected accuracy first.
+      groups: the first of the leaders in each group, by name.
+      why_stopped: in words.
+      correlations: between rungs.
+    """
+
+    leaders: list[str]
+    groups: dict[str, str]
+    why_stopped: str
+    correlations: tuple[Correlation, ...]
+
+
+class Search(Generic[M]):
+    """A genetic search; `run` does it.
 
     Args:
-      evaluate: trains and scores genomes [N, G] bool and yields them in any order.
+      evaluator: trains and scores genomes.
       ledger: where evaluations are recorded.
       initial: [K, G] genomes that the first generation holds, beside those of the GA.
       count_trainable: number of parameters that a genome leaves trainable.
-      groups: names of sets of genomes [N, G] of which the fittest is to be kept as well.
+      groups: names of sets of genomes [N, G], some of each in `initial`; the fittest of each is never stopped early.
+      fitness: what the GA is told of a genome (text) that has been evaluated; default: `ledger.fitness`.
       on_generation: called after each generation.
-
-    Returns:
-      The fittest genome of all, as "found", and that of each group: its evaluation and what `evaluate` gave for it.
     """
-    members = {name: {genome_text(genome) for genome in genomes} for name, genomes in groups.items()}
-    fittest: dict[str, tuple[Evaluation, M]] = {}
-    ask, tell = jax.jit(ga.ask), jax.jit(ga.tell)
-    key, key_init = jax.random.split(key)
-    state = ga.init(key_init)
-    for number in range(1, num_generations + 1):
-        key, key_ask = jax.random.split(key)
-        genomes = np.asarray(ask(key_ask, state))
-        if number == 1:
-            genomes = np.array(list(dict.fromkeys(map(tuple, np.concatenate([initial, genomes])))), bool)
-            genomes = _filled(genomes, len(state.population))
-        unseen = ledger.unseen(genomes)
+
+    def __init__(
+        self,
+        ga: GA,
+        evaluator: Evaluator[M],
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        initial: np.ndarray,
+        count_trainable: Callable[[np.ndarray], int],
+        groups: Mapping[str, np.ndarray],
+        fitness: Callable[[str], tuple[float, ...]] | None = None,
+        on_generation: Callable[[Generation], None] = lambda generation: None,
+    ):
+        self.evaluator, self.ledger, self.settings, self.initial = evaluator, ledger, settings, initial
+        self.count_trainable, self.on_generation = count_trainable, on_generation
+        self.fitness = fitness or ledger.fitness
+        self.groups = {name: set(map(genome_text, genomes)) for name, genomes in groups.items()}
+        self._init, self._ask, self._tell = ga.init, _jitted(ga.ask), _jitted(ga.tell)
+
+    def run(self, key: Array) -> Found:
+        """Searches until one of the settings says stop, or until all genomes have been seen."""
+        ledger, num_genes = self.ledger, self.initial.shape[1]
+        start = time.perf_counter()
+        key, key_init = jax.random.split(key)
+        state = self._init(key_init)
+        size = len(state.population)
+        rng = np.random.default_rng(int(jax.random.bits(key)))
+        best, since_best, why = "", 0, ""
+        for number in itertools.count(1):
+            if number > 1 and (why := self._why_stop(number, since_best, time.perf_counter() - start)):
+                break
+            key, key_ask = jax.random.split(key)
+            screened = False
+            if number > 1:
+                genomes, screened = self._offspring(key_ask, state, size, rng)
+            elif 2**num_genes <= self.settings.num_genomes(max(len(self.initial), size), size):
+                genomes = all_genomes(num_genes)
+            else:
+                genomes = np.concatenate([self.initial, np.asarray(self._ask(key_ask, state))])
+                genomes = genomes[: max(size, len(self.initial))]
+            new = ledger.unseen(genomes)[: max(1, int(min(self._genomes_left, len(genomes))))]
+            if not len(new):
+                why = f"as all {2**num_genes} masks have been evaluated"
+                break
+            num_full = self._climb(new, number)
+            told = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
+            told = told[np.arange(max(len(told), 2 * size)) % len(told)]
+            fitness = jnp.array([self.fitness(genome_text(genome)) for genome in told], jnp.float32)
+            state, info = self._tell(state, told, fitness)
+            fittest = ledger.at(self.settings.rungs[-1], self.settings.seed)[0]
+            best, since_best = fittest.genome, 0 if fittest.genome != best else since_best + 1
+            self.on_generation(Generation(number, fittest, len(new), num_full, screened, np.asarray(info.frozen_share)))
+        leaders = self._leaders()
+        groups = {name: next(genome for genome in leaders if genome in own) for name, own in self.groups.items()}
+        return Found(leaders, groups, why, self._correlations())
+
+    @property
+    def _steps_left(self) -> float:
+        return self.settings.evaluations * self.settings.rungs[-1] - self.ledger.steps_trained
+
+    @property
+    def _genomes_left(self) -> float:
+        return self._steps_left / self.settings.steps_of_genome
+
+    def _why_stop(self, number: int, since_best: int, seconds: float) -> str:
+        """Why no other generation is to begin, in words; empty if one is."""
+        settings = self.settings
+        if number > settings.generations:
+            return f"after {settings.generations} generations"
+        if self._genomes_left < 1:
+            return f"after the training steps of {settings.evaluations:g} evaluations"
+        if seconds > settings.seconds:
+            return f"after {settings.seconds / 60:g} minutes"
+        if settings.patience is not None and since_best >= settings.patience:
+            return f"after {since_best} generations without a fitter mask"
+        return ""
+
+    def _offspring(self, key: Array, state: Any, num: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """New genomes [num, G], or all that are left, and whether the surrogate picked them."""
+        asked = [np.asarray(self._ask(own, state)) for own in jax.random.split(key, ASKS)]
+        candidates = self.ledger.unseen(np.concatenate(asked))
+        if len(candidates) < num and 2 ** candidates.shape[1] <= ENUMERABLE:
+            others = self.ledger.unseen(rng.permutation(all_genomes(candidates.shape[1])))
+            return np.unique(np.concatenate([candidates, others]), axis=0)[:num], False
+        if self.settings.screen and len(candidates) > num and (model := surrogate.fit(*self._estimates())).earns_trust:
+            return candidates[surrogate.screen(model, rng, candidates, num)], True
+        return candidates[:num], False
+
+    def _climb(self, genomes: np.ndarray, number: int) -> int:
+        """Evaluates genomes rung by rung, and returns how many got to the last one."""
+        first, *_ = rungs = self.settings.rungs
+        seed = self.settings.seed
+        members = self._record(self.evaluator.evaluate(genomes, seed, first), first, number)
+        for steps, until in itertools.pairwise(rungs):
+            if not (members := self._promoted(members, steps, until)):
+                return 0
+            members = self._record(self.evaluator.resume(members, seed, until), until, number)
+        return len(members)
+
+    def _promoted(self, members: list[M], steps: int, until: int) -> list[M]:
+        """Those that go on: the best of each group, and who is among the best that were seen at this rung."""
+        known = [one.genome for one in self.ledger.at(steps, self.settings.seed)]
+        here = {genome_text(member.genome): member for member in members}
+        best_of_groups = [[genome for genome in known if genome in own and genome in here][:1] for own in self.groups.values()]
+        among_best = [genome for genome in known[: math.ceil(SHARE * len(known))] if genome in here]
+        chosen = dict.fromkeys([*itertools.chain(*best_of_groups), *among_best])
+        affordable = int(min(len(chosen), self._steps_left // (until - steps)))
+        return [here[genome] for genome in itertools.islice(chosen, max(affordable, sum(map(len, best_of_groups))))]
+
+    def _record(self, members: Iterable[M], steps: int, number: int) -> list[M]:
+        """Puts members into the ledger as they come."""
+        recorded, seed = [], self.settings.seed
         clock = time.perf_counter()
-        for trained in evaluate(unseen):
-            evaluation = Evaluation(
-                genome_text(trained.genome),
-                number,
-                trained.accuracy,
-                trained.loss,
-                trained.train_loss,
-                count_trainable(trained.genome),
-                time.perf_counter() - clock,
-            )
-            ledger.add(evaluation)
-            for name in ("found", *(name for name, texts in members.items() if evaluation.genome in texts)):
-                if name not in fittest or evaluation.fitness > fittest[name][0].fitness:
-                    fittest[name] = (evaluation, trained)
+        for member in members:
+            scores = (member.accuracy, member.loss, member.train_loss)
+            num_trainable, seconds = self.count_trainable(member.genome), time.perf_counter() - clock
+            self.ledger.add(Evaluation(genome_text(member.genome), seed, steps, number, *scores, num_trainable, seconds))
+            recorded.append(member)
             clock = time.perf_counter()
-        fitness = jnp.array([ledger[genome].fitness for genome in genomes], jnp.float32)
-        state, info = tell(state, genomes, fitness)
-        share = np.asarray(info.frozen_share)
-        on_generation(Generation(number, fittest["found"][0], len(unseen), len(genomes) - len(unseen), share))
-    return {name: fittest[name] for name in ("found", *groups)}
+        return recorded
+
+    def _leaders(self) -> list[str]:
+        """Fully evaluated genomes, by what the surrogate expects of their accuracy: their own scores are noisy."""
+        genomes = [one.genome for one in self.ledger.at(self.settings.rungs[-1], self.settings.seed)]
+        expected, _ = surrogate.fit(*self._estimates()).predict(np.array([genome_array(genome) for genome in genomes]))
+        return [genomes[i] for i in np.argsort(-expected, kind="stable")]
+
+    def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is known of each genome's accuracy after all steps: genomes [N, G], estimates [N], and their weights [N].
+
+        To the accuracy at an earlier rung is added what the others gained from there on; it counts by its share of the steps.
+        """
+        *_, last = rungs = self.settings.rungs
+        at = {rung: self._accuracies(rung) for rung in rungs}
+        estimates: dict[str, tuple[float, float]] = {}
+        for rung in rungs:
+            gains = [at[last][genome] - at[rung][genome] for genome in at[rung].keys() & at[last].keys()]
+            gain = float(np.median([one for one in gains if math.isfinite(one)] or [0.0]))
+            estimates |= {genome: (accuracy + gain, rung / last) for genome, accuracy in at[rung].items()}
+        values = np.array(list(estimates.values()))
+        return np.array([genome_array(genome) for genome in estimates]), values[:, 0], values[:, 1]
+
+    def _accuracies(self, rung: int) -> dict[str, float]:
+        """Of all genomes that got there; -inf if one diverged."""
+        return {one.genome: one.fitness[0] for one in self.ledger.at(rung, self.settings.seed)}
+
+    def _correlations(self) -> tuple[Correlation, ...]:
+        found = []
+        for steps in itertools.pairwise(self.settings.rungs):
+            first, second = map(self._accuracies, steps)
+            both = sorted(first.keys() & second.keys())
+            if len(both) > 2:
+                value: Any = spearmanr([first[genome] for genome in both], [second[genome] for genome in both])
+                found.append(Correlation(steps, float(value.statistic), len(both)))
+        return tuple(found)
 
 
-def _filled(genomes: np.ndarray, num: int) -> np.ndarray:
-    """Repeats the first genomes until there are `num`."""
-    return genomes[np.arange(max(num, len(genomes))) % len(genomes)]
+_jitted = functools.cache(jax.jit)  # searches with the same GA share compiled code
