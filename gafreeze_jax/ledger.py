@@ -115,10 +115,14 @@ class Ledger:
         return sorted(own, key=lambda one: one.fitness, reverse=True)
 
     def fitness(self, genome: str) -> tuple[float, ...]:
-        """Of a genome's longest evaluations: their steps, and the means over seeds of what `Evaluation.fitness` has."""
+        """Of a genome's longest evaluations: their steps, and the means over seeds of what `Evaluation.fitness` has.
+
+        If one diverged, all are -inf.
+        """
         steps = max(one.steps for one in self._furthest[genome].values())
         of_seeds = [one.fitness for one in self._furthest[genome].values() if one.steps == steps]
-        return (float(steps), *np.mean(of_seeds, axis=0).tolist())
+        means = np.mean(of_seeds, axis=0).tolist()
+        return (float(steps) if math.isfinite(means[0]) else -math.inf, *means)
 
     @property
     def steps_trained(self) -> int:

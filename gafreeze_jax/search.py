@@ -171,10 +171,11 @@ class Search(Generic[M]):
         """Searches until one of the settings says stop, or until all genomes have been seen."""
         ledger, num_genes = self.ledger, self.initial.shape[1]
         start = time.perf_counter()
-        key, key_init = jax.random.split(key)
+        key, key_init, key_rng = jax.random.split(key, 3)
         state = self._init(key_init)
         size = len(state.population)
-        rng = np.random.default_rng(int(jax.random.bits(key)))
+        size_of_first = max(len(self.initial), size)
+        rng = np.random.default_rng(int(jax.random.bits(key_rng)))
         best, since_best, why = "", 0, ""
         for number in itertools.count(1):
             if number > 1 and (why := self._why_stop(number, since_best, time.perf_counter() - start)):
@@ -183,15 +184,13 @@ class Search(Generic[M]):
             screened = False
             if number > 1:
                 genomes, screened = self._offspring(key_ask, state, size, rng)
-            elif 2**num_genes <= self.settings.num_genomes(max(len(self.initial), size), size):
+            elif 2**num_genes <= self.settings.num_genomes(size_of_first, size) < math.inf:
                 genomes = all_genomes(num_genes)
             else:
-                genomes = np.concatenate([self.initial, np.asarray(self._ask(key_ask, state))])
-                genomes = genomes[: max(size, len(self.initial))]
-            new = ledger.unseen(genomes)[: max(1, int(min(self._genomes_left, len(genomes))))]
-            if not len(new):
-                why = f"as all {2**num_genes} masks have been evaluated"
-                break
+                asked = np.asarray(self._ask(key_ask, state))
+                genomes = ledger.unseen(np.concatenate([self.initial, asked]))[:size_of_first]
+            least = len(self.initial) if number == 1 else 1
+            new = ledger.unseen(genomes)[: max(least, int(min(self._genomes_left, len(genomes))))]
             num_full = self._climb(new, number)
             told = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
             told = told[np.arange(max(len(told), 2 * size)) % len(told)]
@@ -214,7 +213,9 @@ class Search(Generic[M]):
 
     def _why_stop(self, number: int, since_best: int, seconds: float) -> str:
         """Why no other generation is to begin, in words; empty if one is."""
-        settings = self.settings
+        settings, num_masks = self.settings, 2 ** self.initial.shape[1]
+        if len(self.ledger.at(settings.rungs[0], settings.seed)) == num_masks:
+            return f"as all {num_masks} masks have been evaluated"
         if number > settings.generations:
             return f"after {settings.generations} generations"
         if self._genomes_left < 1:
@@ -229,9 +230,12 @@ class Search(Generic[M]):
         """New genomes [num, G], or all that are left, and whether the surrogate picked them."""
         asked = [np.asarray(self._ask(own, state)) for own in jax.random.split(key, ASKS)]
         candidates = self.ledger.unseen(np.concatenate(asked))
-        if len(candidates) < num and 2 ** candidates.shape[1] <= ENUMERABLE:
-            others = self.ledger.unseen(rng.permutation(all_genomes(candidates.shape[1])))
-            return np.unique(np.concatenate([candidates, others]), axis=0)[:num], False
+        if len(candidates) < num:
+            num_genes = candidates.shape[1]
+            others = (
+                rng.permutation(all_genomes(num_genes)) if 2**num_genes <= ENUMERABLE else rng.random((num, num_genes)) < 0.5
+            )
+            return self.ledger.unseen(np.concatenate([candidates, others]))[:num], False
         if self.settings.screen and len(candidates) > num and (model := surrogate.fit(*self._estimates())).earns_trust:
             return candidates[surrogate.screen(model, rng, candidates, num)], True
         return candidates[:num], False
@@ -251,11 +255,14 @@ class Search(Generic[M]):
         """Those that go on: the best of each group, and who is among the best that were seen at this rung."""
         known = [one.genome for one in self.ledger.at(steps, self.settings.seed)]
         here = {genome_text(member.genome): member for member in members}
-        best_of_groups = [[genome for genome in known if genome in own and genome in here][:1] for own in self.groups.values()]
+        best_of_groups = [next((genome for genome in known if genome in own), "") for own in self.groups.values()]
+        protected = dict.fromkeys(genome for genome in best_of_groups if genome in here)
         among_best = [genome for genome in known[: math.ceil(SHARE * len(known))] if genome in here]
-        chosen = dict.fromkeys([*itertools.chain(*best_of_groups), *among_best])
-        affordable = int(min(len(chosen), self._steps_left // (until - steps)))
-        return [here[genome] for genome in itertools.islice(chosen, max(affordable, sum(map(len, best_of_groups))))]
+        chosen = list(dict.fromkeys([*protected, *among_best]))
+        steps_spare = self._steps_left - len(protected) * (self.settings.rungs[-1] - steps)
+        num_others = int(max(0, min(len(among_best), steps_spare / (until - steps))))
+        least = not self.ledger.num_full  # someone must lead
+        return [here[genome] for genome in chosen[: max(least, len(protected) + num_others)]]
 
     def _record(self, members: Iterable[M], steps: int, number: int) -> list[M]:
         """Puts members into the ledger as they come."""
@@ -271,9 +278,10 @@ class Search(Generic[M]):
 
     def _leaders(self) -> list[str]:
         """Fully evaluated genomes, by what the surrogate expects of their accuracy: their own scores are noisy."""
-        genomes = [one.genome for one in self.ledger.at(self.settings.rungs[-1], self.settings.seed)]
-        expected, _ = surrogate.fit(*self._estimates()).predict(np.array([genome_array(genome) for genome in genomes]))
-        return [genomes[i] for i in np.argsort(-expected, kind="stable")]
+        full = self.ledger.at(self.settings.rungs[-1], self.settings.seed)
+        expected, _ = surrogate.fit(*self._estimates()).predict(np.array([genome_array(one.genome) for one in full]))
+        expected[[one.diverged for one in full]] = -math.inf
+        return [full[i].genome for i in np.argsort(-expected, kind="stable")]
 
     def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is known of each genome's accuracy after all steps: genomes [N, G], estimates [N], and their weights [N].
@@ -297,10 +305,11 @@ class Search(Generic[M]):
     def _correlations(self) -> tuple[Correlation, ...]:
         found = []
         for steps in itertools.pairwise(self.settings.rungs):
-            first, second = map(self._accuracies, steps)
-            both = sorted(first.keys() & second.keys())
-            if len(both) > 2:
-                value: Any = spearmanr([first[genome] for genome in both], [second[genome] for genome in both])
+            at = [self._accuracies(rung) for rung in steps]
+            both = sorted(at[0].keys() & at[1].keys())
+            first, second = ([own[genome] for genome in both] for own in at)
+            if len(both) > 2 and min(len(set(first)), len(set(second))) > 1:  # else it is undefined
+                value: Any = spearmanr(first, second)
                 found.append(Correlation(steps, float(value.statistic), len(both)))
         return tuple(found)
 
