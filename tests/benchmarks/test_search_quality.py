@@ -9,6 +9,7 @@ import search_quality
 from rivals import random_search
 from search_quality import BUDGETS, OURS, Course, Options, compare, main, replay, run_ours, run_rival
 from tables import TABLES, Table, save_table
+from threadpoolctl import threadpool_limits
 
 from gafreeze_jax.genetic import all_genomes
 from gafreeze_jax.verdict import Interval
@@ -16,6 +17,13 @@ from gafreeze_jax.verdict import Interval
 NUM_GENES = 8
 EFFECTS = np.array([3, -1, 2, -4, 5, -2, 1, -3]) / 100
 BEST = int("10101010", 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """As in the script's workers."""
+    with threadpool_limits(1):
+        yield
 
 
 def make_table(num_seeds=2, noise=0.0):
