@@ -170,7 +170,7 @@ class Account:
     """
 
     def __init__(self, side: Side, count_trainable: Callable[[np.ndarray], int]):
-        self.side, self.ledger, self.seconds, self.num_evaluations = side, Ledger(), 0.0, 0
+        self.side, self.ledger, self.seconds, self.num_evaluations = side, Ledger(num_steps=1), 0.0, 0
         self._count_trainable = count_trainable
 
     def evaluate(self, genomes: np.ndarray, generation: int) -> float:
@@ -184,7 +184,7 @@ class Account:
             if member.genome not in self.ledger:
                 scores = (member.accuracy, member.loss, member.train_loss)
                 num_trainable = self._count_trainable(member.genome)
-                self.ledger.add(Evaluation(genome_text(member.genome), generation, *scores, num_trainable, seconds))
+                self.ledger.add(Evaluation(genome_text(member.genome), 0, 1, generation, *scores, num_trainable, seconds))
             clock = time.perf_counter()
         return self.seconds - before
 
@@ -222,7 +222,7 @@ def main(options: Options) -> None:
             f"gafreeze_jax {seconds['ours']:.1f} s for the {len(new)} that are new",
             flush=True,
         )
-        return [pytorch.ledger[genome].accuracy for genome in genomes]
+        return [pytorch.ledger.furthest(genome_text(genome))[0].accuracy for genome in genomes]
 
     prefixes = masking.prefix_genomes(len(genes))[: options.population]
     others = np.random.default_rng(options.seed).random((options.population - len(prefixes), len(genes))) < 0.5

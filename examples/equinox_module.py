@@ -22,8 +22,8 @@ genes = masking.make_genes(params, {r"layers/([0-2])/.*": r"layer_\1", "layers/3
 network = whole.make_network(lambda params, x, key: jax.vmap(eqx.combine(params, static))(x), genes)
 options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
 task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
-evaluation, member = experiment.run_search(task, options).fittest["found"]
+found = experiment.run_search(task, options).found
 
-print(f"{report.describe_mask(genes.names, evaluation.genome)}: accuracy {evaluation.accuracy:.3f}")
-masking.write_mask("mask.json", genes, member.genome)
-model = eqx.combine(whole.join(member.params, genes), static)  # the fine-tuned one
+print(f"{report.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+masking.write_mask("mask.json", genes, found.best.genome)
+model = eqx.combine(whole.join(found.best.params, genes), static)  # the fine-tuned one

@@ -31,8 +31,8 @@ genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier"
 network = whole.make_network(lambda params, x, key: apply(params, x), genes)
 options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
 task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
-evaluation, member = experiment.run_search(task, options).fittest["found"]
+found = experiment.run_search(task, options).found
 
-print(f"{report.describe_mask(genes.names, evaluation.genome)}: accuracy {evaluation.accuracy:.3f}")
-masking.write_mask("mask.json", genes, member.genome)
-params = whole.join(member.params, genes)  # the fine-tuned parameters
+print(f"{report.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+masking.write_mask("mask.json", genes, found.best.genome)
+params = whole.join(found.best.params, genes)  # the fine-tuned parameters

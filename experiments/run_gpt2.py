@@ -165,6 +165,7 @@ def prepare_lm(options: Options) -> experiment.Prepared:
         trees.join_layers,
         lambda to, params: gpt2.save_gpt2(to, folder, params),
         language=True,
+        rows=np.repeat(np.arange(len(test.tokens.lengths)), test.tokens.lengths),
     )
 
 

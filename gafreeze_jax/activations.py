@@ -295,11 +295,39 @@ def _put_on_device(array: Array, rows: Array, values: Array) -> Array:
     return array.at[jnp.where(rows < 0, len(array), rows)].set(values, mode="drop")
 
 
+class Predictions(NamedTuple):
+    """What a network makes of E examples.
+
+    Attributes:
+      correct: [E] float64, 1 where it is right.
+      loss: [E] float64.
+    """
+
+    correct: np.ndarray
+    loss: np.ndarray
+
+
+def predict(network: Network, params: PyTree, source: Source) -> Predictions:
+    """What one network makes of every example of a data set."""
+    activations = Activations(network, params, source, Budget(_host_memory(), 0))
+    correct, loss = np.zeros((2, activations.num_examples))
+    shared = tuple(params[name] for name in network.shared)
+    _, inputs = activations.inputs(0)
+    for block in activations.blocks(0, inputs):
+        for step, rows in enumerate(np.asarray(block.batches.examples)):
+            x, targets, _, context = fetch(False, block, step)
+            for stage in network.stages:
+                if stage.apply is not None:
+                    x = stages.infer(stage.apply, (None, None), params[stage.name], x, context)
+            scores = stages.head_predict(network, params["head"], shared, x, targets, context)
+            loss[rows[rows >= 0]], correct[rows[rows >= 0]] = (np.asarray(one)[rows >= 0] for one in scores)
+    return Predictions(correct, loss)
+
+
 def score(network: Network, params: PyTree, source: Source) -> tuple[float, float]:
     """Accuracy (a share) and mean loss of one network on a data set."""
-    activations = Activations(network, params, source, Budget(_host_memory(), 0))
-    (accuracy,), (loss,) = score_from(network, params, (None,) * (len(network.stages) + 1), activations, 0)
-    return float(accuracy), float(loss)
+    correct, loss = predict(network, params, source)
+    return float(correct.mean()), float(loss.mean())
 
 
 def score_from(

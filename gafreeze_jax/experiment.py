@@ -4,6 +4,8 @@ An experiment has a function that loads a network and data and says in a `Prepar
 Nothing in here knows what kind of network or data that is.
 """
 
+import functools
+import math
 import re
 import sys
 import time
@@ -18,15 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, planning, population, report
-from gafreeze_jax.activations import Source, score
+from gafreeze_jax import genetic, masking, planning, population, report, verdict
+from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
-from gafreeze_jax.ledger import Evaluation, Ledger
+from gafreeze_jax.finalists import GRADUAL, Finalist, Recall, Trainer, retrain
+from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
-from gafreeze_jax.search import search
+from gafreeze_jax.search import Generation, Search, Settings
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 
 OptionsT = TypeVar("OptionsT", bound="Options")
+NUM_LEADERS = 3  # of a search, that are trained again
 SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 
 
@@ -56,6 +60,18 @@ class Options:
     """Highest learning rate of the head."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    halving: bool = True
+    """Stop poor masks after a quarter or half of their steps."""
+    max_evaluations: float | None = None
+    """Search for at most the training steps of so many full evaluations."""
+    max_minutes: float | None = None
+    """Begin no generation after so many minutes."""
+    patience: int | None = None
+    """Stop after so many generations without a fitter mask."""
+    finalist_seeds: int = 5
+    """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
+    compare_random: bool = True
+    """Compare with the best random mask, too, searched with as many training steps."""
     plan: str = "auto"
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
@@ -72,10 +88,15 @@ def check(options: Options, **smallest: int) -> None:
         "validation_examples": 2,
         "epochs": 1,
         "batch_size": 1,
+        "max_evaluations": 1,
+        "patience": 1,
+        "finalist_seeds": 1,
     }
     for name, least in (common | smallest).items():
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        if (value := getattr(options, name)) is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.max_minutes is not None and options.max_minutes <= 0:
+        raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
@@ -183,22 +204,37 @@ def stage_genes(network: Network, params: PyTree) -> masking.Genes:
 
 
 class Result(NamedTuple):
-    """What a search has found.
+    """What a search has found, trained with fresh seeds.
 
     Attributes:
-      fittest: "found", "train all", "head only" ("train nothing" if the head has no parameters) and "best prefix mask":
-        evaluation and trained member of each.
+      found: the winner among the search's leaders.
+      baselines: "train all", "head only" ("train nothing" if the head has no parameters), "best prefix mask", "best random
+        mask" and "gradual unfreezing", as far as there are such.
       evaluations: all, in order.
-      engine: facts about how members were trained, for `result.json`.
+      engine: facts about the search and how members were trained, for `result.json`.
     """
 
-    fittest: dict[str, tuple[Evaluation, Member]]
+    found: Finalist
+    baselines: list[Finalist]
     evaluations: Sequence[Evaluation]
     engine: dict[str, Any]
 
 
+def make_settings(options: Options, num_steps: int) -> Settings:
+    """How to search. Members are scored after a quarter and half of their steps, if they have four."""
+    rungs = (num_steps // 4, num_steps // 2, num_steps) if options.halving and num_steps >= 4 else (num_steps,)
+    return Settings(
+        rungs,
+        options.seed,
+        generations=options.gens,
+        evaluations=math.inf if options.max_evaluations is None else options.max_evaluations,
+        seconds=math.inf if options.max_minutes is None else 60 * options.max_minutes,
+        patience=options.patience,
+    )
+
+
 def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
-    """Searches for the fittest mask, showing progress.
+    """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
 
     Args:
       out: folder where `evaluations.csv` grows as it goes.
@@ -209,10 +245,15 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     least = "head only" if jax.tree.leaves(run.head) else "train nothing"
     groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
     groups = {name: genomes for name, genomes in groups.items() if len(genomes)}
-    size_of_first = max(len(prefixes), options.population)
-    num_evaluations = size_of_first + (options.gens - 1) * options.population
+    settings = make_settings(options, num_steps)
+    sizes = max(len(prefixes), options.population), options.population
+    in_full = settings._replace(rungs=settings.rungs[-1:])
+    enumerated = 2**num_genes <= in_full.num_genomes(*sizes)
+    settings = in_full if enumerated else settings
+    steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
+    steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 2) * num_steps
     dtype = compute_dtype(options.dtype)
-    with report.Display(num_evaluations, num_steps) as display:
+    with report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display:
         members = population.Population(
             task.network,
             task.params,
@@ -223,25 +264,80 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
         )
         if options.plan == "auto":
             random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
-            like_the_first = np.concatenate([prefixes, random])[:size_of_first]
-            choice = planning.choose(members, like_the_first, run, num_evaluations)
+            like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
+            num_evaluations = int(steps_of_search / num_steps)
+            choice = planning.choose(members, like_the_first, run, num_evaluations, settings.rungs[0])
         else:
             choice = planning.Choice(planning.parse(options.plan), "given by --plan")
         members.plan = choice.plan
         display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
-        ledger = Ledger(None if out is None else out / "evaluations.csv")
-        fittest = search(
+        if enumerated:
+            display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
+
+        ledger = Ledger(num_steps, None if out is None else out / "evaluations.csv")
+        trainer = Trainer(members, task.run)
+        screened: list[bool] = []
+
+        def on_generation(generation: Generation) -> None:
+            screened.append(generation.screened)
+            display.generation(generation)
+
+        search = functools.partial(Search, count_trainable=task.count_trainable)
+        first = search(
             genetic.make_ga(num_genes, options.population, initial=prefixes),
-            Keys.of(options.seed).search,
-            lambda genomes: members.evaluate(genomes, run),
+            trainer,
             ledger,
-            num_generations=options.gens,
-            initial=prefixes,
-            count_trainable=task.count_trainable,
+            settings,
+            initial=prefixes[[0, -1, *range(1, num_genes)]],
             groups=groups,
-            on_generation=display.generation,
+            on_generation=on_generation,
         )
-    return Result(fittest, list(ledger), {"dtype": dtype.name, "plan": planning.as_json(choice, members.plan)})
+        key, key_random = jax.random.split(Keys.of(options.seed).search)
+        found = first.run(key)
+        spent = ledger.steps_trained / num_steps
+        display.line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
+        for (start, stop), value, num in found.correlations:
+            display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
+        baselines = dict(found.groups)
+        if options.compare_random and not enumerated:
+            others = Ledger(num_steps)
+            same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
+            nothing = np.zeros((0, num_genes), bool)
+            ga = genetic.make_random(num_genes, options.population)
+            rival = search(ga, Recall(trainer, ledger), others, same_budget, initial=nothing, groups={})
+            baselines["best random mask"] = rival.run(key_random).leaders[0]
+            display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
+        seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
+        display.line(
+            f"Training the {len(found.leaders[:NUM_LEADERS])} most promising masks and {len(baselines) + 1} baselines again "
+            f"with fresh seeds ({len(seeds)} each) ..."
+        )
+
+        def record(member: Member, seed: int) -> None:
+            scores = (member.accuracy, member.loss, member.train_loss)
+            num_trainable = task.count_trainable(member.genome)
+            ledger.add(Evaluation(genome_text(member.genome), seed, num_steps, len(screened), *scores, num_trainable, math.nan))
+
+        winner, rivals = retrain(trainer, found.leaders[:NUM_LEADERS], baselines, seeds, num_steps, record)
+    facts = {
+        "dtype": dtype.name,
+        "plan": planning.as_json(choice, members.plan),
+        "search": {
+            "rungs": settings.rungs,
+            "full_evaluations": spent,
+            "ended": found.why_stopped,
+            "generations_screened": sum(screened),
+            "correlations": [one._asdict() for one in found.correlations],
+            "finalist_seeds": list(seeds),
+        },
+    }
+    return Result(winner, rivals, list(ledger), facts)
+
+
+def _count(ledger: Ledger) -> str:
+    """How many masks were evaluated, in words."""
+    num = len({one.genome for one in ledger})
+    return f"{num} masks" if ledger.num_full == num else f"{num} masks, {ledger.num_full} of them to the end"
 
 
 class Prepared(NamedTuple):
@@ -256,6 +352,7 @@ class Prepared(NamedTuple):
       save: writes these to a folder, in a layout that others read.
       facts: further entries of `result.json`.
       language: whether the network models language, so that its perplexity is told.
+      rows: [E], which row each test example belongs to, where they do not stand for themselves, as the tokens of a text.
     """
 
     task: Task
@@ -267,6 +364,7 @@ class Prepared(NamedTuple):
     save: Callable[[Path, PyTree], None]
     facts: Mapping[str, Any] = MappingProxyType({})
     language: bool = False
+    rows: np.ndarray | None = None
 
 
 def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) -> None:
@@ -291,28 +389,50 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
 
 
 def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> None:
-    """Scores the test split, which nothing has seen before, writes model, mask and result, and prints the table.
+    """Scores the test split, which nothing has seen before, writes model, mask and result, and prints table and verdict.
 
     Args:
       start: `time.perf_counter()` when the run began.
     """
     task = prepared.task
     print(f"\nScoring the {prepared.num_test:,} test examples, which nothing has seen so far ...", flush=True)
-    scores: dict[str, tuple[float, float]] = {}  # by genome: the one found may be a baseline
-    rows = {}
-    for name, (evaluation, member) in result.fittest.items():
-        if evaluation.genome not in scores:
-            scores[evaluation.genome] = score(prepared.network, prepared.restore(member.params), prepared.test)
-        rows[name] = report.Row(name, evaluation, *scores[evaluation.genome])
-    found, member = result.fittest["found"]
-    prepared.save(out / "model", prepared.restore(member.params))
+    rows = []
+    tested: dict[int, Predictions] = {}  # by member: the one found may be a baseline
+    for finalist in (result.found, *result.baselines):
+        for member in finalist.members:
+            if id(member) not in tested:
+                tested[id(member)] = predict(prepared.network, prepared.restore(member.params), prepared.test)
+        rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
+    finalists = [verdict.Finalist(row.name, "" if row.name == GRADUAL else row.genome, row.correct, row.flops) for row in rows]
+    judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy)
+    found, saved = result.found, result.found.best
+    prepared.save(out / "model", prepared.restore(saved.params))
+    of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
     masking.write_mask(out / "mask.json", task.genes, [gene == "1" for gene in found.genome], task.tensors)
     names = task.network.names
     seconds = time.perf_counter() - start
-    entries = report.make_result(options, names, rows, result.evaluations, seconds, **result.engine, **prepared.facts)
-    if prepared.language:
-        for name, row in rows.items():
-            losses = {"validation": row.evaluation.loss, "test": row.test_loss}
-            entries["results"][name] |= {f"{split}_perplexity": report.perplexity(loss) for split, loss in losses.items()}
+    entries = report.make_result(
+        options, names, rows, judgement, result.evaluations, seconds,
+        language=prepared.language, **result.engine, **prepared.facts,
+        model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
+    )  # fmt: skip
     report.write_json(out / "result.json", entries)
-    report.print_summary(names, rows, entries, out, language=prepared.language)
+    report.print_summary(names, rows, judgement, entries, out, language=prepared.language)
+
+
+def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> report.Row:
+    """What a finalist did on the test split."""
+    correct = np.stack([one.correct for one in tested])
+    if prepared.rows is not None:
+        counts = np.bincount(prepared.rows)
+        correct = np.stack([np.bincount(prepared.rows, own) / counts for own in correct])
+    genome = genome_array(finalist.genome)
+    return report.Row(
+        finalist.name,
+        finalist.genome,
+        *finalist.validation,
+        correct,
+        float(np.mean([one.loss.mean() for one in tested])),
+        prepared.task.count_trainable(genome),
+        finalist.flops,
+    )

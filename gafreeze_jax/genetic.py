@@ -146,6 +146,23 @@ def make_ga(
     return GA(init, ask, tell)
 
 
+def make_random(num_genes: int, population_size: int) -> GA[State]:
+    """Random search as a GA: each gene of every genome is frozen with probability 1/2, whatever has been told."""
+
+    def init(key: Array) -> State:
+        return State(jax.random.bernoulli(key, shape=(population_size, num_genes)), jnp.zeros((), jnp.int32))
+
+    def ask(key: Array, state: State) -> Array:
+        return jax.random.bernoulli(key, shape=(population_size, num_genes))
+
+    def tell(state: State, genomes: Array, fitness: Array) -> tuple[State, Info]:
+        order = ranking(jnp.asarray(genomes, bool), fitness)
+        share = genomes.mean(0, dtype=jnp.float32)
+        return State(genomes[order[:population_size]], state.generation + 1), Info(order, genomes[order[0]], share)
+
+    return GA(init, ask, tell)
+
+
 def ranking(genomes: Array, fitness: Array) -> Array:
     """Indices of genomes [N, G] from best to worst: [N] int32. NaN is worst; equal ones keep their order.
 

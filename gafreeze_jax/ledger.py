@@ -105,6 +105,10 @@ class Ledger:
         new = {genome_text(genome): genome for genome in genomes if genome not in self}
         return np.array(list(new.values()), bool).reshape(-1, genomes.shape[1])
 
+    def recall(self, genome: str, seed: int, steps: int) -> Evaluation | None:
+        """The evaluation of a genome with a seed after so many steps, if there is one."""
+        return self._evaluations.get((genome, seed, steps))
+
     def furthest(self, genome: str) -> dict[int, Evaluation]:
         """The longest evaluation of a genome with each seed."""
         return self._furthest[genome]

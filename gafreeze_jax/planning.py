@@ -115,13 +115,14 @@ def describe(plan: Plan) -> str:
     return f"{members} at a time, {steps} a program, masks {plan.freezing}"
 
 
-def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluations: int) -> Choice:
+def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluations: int, at_a_time: int | None = None) -> Choice:
     """Chooses a plan for a search.
 
     Args:
       genomes: [P, G], of the first generation.
       run: a few of its steps are trained, and forgotten.
       num_evaluations: that are to come in all, at most.
+      at_a_time: steps after which members are scored; None = all.
     """
     start = time.perf_counter()
     genomes = np.asarray(genomes, bool)
@@ -133,6 +134,7 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
     work = Work(
         num_genes=genomes.shape[1],
         num_steps=len(run.batches.examples),
+        at_a_time=at_a_time or len(run.batches.examples),
         num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
         num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, len(genomes))),
         tiny=flops < TINY_FLOPS,
@@ -162,6 +164,7 @@ class Work(NamedTuple):
 
     Attributes:
       num_genes, num_steps, num_evaluations: G; of one member; at most.
+      at_a_time: steps that a program does at most.
       num_members: that fit the device's memory together.
       tiny: whether handing out a step stage by stage takes longer than doing it.
       large: whether handing it out takes no time to speak of.
@@ -172,6 +175,7 @@ class Work(NamedTuple):
 
     num_genes: int
     num_steps: int
+    at_a_time: int
     num_evaluations: int
     num_members: int
     tiny: bool
@@ -189,13 +193,13 @@ class Work(NamedTuple):
 
 def candidates(work: Work) -> list[Plan]:
     """Plans in the order in which they are considered, the likeliest one first."""
-    all_in_one = Plan(work.num_members, work.num_steps, "traced")
+    all_in_one = Plan(work.num_members, work.at_a_time, "traced")
     if not work.in_stages:
         alone = work.num_cores > 0 and not work.tiny  # convolutions are slow on CPUs when they are stacked or scanned
         first = Plan(1, 1, "traced") if alone else all_in_one
         return [first, first._replace(members=1, freezing="static")]
     if work.tiny:
-        return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.num_steps, "static")]
+        return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.at_a_time, "static")]
     if work.num_cores:
         single, *several = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
         staged = [Plan(calls=num) for num in several or [single]]  # one call at a time leaves even two cores idle

@@ -198,7 +198,8 @@ class Population:
     def resume(self, members: Sequence[Member], run: Run, until: int | None = None) -> Iterator[Member]:
         """Goes on with members that `evaluate` or `resume` stopped after the same step of the same run; see there.
 
-        A member ends as if it had not been stopped.
+        A member ends as if it had not been stopped. One that was given another genome goes on with that: what it did not
+        train before starts as it was pretrained.
 
         Raises:
           ValueError: if they did not stop after the same step, or if none is left.
@@ -376,12 +377,18 @@ class Population:
         """What `_start` gives, of members that have been trained for some steps."""
         params, state = {}, {}
         for name in (*call.trained, "head"):
-            of_frozen = functools.cache(lambda name=name: _start(self.recipe.of(name), None, 1, self._params[name]))
+            of_frozen = functools.cache(functools.partial(self._start_late, name, members[0].steps))
             pairs = [
                 (member.params[name], own[name]) if name in (own := member.state or {}) else of_frozen() for member in members
             ]
             params[name], state[name] = self._stack(call, pairs)
         return params, state
+
+    def _start_late(self, name: str, steps: int) -> tuple[PyTree, PyTree]:
+        """Pretrained parameters of a stage, and an optimizer state that has counted `steps`: the learning rate goes by that."""
+        params, state = _start(self.recipe.of(name), None, 1, self._params[name])
+        count = lambda leaf: jnp.full_like(leaf, steps) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf  # noqa: E731
+        return params, jax.tree.map(count, state)
 
     def _stack(self, call: "Call", trees: Sequence[PyTree]) -> PyTree:
         """A copy of the trees of a call's members, stacked along its member axis if it has one."""

@@ -53,7 +53,7 @@ def pretrain(task: Task, options: Options) -> Member:
     run = task.run(options.seed)
     num_steps = len(run.batches.examples)
     recipe = adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps)
-    with Display(1, num_steps, "pretraining") as display:
+    with Display(num_steps, "pretraining") as display:
         members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.steps)
         (member,) = members.evaluate(np.zeros((1, len(task.network.stages)), bool), run)
     return member

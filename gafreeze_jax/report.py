@@ -15,30 +15,42 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gafreeze_jax import verdict
 from gafreeze_jax.ledger import Evaluation
 from gafreeze_jax.search import Generation
 
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
 
 
+WIDTH = 110  # of the final table
+
+
 class Row(NamedTuple):
-    """A line of the final table.
+    """A line of the final table: a mask, or another way to fine-tune, trained with S seeds.
 
     Attributes:
-      name: such as "found mask".
-      evaluation: of its genome.
-      test_accuracy: share.
-      test_loss: mean over examples.
+      name: such as "found".
+      genome: as text.
+      validation_accuracy, validation_loss: means over seeds.
+      correct: [S, N] of each seed's model, the share of right answers in each of N rows of the test split.
+      test_loss: mean over seeds and examples.
+      trainable_parameters: at the end.
+      flops: of a training run.
     """
 
     name: str
-    evaluation: Evaluation
-    test_accuracy: float
+    genome: str
+    validation_accuracy: float
+    validation_loss: float
+    correct: np.ndarray
     test_loss: float
+    trainable_parameters: int
+    flops: float
 
 
 def frozen_names(names: Sequence[str], genome: str) -> list[str]:
@@ -73,15 +85,13 @@ class Display:
     """Prints each generation and, on a terminal, a progress bar with the time left. A context manager.
 
     Args:
-      num_evaluations: at most so many evaluations.
-      num_steps: training steps of one evaluation.
+      num_steps: training steps that are to come, about.
       doing: what the bar says.
     """
 
-    def __init__(self, num_evaluations: int, num_steps: int, doing: str = "searching"):
+    def __init__(self, num_steps: int, doing: str = "searching"):
         self._doing = doing
         self.console = Console(highlight=False, soft_wrap=True)
-        self._num_steps = num_steps
         self._start = time.perf_counter()
         self._trained_steps = 0
         self._progress = Progress(
@@ -89,13 +99,13 @@ class Display:
             BarColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
-            TextColumn("time left at most"),
+            TextColumn("time left"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self._task = self._progress.add_task("compiling", total=num_evaluations * num_steps, speed="")
+        self._task = self._progress.add_task("compiling", total=num_steps, speed="")
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -115,8 +125,7 @@ class Display:
         self._progress.update(self._task, advance=member_steps, description=self._doing, speed=f"{speed:.1f} member-steps/s")
 
     def generation(self, generation: Generation) -> None:
-        """Prints a generation's two lines; genomes that were known count as done."""
-        self._progress.advance(self._task, generation.num_known * self._num_steps)
+        """Prints a generation's two lines."""
         best = generation.best
         self.console.print(f"=== Generation {generation.number} ===", markup=False)
         genome = ", ".join(best.genome)
@@ -129,33 +138,46 @@ def perplexity(loss: float) -> float:
 
 
 def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
-    """The table at the end: every row's validation and test accuracy, perplexity on the test split, trainable parameters."""
+    """The table at the end, of means over seeds."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "validation", "test", *(["test perplexity"] if language else []), "trainable parameters"):
+    titles = ["", "validation", "test", "95 % interval", *(["test perplexity"] if language else [])]
+    for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    everything = max(row.evaluation.trainable_parameters for row in rows)
+    most_flops, most_parameters = (max(getattr(row, name) for row in rows) for name in ("flops", "trainable_parameters"))
     for row in rows:
-        num = row.evaluation.trainable_parameters
+        accuracy = verdict.interval(row.correct)
         table.add_row(
             row.name,
-            f"{row.evaluation.accuracy:.4f}",
-            f"{row.test_accuracy:.4f}",
+            f"{row.validation_accuracy:.4f}",
+            f"{accuracy.mean:.4f}",
+            f"{max(0.0, accuracy.low):.4f} to {min(1.0, accuracy.high):.4f}" if math.isfinite(accuracy.low) else "one seed",
             *([f"{perplexity(row.test_loss):.2f}"] if language else []),
-            f"{num:,} ({num / everything:.0%})",
+            f"{row.flops / most_flops:.0%}",
+            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, most_parameters):.0%})",
             style="bold" if row is rows[0] else None,
         )
     return table
 
 
 def print_summary(
-    names: Sequence[str], rows: Mapping[str, Row], result: Mapping[str, Any], out: Path, *, language: bool = False
+    names: Sequence[str],
+    rows: Sequence[Row],
+    judgement: verdict.Verdict,
+    result: Mapping[str, Any],
+    out: Path,
+    *,
+    language: bool = False,
 ) -> None:
-    """What was found, beside the baselines, and where it is."""
+    """What was found, beside the baselines, what that is worth, and where it is."""
     console = Console(highlight=False, soft_wrap=True)
-    found = rows["found"].evaluation
+    console.width = max(console.width, WIDTH)
+    found = rows[0]
     mask = describe_mask(names, found.genome) if found.trainable_parameters else "train nothing"
     console.print(f"Found mask: {mask}", style="bold", markup=False)
-    console.print(comparison(list(rows.values()), language=language))
+    console.print(comparison(rows, language=language))
+    console.print(judgement.sentence, style="bold", markup=False)
+    if judgement.gap is not None:
+        console.print(f"Validation minus test accuracy of the found mask: {100 * judgement.gap:+.1f} points", markup=False)
     console.print(
         f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: model/, mask.json, evaluations.csv, "
         "result.json",
@@ -170,29 +192,43 @@ def fail(error: Exception) -> int:
 
 
 def make_result(
-    options: Any, names: Sequence[str], rows: Mapping[str, Row], evaluations: Sequence[Evaluation], seconds: float, **facts: Any
+    options: Any,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    judgement: verdict.Verdict,
+    evaluations: Sequence[Evaluation],
+    seconds: float,
+    *,
+    language: bool = False,
+    **facts: Any,
 ) -> dict[str, Any]:
     """The content of `result.json`.
 
     Args:
       options: a dataclass.
       names: of the genes.
-      rows: "found" and the baselines.
+      rows: what was found, and the baselines.
       facts: further entries.
     """
-    found = rows["found"].evaluation
-    entries = {
-        key: {
-            "genome": [int(gene) for gene in row.evaluation.genome],
-            "frozen": frozen_names(names, row.evaluation.genome),
-            "validation_accuracy": row.evaluation.accuracy,
-            "validation_loss": row.evaluation.loss,
-            "test_accuracy": row.test_accuracy,
+    found = rows[0]
+
+    def entry(row: Row) -> dict[str, Any]:
+        accuracy = verdict.interval(row.correct)
+        losses = {"validation": row.validation_loss, "test": row.test_loss}
+        return {
+            "genome": [int(gene) for gene in row.genome],
+            "frozen": frozen_names(names, row.genome),
+            "validation_accuracy": row.validation_accuracy,
+            "validation_loss": row.validation_loss,
+            "test_accuracy": accuracy.mean,
+            "test_accuracy_interval": [bound if math.isfinite(bound) else None for bound in accuracy[1:]],
+            "test_accuracy_by_seed": row.correct.mean(1).tolist(),
             "test_loss": row.test_loss,
-            "trainable_parameters": row.evaluation.trainable_parameters,
+            **({f"{split}_perplexity": perplexity(loss) for split, loss in losses.items()} if language else {}),
+            "trainable_parameters": row.trainable_parameters,
+            "training_flops": row.flops,
         }
-        for key, row in rows.items()
-    }
+
     return {
         "options": dataclasses.asdict(options),
         "versions": versions(),
@@ -200,8 +236,9 @@ def make_result(
         "cpus": os.cpu_count(),
         "stages": list(names),
         "best_genome": [int(gene) for gene in found.genome],
-        "fitness": found.accuracy,
-        "results": entries,
+        "fitness": found.validation_accuracy,
+        "verdict": verdict.as_json(judgement),
+        "results": {row.name: entry(row) for row in rows},
         "num_evaluations": len(evaluations),
         "num_diverged": sum(evaluation.diverged for evaluation in evaluations),
         "seconds": round(seconds, 1),

@@ -482,3 +482,12 @@ def head_score(
         return losses @ weights, correct @ weights
 
     return over_members(run, axes)(params, *shared, x)
+
+
+@functools.partial(jax.jit, static_argnames=("network",))
+def head_predict(
+    network: Network, params: PyTree, shared: tuple[PyTree, ...], x: Array, targets: Array, context: PyTree
+) -> tuple[Array, Array]:
+    """Loss of each example of a batch, and whether the answer is right: [B] each."""
+    output = network.head(with_shared(network, params, shared), x, context, frozen=True, key=None)
+    return network.loss(output, targets)

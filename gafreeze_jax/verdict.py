@@ -28,7 +28,7 @@ class Finalist(NamedTuple):
 
     Attributes:
       name: such as "train all".
-      genome: its genes as text, "1" = frozen, such as "1100".
+      genome: its genes as text, "1" = frozen, such as "1100"; empty for what is no mask, such as gradual unfreezing.
       correct: [S, N] bool, or shares from 0 to 1, such as of the tokens of a row that are right; all examples count alike.
       cost: FLOPs of a training run.
     """
@@ -215,7 +215,7 @@ def _check(found: Finalist, baselines: Sequence[Finalist], validation_accuracy: 
             problems.append(f"{name}: expected the same seeds and examples as {found.name}, {shape}, got {np.shape(correct)}")
         elif not ((np.asarray(correct) >= 0) & (np.asarray(correct) <= 1)).all():
             problems.append(f"{name}: correct must hold True and False, or shares from 0 to 1")
-        if len(genome) != len(found.genome) or set(genome) - set("01"):
+        if genome and (len(genome) != len(found.genome) or set(genome) - set("01")):
             problems.append(f"{name}: expected a genome of {len(found.genome)} genes, 0 or 1, got {genome!r}")
         if not 0 <= cost < math.inf:
             problems.append(f"{name}: cost must be a number of FLOPs, got {cost}")

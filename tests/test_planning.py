@@ -10,7 +10,7 @@ from gafreeze_jax import planning, population
 from gafreeze_jax.planning import Trial, Work
 from gafreeze_jax.population import Plan
 
-BIG = Work(num_genes=7, num_steps=24, num_evaluations=60, num_members=8, tiny=False, large=False, num_cores=2)
+BIG = Work(num_genes=7, num_steps=24, at_a_time=24, num_evaluations=60, num_members=8, tiny=False, large=False, num_cores=2)
 STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gafreeze_jax import report
+from gafreeze_jax import report, verdict
 from gafreeze_jax.ledger import Evaluation
 from gafreeze_jax.search import Generation
 
@@ -14,13 +14,18 @@ NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
 
 
 def evaluation(genome, accuracy=0.85, parameters=100):
-    return Evaluation(genome, 1, accuracy, 0.4, 0.3, parameters, 2.0)
+    return Evaluation(genome, 0, 24, 1, accuracy, 0.4, 0.3, parameters, 2.0)
 
 
-ROWS = {
-    "found": report.Row("found", evaluation("10000", 0.85, 900), 0.8, 0.4),
-    "train all": report.Row("train all", evaluation("00000", 0.8, 1000), 0.75, 0.5),
-}
+def row(name, genome, validation, right, parameters, flops):
+    """Two seeds on 100 examples, with as many right answers."""
+    correct = np.arange(100)[None] < np.array(right)[:, None]
+    return report.Row(name, genome, validation, 0.4, correct, 0.5, parameters, flops)
+
+
+ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
+FINALISTS = [verdict.Finalist(one.name, one.genome, one.correct, one.flops) for one in ROWS]
+JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], 0.85)
 
 
 @pytest.mark.parametrize(
@@ -37,18 +42,28 @@ def test_a_mask_in_words(genome, words):
 
 
 def test_the_two_lines_of_a_generation(capsys):
-    with report.Display(num_evaluations=4, num_steps=3) as display:
+    with report.Display(num_steps=12) as display:
         display.steps(2)
-        display.generation(Generation(1, Evaluation("010", 1, 0.85, 0.4, 0.3, 5, 1.0), 4, 0, np.zeros(3)))
+        display.generation(Generation(1, evaluation("010"), 4, 2, False, np.zeros(3)))
     assert capsys.readouterr().out == "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n"
 
 
 def test_the_table_has_a_line_per_row():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.comparison(list(ROWS.values())))
+    console.print(report.comparison(ROWS))
     lines = [line.split() for line in console.export_text().strip().splitlines()]
-    assert lines[1] == ["found", "0.8500", "0.8000", "900", "(90%)"]
-    assert lines[2] == ["train", "all", "0.8000", "0.7500", "1,000", "(100%)"]
+    assert [lines[1][i] for i in (0, 1, 2, 4, 6, 7, 8)] == ["found", "0.8500", "0.8000", "to", "75%", "900", "(90%)"]
+    assert lines[2][:4] == ["train", "all", "0.8000", "0.7500"]
+    assert lines[2][-3:] == ["100%", "1,000", "(100%)"]
+
+
+def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
+    report.print_summary(NAMES, ROWS, JUDGEMENT, {"num_evaluations": 3, "seconds": 4.0}, tmp_path)
+    printed = capsys.readouterr().out
+    assert "Found mask: freeze embeddings; train layer_0 to layer_3" in printed
+    assert JUDGEMENT.sentence in printed
+    assert "Validation minus test accuracy of the found mask: +5.0 points" in printed
+    assert "…" not in printed
 
 
 def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
@@ -58,14 +73,16 @@ def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
         out: Path = tmp_path
 
     evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
-    report.write_json(tmp_path / "result.json", report.make_result(Options(), NAMES, ROWS, evaluations, 12.34))
+    report.write_json(tmp_path / "result.json", report.make_result(Options(), NAMES, ROWS, JUDGEMENT, evaluations, 12.34))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["options"] == {"gens": 3, "out": str(tmp_path)}
     assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(result["versions"])
     assert result["stages"] == list(NAMES)
     assert (result["best_genome"], result["fitness"]) == ([1, 0, 0, 0, 0], 0.85)
     assert result["results"]["train all"]["test_accuracy"] == 0.75
+    assert result["results"]["train all"]["test_accuracy_by_seed"] == [0.7, 0.8]
     assert result["results"]["found"]["frozen"] == ["embeddings"]
+    assert result["verdict"]["sentence"] == JUDGEMENT.sentence
     assert (result["num_evaluations"], result["num_diverged"], result["seconds"]) == (2, 1, 12.3)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
@@ -94,5 +111,5 @@ def test_by_default_a_run_folder_is_new_and_named_by_the_kind_of_experiment(tmp_
 
 def test_perplexity_is_the_exponential_of_the_loss():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.comparison([ROWS["found"]._replace(test_loss=np.log(20.0))], language=True))
-    assert console.export_text().strip().splitlines()[1].split()[3] == "20.00"
+    console.print(report.comparison([ROWS[0]._replace(test_loss=np.log(20.0))], language=True))
+    assert console.export_text().strip().splitlines()[1].split()[6] == "20.00"

@@ -25,7 +25,8 @@ def test_the_tutorial(tmp_path, kind):
     out = tmp_path / "out"
     done = run(SCRIPT, *kind, "--gens", 2, "--epochs", 1, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "=== Generation 2 ===\nFittest chromosome: [" in done.stdout
+    assert "All 8 masks fit the budget" in done.stdout
+    assert "=== Generation 1 ===\nFittest chromosome: [" in done.stdout
     result = json.loads((out / "result.json").read_text())
     tensors = load_file(out / "model" / "model.safetensors")
     names = ("conv_0", "conv_1", "dense") if "cnn" in kind else ("dense_0", "dense_1", "dense_2")

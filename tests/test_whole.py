@@ -12,6 +12,7 @@ from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
 from gafreeze_jax import experiment, masking, planning, stages, whole
 from gafreeze_jax.activations import Source
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.ledger import genome_text
 from gafreeze_jax.population import Plan, Population, Recipe, Run
 from gafreeze_jax.stages import Dataset
 
@@ -108,7 +109,7 @@ def test_frozen_parameters_cost_no_weight_gradient():
 
 
 def test_a_program_for_each_mask_is_not_the_first_plan():
-    work = planning.Work(7, 24, 60, 8, tiny=False, large=True, num_cores=2, in_stages=False)
+    work = planning.Work(7, 24, 24, 60, 8, tiny=False, large=True, num_cores=2, in_stages=False)
     assert planning.candidates(work)[0] == Plan(1, 1, "traced")
     assert planning.candidates(work._replace(num_cores=0))[0] == Plan(8, 24, "traced")
     static = planning.Trial(Plan(), compile_seconds=30, num_timed=3, step_seconds=0.1)
@@ -116,12 +117,18 @@ def test_a_program_for_each_mask_is_not_the_first_plan():
 
 
 def test_a_search_in_a_few_lines(tmp_path):
-    options = experiment.Options(gens=2, population=4, epochs=1, batch_size=8, plan="members=4,steps=3,freezing=traced")
+    plan = "members=4,steps=3,freezing=traced"
+    options = experiment.Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
     task = experiment.make_task(NETWORK, whole.split(PARAMS, GENES), DATA, DATA, options, GENES)
     result = experiment.run_search(task, options, tmp_path)
-    assert set(result.fittest) == {"found", "train all", "head only", "best prefix mask"}
-    for evaluation, member in result.fittest.values():
-        assert evaluation.trainable_parameters == masking.count_trainable(PARAMS, GENES, member.genome)
+    names = [finalist.name for finalist in result.baselines]
+    assert names == ["train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing"]
+    for finalist in (result.found, *result.baselines):
+        assert len(finalist.members) == 2
+        assert {genome_text(member.genome) for member in finalist.members} == {finalist.genome}
+    trainable = {one.genome: one.trainable_parameters for one in result.evaluations}
+    for genome, num in trainable.items():
+        assert num == masking.count_trainable(PARAMS, GENES, [gene == "1" for gene in genome])
     assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + len(result.evaluations)
 
 

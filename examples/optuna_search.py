@@ -1,0 +1,63 @@
+"""Lets another optimizer, Optuna, search which layers to freeze: it is asked for masks, and told how well they trained.
+
+    pip install optuna
+    python examples/optuna_search.py
+
+It ends in seconds. Put your own model, pretrained parameters and arrays in the place of these.
+"""
+
+import sys
+
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+
+from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.population import Plan, Population, adamw_recipe
+from gafreeze_jax.stages import Dataset
+
+try:
+    import optuna
+except ImportError:
+    sys.exit("This example needs Optuna: pip install optuna")
+
+
+def apply(params, x):
+    for layer in params["layers"]:
+        x += jax.nn.relu(x @ layer)
+    return x @ params["classifier"]
+
+
+digits = load_digits()
+inputs = (digits.data / 16).astype("float32")
+train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (slice(0, 300), slice(300, 600)))
+
+rng = np.random.default_rng(0)
+normal = lambda *shape: rng.normal(size=shape, scale=0.1).astype("float32")  # noqa: E731
+params = {"layers": [normal(64, 64) for _ in range(6)], "classifier": normal(64, 10)}  # in place of pretrained ones
+genes = masking.make_genes(params, {r"layers/(\d)": r"layer_\1", "classifier": None})  # None = always trains
+network = whole.make_network(lambda params, x, key: apply(params, x), genes)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, experiment.Options(epochs=4), genes)
+run = task.run(seed=0)
+num_steps = len(run.batches.examples)
+recipe = adamw_recipe(1e-3, 1e-3, num_steps)
+eight_at_a_time = Plan(members=8, steps=num_steps, freezing="traced")
+population = Population(network, task.params, recipe, task.train, task.validation, plan=eight_at_a_time)
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, constant_liar=True))
+space = {name: optuna.distributions.CategoricalDistribution((0, 1)) for name in genes.names}  # 1 = frozen
+accuracies = {}
+for _ in range(4):
+    trials = [study.ask(space) for _ in range(8)]
+    masks = ["".join(str(trial.params[name]) for name in genes.names) for trial in trials]
+    new = [[gene == "1" for gene in mask] for mask in set(masks) - accuracies.keys()]  # none is trained twice
+    for member in population.evaluate(np.array(new, bool).reshape(-1, len(genes)), run):
+        accuracies["".join(str(int(gene)) for gene in member.genome)] = member.accuracy
+    for trial, mask in zip(trials, masks, strict=True):
+        study.tell(trial, accuracies[mask])
+
+best = [gene == 1 for gene in study.best_params.values()]
+print(f"{len(accuracies)} of {2 ** len(genes)} masks trained")
+print(f"{report.describe_mask(genes.names, ''.join(str(int(gene)) for gene in best))}: accuracy {study.best_value:.3f}")
+masking.write_mask("mask.json", genes, best)
