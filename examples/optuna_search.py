@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.ledger import genome_array, genome_text
 from gafreeze_jax.population import Plan, Population, adamw_recipe
 from gafreeze_jax.stages import Dataset
 
@@ -37,27 +38,26 @@ normal = lambda *shape: rng.normal(size=shape, scale=0.1).astype("float32")  # n
 params = {"layers": [normal(64, 64) for _ in range(6)], "classifier": normal(64, 10)}  # in place of pretrained ones
 genes = masking.make_genes(params, {r"layers/(\d)": r"layer_\1", "classifier": None})  # None = always trains
 network = whole.make_network(lambda params, x, key: apply(params, x), genes)
-task = experiment.make_task(network, whole.split(params, genes), train, validation, experiment.Options(epochs=4), genes)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, experiment.Options(epochs=6), genes)
 run = task.run(seed=0)
 num_steps = len(run.batches.examples)
-recipe = adamw_recipe(1e-3, 1e-3, num_steps)
-eight_at_a_time = Plan(members=8, steps=num_steps, freezing="traced")
-population = Population(network, task.params, recipe, task.train, task.validation, plan=eight_at_a_time)
+population = Population(network, task.params, adamw_recipe(3e-3, 1e-2, num_steps), task.train, task.validation)
+population.plan = Plan(members=8, steps=num_steps, freezing="traced")  # one program trains any eight masks
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, constant_liar=True))
-space = {name: optuna.distributions.CategoricalDistribution((0, 1)) for name in genes.names}  # 1 = frozen
+space = {name: optuna.distributions.CategoricalDistribution((False, True)) for name in genes.names}  # True = frozen
+text_of = lambda trial: genome_text(np.array([trial.params[name] for name in genes.names]))  # noqa: E731
 accuracies = {}
 for _ in range(4):
     trials = [study.ask(space) for _ in range(8)]
-    masks = ["".join(str(trial.params[name]) for name in genes.names) for trial in trials]
-    new = [[gene == "1" for gene in mask] for mask in set(masks) - accuracies.keys()]  # none is trained twice
-    for member in population.evaluate(np.array(new, bool).reshape(-1, len(genes)), run):
-        accuracies["".join(str(int(gene)) for gene in member.genome)] = member.accuracy
-    for trial, mask in zip(trials, masks, strict=True):
-        study.tell(trial, accuracies[mask])
+    new = sorted(set(map(text_of, trials)) - accuracies.keys())  # none is trained twice
+    if new:
+        members = population.evaluate(np.array([genome_array(text) for text in new]), run)
+        accuracies |= {genome_text(member.genome): member.accuracy for member in members}
+    for trial in trials:
+        study.tell(trial, accuracies[text_of(trial)])
 
-best = [gene == 1 for gene in study.best_params.values()]
+best = text_of(study.best_trial)
 print(f"{len(accuracies)} of {2 ** len(genes)} masks trained")
-print(f"{report.describe_mask(genes.names, ''.join(str(int(gene)) for gene in best))}: accuracy {study.best_value:.3f}")
-masking.write_mask("mask.json", genes, best)
+print(f"{report.describe_mask(genes.names, best)}: accuracy {accuracies[best]:.3f}")

@@ -12,7 +12,7 @@ import pytest
 
 from gafreeze_jax import genetic, masking, surrogate
 from gafreeze_jax.ledger import Ledger, genome_array, genome_text
-from gafreeze_jax.search import ASKS, Correlation, Search, Settings
+from gafreeze_jax.search import ASKS, Found, Search, Settings
 
 NUM_GENES = 6
 ALL = genetic.all_genomes(NUM_GENES)
@@ -77,7 +77,7 @@ class Lookup:
 
 
 class Outcome(NamedTuple):
-    found: object
+    found: Found
     ledger: Ledger
     lookup: Lookup
     generations: list
@@ -296,8 +296,8 @@ def test_a_small_space_is_enumerated(rungs):
     assert outcome.found.why_stopped == "as all 64 masks have been evaluated"
     if len(rungs) == 1:
         assert generation.best.accuracy == table.max()
-    for settings in ({"evaluations": enough - 1}, {"generations": 10}, {}):
-        (first, *others) = run(table=table, rungs=rungs, **{"generations": math.inf, **settings}).generations
+    for generations, evaluations in ((math.inf, enough - 1), (10, math.inf), (math.inf, math.inf)):
+        first, *others = run(table=table, rungs=rungs, generations=generations, evaluations=evaluations).generations
         assert first.num_new == len(PREFIXES)
         assert others
     (generation,) = run(table=table, rungs=rungs, generations=11).generations
@@ -323,13 +323,12 @@ def test_a_large_space_is_not_exhausted_by_an_algorithm_that_has_converged():
     assert outcome.found.why_stopped == "after 4 generations"
 
 
-NOISE_FREE = {"noise": (0.001, 0.001, 0.001)}
 EIGHT = {"population": 8, "initial": masking.prefix_genomes(8), "groups": {}, "generations": 8, "screen": True}
 
 
 def test_the_surrogate_screens_where_it_has_earned_trust():
     for key in range(3):
-        outcome = run(key, table=make_table(key, 8, **NOISE_FREE), **EIGHT)
+        outcome = run(key, table=make_table(key, 8, noise=(0.001, 0.001, 0.001)), **EIGHT)
         screened = [generation.screened for generation in outcome.generations]
         assert not screened[0]
         assert all(screened[3:])
@@ -425,10 +424,12 @@ def test_the_ga_can_be_told_another_fitness():
     assert other.found.leaders[0] == "111111"
 
 
+A_THIRD = np.random.default_rng(0).random(len(ALL)) < 1 / 3
 DIVERGE = {
     "from the start": lambda genome, steps: genome[0],
     "at the end": lambda genome, steps: genome[0] and steps == RUNGS[-1],
     "most": lambda genome, steps: genome[:2].any(),
+    "at random": lambda genome, steps: A_THIRD[int(genome_text(genome), 2)] and steps == RUNGS[-1],
 }
 
 
@@ -471,6 +472,5 @@ def test_rank_correlation_of_rungs():
     outcome = run(
         ga=make_ga(2, 2), initial=all_of_two, table=table, groups={genome_text(genome): genome[None] for genome in all_of_two},
     )  # fmt: skip
-    first, second = outcome.found.correlations
-    assert first == Correlation((6, 12), pytest.approx(0.6), 4)
-    assert second == Correlation((12, 24), pytest.approx(-1), 4)
+    assert [(one.steps, one.num) for one in outcome.found.correlations] == [((6, 12), 4), ((12, 24), 4)]
+    assert [one.value for one in outcome.found.correlations] == pytest.approx([0.6, -1])
