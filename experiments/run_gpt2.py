@@ -79,7 +79,7 @@ def find_model(options: Options) -> Path:
         return checkpoints.find_model(options.model, embedded="pydoc")
     check_length(options, SMALL["n_positions"])  # before a minute has passed
     corpus = lm.load_corpus("pydoc")
-    facts = {"config": SMALL, "options": dataclasses.asdict(PRETRAINING), "text": corpus._asdict()}
+    facts = {"config": SMALL, "options": pretraining.facts_of(PRETRAINING), "text": corpus._asdict()}
     return pretraining.keep("gpt2-pydoc", facts, functools.partial(pretrain, corpus))
 
 

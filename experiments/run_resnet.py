@@ -65,7 +65,7 @@ def find_model(name: str) -> Path:
     if name == "digits":
         data = images.load_images("digits:0-4", SMALL_FRAME)
         digest = hashlib.sha256(data.train.images.tobytes() + data.train.labels.tobytes()).hexdigest()
-        facts = {"config": dataclasses.asdict(SMALL), "options": dataclasses.asdict(PRETRAINING), "data": digest}
+        facts = {"config": dataclasses.asdict(SMALL), "options": pretraining.facts_of(PRETRAINING), "data": digest}
         return pretraining.keep("resnet-digits", facts, functools.partial(pretrain, data))
     path = Path(os.path.expanduser(name))
     if path.is_file() and path.suffix != ".safetensors":

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, planning, population, report, verdict
+from gafreeze_jax import genetic, masking, pareto, planning, population, report, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.finalists import GRADUAL, Finalist, Recall, Trainer, retrain
@@ -60,6 +60,10 @@ class Options:
     """Highest learning rate of the head."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    objective: Literal["accuracy", "pareto"] = "accuracy"
+    """accuracy: find the fittest mask. pareto: find masks that no other beats in both accuracy and training FLOPs (NSGA-II)."""
+    max_flops: float | None = None
+    """Evaluate only masks that take at most this share of the FLOPs of training everything, such as 0.4."""
     halving: bool = True
     """Stop poor masks after a quarter or half of their steps."""
     max_evaluations: float | None = None
@@ -95,6 +99,8 @@ def check(options: Options, **smallest: int) -> None:
     for name, least in (common | smallest).items():
         if (value := getattr(options, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.max_flops is not None and not 0 < options.max_flops <= 1:
+        raise ValueError(f"--max-flops must be above 0 and at most 1, got {options.max_flops}")
     if options.max_minutes is not None and options.max_minutes <= 0:
         raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
     for name in ("learning_rate", "head_learning_rate"):
@@ -222,10 +228,12 @@ class Result(NamedTuple):
 
 def make_settings(options: Options, num_steps: int) -> Settings:
     """How to search. Members are scored after a quarter and half of their steps, if they have four."""
-    rungs = (num_steps // 4, num_steps // 2, num_steps) if options.halving and num_steps >= 4 else (num_steps,)
+    stops = options.halving and options.objective == "accuracy" and num_steps >= 4  # a cheap mask need not be accurate
+    rungs = (num_steps // 4, num_steps // 2, num_steps) if stops else (num_steps,)
     return Settings(
         rungs,
         options.seed,
+        screen=options.objective == "accuracy",
         generations=options.gens,
         evaluations=math.inf if options.max_evaluations is None else options.max_evaluations,
         seconds=math.inf if options.max_minutes is None else 60 * options.max_minutes,
@@ -282,14 +290,21 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             screened.append(generation.screened)
             display.generation(generation)
 
-        search = functools.partial(Search, count_trainable=task.count_trainable)
+        costs = Costs(members, run)
+        limit = math.inf if options.max_flops is None else options.max_flops
+        allowed = lambda genome: limit == math.inf or costs.share(genome) <= limit  # noqa: E731
+        search = functools.partial(Search, count_trainable=task.count_trainable, allowed=allowed)
+        pareto_fitness = lambda text: (ledger.fitness(text)[1], -costs.share(genome_array(text)))  # noqa: E731
+        in_pareto = options.objective == "pareto"
+        make_ga = pareto.make_nsga2 if in_pareto else genetic.make_ga
         first = search(
-            genetic.make_ga(num_genes, options.population, initial=prefixes),
+            make_ga(num_genes, options.population, initial=prefixes),
             trainer,
             ledger,
             settings,
             initial=prefixes[[0, -1, *range(1, num_genes)]],
             groups=groups,
+            fitness=pareto_fitness if in_pareto else None,
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
@@ -307,6 +322,8 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             rival = search(ga, Recall(trainer, ledger), others, same_budget, initial=nothing, groups={})
             baselines["best random mask"] = rival.run(key_random).leaders[0]
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
+        if not found.leaders:
+            raise ValueError(f"--max-flops {options.max_flops}: no mask takes so little; even the head alone takes more")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         display.line(
             f"Training the {len(found.leaders[:NUM_LEADERS])} most promising masks and {len(baselines) + 1} baselines again "
@@ -330,8 +347,43 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             "correlations": [one._asdict() for one in found.correlations],
             "finalist_seeds": list(seeds),
         },
+        **({"front": find_front(ledger, costs, options.seed)} if in_pareto else {}),
     }
     return Result(winner, rivals, list(ledger), facts)
+
+
+class Costs:
+    """What masks cost, counted when it is first asked for.
+
+    Args:
+      run: whose steps are counted.
+    """
+
+    def __init__(self, members: population.Population, run: population.Run):
+        self._count = functools.cache(lambda: members.step_flops(run))
+
+    def share(self, genome: np.ndarray) -> float:
+        """FLOPs of a genome's training step, as a share of those of training everything."""
+        return self._count()(genome) / self._count()(np.zeros(len(genome), bool))
+
+
+def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """What was evaluated to the end, by accuracy and share of FLOPs; "masks" are those that no other one beats in both.
+
+    The most accurate comes first.
+    """
+    full = [one for one in ledger.at(ledger.num_steps, seed) if not one.diverged]
+    evaluated = [
+        {
+            "genome": one.genome,
+            "validation_accuracy": one.accuracy,
+            "flops": costs.share(genome_array(one.genome)),
+            "trainable_parameters": one.trainable_parameters,
+        }
+        for one in full
+    ]
+    chosen = pareto.front(np.array([(one["validation_accuracy"], -one["flops"]) for one in evaluated]))
+    return {"masks": [evaluated[i] for i in chosen], "evaluated": evaluated}
 
 
 def _count(ledger: Ledger) -> str:
@@ -409,6 +461,12 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
     masking.write_mask(out / "mask.json", task.genes, [gene == "1" for gene in found.genome], task.tensors)
+    if front := result.engine.get("front"):
+        (out / "masks").mkdir()
+        for one in front["masks"]:
+            genome = [gene == "1" for gene in one["genome"]]
+            masking.write_mask(out / "masks" / f"{one['genome']}.json", task.genes, genome, task.tensors)
+        report.plot_front(out / "front.png", **front)
     names = task.network.names
     seconds = time.perf_counter() - start
     entries = report.make_result(

@@ -48,6 +48,12 @@ def keep(kind: str, facts: Any, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def facts_of(options: Options) -> dict[str, Any]:
+    """Those options that decide what comes of training, for `keep`."""
+    names = ("seed", "epochs", "batch_size", "learning_rate", "head_learning_rate")
+    return {name: getattr(options, name) for name in names}
+
+
 def pretrain(task: Task, options: Options) -> Member:
     """Trains all of a network, from the random parameters of its task, and shows the progress."""
     run = task.run(options.seed)

@@ -176,6 +176,9 @@ def print_summary(
     console.print(f"Found mask: {mask}", style="bold", markup=False)
     console.print(comparison(rows, language=language))
     console.print(judgement.sentence, style="bold", markup=False)
+    if front := result.get("front"):
+        console.print(front_table(names, front["masks"]))
+        console.print("In front.png and masks/, too", markup=False)
     if judgement.gap is not None:
         console.print(f"Validation minus test accuracy of the found mask: {100 * judgement.gap:+.1f} points", markup=False)
     console.print(
@@ -183,6 +186,33 @@ def print_summary(
         "result.json",
         markup=False,
     )
+
+
+def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
+    """Masks that no other one beats in both accuracy and training FLOPs."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("front", "validation", "FLOPs", "trainable parameters"):
+        table.add_column(title, justify="left" if title == "front" else "right")
+    for one in front:
+        mask, num = describe_mask(names, one["genome"]), one["trainable_parameters"]
+        table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", f"{num:,}")
+    return table
+
+
+def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]) -> None:
+    """Draws accuracy against training FLOPs: all masks that were evaluated, and those on the front."""
+    from matplotlib.figure import Figure  # takes half a second
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    points, own = (sorted((one["flops"], one["validation_accuracy"]) for one in group) for group in (evaluated, masks))
+    axes.scatter(*zip(*points, strict=True), color="0.7", s=18, label="evaluated")
+    axes.step(*zip(*own, strict=True), where="post", color="#0072B2", marker="o", label="front")
+    axes.set(xlabel="training FLOPs, as a share of training everything", ylabel="validation accuracy")
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
 
 
 def fail(error: Exception) -> int:

@@ -123,7 +123,7 @@ class Found(NamedTuple):
     """What a search has found.
 
     Attributes:
-      leaders: all fully evaluated genomes as text, the one with the highest expected accuracy first.
+      leaders: all allowed and fully evaluated genomes as text, the one with the highest expected accuracy first.
       groups: the first of the leaders in each group, by name.
       why_stopped: in words.
       correlations: between rungs.
@@ -145,6 +145,7 @@ class Search(Generic[M]):
       count_trainable: number of parameters that a genome leaves trainable.
       groups: names of sets of genomes [N, G], some of each in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of a genome (text) that has been evaluated; default: `ledger.fitness`.
+      allowed: whether a genome [G] may be evaluated, and lead; those in `initial` are evaluated in any case.
       on_generation: called after each generation.
     """
 
@@ -159,11 +160,12 @@ class Search(Generic[M]):
         count_trainable: Callable[[np.ndarray], int],
         groups: Mapping[str, np.ndarray],
         fitness: Callable[[str], tuple[float, ...]] | None = None,
+        allowed: Callable[[np.ndarray], bool] = lambda genome: True,
         on_generation: Callable[[Generation], None] = lambda generation: None,
     ):
         self.evaluator, self.ledger, self.settings, self.initial = evaluator, ledger, settings, initial
         self.count_trainable, self.on_generation = count_trainable, on_generation
-        self.fitness = fitness or ledger.fitness
+        self.fitness, self.allowed = fitness or ledger.fitness, allowed
         self.groups = {name: set(map(genome_text, genomes)) for name, genomes in groups.items()}
         self._init, self._ask, self._tell = ga.init, _jitted(ga.ask), _jitted(ga.tell)
 
@@ -185,12 +187,15 @@ class Search(Generic[M]):
             if number > 1:
                 genomes, screened = self._offspring(key_ask, state, size, rng)
             elif 2**num_genes <= self.settings.num_genomes(size_of_first, size) < math.inf:
-                genomes = all_genomes(num_genes)
+                genomes = np.concatenate([self.initial, self._allowed(all_genomes(num_genes))])
             else:
                 asked = np.asarray(self._ask(key_ask, state))
-                genomes = ledger.unseen(np.concatenate([self.initial, asked]))[:size_of_first]
+                genomes = ledger.unseen(np.concatenate([self.initial, self._allowed(asked)]))[:size_of_first]
             least = len(self.initial) if number == 1 else 1
             new = ledger.unseen(genomes)[: max(least, int(min(self._genomes_left, len(genomes))))]
+            if not len(new):
+                why = "as all allowed masks have been evaluated"
+                break
             num_full = self._climb(new, number)
             told = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
             told = told[np.arange(max(len(told), 2 * size)) % len(told)]
@@ -199,8 +204,9 @@ class Search(Generic[M]):
             fittest = ledger.at(self.settings.rungs[-1], self.settings.seed)[0]
             best, since_best = fittest.genome, 0 if fittest.genome != best else since_best + 1
             self.on_generation(Generation(number, fittest, len(new), num_full, screened, np.asarray(info.frozen_share)))
-        leaders = self._leaders()
-        groups = {name: next(genome for genome in leaders if genome in own) for name, own in self.groups.items()}
+        ranked = self._leaders()
+        groups = {name: next(genome for genome in ranked if genome in own) for name, own in self.groups.items()}
+        leaders = [genome for genome in ranked if self.allowed(genome_array(genome))]
         return Found(leaders, groups, why, self._correlations())
 
     @property
@@ -229,16 +235,19 @@ class Search(Generic[M]):
     def _offspring(self, key: Array, state: Any, num: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """New genomes [num, G], or all that are left, and whether the surrogate picked them."""
         asked = [np.asarray(self._ask(own, state)) for own in jax.random.split(key, ASKS)]
-        candidates = self.ledger.unseen(np.concatenate(asked))
+        candidates = self._allowed(self.ledger.unseen(np.concatenate(asked)))
         if len(candidates) < num:
             num_genes = candidates.shape[1]
             others = (
                 rng.permutation(all_genomes(num_genes)) if 2**num_genes <= ENUMERABLE else rng.random((num, num_genes)) < 0.5
             )
-            return self.ledger.unseen(np.concatenate([candidates, others]))[:num], False
+            return self._allowed(self.ledger.unseen(np.concatenate([candidates, others])))[:num], False
         if self.settings.screen and len(candidates) > num and (model := surrogate.fit(*self._estimates())).earns_trust:
             return candidates[surrogate.screen(model, rng, candidates, num)], True
         return candidates[:num], False
+
+    def _allowed(self, genomes: np.ndarray) -> np.ndarray:
+        return genomes[[bool(self.allowed(genome)) for genome in genomes]]
 
     def _climb(self, genomes: np.ndarray, number: int) -> int:
         """Evaluates genomes rung by rung, and returns how many got to the last one."""
