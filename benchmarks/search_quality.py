@@ -36,9 +36,8 @@ Prints for each table the mean regrets, how ours differs from some, and whether 
 # pyright: reportMissingImports=false
 
 import contextlib
-import dataclasses
 import functools
-import importlib
+import importlib.util
 import multiprocessing
 import os
 import sys
@@ -66,6 +65,7 @@ BUDGETS = (8, 16, 32, 64)
 POPULATION = 6  # the experiments' default
 SETTLED = ("minilm-sst2", "resnet20-cifar10", "cnn-fashion_mnist")
 CONFIRMING = ("minilm-trec", "resnet20-fashion_mnist")
+RIVALS_NEED = ("optuna", "pygad")
 SEEDS_OF_A_JOB = 10
 
 
@@ -218,13 +218,14 @@ class Goals(NamedTuple):
     @property
     def lines(self) -> list[str]:
         share = self.steps_of_plain
-        reached = "never" if share is None else f"by {share:.0%}"
+        reached = "never" if share is None else f"with {share:.0%}"
         half = f"difference with half its budget {points(self.at_half)}"
         relations = {name: [relation(one) for one in own] for name, own in self.minus.items()}
         optuna = [name for name in relations if name.startswith("Optuna")]
         better = all(how == "better" for name in optuna for how in relations[name])
         return [
-            f"{mark(share is not None and share <= 0.5)} the plain GA's last regret, by half of its steps: {reached}; {half}",
+            f"{mark(share is not None and share <= 0.5)} the plain GA's last regret with 50% of its steps or less: "
+            f"{reached}; {half}",
             f"{mark('worse' not in relations['random search'])} never worse than random search: "
             + told(relations["random search"]),
             f"{mark(better)} always better than Optuna's samplers: "
@@ -324,23 +325,15 @@ COLOURS = {  # Okabe & Ito's, which colour-blind people can tell apart
 MARKERS = dict(zip(COLOURS, "oxs^Dvp", strict=True))
 
 
-def import_pyplot() -> Any:
-    try:
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib") from error
-    pyplot.switch_backend("agg")
-    return pyplot
-
-
 def draw(path: Path, tables: Mapping[str, Mapping[str, Course]]) -> None:
     """Regret against budget, a panel for each table; the last place is for the legend."""
-    plt = import_pyplot()
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
     num_columns = min(3, len(tables) + 1)
     num_rows = -(-(len(tables) + 1) // num_columns)
-    figure, axes = plt.subplots(
-        num_rows, num_columns, figsize=(3.4 * num_columns, 3 * num_rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(num_rows, num_columns, figsize=(3.4 * num_columns, 3 * num_rows), squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     panels = axes.flat
     for name, courses in tables.items():
         panel = next(panels)
@@ -362,7 +355,6 @@ def draw(path: Path, tables: Mapping[str, Mapping[str, Course]]) -> None:
     for panel in (legend, *empty):
         panel.axis("off")
     legend.legend(handles, labels, loc="center", fontsize=10, frameon=False, title="mean, with its 95 % interval")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     figure.supxlabel("training steps, in full evaluations", fontsize=10)
     figure.supylabel("regret in points of test accuracy", fontsize=10)
     figure.savefig(path, dpi=120)
@@ -373,12 +365,14 @@ def draw(path: Path, tables: Mapping[str, Mapping[str, Course]]) -> None:
 
 
 def find_tables(options: Options) -> dict[str, Path]:
-    """Paths by name, those on which options were settled first."""
+    """Paths by name, those on which options were settled first; raises a ValueError with all that stands in the way."""
     problems = [
         f"--{name} must be at least {least}, got {value}"
         for name, value, least in (("seeds", options.seeds, 2), ("workers", options.workers, 1))
         if value < least
     ]
+    needed = [*RIVALS_NEED, *(["matplotlib"] if options.plot is not None else [])]
+    problems += [f"{name} is missing: pip install {name}" for name in needed if importlib.util.find_spec(name) is None]
     paths = {path.stem: path for path in sorted(options.tables.glob("*.npz"))}
     if not paths:
         problems.append(f"--tables: no .npz files in {options.tables}; freezebench.py makes them")
@@ -389,8 +383,6 @@ def find_tables(options: Options) -> dict[str, Path]:
     ]
     if problems:
         raise ValueError("; ".join(problems))
-    if options.plot is not None:
-        import_pyplot()
     order = [*SETTLED, *CONFIRMING]
     return dict(sorted(paths.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
@@ -399,9 +391,9 @@ def main(options: Options) -> None:
     start = time.perf_counter()
     try:
         paths = find_tables(options)
-        versions = report.versions() | {name: version(name) for name in ("optuna", "pygad")}
-    except (ValueError, ImportError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
+    versions = report.versions() | {name: version(name) for name in RIVALS_NEED}
     print(f"{options.seeds} replays of each algorithm; 95 % intervals over them")
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}  # workers inherit it; many threads slow them down
     tables, entries = {}, {}
@@ -422,8 +414,8 @@ def main(options: Options) -> None:
     seconds = time.perf_counter() - start
     print(f"\n{seconds:.0f} s")
     if options.out is not None:
-        facts = {"options": dataclasses.asdict(options), "versions": versions, "cpus": os.cpu_count(), "seconds": seconds}
-        report.write_json(options.out, facts | {"budgets": BUDGETS, "tables": entries})
+        facts = {"seeds": options.seeds, "workers": options.workers, "cpus": os.cpu_count(), "seconds": round(seconds)}
+        report.write_json(options.out, facts | {"versions": versions, "budgets": BUDGETS, "tables": entries})
     if options.plot is not None:
         draw(options.plot, tables)
 

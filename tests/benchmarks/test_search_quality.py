@@ -114,7 +114,8 @@ def test_goals_reached():
     assert goals.at_half == Interval(-1.5, -1.5, -1.5)
     assert goals.minus["Optuna TPE"] == [Interval(mean, mean, mean) for mean in (-1, -1.5, -2, -1.5)]
     assert goals.lines == [
-        "reached: the plain GA's last regret, by half of its steps: by 23%; difference with half its budget -1.50 ±0.00",
+        "reached: the plain GA's last regret with 50% of its steps or less: with 23%; "
+        "difference with half its budget -1.50 ±0.00",
         "reached: never worse than random search: better at 8 16 32 64",
         "reached: always better than Optuna's samplers: TPE better at 8 16 32 64; NSGA-II better at 8 16 32 64",
     ]
@@ -126,7 +127,7 @@ def test_goals_missed():
     goals = compare(courses(ours, course(4, 2, 3, 3), course(4, 4, 4, 0), noisy, course(2, 2, 2, 0.5)))
     assert goals.steps_of_plain is None
     assert goals.lines == [
-        "MISSED:  the plain GA's last regret, by half of its steps: never; difference with half its budget 1.50 ±0.00",
+        "MISSED:  the plain GA's last regret with 50% of its steps or less: never; difference with half its budget 1.50 ±0.00",
         "MISSED:  never worse than random search: better at 8 32 64, worse at 16",
         "MISSED:  always better than Optuna's samplers: TPE better at 8 16 32, worse at 64; "
         "NSGA-II equal within noise at 8 16 32 64",
@@ -146,7 +147,7 @@ def test_more_than_half_of_the_steps_misses_the_goal():
         courses(course(3, 3, 3, 1, spent=(8, 16, 32, 63)), high, high, high, course(9, 9, 9, 2, spent=(8, 16, 32, 60)))
     )
     assert goals.steps_of_plain == 63 / 60
-    assert goals.lines[0].startswith("MISSED:  the plain GA's last regret, by half of its steps: by 105%")
+    assert goals.lines[0].startswith("MISSED:  the plain GA's last regret with 50% of its steps or less: with 105%")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,3 +181,18 @@ def test_wrong_options_end_it_in_a_line(options, message, capsys):
     with pytest.raises(SystemExit):
         main(options)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_is_missing_is_told(tmp_path, capsys, monkeypatch):
+    find_spec = search_quality.importlib.util.find_spec
+    monkeypatch.setattr(
+        search_quality.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+    )
+    table = make_table()
+    table.test[7, 1] = np.nan
+    save_table(tmp_path / "part.npz", table)
+    with pytest.raises(SystemExit):
+        main(Options(tmp_path, plot=tmp_path / "out.png"))
+    told = capsys.readouterr().err
+    assert "matplotlib is missing: pip install matplotlib; " in told
+    assert "part.npz: 1 of 512 trainings are missing; freezebench.py goes on with them" in told
