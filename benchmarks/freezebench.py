@@ -125,7 +125,7 @@ def cnn_problem(options: Options) -> experiment.Prepared:
         ),
         [f"Pretrained to {pretrained.accuracy:.1%} accuracy on the classes 0 to 4"],
         network,
-        experiment.make_source(test),
+        experiment.Locked(experiment.make_source(test)),
         len(test.targets),
         restore=lambda params: params,
         save=checkpoints.write_tree,
@@ -183,7 +183,7 @@ def main(options: Options) -> None:
         table = load_table(path) if path.exists() else empty_table(prepared, population, options)
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
-    test = population.activations(prepared.test)
+    test = population.activations(prepared.test.break_open())
     masks = all_genomes(len(table.genes))
     order = in_order(masks)
     print(*prepared.about, sep="\n", flush=True)

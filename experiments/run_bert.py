@@ -83,7 +83,7 @@ def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
             *text.describe(options.data, data),
         ],
         bert.make_bert(config, num_classes, dtype=dtype),
-        Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
+        experiment.Locked(Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))),
         len(data.test.texts),
         lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
         lambda to, params: bert.save_bert(to, folder, params, data.label_names),

@@ -152,7 +152,7 @@ def prepare(options: Options) -> experiment.Prepared:
             f"Pretrained to {pretrained.accuracy:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task",
         ],
         network,
-        experiment.make_source(data.test),
+        experiment.Locked(experiment.make_source(data.test)),
         len(data.test.targets),
         restore=lambda params: params,
         save=checkpoints.write_tree,

@@ -121,7 +121,7 @@ def prepare(options: Options) -> experiment.Prepared:
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
         ],
         network,
-        experiment.make_source(test),
+        experiment.Locked(experiment.make_source(test)),
         len(test.targets),
         lambda params: params,
         lambda to, params: resnet.save_resnet(to, checkpoint, params, data.label_names),

@@ -392,6 +392,30 @@ def _count(ledger: Ledger) -> str:
     return f"{num} masks" if ledger.num_full == num else f"{num} masks, {ledger.num_full} of them to the end"
 
 
+class Locked:
+    """A test split that opens once, for a finished search."""
+
+    def __init__(self, source: Source):
+        self._source, self._opened = source, False
+
+    def open(self, result: Result) -> Source:
+        """The split.
+
+        Raises:
+          RuntimeError: before there is a result, and the second time.
+        """
+        if not isinstance(result, Result):
+            raise RuntimeError(f"the test split opens when the search is over, for its Result; got {type(result).__name__}")
+        if self._opened:
+            raise RuntimeError("the test split has been opened already; what is chosen now would be chosen on it")
+        self._opened = True
+        return self._source
+
+    def break_open(self) -> Source:
+        """The split, for benchmarks that score every mask. A search that did so would fool itself."""
+        return self._source
+
+
 class Prepared(NamedTuple):
     """All that an experiment has to say about a search before it begins.
 
@@ -410,7 +434,7 @@ class Prepared(NamedTuple):
     task: Task
     about: Sequence[str]
     network: Network
-    test: Source
+    test: Locked
     num_test: int
     restore: Callable[[PyTree], PyTree]
     save: Callable[[Path, PyTree], None]
@@ -448,12 +472,13 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     """
     task = prepared.task
     print(f"\nScoring the {prepared.num_test:,} test examples, which nothing has seen so far ...", flush=True)
+    test = prepared.test.open(result)
     rows = []
     tested: dict[int, Predictions] = {}  # by member: the one found may be a baseline
     for finalist in (result.found, *result.baselines):
         for member in finalist.members:
             if id(member) not in tested:
-                tested[id(member)] = predict(prepared.network, prepared.restore(member.params), prepared.test)
+                tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     finalists = [verdict.Finalist(row.name, "" if row.name == GRADUAL else row.genome, row.correct, row.flops) for row in rows]
     judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from gafreeze_jax import masking
 
 SCRIPT = Path(run_custom.__file__)
-EXAMPLES = [path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "write_mask" in path.read_text()]
+EXAMPLES = [path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "run_search" in path.read_text()]
 
 
 def run(*words, cwd):
