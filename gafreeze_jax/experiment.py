@@ -82,6 +82,10 @@ class Options:
     many calls run at the same time."""
 
 
+class OptionError(ValueError):
+    """An option that turns out to be wrong when model and data are known."""
+
+
 def check(options: Options, **smallest: int) -> None:
     """Raises a ValueError if an option is out of range; `smallest` are least values of options that others lack."""
     common = {
@@ -292,6 +296,8 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
 
         costs = Costs(members, run)
         limit = math.inf if options.max_flops is None else options.max_flops
+        if limit < math.inf and (least_share := costs.share(np.ones(num_genes, bool))) > limit:
+            raise OptionError(f"--max-flops {limit}: no mask takes so little; the head alone takes {least_share:.4f}")
         allowed = lambda genome: limit == math.inf or costs.share(genome) <= limit  # noqa: E731
         search = functools.partial(Search, count_trainable=task.count_trainable, allowed=allowed)
         pareto_fitness = lambda text: (ledger.fitness(text)[1], -costs.share(genome_array(text)))  # noqa: E731
@@ -322,8 +328,6 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             rival = search(ga, Recall(trainer, ledger), others, same_budget, initial=nothing, groups={})
             baselines["best random mask"] = rival.run(key_random).leaders[0]
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
-        if not found.leaders:
-            raise ValueError(f"--max-flops {options.max_flops}: no mask takes so little; even the head alone takes more")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         display.line(
             f"Training the {len(found.leaders[:NUM_LEADERS])} most promising masks and {len(baselines) + 1} baselines again "
@@ -461,7 +465,11 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
     print(*prepared.about, sep="\n")
     steps = len(prepared.task.run(options.seed).batches.examples)
     print(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
-    finish(prepared, run_search(prepared.task, options, out), options, out, start)
+    try:
+        result = run_search(prepared.task, options, out)
+    except OptionError as error:
+        sys.exit(report.fail(error))
+    finish(prepared, result, options, out, start)
 
 
 def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> None:

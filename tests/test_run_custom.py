@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_custom
+import tyro
 from safetensors.numpy import load_file
 
 from gafreeze_jax import masking
@@ -37,12 +38,49 @@ def test_the_tutorial(tmp_path, kind):
     assert list(masking.read_mask(out / "mask.json").values()) == [bool(gene) for gene in result["best_genome"]]
 
 
+def search_in_process(out, *words):
+    tiny = ["--gens", "2", "--population", "3", "--epochs", "1", "--finalist-seeds", "1", "--no-compare-random"]
+    run_custom.main(
+        tyro.cli(run_custom.Options, args=[*tiny, "--plan", "members=4,steps=9,freezing=traced", *words, "--out", str(out)])
+    )
+    return json.loads((out / "result.json").read_text())
+
+
+def test_the_front_is_left_as_masks_and_plot(tmp_path, capsys):
+    out = tmp_path / "run"
+    result = search_in_process(out, "--objective", "pareto")
+    points = [(one["validation_accuracy"], -one["flops"]) for one in result["front"]["evaluated"]]
+    beaten = lambda point: any(np.all(np.array(other) >= point) and other != point for other in points)  # noqa: E731
+    expected = {point for point in points if not beaten(point)}
+    masks = result["front"]["masks"]
+    assert {(one["validation_accuracy"], -one["flops"]) for one in masks} == expected
+    assert {path.stem for path in (out / "masks").iterdir()} == {one["genome"] for one in masks}
+    for one in masks:
+        frozen = masking.read_mask(out / "masks" / f"{one['genome']}.json").values()
+        assert "".join("1" if gene else "0" for gene in frozen) == one["genome"]
+    assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "In front.png and masks/, too" in capsys.readouterr().out
+
+
+def test_a_limit_of_flops_is_kept(tmp_path, capsys):
+    result = search_in_process(tmp_path / "run", "--max-flops", "0.5")
+    costs = {name: row["training_flops"] for name, row in result["results"].items()}
+    assert costs["found"] <= 0.5 * costs["train all"]
+    with pytest.raises(SystemExit):
+        search_in_process(tmp_path / "other", "--max-flops", "1e-6")
+    assert "error: --max-flops 1e-06: no mask takes so little; the head alone takes 0.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--network", "cnn", "--data", "mock"], "--network cnn needs images: take --data digits"),
         (["--train-examples", "800"], "--train-examples and --validation-examples are 1056 together; there are 896"),
         (["--gens", "0"], "--gens must be at least 1, got 0"),
+        (["--max-flops", "1.5"], "--max-flops must be above 0 and at most 1, got 1.5"),
+        (["--max-minutes", "0"], "--max-minutes must be above 0, got 0"),
+        (["--max-evaluations", "0.5"], "--max-evaluations must be at least 1, got 0.5"),
+        (["--finalist-seeds", "0"], "--finalist-seeds must be at least 1, got 0"),
     ],
 )
 def test_bad_options_are_one_line(options, message, monkeypatch, capsys, tmp_path):
