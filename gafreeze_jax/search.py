@@ -96,7 +96,7 @@ class Generation(NamedTuple):
 
     Attributes:
       number: from 1.
-      best: the fittest evaluation so far.
+      best: the fittest evaluation so far, of an allowed genome if there is one.
       num_new: genomes that were evaluated.
       num_full: of which all steps were done.
       screened: whether the surrogate picked them.
@@ -201,7 +201,8 @@ class Search(Generic[M]):
             told = told[np.arange(max(len(told), 2 * size)) % len(told)]
             fitness = jnp.array([self.fitness(genome_text(genome)) for genome in told], jnp.float32)
             state, info = self._tell(state, told, fitness)
-            fittest = ledger.at(self.settings.rungs[-1], self.settings.seed)[0]
+            full = ledger.at(self.settings.rungs[-1], self.settings.seed)
+            fittest = next((one for one in full if self.allowed(genome_array(one.genome))), full[0])
             best, since_best = fittest.genome, 0 if fittest.genome != best else since_best + 1
             self.on_generation(Generation(number, fittest, len(new), num_full, screened, np.asarray(info.frozen_share)))
         ranked = self._leaders()
@@ -261,12 +262,13 @@ class Search(Generic[M]):
         return len(members)
 
     def _promoted(self, members: list[M], steps: int, until: int) -> list[M]:
-        """Those that go on: the best of each group, and who is among the best that were seen at this rung."""
+        """Those that go on: the best of each group, and who is among the best allowed that were seen at this rung."""
         known = [one.genome for one in self.ledger.at(steps, self.settings.seed)]
         here = {genome_text(member.genome): member for member in members}
         best_of_groups = [next((genome for genome in known if genome in own), "") for own in self.groups.values()]
         protected = dict.fromkeys(genome for genome in best_of_groups if genome in here)
-        among_best = [genome for genome in known[: math.ceil(SHARE * len(known))] if genome in here]
+        allowed = [genome for genome in known if self.allowed(genome_array(genome))]
+        among_best = [genome for genome in allowed[: math.ceil(SHARE * len(allowed))] if genome in here]
         chosen = list(dict.fromkeys([*protected, *among_best]))
         steps_spare = self._steps_left - len(protected) * (self.settings.rungs[-1] - steps)
         num_others = int(max(0, min(len(among_best), steps_spare / (until - steps))))
