@@ -260,7 +260,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     settings = make_settings(options, num_steps)
     sizes = max(len(prefixes), options.population), options.population
     in_full = settings._replace(rungs=settings.rungs[-1:])
-    enumerated = 2**num_genes <= in_full.num_genomes(*sizes)
+    enumerated = in_full.enumerates(num_genes, *sizes)
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 2) * num_steps

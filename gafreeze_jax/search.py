@@ -3,8 +3,7 @@
 Three things make it need fewer training steps than a plain genetic algorithm. Poor genomes are stopped early: all new ones
 train up to a first rung, and only those among the best that were ever seen there go on (successive halving, Jamieson &
 Talwalkar 2016; asynchronous like that of Li et al. 2020, in that a rung remembers earlier generations). A surrogate picks
-among many offspring once its cross-validated rank correlation has earned that; and it says which of the evaluated genomes is
-expected to be the fittest. And no genome is evaluated twice.
+among many offspring once its cross-validated rank correlation has earned that. And no genome is evaluated twice.
 """
 
 import functools
@@ -90,6 +89,10 @@ class Settings(NamedTuple):
         by_steps = self.evaluations * self.rungs[-1] / self.steps_of_genome
         return min(by_steps, first + (self.generations - 1) * others)
 
+    def enumerates(self, num_genes: int, first: int, others: int) -> bool:
+        """Whether all masks are evaluated in place of a search: if none is stopped early, and all are within the limits."""
+        return len(self.rungs) == 1 and 2**num_genes <= self.num_genomes(first, others) < math.inf
+
 
 class Generation(NamedTuple):
     """What happened in one generation.
@@ -123,7 +126,7 @@ class Found(NamedTuple):
     """What a search has found.
 
     Attributes:
-      leaders: all allowed and fully evaluated genomes as text, the one with the highest expected accuracy first.
+      leaders: all allowed and fully evaluated genomes as text, the fittest first.
       groups: the first of the leaders in each group, by name.
       why_stopped: in words.
       correlations: between rungs.
@@ -186,7 +189,7 @@ class Search(Generic[M]):
             screened = False
             if number > 1:
                 genomes, screened = self._offspring(key_ask, state, size, rng)
-            elif 2**num_genes <= self.settings.num_genomes(size_of_first, size) < math.inf:
+            elif self.settings.enumerates(num_genes, size_of_first, size):
                 genomes = np.concatenate([self.initial, self._allowed(all_genomes(num_genes))])
             else:
                 asked = np.asarray(self._ask(key_ask, state))
@@ -205,7 +208,7 @@ class Search(Generic[M]):
             fittest = next((one for one in full if self.allowed(genome_array(one.genome))), full[0])
             best, since_best = fittest.genome, 0 if fittest.genome != best else since_best + 1
             self.on_generation(Generation(number, fittest, len(new), num_full, screened, np.asarray(info.frozen_share)))
-        ranked = self._leaders()
+        ranked = [one.genome for one in ledger.at(self.settings.rungs[-1], self.settings.seed)]
         groups = {name: next(genome for genome in ranked if genome in own) for name, own in self.groups.items()}
         leaders = [genome for genome in ranked if self.allowed(genome_array(genome))]
         return Found(leaders, groups, why, self._correlations())
@@ -286,13 +289,6 @@ class Search(Generic[M]):
             recorded.append(member)
             clock = time.perf_counter()
         return recorded
-
-    def _leaders(self) -> list[str]:
-        """Fully evaluated genomes, by what the surrogate expects of their accuracy: their own scores are noisy."""
-        full = self.ledger.at(self.settings.rungs[-1], self.settings.seed)
-        expected, _ = surrogate.fit(*self._estimates()).predict(np.array([genome_array(one.genome) for one in full]))
-        expected[[one.diverged for one in full]] = -math.inf
-        return [full[i].genome for i in np.argsort(-expected, kind="stable")]
 
     def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is known of each genome's accuracy after all steps: genomes [N, G], estimates [N], and their weights [N].

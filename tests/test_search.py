@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gafreeze_jax import genetic, masking, surrogate
+from gafreeze_jax import genetic, masking
 from gafreeze_jax.ledger import Ledger, genome_array, genome_text
 from gafreeze_jax.search import ASKS, Found, Search, Settings
 
@@ -219,10 +219,7 @@ def test_with_one_rung_and_no_surrogate_it_is_a_plain_loop(key):
     ]
     assert all(generation.num_full == generation.num_new for generation in outcome.generations)
     fittest = sorted(known, key=lambda text: known[text], reverse=True)
-    expected, _ = surrogate.fit(
-        np.array(list(map(genome_array, fittest))), np.array([known[text][0] for text in fittest])
-    ).predict(np.array(list(map(genome_array, fittest))))
-    assert outcome.found.leaders == [fittest[i] for i in np.argsort(-expected, kind="stable")]
+    assert outcome.found.leaders == fittest
     assert outcome.found.correlations == ()
 
 
@@ -287,23 +284,21 @@ def test_patience_waits_for_a_fitter_mask():
     assert len(since) > 1
 
 
-@pytest.mark.parametrize("rungs", [RUNGS, (24,)], ids=str)
-def test_a_small_space_is_enumerated(rungs):
-    steps = PER_GENOME if len(rungs) > 1 else 24
-    enough = len(ALL) * steps / 24
-    table = TABLE[:, -len(rungs) :]
+def test_a_small_space_is_enumerated():
+    table, rungs, enough = TABLE[:, -1:], (24,), len(ALL)
     outcome = run(table=table, rungs=rungs, evaluations=enough, generations=math.inf)
     (generation,) = outcome.generations
-    assert generation.num_new == len(ALL) == len(outcome.at(rungs[0]))
+    assert generation.num_new == len(ALL) == len(outcome.at(24))
     assert outcome.found.why_stopped == "as all 64 masks have been evaluated"
-    if len(rungs) == 1:
-        assert generation.best.accuracy == table.max()
+    assert generation.best.accuracy == table.max()
     for generations, evaluations in ((math.inf, enough - 1), (10, math.inf), (math.inf, math.inf)):
         first, *others = run(table=table, rungs=rungs, generations=generations, evaluations=evaluations).generations
         assert first.num_new == len(PREFIXES)
         assert others
     (generation,) = run(table=table, rungs=rungs, generations=11).generations
     assert generation.num_new == len(ALL)
+    first, *_ = run(evaluations=enough).generations  # where masks are stopped early it is a search
+    assert first.num_new == len(PREFIXES)
 
 
 def test_offspring_come_first_and_are_filled_up_with_others():
@@ -352,19 +347,6 @@ def test_screening_can_be_switched_off_and_is_worth_having():
         assert any(generation.screened for generation in outcome.generations) == screen
         regrets[screen].append(table.max() - max(one.accuracy for one in outcome.ledger))
     assert np.mean(regrets[True]) < np.mean(regrets[False])
-
-
-def test_leaders_are_those_expected_to_be_fittest_not_those_that_were_lucky():
-    by_score, by_expectation = [], []
-    for seed in range(12):
-        noise = 0.03
-        table, truth = (make_table(seed, noise=(one,)) for one in (noise, 0.0))
-        outcome = run(table=table, rungs=(24,), generations=11)
-        assert sorted(outcome.found.leaders) == sorted(outcome.at(24))
-        lucky = outcome.generations[-1].best.genome
-        by_score.append(truth[int(lucky, 2)])
-        by_expectation.append(truth[int(outcome.found.leaders[0], 2)])
-    assert np.mean(by_expectation) > np.mean(by_score) + 0.003
 
 
 def test_it_comes_close_to_the_best_mask_of_a_table():
