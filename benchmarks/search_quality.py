@@ -16,7 +16,7 @@ Intervals are 95 % ones (Student's t) over replays: what would change with other
 few training seeds and data sets are taken as they are. Differences are between replays of the same number. Where accuracies
 are tied, ours looks at the losses, which the others are not told.
 
-- ours: as the experiments search, with a population of 6 and all prefix masks in the first generation; members are stopped
+- ours: as the experiments search, but with a population of 6, and all prefix masks in the first generation; members are stopped
   at the table's stops
 - ours, no halving: all members are trained to the end
 - ours, no surrogate: offspring are not screened
@@ -64,7 +64,7 @@ from gafreeze_jax.masking import prefix_genomes
 from gafreeze_jax.verdict import Interval, difference, interval
 
 BUDGETS = (8, 16, 32, 64)
-POPULATION = 6  # the experiments' default
+POPULATION = 6
 SETTLED = ("minilm-sst2", "resnet20-cifar10", "cnn-fashion_mnist")
 CONFIRMING = ("minilm-trec", "resnet20-fashion_mnist")
 RIVALS_NEED = ("optuna", "pygad")

@@ -30,7 +30,7 @@ from gafreeze_jax.search import Generation, Search, Settings
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 
 OptionsT = TypeVar("OptionsT", bound="Options")
-NUM_LEADERS = 3  # of a search, that are trained again
+NUM_LEADERS = 2  # of a search, that are trained again
 SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 
 
@@ -40,7 +40,7 @@ class Options:
 
     gens: int = 10
     """Generations of the genetic algorithm."""
-    population: int = 6
+    population: int = 4
     """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
     out: Path | None = None
     """Folder for the results; must be new or empty. Default: a new one under runs/."""
