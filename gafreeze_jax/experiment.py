@@ -30,6 +30,7 @@ from gafreeze_jax.search import Generation, Search, Settings
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 
 OptionsT = TypeVar("OptionsT", bound="Options")
+LEAST_STEPS = 16  # after which a member is scored
 NUM_LEADERS = 2  # of a search, that are trained again
 SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 
@@ -40,13 +41,13 @@ class Options:
 
     gens: int = 10
     """Generations of the genetic algorithm."""
-    population: int = 4
+    population: int = 3
     """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
     out: Path | None = None
     """Folder for the results; must be new or empty. Default: a new one under runs/."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
-    train_examples: int = 192
+    train_examples: int = 160
     """Train members on at most so many examples, drawn stratified by label if they have labels."""
     validation_examples: int = 256
     """Score members on at most so many examples, drawn stratified by label if they have labels."""
@@ -65,7 +66,7 @@ class Options:
     max_flops: float | None = None
     """Evaluate only masks that take at most this share of the FLOPs of training everything, such as 0.4."""
     halving: bool = True
-    """Stop poor masks after a quarter or half of their steps."""
+    """Stop poor masks after a quarter or half of their steps, where that is 16 or more."""
     max_evaluations: float | None = None
     """Search for at most the training steps of so many full evaluations."""
     max_minutes: float | None = None
@@ -231,11 +232,11 @@ class Result(NamedTuple):
 
 
 def make_settings(options: Options, num_steps: int) -> Settings:
-    """How to search. Members are scored after a quarter and half of their steps, if they have four."""
-    stops = options.halving and options.objective == "accuracy" and num_steps >= 4  # a cheap mask need not be accurate
-    rungs = (num_steps // 4, num_steps // 2, num_steps) if stops else (num_steps,)
+    """How to search. Members are scored after a quarter and half of their steps, unless that is too early to tell them apart."""
+    early = options.halving and options.objective == "accuracy"  # a cheap mask need not be accurate
+    rungs = [steps for steps in (num_steps // 4, num_steps // 2) if early and steps >= LEAST_STEPS]
     return Settings(
-        rungs,
+        (*rungs, num_steps),
         options.seed,
         screen=options.objective == "accuracy",
         generations=options.gens,

@@ -7,6 +7,7 @@ opened then, they say what it is worth.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -125,12 +126,12 @@ def retrain(
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array([[gene == "1" for gene in text] for text in texts])
     trained: dict[str, list[Member]] = {text: [] for text in texts}
-    gradual: list[Member] = []
     for seed in seeds:
         for member in trainer.evaluate(genomes, seed, num_steps):
             record(member, seed)
             trained[genome_text(member.genome)].append(_on_host(member))
-        gradual.append(_on_host(unfreeze_gradually(trainer, seed, num_steps)))
+    with ThreadPoolExecutor(trainer.population.plan.calls) as pool:  # one member at a time would leave cores idle
+        gradual = list(pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds))
 
     population, run = trainer.population, trainer.run(seeds[0])
 
