@@ -47,7 +47,7 @@ class Options:
     """Folder for the results; must be new or empty. Default: a new one under runs/."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
-    train_examples: int = 160
+    train_examples: int = 128
     """Train members on at most so many examples, drawn stratified by label if they have labels."""
     validation_examples: int = 256
     """Score members on at most so many examples, drawn stratified by label if they have labels."""
@@ -232,7 +232,7 @@ class Result(NamedTuple):
 
 
 def make_settings(options: Options, num_steps: int) -> Settings:
-    """How to search. Members are scored after a quarter and half of their steps, unless that is too early to tell them apart."""
+    """How to search. Members are scored after a quarter and half of their steps, unless that is too early to tell."""
     early = options.halving and options.objective == "accuracy"  # a cheap mask need not be accurate
     rungs = [steps for steps in (num_steps // 4, num_steps // 2) if early and steps >= LEAST_STEPS]
     return Settings(
