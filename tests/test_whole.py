@@ -165,3 +165,17 @@ def test_augmented_inputs_enter_the_lowest_stage_of_every_member():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), without[genome], same[genome])
         assert not np.allclose(without[genome]["high"], other[genome]["high"])
     np.testing.assert_array_equal(other[True, False]["low"], params["low"])
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "changes", "rungs"),
+    [
+        (64, {}, (16, 32, 64)),
+        (40, {}, (20, 40)),
+        (20, {}, (20,)),
+        (64, {"halving": False}, (64,)),
+        (64, {"objective": "pareto"}, (64,)),
+    ],
+)
+def test_members_are_not_scored_too_early(num_steps, changes, rungs):
+    assert experiment.make_settings(experiment.Options(**changes), num_steps).rungs == rungs
