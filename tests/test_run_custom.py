@@ -24,7 +24,7 @@ def run(*words, cwd):
 @pytest.mark.parametrize("kind", [["--network", "dense"], ["--network", "cnn"], ["--data", "mock"]], ids=" ".join)
 def test_the_tutorial(tmp_path, kind):
     out = tmp_path / "out"
-    done = run(SCRIPT, *kind, "--gens", 2, "--epochs", 1, "--out", out, cwd=tmp_path)
+    done = run(SCRIPT, *kind, "--gens", 2, "--population", 6, "--epochs", 1, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "All 8 masks fit the budget" in done.stdout
     assert "=== Generation 1 ===\nFittest chromosome: [" in done.stdout
