@@ -115,7 +115,7 @@ def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
             members._train.inputs(call.depth)
             with monkeypatch.context() as patch:
                 counter = Counter(patch)
-                members._fit(call, run, 0, lambda member_steps: None)
+                members._fit(call, run, members._start(call, run), 0, len(run.batches.examples), 0, lambda member_steps: None)
             flops = counter.flops / call.size
         assert flops == pytest.approx(ideal_flops(genome, forwards, head), rel=0.1), genome
 
@@ -164,3 +164,11 @@ def test_what_a_stage_keeps_has_no_copies_of_its_weights(axis):
     of_params, of_x, _ = stages.backward(axis, pullback, params, x, jnp.ones_like(y), None, jnp.zeros(members))
     expected = jax.vjp(lambda params, x: jnp.tanh(x @ params), params, x)[1](jnp.ones_like(y))
     jax.tree.map(np.testing.assert_allclose, (of_params, of_x), expected)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_all_masks_cost_follows_from_a_few(name):
+    members, run = make_population(name)
+    flops = members.step_flops(run)
+    for genome in tasks.ALL_MASKS:
+        assert flops(genome) == pytest.approx(members.flops_per_step(genome, run), rel=0.02)
