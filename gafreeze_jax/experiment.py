@@ -252,7 +252,8 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     Args:
       out: folder where `evaluations.csv` grows as it goes.
     """
-    run = task.run(options.seed)
+    make_run = functools.cache(task.run)
+    run = make_run(options.seed)
     num_genes, num_steps = len(task.network.stages), len(run.batches.examples)
     prefixes = masking.prefix_genomes(num_genes)
     least = "head only" if jax.tree.leaves(run.head) else "train nothing"
@@ -288,7 +289,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
 
         ledger = Ledger(num_steps, None if out is None else out / "evaluations.csv")
-        trainer = Trainer(members, task.run)
+        trainer = Trainer(members, make_run)
         screened: list[bool] = []
 
         def on_generation(generation: Generation) -> None:
@@ -494,12 +495,12 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
-    masking.write_mask(out / "mask.json", task.genes, [gene == "1" for gene in found.genome], task.tensors)
+    masking.write_mask(out / "mask.json", task.genes, genome_array(found.genome), task.tensors)
     if front := result.engine.get("front"):
         (out / "masks").mkdir()
         for one in front["masks"]:
-            genome = [gene == "1" for gene in one["genome"]]
-            masking.write_mask(out / "masks" / f"{one['genome']}.json", task.genes, genome, task.tensors)
+            text = one["genome"]
+            masking.write_mask(out / "masks" / f"{text}.json", task.genes, genome_array(text), task.tensors)
         report.plot_front(out / "front.png", **front)
     names = task.network.names
     seconds = time.perf_counter() - start

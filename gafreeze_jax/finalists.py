@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gafreeze_jax.ledger import Ledger, genome_text
+from gafreeze_jax.ledger import Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member, Population, Run
 
 PHASES = 4  # of gradual unfreezing
@@ -28,13 +28,7 @@ class Trainer:
     """
 
     def __init__(self, population: Population, make_run: Callable[[int], Run]):
-        self.population, self._make_run = population, make_run
-        self._runs: dict[int, Run] = {}
-
-    def run(self, seed: int) -> Run:
-        if seed not in self._runs:
-            self._runs[seed] = self._make_run(seed)
-        return self._runs[seed]
+        self.population, self.run = population, make_run
 
     def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Member]:
         return self.population.evaluate(genomes, self.run(seed), until)
@@ -124,7 +118,7 @@ def retrain(
       The winner, named "found", and the baselines; the last of these is gradual unfreezing.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
-    genomes = np.array([[gene == "1" for gene in text] for text in texts])
+    genomes = np.array(list(map(genome_array, texts)))
     trained: dict[str, list[Member]] = {text: [] for text in texts}
     for seed in seeds:
         for member in trainer.evaluate(genomes, seed, num_steps):
@@ -136,7 +130,7 @@ def retrain(
     population, run = trainer.population, trainer.run(seeds[0])
 
     def finalist(name: str, text: str) -> Finalist:
-        flops = num_steps * population.flops_per_step(np.array([gene == "1" for gene in text]), run)
+        flops = num_steps * population.flops_per_step(genome_array(text), run)
         return Finalist(name, text, tuple(trained[text]), flops)
 
     found = max((finalist("found", text) for text in leaders), key=lambda one: (one.validation[0], -one.validation[1]))

@@ -19,18 +19,10 @@ from gafreeze_jax.genetic import (
     uniform_crossover,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 few = settings(max_examples=30, deadline=None)
 keys = st.integers(0, 2**32 - 1).map(jax.random.key)
 parents = st.sampled_from([1, 2, 9]).flatmap(lambda num: st.tuples(*[st.lists(st.booleans(), min_size=num, max_size=num)] * 2))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Optimizing these programs takes ten times as long as running them."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def genomes(*rows):

@@ -7,26 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_genetic import genomes
 
 from gafreeze_jax.pareto import ParetoState, crowding_distance, front, hypervolume, make_nsga2, non_dominated_rank
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 few = settings(max_examples=60, deadline=None)
 NAN, INF = np.nan, np.inf
 rank_of, crowding_of = jax.jit(non_dominated_rank), jax.jit(crowding_distance)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Optimizing these programs takes ten times as long as running them."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-def genomes(*rows):
-    """genomes("10", "01") = [[True, False], [False, True]]"""
-    return jnp.array([[gene == "1" for gene in row] for row in rows])
 
 
 def tables(num, *values):
