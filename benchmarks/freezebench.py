@@ -21,7 +21,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from jax import Array
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import run_bert
@@ -33,9 +32,8 @@ from gafreeze_jax.data import images
 from gafreeze_jax.genetic import all_genomes
 from gafreeze_jax.ledger import genome_text
 from gafreeze_jax.models import checkpoints, plain
-from gafreeze_jax.models.convolutions import convolve
 from gafreeze_jax.population import Plan, Population, adamw_recipe, in_order
-from gafreeze_jax.stages import Dataset, Network, PyTree, Stage, classification
+from gafreeze_jax.stages import Dataset, Network, Stage, classification
 
 SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
 STOPS = (16, 32, 64)  # steps: epochs 1, 2 and 4
@@ -88,26 +86,11 @@ CNN = {
 }
 
 
-def linear(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
-    return x.reshape(len(x), -1) @ params["kernel"] + params["bias"][None]
-
-
-def dense(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
-    return jax.nn.relu(linear(params, x, context, frozen=frozen, key=key))
-
-
-def convolution(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
-    return jax.nn.relu(convolve(x, params["kernel"]) + params["bias"][None, None, None])
-
-
-def pooled(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Any) -> Array:
-    return plain.max_pool(convolution(params, x, context, frozen=frozen, key=key))
-
-
 def cnn_problem(options: Options) -> experiment.Prepared:
     """A small CNN in float32, pretrained on the classes 0 to 4; the masks are for the classes 5 to 9."""
-    functions = (convolution, pooled, convolution, pooled, convolution, dense, dense)
-    network = Network(tuple(map(Stage, CNN, functions)), linear, classification)
+    single, pooled = plain.convolution, plain.pooled_convolution
+    functions = (single, pooled, single, pooled, single, plain.hidden, plain.hidden)
+    network = Network(tuple(map(Stage, CNN, functions)), plain.linear, classification)
     data = images.load_images(options.data, images.Frame(28, 1))
     splits = [Dataset(np.float32(split.images / 255), split.labels) for split in data[:3]]
     low, high = (

@@ -74,8 +74,10 @@ def _check_positive(**sizes: Sequence[int]) -> None:
 
 
 def _make_network(shapes: Shapes) -> tuple[Network, Shapes]:
-    stages = (Stage(name, _hidden if len(shape) == 2 else _convolution) for name, shape in shapes.items() if name != "head")
-    return Network(tuple(stages), _linear, classification), shapes
+    stages = (
+        Stage(name, hidden if len(shape) == 2 else pooled_convolution) for name, shape in shapes.items() if name != "head"
+    )
+    return Network(tuple(stages), linear, classification), shapes
 
 
 def init_params(key: Array, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
@@ -91,16 +93,20 @@ def init_params(key: Array, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _linear(params, x, context, *, frozen, key):
+def linear(params, x, context, *, frozen, key):
     return x.reshape(len(x), -1) @ params["kernel"] + params["bias"][None]
 
 
-def _hidden(params, x, context, *, frozen, key):
-    return jax.nn.relu(_linear(params, x, context, frozen=frozen, key=key))
+def hidden(params, x, context, *, frozen, key):
+    return jax.nn.relu(linear(params, x, context, frozen=frozen, key=key))
 
 
-def _convolution(params, x, context, *, frozen, key):
-    return max_pool(jax.nn.relu(convolve(x, params["kernel"]) + params["bias"][None, None, None]))
+def convolution(params, x, context, *, frozen, key):
+    return jax.nn.relu(convolve(x, params["kernel"]) + params["bias"][None, None, None])
+
+
+def pooled_convolution(params, x, context, *, frozen, key):
+    return max_pool(convolution(params, x, context, frozen=frozen, key=key))
 
 
 def max_pool(x: Array) -> Array:
