@@ -127,6 +127,7 @@ class Trained(NamedTuple):
     accuracy: float
     loss: float
     train_loss: float = 0.0
+    seconds: float = 0.0
 
 
 class Replayed:
@@ -135,11 +136,11 @@ class Replayed:
     def __init__(self, table: Table):
         self.table = table
 
-    def evaluate(self, genomes: Iterable[np.ndarray], seed: int, until: int) -> list[Trained]:
+    def evaluate(self, genomes: Iterable[np.ndarray], seed: int, until: int) -> list[list[Trained]]:
         curves = self.table.validation[:, seed, self.table.stops.index(until)]
-        return [Trained(genome, *map(float, curves[number_of(genome)])) for genome in genomes]
+        return [[Trained(genome, *map(float, curves[number_of(genome)])) for genome in genomes]]
 
-    def resume(self, members: Sequence[Trained], seed: int, until: int) -> list[Trained]:
+    def resume(self, members: Sequence[Trained], seed: int, until: int) -> list[list[Trained]]:
         return self.evaluate([member.genome for member in members], seed, until)
 
 

@@ -40,7 +40,7 @@ from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_text
 from gafreeze_jax.models import bert, checkpoints, trees
 from gafreeze_jax.population import Population, Run, adamw_recipe
-from gafreeze_jax.search import Trained
+from gafreeze_jax.search import Scored
 from gafreeze_jax.stages import Dataset
 
 BATCH_SIZE, MAX_TOKENS = 32, 64
@@ -100,7 +100,7 @@ class Side(NamedTuple):
       test: accuracy on the test set of what `evaluate` gave last.
     """
 
-    evaluate: Callable[[np.ndarray], Iterable[Trained]]
+    evaluate: Callable[[np.ndarray], Iterable[Scored]]
     test: Callable[[Any], float]
 
 
@@ -122,7 +122,7 @@ def make_pytorch(task: Task, options: Options) -> Side:
     validation = pytorch_bert.scoring_batches(task.validation, task.data.validation.labels)
     test = pytorch_bert.scoring_batches(task.test, task.data.test.labels)
 
-    def evaluate(genomes: np.ndarray) -> Iterable[Trained]:
+    def evaluate(genomes: np.ndarray) -> Iterable[Scored]:
         for genome in genomes:
             torch.manual_seed(options.seed)  # the same dropout for all members, and for one that comes again
             train_loss = finetuner.fit(genome, batches)
@@ -148,7 +148,7 @@ def make_ours(task: Task, options: Options) -> Side:
     test = Source(Dataset(task.test.inputs, task.data.test.labels), tokens.scoring_batches(task.test))
     chosen: list[planning.Choice] = []
 
-    def evaluate(genomes: np.ndarray) -> Iterable[Trained]:
+    def evaluate(genomes: np.ndarray) -> Iterable[Scored]:
         if not chosen:
             chosen.append(planning.choose(members, genomes, run, options.population * options.generations))
             members.plan = chosen[0].plan

@@ -4,6 +4,7 @@ An experiment has a function that loads a network and data and says in a `Prepar
 Nothing in here knows what kind of network or data that is.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -20,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, pareto, planning, population, report, verdict
+from gafreeze_jax import genetic, masking, pareto, planning, population, report, saving, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
-from gafreeze_jax.finalists import GRADUAL, Finalist, Recall, Trainer, retrain
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
+from gafreeze_jax.finalists import GRADUAL, Finalist, Trainer, retrain
+from gafreeze_jax.ledger import Evaluation, Ledger, genome_array
 from gafreeze_jax.population import Member
-from gafreeze_jax.search import Generation, Search, Settings
+from gafreeze_jax.saving import Saved
+from gafreeze_jax.search import Generation, Search, Settings, evaluation_of
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -43,8 +45,11 @@ class Options:
     """Generations of the genetic algorithm."""
     population: int = 3
     """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
-    out: Path | None = None
-    """Folder for the results; must be new or empty. Default: a new one under runs/."""
+    out: str | Path | None = None
+    """Folder for the results, also such as gs://bucket/run. One that holds an unfinished run of the same options goes on.
+    Default: a new one under runs/."""
+    resume: str | Path | None = None
+    """Folder of a run to go on with; its options need not be given again."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
     train_examples: int = 128
@@ -70,7 +75,7 @@ class Options:
     max_evaluations: float | None = None
     """Search for at most the training steps of so many full evaluations."""
     max_minutes: float | None = None
-    """Begin no generation after so many minutes."""
+    """Begin no generation after so many minutes of evaluations."""
     patience: int | None = None
     """Stop after so many generations without a fitter mask."""
     finalist_seeds: int = 5
@@ -246,12 +251,13 @@ def make_settings(options: Options, num_steps: int) -> Settings:
     )
 
 
-def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
+def run_search(task: Task, options: Options, saved: Saved | None = None) -> Result:
     """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
 
     Args:
-      out: folder where `evaluations.csv` grows as it goes.
+      saved: the run as it is kept; what is there already is not done again.
     """
+    saved = saved or Saved()
     make_run = functools.cache(task.run)
     run = make_run(options.seed)
     num_genes, num_steps = len(task.network.stages), len(run.batches.examples)
@@ -276,7 +282,9 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             task.validation,
             on_steps=display.steps,
         )
-        if options.plan == "auto":
+        if "plan" in saved.facts:
+            choice = planning.from_json(saved.facts["plan"])
+        elif options.plan == "auto":
             random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
             like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
             num_evaluations = int(steps_of_search / num_steps)
@@ -284,12 +292,15 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
         else:
             choice = planning.Choice(planning.parse(options.plan), "given by --plan")
         members.plan = choice.plan
+        saved.add_facts(plan=planning.as_json(choice, choice.plan))
         display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
         if enumerated:
             display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
 
-        ledger = Ledger(num_steps, None if out is None else out / "evaluations.csv")
-        trainer = Trainer(members, make_run)
+        if num_known := len(saved.journal):
+            display.line(f"Going on with {num_known} evaluations that are there already")
+        ledger = Ledger(num_steps, saved.journal)
+        trainer = Trainer(members, make_run, saved.journal)
         screened: list[bool] = []
 
         def on_generation(generation: Generation) -> None:
@@ -323,11 +334,11 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
         baselines = dict(found.groups)
         if options.compare_random and not enumerated:
-            others = Ledger(num_steps)
+            others = Ledger(num_steps, saved.journal, "random")
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
             nothing = np.zeros((0, num_genes), bool)
             ga = genetic.make_random(num_genes, options.population)
-            rival = search(ga, Recall(trainer, ledger), others, same_budget, initial=nothing, groups={})
+            rival = search(ga, trainer, others, same_budget, initial=nothing, groups={})
             baselines["best random mask"] = rival.run(key_random).leaders[0]
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
@@ -336,12 +347,13 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             f"with fresh seeds ({len(seeds)} each) ..."
         )
 
-        def record(member: Member, seed: int) -> None:
-            scores = (member.accuracy, member.loss, member.train_loss)
-            num_trainable = task.count_trainable(member.genome)
-            ledger.add(Evaluation(genome_text(member.genome), seed, num_steps, len(screened), *scores, num_trainable, math.nan))
+        final = Ledger(num_steps, saved.journal, "final")
 
-        winner, rivals = retrain(trainer, found.leaders[:NUM_LEADERS], baselines, seeds, num_steps, record)
+        def record(ready: Sequence[Member], seed: int) -> None:
+            generation = len(screened)
+            final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
+
+        winner, rivals = retrain(members, make_run, found.leaders[:NUM_LEADERS], baselines, seeds, saved.kept, record)
     facts = {
         "dtype": dtype.name,
         "plan": planning.as_json(choice, members.plan),
@@ -355,7 +367,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
         },
         **({"front": find_front(ledger, costs, options.seed)} if in_pareto else {}),
     }
-    return Result(winner, rivals, list(ledger), facts)
+    return Result(winner, rivals, list(saved.journal), facts)
 
 
 class Costs:
@@ -403,6 +415,11 @@ class Locked:
 
     def __init__(self, source: Source):
         self._source, self._opened = source, False
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its content."""
+        return saving.fingerprint(self._source.data)
 
     def open(self, result: Result) -> Source:
         """The split.
@@ -457,21 +474,50 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
       prepare: loads network and data; raises ValueError or OSError if an option is wrong.
     """
     start = time.perf_counter()
-    try:
-        check(options)
-        planning.keep_compiled_programs()
-        prepared = prepare(options)
-        out = report.make_run_folder(options.out, kind)
-    except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
-    print(*prepared.about, sep="\n")
-    steps = len(prepared.task.run(options.seed).batches.examples)
-    print(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {out}", flush=True)
-    try:
-        result = run_search(prepared.task, options, out)
-    except OptionError as error:
-        sys.exit(report.fail(error))
-    finish(prepared, result, options, out, start)
+    path = None
+    with saving.stoppable(lambda: f"To go on: {_command()} --resume {path}" if path else "Nothing was done yet."):
+        try:
+            options, path, finished = saving.choose_folder(kind, options)
+            if finished:
+                print(f"{path} holds this run; it is finished, nothing is left to do")
+                return
+            check(options)
+            planning.keep_compiled_programs()
+            prepared = prepare(options)
+            saved = Saved.open(path, _facts(kind, options, prepared))
+        except (ValueError, OSError) as error:
+            sys.exit(report.fail(error))
+        print(*prepared.about, sep="\n")
+        steps = saved.facts["num_steps"]
+        print(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}", flush=True)
+        try:
+            with saved:
+                result = run_search(prepared.task, options, saved)
+                with saved.finishing() as folder:
+                    finish(prepared, result, options, folder, start - saved.seconds)
+        except OptionError as error:
+            sys.exit(report.fail(error))
+        except OSError as error:
+            sys.exit(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
+    print(f"In {path}: model/, mask.json, evaluations.csv, result.json")
+
+
+def _command() -> str:
+    return f"python {sys.argv[0]}"
+
+
+def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
+    """What a run is, for `run.json`."""
+    task, test = prepared.task, prepared.test.fingerprint
+    return {
+        "kind": kind,
+        "options": dataclasses.asdict(options),
+        "versions": report.versions(),
+        "device": report.device(),
+        "stages": task.network.names,
+        "num_steps": len(task.run(options.seed).batches.examples),
+        "fingerprint": saving.fingerprint(task.params, task.train.data, task.validation.data) + test,
+    }
 
 
 def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> None:
@@ -497,7 +543,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
     masking.write_mask(out / "mask.json", task.genes, genome_array(found.genome), task.tensors)
     if front := result.engine.get("front"):
-        (out / "masks").mkdir()
+        (out / "masks").mkdir(exist_ok=True)
         for one in front["masks"]:
             text = one["genome"]
             masking.write_mask(out / "masks" / f"{text}.json", task.genes, genome_array(text), task.tensors)
@@ -510,7 +556,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
     )  # fmt: skip
     report.write_json(out / "result.json", entries)
-    report.print_summary(names, rows, judgement, entries, out, language=prepared.language)
+    report.print_summary(names, rows, judgement, entries, language=prepared.language)
 
 
 def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> report.Row:

@@ -5,70 +5,87 @@ has not used, the same for all: on the validation split they name the winner amo
 opened then, they say what it is worth.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from gafreeze_jax.ledger import Ledger, genome_array, genome_text
-from gafreeze_jax.population import Member, Population, Run
+from gafreeze_jax.ledger import Journal, genome_array, genome_text
+from gafreeze_jax.population import Member, Population, Run, beginners
+from gafreeze_jax.saving import Kept
 
 PHASES = 4  # of gradual unfreezing
 GRADUAL = "gradual unfreezing"
+M = TypeVar("M", bound="Member | Recalled")
+
+
+class Recalled(NamedTuple):
+    """What the journal says of a member."""
+
+    genome: np.ndarray
+    train_loss: float
+    accuracy: float
+    loss: float
+    steps: int
+    seconds: float
 
 
 class Trainer:
     """Trains and scores members of a population, as `search.Search` asks for it.
 
+    What the journal knows is not trained again: of a search that was interrupted, or of an earlier one. If a member is to go
+    on of which nothing but the scores is left, it is first trained again as it was, and in the same company: rounding goes by
+    that.
+
     Args:
       make_run: what a seed decides.
     """
 
-    def __init__(self, population: Population, make_run: Callable[[int], Run]):
+    def __init__(self, population: Population, make_run: Callable[[int], Run], journal: Journal | None = None):
         self.population, self.run = population, make_run
+        self.journal = Journal() if journal is None else journal
 
-    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Member]:
-        return self.population.evaluate(genomes, self.run(seed), until)
+    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
+        known, unknown = self._split(beginners(genomes), seed, until)
+        return itertools.chain([known] if known else [], self.population.advance(unknown, self.run(seed), until))
 
-    def resume(self, members: Sequence[Member], seed: int, until: int) -> Iterator[Member]:
-        return self.population.resume(members, self.run(seed), until)
+    def resume(self, members: Sequence[Member | Recalled], seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
+        known, unknown = self._split(members, seed, until)
+        lost = [genome_text(member.genome) for member in unknown if isinstance(member, Recalled)]
+        trained = [member for member in unknown if isinstance(member, Member)]
+        again = self._again(lost, seed, members[0].steps)
+        trained += [again[genome] for genome in lost]
+        return itertools.chain([known] if known else [], self.population.advance(trained, self.run(seed), until))
 
-
-class Recalled(NamedTuple):
-    """What a ledger says of a genome."""
-
-    genome: np.ndarray
-    accuracy: float
-    loss: float
-    train_loss: float
-
-
-class Recall:
-    """A trainer that takes what it can from the ledger of an earlier search: another search then takes less time."""
-
-    def __init__(self, trainer: Trainer, ledger: Ledger):
-        self._trainer, self._ledger = trainer, ledger
-
-    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Member | Recalled]:
-        unknown = []
-        for genome in genomes:
-            known = self._ledger.recall(genome_text(genome), seed, until)
-            if known is None:
-                unknown.append(genome)
+    def _split(self, members: Sequence[M], seed: int, until: int) -> tuple[list[Recalled], list[M]]:
+        """Members whose scores after a step are known, and the others."""
+        known, unknown = [], []
+        for member in members:
+            if (one := self.journal.recall(genome_text(member.genome), seed, until)) is None:
+                unknown.append(member)
             else:
-                yield Recalled(genome, known.accuracy, known.loss, known.train_loss)
-        if unknown:
-            yield from self._trainer.evaluate(np.array(unknown), seed, until)
+                known.append(Recalled(member.genome, one.train_loss, one.accuracy, one.loss, until, one.seconds))
+        return known, unknown
 
-    def resume(self, members: Sequence[Member | Recalled], seed: int, until: int) -> Iterator[Member | Recalled]:
-        trained = [member for member in members if isinstance(member, Member)]
-        recalled = [member.genome for member in members if isinstance(member, Recalled)]
-        yield from self.evaluate(np.array(recalled), seed, until)
-        if trained:
-            yield from self._trainer.resume(trained, seed, until)
+    def _again(self, genomes: Sequence[str], seed: int, steps: int) -> dict[str, Member]:
+        """Members as they were after so many steps, by genome; those that were trained with them, too."""
+        members: dict[str, Member] = {}
+        for genome in genomes:
+            if genome in members:
+                continue
+            together = self.journal.together(genome, seed, steps)
+            if before := self.journal.before(genome, seed, steps):
+                earlier = self._again(together, seed, before)
+                start = [earlier[one] for one in together]
+            else:
+                start = beginners(np.array(list(map(genome_array, together))))
+            for call in self.population.advance(start, self.run(seed), steps):
+                members |= {genome_text(member.genome): member for member in call}
+        return members
 
 
 class Finalist(NamedTuple):
@@ -100,34 +117,62 @@ class Finalist(NamedTuple):
 
 
 def retrain(
-    trainer: Trainer,
+    population: Population,
+    make_run: Callable[[int], Run],
     leaders: Sequence[str],
     baselines: Mapping[str, str],
     seeds: Sequence[int],
-    num_steps: int,
-    record: Callable[[Member, int], None] = lambda member, seed: None,
+    kept: Kept,
+    record: Callable[[Sequence[Member], int], None] = lambda members, seed: None,
 ) -> tuple[Finalist, list[Finalist]]:
     """Trains leaders and baselines with fresh seeds, and names the leader that is fittest on the validation split.
 
     Args:
+      make_run: what a seed decides.
       leaders: genomes as text, the most promising first.
       baselines: name and genome of each.
-      record: called with every member and its seed.
+      kept: those that were trained before, and then all.
+      record: called with members that were trained together and their seed.
 
     Returns:
       The winner, named "found", and the baselines; the last of these is gradual unfreezing.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array(list(map(genome_array, texts)))
+    everything = np.zeros(genomes.shape[1], bool)
+
+    def keep(kind: str, seed: int, members: Sequence[Member]) -> list[Member]:
+        ready = [_on_host(member) for member in members]
+        kept.keep(f"{kind}-{seed}", ready)
+        return ready
+
+    def find(kind: str, seed: int, genome: np.ndarray) -> Member | None:
+        return kept.find(f"{kind}-{seed}", genome, population.params | {"head": make_run(seed).head})
+
     trained: dict[str, list[Member]] = {text: [] for text in texts}
     for seed in seeds:
-        for member in trainer.evaluate(genomes, seed, num_steps):
-            record(member, seed)
-            trained[genome_text(member.genome)].append(_on_host(member))
-    with ThreadPoolExecutor(trainer.population.plan.calls) as pool:  # one member at a time would leave cores idle
-        gradual = list(pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds))
+        there = {text: find("mask", seed, genome) for text, genome in zip(texts, genomes, strict=True)}
+        members = {text: member for text, member in there.items() if member is not None}
+        record(list(members.values()), seed)
+        missing = [genome for text, genome in zip(texts, genomes, strict=True) if text not in members]
+        for call in population.advance(beginners(np.array(missing)), make_run(seed)):
+            ready = keep("mask", seed, call)
+            record(ready, seed)
+            members |= {genome_text(member.genome): member for member in ready}
+        for text in texts:
+            trained[text].append(members[text])
 
-    population, run = trainer.population, trainer.run(seeds[0])
+    there = {seed: find("gradual", seed, everything) for seed in seeds}
+    unfrozen = {seed: member for seed, member in there.items() if member is not None}
+    missing = [seed for seed in seeds if seed not in unfrozen]
+    with ThreadPoolExecutor(population.plan.calls) as pool:  # one member at a time would leave cores idle
+        again = pool.map(lambda seed: unfreeze_gradually(population, make_run(seed)), missing)
+        for seed, member in zip(missing, again, strict=True):
+            (unfrozen[seed],) = keep("gradual", seed, [member])
+    kept.close()
+
+    run = make_run(seeds[0])
+    num_steps = len(run.batches.examples)
 
     def finalist(name: str, text: str) -> Finalist:
         flops = num_steps * population.flops_per_step(genome_array(text), run)
@@ -136,8 +181,8 @@ def retrain(
     found = max((finalist("found", text) for text in leaders), key=lambda one: (one.validation[0], -one.validation[1]))
     masks = [finalist(name, text) for name, text in baselines.items()]
     of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
-    unfrozen = genome_text(gradual[0].genome)
-    return found, [*masks, Finalist(GRADUAL, unfrozen, tuple(gradual), num_steps * float(np.mean(of_phases)))]
+    gradual = tuple(unfrozen[seed] for seed in seeds)
+    return found, [*masks, Finalist(GRADUAL, genome_text(everything), gradual, num_steps * float(np.mean(of_phases)))]
 
 
 def phases(num_genes: int) -> np.ndarray:
@@ -146,14 +191,14 @@ def phases(num_genes: int) -> np.ndarray:
     return np.arange(num_genes)[None] < num_frozen[:, None]
 
 
-def unfreeze_gradually(trainer: Trainer, seed: int, num_steps: int) -> Member:
+def unfreeze_gradually(population: Population, run: Run) -> Member:
     """Gradual unfreezing (Howard & Ruder 2018), from the head down, in four phases of as many steps."""
-    genomes = phases(len(trainer.population.network.stages))
+    genomes, num_steps = phases(len(population.network.stages)), len(run.batches.examples)
     ends = np.unique(np.round(num_steps * np.arange(1, PHASES + 1) / PHASES).astype(int)).tolist()
     ends = [end for end in ends if end > 0]
-    (member,) = trainer.evaluate(genomes[-len(ends)][None], seed, ends[0])
+    (member,) = population.evaluate(genomes[-len(ends)][None], run, ends[0])
     for genome, until in zip(genomes[-len(ends) + 1 :] if len(ends) > 1 else [], ends[1:], strict=True):
-        (member,) = trainer.resume([member._replace(genome=genome)], seed, until)
+        (member,) = population.resume([member._replace(genome=genome)], run, until)
     return member
 
 

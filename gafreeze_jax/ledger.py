@@ -1,13 +1,15 @@
 """Every evaluation once: what was found out about each genome, kept in a CSV file as it happens."""
 
 import csv
+import io
+import itertools
 import math
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 
 class Evaluation(NamedTuple):
@@ -22,7 +24,7 @@ class Evaluation(NamedTuple):
       loss: on the validation set, mean over examples; not finite if the run diverged.
       train_loss: mean over the training steps.
       trainable_parameters: how many the genome leaves trainable.
-      seconds: of training, since it was scored last, and scoring.
+      seconds: of training, since it was scored last, and scoring; of what was done at the same time, its share.
     """
 
     genome: str
@@ -56,24 +58,120 @@ def genome_array(text: str) -> np.ndarray:
     return np.array([gene == "1" for gene in text])
 
 
+class Journal:
+    """All evaluations of a run, in a CSV file as soon as they are there: what an interrupted run goes on from.
+
+    What was trained together is written together, whole or not at all. The last column, `call`, is the CRC-32 of those rows
+    (without it); rows that are damaged are left out when the file is read.
+
+    Args:
+      path: of the file, local or such as gs://bucket/evaluations.csv, which may be there already; None = keep in memory only.
+
+    Raises:
+      ValueError: if there is another kind of file.
+    """
+
+    COLUMNS = ("phase", *Evaluation._fields, "diverged", "call")
+
+    def __init__(self, path: epath.Path | None = None):
+        self._path = path
+        self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
+        self._together: dict[tuple[str, int, int], list[str]] = {}
+        self._text = ",".join(self.COLUMNS) + "\n"
+        self.num_damaged = 0
+        if path is not None and path.exists():
+            self._read(path)
+
+    def __len__(self) -> int:
+        return len(self._evaluations)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        return iter(self._evaluations.values())
+
+    def write(self, phase: str, evaluations: Sequence[Evaluation]) -> None:
+        """Records what was trained together.
+
+        Args:
+          phase: of the run, such as "search".
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        self._add(evaluations)
+        self._text += _with_checksum([_row(phase, *one, one.diverged) for one in evaluations])
+        if self._path is not None:
+            write_whole(self._path, self._text)
+
+    def recall(self, genome: str, seed: int, steps: int) -> Evaluation | None:
+        """The evaluation of a genome with a seed after so many steps, if there is one."""
+        return self._evaluations.get((genome, seed, steps))
+
+    def together(self, genome: str, seed: int, steps: int) -> list[str]:
+        """The genomes that were trained in one call to get an evaluation."""
+        return self._together[genome, seed, steps]
+
+    def before(self, genome: str, seed: int, steps: int) -> int:
+        """After how many steps a genome was scored before; 0 = it was not."""
+        own = (key for key in self._evaluations if key[:2] == (genome, seed))
+        return max((earlier for *_, earlier in own if earlier < steps), default=0)
+
+    def _add(self, evaluations: Sequence[Evaluation]) -> None:
+        genomes = [one.genome for one in evaluations]
+        for one in evaluations:
+            key = (one.genome, one.seed, one.steps)
+            self._evaluations[key], self._together[key] = one, genomes
+
+    def _read(self, path: epath.Path) -> None:
+        header, *lines = path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
+        if header != self._text.rstrip():
+            raise ValueError(f"{path}: expected the columns {self._text.rstrip()}; got {header[:200]!r}")
+        split = [line.rpartition(",") for line in lines]
+        for call, rows in itertools.groupby(split, key=lambda parts: parts[2]):
+            texts = [text for text, _, _ in rows]
+            if call != _checksum(texts):
+                self.num_damaged += len(texts)
+                continue
+            parsed = [dict(zip(self.COLUMNS, row, strict=False)) for row in csv.reader(texts)]
+            kinds = Evaluation.__annotations__
+            self._add([Evaluation(*(kinds[name](row[name]) for name in Evaluation._fields)) for row in parsed])
+            self._text += _with_checksum(texts)
+
+
+def _row(*values: object) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(values)
+    return buffer.getvalue()
+
+
+def _checksum(rows: Sequence[str]) -> str:
+    return f"{zlib.crc32(chr(10).join(rows).encode()):08x}"
+
+
+def _with_checksum(rows: Sequence[str]) -> str:
+    return "".join(f"{row},{_checksum(rows)}\n" for row in rows)
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    partial = path.parent / f".{path.name}.partial"
+    partial.write_text(text)
+    partial.replace(path)
+
+
 class Ledger:
     """The evaluations of a search, in the order in which they were made.
 
     Args:
       num_steps: of a full evaluation; one that was stopped earlier has fewer.
-      path: a CSV file to write, a row per evaluation as soon as it is there; None = keep in memory only.
+      journal: where those that are not there are written, too.
+      phase: what the journal says of them.
     """
 
-    COLUMNS = ("evaluation", *Evaluation._fields, "diverged")
-
-    def __init__(self, num_steps: int, path: str | os.PathLike[str] | None = None):
-        self.num_steps = num_steps
-        self._path = None if path is None else Path(path)
+    def __init__(self, num_steps: int, journal: Journal | None = None, phase: str = "search"):
+        self.num_steps, self._phase = num_steps, phase
+        self.journal = Journal() if journal is None else journal
         self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
         self._furthest: dict[str, dict[int, Evaluation]] = {}  # by genome and seed
-        if self._path is not None:
-            with open(self._path, "x", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerow(self.COLUMNS)
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -84,30 +182,25 @@ class Ledger:
     def __iter__(self) -> Iterator[Evaluation]:
         return iter(self._evaluations.values())
 
-    def add(self, evaluation: Evaluation) -> None:
-        """Records an evaluation.
+    def add(self, *evaluations: Evaluation) -> None:
+        """Records what was trained together.
 
         Raises:
-          ValueError: if the genome has been evaluated before, with this seed and after so many steps or more.
+          ValueError: if a genome has been evaluated before, with this seed and after so many steps or more.
+          OSError: if it cannot be written.
         """
-        key = (evaluation.genome, evaluation.seed, evaluation.steps)
-        by_seed = self._furthest.setdefault(evaluation.genome, {})
-        if evaluation.seed in by_seed and by_seed[evaluation.seed].steps >= evaluation.steps:
-            raise ValueError("genome {}, seed {} has been evaluated after {} steps already".format(*key))
-        self._evaluations[key] = by_seed[evaluation.seed] = evaluation
-        if self._path is not None:
-            row = {**evaluation._asdict(), "evaluation": len(self), "diverged": evaluation.diverged}
-            with open(self._path, "a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self.COLUMNS).writerow(row)
+        for one in evaluations:
+            by_seed = self._furthest.setdefault(one.genome, {})
+            if one.seed in by_seed and by_seed[one.seed].steps >= one.steps:
+                raise ValueError(f"genome {one.genome}, seed {one.seed} has been evaluated after {one.steps} steps already")
+            self._evaluations[one.genome, one.seed, one.steps] = by_seed[one.seed] = one
+        if new := [one for one in evaluations if self.journal.recall(one.genome, one.seed, one.steps) is None]:
+            self.journal.write(self._phase, new)
 
     def unseen(self, genomes: np.ndarray) -> np.ndarray:
         """Those of some genomes [P, G] that have not been evaluated at all, each once: [N, G]."""
         new = {genome_text(genome): genome for genome in genomes if genome not in self}
         return np.array(list(new.values()), bool).reshape(-1, genomes.shape[1])
-
-    def recall(self, genome: str, seed: int, steps: int) -> Evaluation | None:
-        """The evaluation of a genome with a seed after so many steps, if there is one."""
-        return self._evaluations.get((genome, seed, steps))
 
     def furthest(self, genome: str) -> dict[int, Evaluation]:
         """The longest evaluation of a genome with each seed."""
@@ -132,6 +225,11 @@ class Ledger:
     def steps_trained(self) -> int:
         """Training steps of all evaluations."""
         return sum(one.steps for by_seed in self._furthest.values() for one in by_seed.values())
+
+    @property
+    def seconds(self) -> float:
+        """That all evaluations took."""
+        return sum(one.seconds for one in self)
 
     @property
     def num_full(self) -> int:

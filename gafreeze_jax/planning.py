@@ -7,7 +7,7 @@ costs, so planning never takes much longer than what it wins.
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -60,6 +60,12 @@ def as_json(choice: Choice, final: Plan) -> dict[str, Any]:
         "reason": choice.reason,
         "trials": [trial._asdict() | {"plan": trial.plan._asdict()} for trial in choice.trials],
     }
+
+
+def from_json(plan: Mapping[str, Any]) -> Choice:
+    """What `as_json` was made from."""
+    trials = [Trial(**trial | {"plan": Plan(**trial["plan"])}) for trial in plan["trials"]]
+    return Choice(Plan(**plan["chosen"]), plan["reason"], tuple(trials))
 
 
 def cache_folder() -> Path:

@@ -88,6 +88,7 @@ class Member(NamedTuple):
       accuracy: on the validation set, as share.
       loss: on the validation set, mean over examples; not finite if the run diverged.
       steps: that it has been trained.
+      seconds: of training, since it was scored last, and scoring; of what was done at the same time, its share.
       state: of the optimizers of what it trains, {stage name: ...}; None once all steps of the run are done.
     """
 
@@ -97,7 +98,13 @@ class Member(NamedTuple):
     accuracy: float
     loss: float
     steps: int
+    seconds: float = 0.0
     state: PyTree | None = None
+
+
+def beginners(genomes: np.ndarray) -> list[Member]:
+    """Genomes [P, G] bool that have not been trained yet."""
+    return [Member(genome, None, 0.0, 0.0, 0.0, 0) for genome in np.asarray(genomes, bool)]
 
 
 class Curve(NamedTuple):
@@ -182,6 +189,11 @@ class Population:
         self._train = self.activations(train)
         self._validation = self.activations(validation)
 
+    @property
+    def params(self) -> PyTree:
+        """Pretrained parameters of the stages, in their order, on the device."""
+        return {name: self._params[name] for name in self.network.names}
+
     def evaluate(self, genomes: np.ndarray, run: Run, until: int | None = None) -> Iterator[Member]:
         """Trains and scores genomes [P, G] bool; members come as they are ready, in an order of their own.
 
@@ -193,7 +205,7 @@ class Population:
         Raises:
           MemoryError: if a single member does not fit.
         """
-        return self._advance([Member(genome, None, 0.0, 0.0, 0.0, 0) for genome in np.asarray(genomes, bool)], run, until)
+        return itertools.chain.from_iterable(self.advance(beginners(genomes), run, until))
 
     def resume(self, members: Sequence[Member], run: Run, until: int | None = None) -> Iterator[Member]:
         """Goes on with members that `evaluate` or `resume` stopped after the same step of the same run; see there.
@@ -204,10 +216,7 @@ class Population:
         Raises:
           ValueError: if they did not stop after the same step, or if none is left.
         """
-        if any(member.state is None for member in members) or len({member.steps for member in members}) > 1:
-            steps = ", ".join(str(member.steps) for member in members)
-            raise ValueError(f"expected members that stopped after the same step, before the last one; got {steps} steps")
-        return self._advance(members, run, until)
+        return itertools.chain.from_iterable(self.advance(members, run, until))
 
     def activations(self, source: Source) -> Activations:
         """What the pretrained stages make of another data set, for `curves`."""
@@ -231,7 +240,15 @@ class Population:
             for genome, own in zip(call.genomes, by_member, strict=False):
                 yield Curve(genome, own[:-1], own[-1])
 
-    def _advance(self, members: Sequence[Member], run: Run, until: int | None) -> Iterator[Member]:
+    def advance(self, members: Sequence[Member], run: Run, until: int | None = None) -> Iterator[list[Member]]:
+        """What `evaluate` does with `beginners`, and `resume` with others; those that are trained together come together."""
+        stopped = [member for member in members if member.steps]
+        if any(member.state is None for member in stopped) or len({member.steps for member in members}) > 1:
+            steps = ", ".join(str(member.steps) for member in members)
+            raise ValueError(f"expected members that stopped after the same step, before the last one; got {steps} steps")
+        return self._advance(members, run, until)
+
+    def _advance(self, members: Sequence[Member], run: Run, until: int | None) -> Iterator[list[Member]]:
         waiting, num_steps = _in_order(members), len(run.batches.examples)
         until = num_steps if until is None else min(until, num_steps)
         while waiting:
@@ -242,7 +259,7 @@ class Population:
             jobs = [_Job(call, waiting[i * size : i * size + len(call.genomes)], until) for i, call in enumerate(calls)]
             try:
                 for done in _side_by_side(functools.partial(self._train_and_score, run=run), jobs, self.plan.calls):
-                    yield from done
+                    yield done
                     waiting = waiting[len(done) :]
             except jax.errors.JaxRuntimeError as error:
                 if not ran_out_of_memory(error):
@@ -251,11 +268,13 @@ class Population:
 
     def _train_and_score(self, job: "_Job", run: Run) -> list[Member]:
         call, members, until = job
+        clock = time.perf_counter()
         first, num_steps = members[0].steps, len(run.batches.examples)
         start = self._start(call, run, self.plan.steps) if first == 0 else self._restart(call, members)
         params, state, losses = self._fit(call, run, start, first, until, self.plan.steps, self._count)
         scores = (np.asarray(losses, np.float64).reshape(-1), *self._score(call, params, self._validation))
         loss_sum, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
+        seconds = (time.perf_counter() - clock) / (len(members) * self.plan.calls)
         return [
             Member(
                 member.genome,
@@ -264,6 +283,7 @@ class Population:
                 float(accuracy[i]),
                 float(loss[i]),
                 until,
+                seconds,
                 self._state_of_member(call, state, i) if until < num_steps else None,
             )
             for i, member in enumerate(members)

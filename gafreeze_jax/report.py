@@ -164,11 +164,10 @@ def print_summary(
     rows: Sequence[Row],
     judgement: verdict.Verdict,
     result: Mapping[str, Any],
-    out: Path,
     *,
     language: bool = False,
 ) -> None:
-    """What was found, beside the baselines, what that is worth, and where it is."""
+    """What was found, beside the baselines, and what that is worth."""
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
     found = rows[0]
@@ -181,11 +180,7 @@ def print_summary(
         console.print("In front.png and masks/, too", markup=False)
     if judgement.gap is not None:
         console.print(f"Validation minus test accuracy of the found mask: {100 * judgement.gap:+.1f} points", markup=False)
-    console.print(
-        f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: model/, mask.json, evaluations.csv, "
-        "result.json",
-        markup=False,
-    )
+    console.print(f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s", markup=False)
 
 
 def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
@@ -262,7 +257,7 @@ def make_result(
     return {
         "options": dataclasses.asdict(options),
         "versions": versions(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": device(),
         "cpus": os.cpu_count(),
         "stages": list(names),
         "best_genome": [int(gene) for gene in found.genome],
@@ -274,6 +269,10 @@ def make_result(
         "seconds": round(seconds, 1),
         **facts,
     }
+
+
+def device() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def versions() -> dict[str, str]:
@@ -289,27 +288,3 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-def make_run_folder(path: Path | None, kind: str) -> Path:
-    """Creates the folder of a run, by default a new one under runs/.
-
-    Args:
-      kind: of experiment, such as "bert".
-
-    Raises:
-      ValueError: if it cannot be written, or holds something already.
-    """
-    path = path or Path("runs") / time.strftime(f"{kind}-%Y%m%d-%H%M%S")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        holds = next(path.iterdir(), None)
-        if holds is None:
-            (path / ".writable").touch()
-            (path / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"--out {path}: cannot be written: {error.strerror or error}; choose another folder") from None
-    if holds is not None:
-        another = "another run" if (path / "evaluations.csv").exists() else f"something already ({holds.name})"
-        raise ValueError(f"--out {path}: holds {another}; choose a new folder")
-    return path

@@ -9,7 +9,6 @@ among many offspring once its cross-validated rank correlation has earned that. 
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -28,8 +27,8 @@ ASKS = 16  # populations of offspring among which the surrogate picks
 ENUMERABLE = 2**12  # masks, of which all that are unseen can be listed
 
 
-class Trained(Protocol):
-    """What an evaluator says of a genome, as `population.Member` does."""
+class Scored(Protocol):
+    """A genome and how it did."""
 
     @property
     def genome(self) -> np.ndarray: ...
@@ -41,17 +40,34 @@ class Trained(Protocol):
     def train_loss(self) -> float: ...
 
 
+class Trained(Scored, Protocol):
+    """What an evaluator says of a genome, as `population.Member` does."""
+
+    @property
+    def seconds(self) -> float: ...
+
+
 M = TypeVar("M", bound=Trained)
 
 
-class Evaluator(Protocol[M]):
-    """Trains and scores genomes; members may come in any order."""
+def evaluation_of(
+    member: Trained, seed: int, steps: int, generation: int, count_trainable: Callable[[np.ndarray], int]
+) -> Evaluation:
+    """What the ledger says of a member."""
+    scores = (member.accuracy, member.loss, member.train_loss)
+    return Evaluation(
+        genome_text(member.genome), seed, steps, generation, *scores, count_trainable(member.genome), member.seconds
+    )
 
-    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterable[M]:
+
+class Evaluator(Protocol[M]):
+    """Trains and scores genomes; those that are trained together come together, in any order."""
+
+    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterable[Sequence[M]]:
         """Genomes [N, G] bool from the start to a step."""
         ...
 
-    def resume(self, members: Sequence[M], seed: int, until: int) -> Iterable[M]:
+    def resume(self, members: Sequence[M], seed: int, until: int) -> Iterable[Sequence[M]]:
         """Members that stopped after an earlier step of the same seed."""
         ...
 
@@ -66,7 +82,7 @@ class Settings(NamedTuple):
       screen: whether a surrogate may pick among offspring.
       generations: at most so many.
       evaluations: at most so many, measured by the training steps of full ones; stopped ones count by what they took.
-      seconds: no generation begins after so many.
+      seconds: no generation begins after so many of evaluations.
       patience: stop after so many generations without a fitter genome; None = don't.
     """
 
@@ -175,7 +191,6 @@ class Search(Generic[M]):
     def run(self, key: Array) -> Found:
         """Searches until one of the settings says stop, or until all genomes have been seen."""
         ledger, num_genes = self.ledger, self.initial.shape[1]
-        start = time.perf_counter()
         key, key_init, key_rng = jax.random.split(key, 3)
         state = self._init(key_init)
         size = len(state.population)
@@ -183,7 +198,7 @@ class Search(Generic[M]):
         rng = np.random.default_rng(int(jax.random.bits(key_rng)))
         best, since_best, why = "", 0, ""
         for number in itertools.count(1):
-            if number > 1 and (why := self._why_stop(number, since_best, time.perf_counter() - start)):
+            if number > 1 and (why := self._why_stop(number, since_best)):
                 break
             key, key_ask = jax.random.split(key)
             screened = False
@@ -221,7 +236,7 @@ class Search(Generic[M]):
     def _genomes_left(self) -> float:
         return self._steps_left / self.settings.steps_of_genome
 
-    def _why_stop(self, number: int, since_best: int, seconds: float) -> str:
+    def _why_stop(self, number: int, since_best: int) -> str:
         """Why no other generation is to begin, in words; empty if one is."""
         settings, num_masks = self.settings, 2 ** self.initial.shape[1]
         if len(self.ledger.at(settings.rungs[0], settings.seed)) == num_masks:
@@ -230,7 +245,7 @@ class Search(Generic[M]):
             return f"after {settings.generations} generations"
         if self._genomes_left < 1:
             return f"after the training steps of {settings.evaluations:g} evaluations"
-        if seconds > settings.seconds:
+        if self.ledger.seconds > settings.seconds:
             return f"after {settings.seconds / 60:g} minutes"
         if settings.patience is not None and since_best >= settings.patience:
             return f"after {since_best} generations without a fitter mask"
@@ -278,16 +293,12 @@ class Search(Generic[M]):
         least = not self.ledger.num_full  # someone must lead
         return [here[genome] for genome in chosen[: max(least, len(protected) + num_others)]]
 
-    def _record(self, members: Iterable[M], steps: int, number: int) -> list[M]:
+    def _record(self, calls: Iterable[Sequence[M]], steps: int, number: int) -> list[M]:
         """Puts members into the ledger as they come."""
         recorded, seed = [], self.settings.seed
-        clock = time.perf_counter()
-        for member in members:
-            scores = (member.accuracy, member.loss, member.train_loss)
-            num_trainable, seconds = self.count_trainable(member.genome), time.perf_counter() - clock
-            self.ledger.add(Evaluation(genome_text(member.genome), seed, steps, number, *scores, num_trainable, seconds))
-            recorded.append(member)
-            clock = time.perf_counter()
+        for members in calls:
+            self.ledger.add(*(evaluation_of(one, seed, steps, number, self.count_trainable) for one in members))
+            recorded += members
         return recorded
 
     def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,21 +4,26 @@ import jax
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from test_population import RECIPES, TASKS, make_population, make_run
 
 from gafreeze_jax import experiment, finalists
-from gafreeze_jax.finalists import Recall, Recalled, Trainer
-from gafreeze_jax.ledger import Evaluation, Ledger
-from gafreeze_jax.population import Member, Recipe
+from gafreeze_jax.finalists import Recalled, Trainer
+from gafreeze_jax.ledger import Journal, Ledger, genome_array, genome_text
+from gafreeze_jax.population import Member, Plan, Recipe
+from gafreeze_jax.saving import Kept
+from gafreeze_jax.search import evaluation_of
 
 TASK = TASKS["convolutional"]
-NUM_STEPS = 6
 PRETRAINED = TASK[1]
 
 
-def make_trainer(recipe=RECIPES["sgd"]):
-    run = make_run(TASK)
-    return Trainer(make_population(TASK, recipe), lambda seed: run._replace(key=jax.random.key(seed)))
+def make_run_of(seed):
+    return make_run(TASK)._replace(key=jax.random.key(seed))
+
+
+def make(recipe=RECIPES["sgd"], **plan):
+    return make_population(TASK, recipe, **plan)
 
 
 def same(tree, name):
@@ -32,10 +37,10 @@ def test_the_phases_go_from_the_head_down():
 
 
 def test_gradual_unfreezing_trains_each_stage_from_its_phase_on(monkeypatch):
-    trainer, before = make_trainer(), []
-    resume = trainer.resume
-    monkeypatch.setattr(trainer, "resume", lambda members, *rest: before.extend(members) or resume(members, *rest))
-    member = finalists.unfreeze_gradually(trainer, 1, NUM_STEPS)
+    population, before = make(), []
+    resume = population.resume
+    monkeypatch.setattr(population, "resume", lambda members, *rest: before.extend(members) or resume(members, *rest))
+    member = finalists.unfreeze_gradually(population, make_run_of(1))
     assert [one.steps for one in (*before, member)] == [2, 3, 4, 6]  # quarters of 6 steps, rounded to even
     trained = [[not same(one.params, name) for name in ("low", "high", "dense")] for one in (*before, member)]
     assert trained == [[False] * 3, [False, False, True], [False, True, True], [True] * 3]
@@ -43,29 +48,32 @@ def test_gradual_unfreezing_trains_each_stage_from_its_phase_on(monkeypatch):
 
 def test_what_is_unfrozen_late_goes_by_the_same_schedule():
     late = Recipe(optax.sgd(lambda count: jax.numpy.where(count < 3, 0.0, 0.1)), optax.sgd(0.1))
-    trainer = make_trainer(late)
-    (member,) = trainer.evaluate(np.array([[True, True, True]]), 0, 3)
-    (member,) = trainer.resume([member._replace(genome=np.array([True, True, False]))], 0, 4)
+    population, run = make(late), make_run_of(0)
+    (member,) = population.evaluate(np.array([[True, True, True]]), run, 3)
+    (member,) = population.resume([member._replace(genome=np.array([True, True, False]))], run, 4)
     assert not same(member.params, "dense")
-    (member,) = trainer.evaluate(np.array([[True, True, False]]), 0, 3)
+    (member,) = population.evaluate(np.array([[True, True, False]]), run, 3)
     assert same(member.params, "dense")
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_gradual_unfreezing_in_few_steps_ends_with_everything(num_steps):
-    member = finalists.unfreeze_gradually(make_trainer(), 1, num_steps)
+    run = make_run_of(1)
+    run = run._replace(batches=jax.tree.map(lambda leaf: leaf[:num_steps], run.batches))
+    member = finalists.unfreeze_gradually(make(), run)
     assert (member.steps, member.genome.any()) == (num_steps, False)
 
 
 def test_leaders_and_baselines_share_seeds_and_members():
     recorded = []
     found, baselines = finalists.retrain(
-        make_trainer(),
+        make(),
+        make_run_of,
         ["100", "000"],
         {"train all": "000", "head only": "111"},
         [1, 2],
-        NUM_STEPS,
-        lambda member, seed: recorded.append((tuple(member.genome.astype(int)), seed)),
+        Kept(),
+        lambda members, seed: recorded.extend((tuple(one.genome.astype(int)), seed) for one in members),
     )
     assert sorted(recorded) == [(genome, seed) for genome in ((0, 0, 0), (1, 0, 0), (1, 1, 1)) for seed in (1, 2)]
     assert [one.name for one in baselines] == ["train all", "head only", "gradual unfreezing"]
@@ -85,34 +93,87 @@ def test_a_diverged_seed_never_wins():
     assert finalists.Finalist("found", "1", (bad, good), 1.0).best is good
 
 
-class Untouchable:
-    """A trainer that must not be asked, but for what is given."""
-
-    def __init__(self, *known):
-        self.known, self.asked = known, []
-
-    def evaluate(self, genomes, seed, until):
-        for genome in genomes:
-            self.asked.append(("".join(map(str, genome.astype(int))), until))
-            yield Member(genome, {}, 0.1, 0.2, 0.3, until)
-
-    def resume(self, members, seed, until):
-        return self.evaluate(np.array([member.genome for member in members]), seed, until)
+def count_trainable(genome):
+    return int((~genome).sum())
 
 
-def test_what_a_ledger_knows_is_not_trained_again():
-    ledger = Ledger(6)
-    for steps, genome in ((2, "01"), (6, "01"), (2, "10")):
-        ledger.add(Evaluation(genome, 0, steps, 1, 0.7, 0.5, 0.4, 10, 1.0))
-    trainer = Untouchable()
-    recall = Recall(trainer, ledger)
-    members = list(recall.evaluate(np.array([[0, 1], [1, 0], [1, 1]], bool), 0, 2))
-    assert trainer.asked == [("11", 2)]
-    assert [isinstance(member, Recalled) for member in members] == [True, True, False]
-    ended = list(recall.resume(members, 0, 6))
-    assert trainer.asked == [("11", 2), ("10", 6), ("11", 6)]  # "10" from the start
-    assert sorted("".join(map(str, member.genome.astype(int))) for member in ended) == ["01", "10", "11"]
-    assert next(recall.evaluate(np.array([[0, 1]], bool), 1, 2)).accuracy == 0.2  # another seed
+def climb(trainer, ledger, genomes, *, survivors):
+    """Evaluates genomes rung by rung, of which fewer go on each time; the members at the end."""
+    members = [one for call in record(ledger, trainer.evaluate(genomes, 0, 2), 2) for one in call]
+    for until, num in zip((4, 6), survivors, strict=True):
+        members = sorted(members, key=lambda one: genome_text(one.genome))[:num]
+        members = [one for call in record(ledger, trainer.resume(members, 0, until), until) for one in call]
+    return members
+
+
+def record(ledger, calls, steps):
+    calls = list(calls)
+    for members in calls:
+        ledger.add(*(evaluation_of(one, 0, steps, 1, count_trainable) for one in members))
+    return calls
+
+
+GENOMES = np.array(list(map(genome_array, ("000", "001", "010", "100", "110"))))
+
+
+@pytest.mark.parametrize("num_calls", range(9))
+def test_an_interrupted_climb_ends_bit_for_bit_as_an_undisturbed_one(num_calls):
+    """Wherever it was interrupted: after so many of its calls. Members are stacked in threes."""
+    population = make(plan=Plan(3))
+    undisturbed = Journal()
+    expected = climb(Trainer(population, make_run_of, undisturbed), Ledger(6, undisturbed), GENOMES, survivors=(4, 2))
+    calls = dict.fromkeys((*undisturbed.together(one.genome, 0, one.steps), one.steps) for one in undisturbed)
+    assert len(calls) == 5
+    journal = Journal()
+    for *genomes, steps in list(calls)[:num_calls]:
+        journal.write("search", [undisturbed.recall(genome, 0, steps) for genome in genomes])
+    ledger = Ledger(6, journal)
+    found = climb(Trainer(population, make_run_of, journal), ledger, GENOMES, survivors=(4, 2))
+    without = lambda ledger: [one._replace(seconds=0.0) for one in ledger]  # noqa: E731
+    assert sorted(without(ledger)) == sorted(without(undisturbed))
+    assert all(isinstance(one, Recalled) for one in found) == (num_calls >= 5)
+    by_genome = {genome_text(one.genome): one for one in expected}
+    for member in found:
+        if isinstance(member, Member):
+            jax.tree.map(np.testing.assert_array_equal, member.params, by_genome[genome_text(member.genome)].params)
+
+
+def test_what_the_journal_knows_is_not_trained_again(monkeypatch):
+    population, journal = make(), Journal()
+    trainer, ledger = Trainer(population, make_run_of, journal), Ledger(6, journal)
+    record(ledger, trainer.evaluate(GENOMES[:2], 0, 2), 2)
+    trained, advance = [], population.advance
+
+    def spy(members, *rest):
+        trained.append([genome_text(one.genome) for one in members])
+        return advance(members, *rest)
+
+    monkeypatch.setattr(population, "advance", spy)
+    (known, *unknown) = trainer.evaluate(GENOMES[:3], 0, 2)
+    assert [genome_text(one.genome) for one in known] == ["000", "001"]
+    assert [len(call) for call in unknown] == [1]
+    assert trained == [["010"]]
+    trainer.evaluate(GENOMES[:2], 1, 2)  # another seed
+    assert trained[1] == ["000", "001"]
+
+
+FACTS = ("name", "genome", "validation", "flops")
+
+
+@pytest.mark.parametrize("kept_on_disk", [False, True])
+def test_finalists_that_were_kept_are_not_trained_again(kept_on_disk, tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path / "members") if kept_on_disk else None
+    population, arguments = make(plan=Plan(2)), (make_run_of, ["100"], {"train all": "000", "head only": "111"}, [1, 2])
+    first = finalists.retrain(population, *arguments, Kept(folder))
+    trained, advance = [], population.advance
+    monkeypatch.setattr(population, "advance", lambda members, *rest: trained.extend(members) or advance(members, *rest))
+    found, baselines = finalists.retrain(population, *arguments, Kept(folder))
+    assert (not trained) == kept_on_disk
+    for before, after in zip([first[0], *first[1]], [found, *baselines], strict=True):
+        assert [getattr(before, name) == getattr(after, name) for name in FACTS] == [True] * len(FACTS)
+        for one, other in zip(before.members, after.members, strict=True):
+            assert list(one.params) == list(other.params)
+            jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
 
 def test_the_test_split_is_locked_until_there_is_a_result():

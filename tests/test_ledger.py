@@ -3,8 +3,9 @@ import math
 
 import numpy as np
 import pytest
+from etils import epath
 
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
+from gafreeze_jax.ledger import Evaluation, Journal, Ledger, genome_array, genome_text
 
 DIVERGED = (-math.inf,) * 3
 
@@ -42,8 +43,8 @@ def test_evaluations_are_kept_in_their_order():
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_nothing_is_evaluated_twice(steps, tmp_path):
-    path = tmp_path / "evaluations.csv"
-    ledger = Ledger(8, path)
+    path = epath.Path(tmp_path / "evaluations.csv")
+    ledger = Ledger(8, Journal(path))
     ledger.add(make_evaluation())
     before = path.read_text()
     with pytest.raises(ValueError, match=f"^genome 10, seed 0 has been evaluated after {steps} steps already$"):
@@ -55,29 +56,87 @@ def test_nothing_is_evaluated_twice(steps, tmp_path):
     assert len(ledger) == 4
 
 
-def test_a_row_is_written_as_soon_as_it_is_there(tmp_path):
+CALLS = [
+    [make_evaluation(), make_evaluation("01", loss=math.nan)],
+    [make_evaluation("10", 3, 8, accuracy=1 / 3)],
+    [make_evaluation("10", 0, 8), make_evaluation("11", 0, 8, train_loss=math.inf), make_evaluation("01", 0, 8)],
+]
+
+
+def write_journal(path):
+    journal = Journal(epath.Path(path))
+    for calls, phase in zip(CALLS, ("search", "final", "search"), strict=True):
+        journal.write(phase, calls)
+    return journal
+
+
+def test_rows_are_written_as_soon_as_they_are_there(tmp_path):
     path = tmp_path / "evaluations.csv"
-    ledger = Ledger(8, path)
-    evaluations = [make_evaluation(), make_evaluation("01", loss=math.nan), make_evaluation("10", 3, 8)]
-    for number, evaluation in enumerate(evaluations):
-        assert len(path.read_text().splitlines()) == 1 + number
-        ledger.add(evaluation)
+    ledger = Ledger(8, Journal(epath.Path(path)), "random")
+    for number, call in enumerate(CALLS, start=1):
+        ledger.add(*call)
+        assert len(path.read_text().splitlines()) == 1 + sum(map(len, CALLS[:number]))
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    call = rows[0].pop("call")
     assert rows[0] == {
-        "evaluation": "1", "genome": "10", "seed": "0", "steps": "4", "generation": "1", "accuracy": "0.5", "loss": "0.25",
+        "phase": "random", "genome": "10", "seed": "0", "steps": "4", "generation": "1", "accuracy": "0.5", "loss": "0.25",
         "train_loss": "0.125", "trainable_parameters": "10", "seconds": "1.5", "diverged": "False",
     }  # fmt: skip
-    assert [row["diverged"] for row in rows] == ["False", "True", "False"]
-    assert [(row["evaluation"], row["seed"], row["steps"]) for row in rows[1:]] == [("2", "0", "4"), ("3", "3", "8")]
+    assert [row["diverged"] for row in rows] == ["False", "True", "False", "False", "True", "False"]
+    assert [row["call"] == call for row in rows[1:]] == [True] + 4 * [False]
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluations.csv"]
 
 
-def test_a_file_that_exists_is_not_overwritten(tmp_path):
+def test_a_journal_is_read_as_it_was_written(tmp_path):
+    before = write_journal(tmp_path / "evaluations.csv")
+    text = (tmp_path / "evaluations.csv").read_text()
+    journal = Journal(epath.Path(tmp_path / "evaluations.csv"))
+    assert repr(list(journal)) == repr(list(before))  # as NaN is not equal to itself
+    assert journal.recall("10", 3, 8) == CALLS[1][0]
+    assert journal.recall("10", 3, 4) is None
+    assert journal.together("11", 0, 8) == ["10", "11", "01"]
+    assert (journal.before("10", 0, 8), journal.before("10", 3, 8), journal.before("11", 0, 8)) == (4, 0, 0)
+    journal.write("final", [make_evaluation("00")])
+    assert (tmp_path / "evaluations.csv").read_text().startswith(text)
+    assert len(Journal(epath.Path(tmp_path / "evaluations.csv"))) == 7
+
+
+def test_any_damage_costs_the_rows_that_it_hits_and_nothing_else(tmp_path):
+    """Every byte of the file is changed, in turn; the header's cannot be made up for."""
     path = tmp_path / "evaluations.csv"
-    path.write_text("of another run")
-    with pytest.raises(FileExistsError):
-        Ledger(8, path)
-    assert path.read_text() == "of another run"
+    write_journal(path)
+    text = path.read_bytes()
+    header = text.index(b"\n") + 1
+    rows = [repr(one) for call in CALLS for one in call]
+    for i in range(header, len(text)):
+        for byte in {text[i] ^ 1, text[i] ^ 16, ord("\n")} - {text[i]}:
+            path.write_bytes(text[:i] + bytes([byte]) + text[i + 1 :])
+            journal = Journal(epath.Path(path))
+            assert {repr(one) for one in journal} < set(rows)
+            assert 0 < journal.num_damaged <= 4
+    for length in range(header, len(text)):
+        path.write_bytes(text[:length])
+        assert {repr(one) for one in Journal(epath.Path(path))} <= set(rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"of another run", b"genome,accuracy\n10,0.5\n", b"\xff\x00"])
+def test_another_file_is_not_taken_for_a_journal(content, tmp_path):
+    path = tmp_path / "evaluations.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"evaluations\.csv: expected the columns phase,genome,seed,"):
+        Journal(epath.Path(path))
+    assert path.read_bytes() == content
+
+
+def test_what_the_journal_knows_is_not_written_again(tmp_path):
+    journal = write_journal(tmp_path / "evaluations.csv")
+    text = (tmp_path / "evaluations.csv").read_text()
+    ledger = Ledger(8, journal)
+    for call in CALLS:
+        ledger.add(*call)
+    assert (tmp_path / "evaluations.csv").read_text() == text
+    assert len(ledger) == 6
 
 
 def test_unseen_leaves_out_copies_and_what_is_known_with_any_seed():
@@ -147,10 +206,3 @@ def test_an_empty_ledger():
     ledger = Ledger(8)
     assert len(ledger) == ledger.steps_trained == ledger.num_full == 0
     assert ledger.at(8, 0) == []
-
-
-def test_recall():
-    known = make_evaluation(seed=1, steps=4)
-    ledger = make_ledger(known, make_evaluation(seed=1, steps=8))
-    assert ledger.recall("10", 1, 4) == known
-    assert ledger.recall("10", 0, 4) is ledger.recall("10", 1, 6) is ledger.recall("11", 1, 4) is None

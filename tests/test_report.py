@@ -57,8 +57,8 @@ def test_the_table_has_a_line_per_row():
     assert lines[2][-3:] == ["100%", "1,000", "(100%)"]
 
 
-def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
-    report.print_summary(NAMES, ROWS, JUDGEMENT, {"num_evaluations": 3, "seconds": 4.0}, tmp_path)
+def test_the_summary_fits_and_says_the_verdict(capsys):
+    report.print_summary(NAMES, ROWS, JUDGEMENT, {"num_evaluations": 3, "seconds": 4.0})
     printed = capsys.readouterr().out
     assert "Found mask: freeze embeddings; train layer_0 to layer_3" in printed
     assert JUDGEMENT.sentence in printed
@@ -85,28 +85,6 @@ def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
     assert result["verdict"]["sentence"] == JUDGEMENT.sentence
     assert (result["num_evaluations"], result["num_diverged"], result["seconds"]) == (2, 1, 12.3)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_a_run_folder_must_be_new_or_empty(tmp_path):
-    assert report.make_run_folder(tmp_path / "a" / "b", "bert").is_dir()
-    assert report.make_run_folder(tmp_path / "a" / "b", "bert").is_dir()
-    (tmp_path / "a" / "b" / "evaluations.csv").touch()
-    with pytest.raises(ValueError, match="holds another run; choose a new folder"):
-        report.make_run_folder(tmp_path / "a" / "b", "bert")
-    with pytest.raises(ValueError, match=r"holds something already \(b\)"):
-        report.make_run_folder(tmp_path / "a", "bert")
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="cannot be written"):
-            report.make_run_folder(path, "bert")
-
-
-def test_by_default_a_run_folder_is_new_and_named_by_the_kind_of_experiment(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = report.make_run_folder(None, "gpt2")
-    assert folder.is_dir()
-    assert folder.parent == Path("runs")
-    assert folder.name.startswith("gpt2-")
 
 
 def test_perplexity_is_the_exponential_of_the_loss():

@@ -82,7 +82,14 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path):
         assert re.search(rf"{row['validation_accuracy']:.4f} +{row['test_accuracy']:.4f} +{interval} ", done.stdout)
     assert result["verdict"]["sentence"] in done.stdout
     assert result["verdict"]["outcome"] in ("better", "cheaper", "not better")
-    assert sorted(path.name for path in out.iterdir()) == ["evaluations.csv", "mask.json", "model", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "SHA256SUMS",
+        "evaluations.csv",
+        "mask.json",
+        "model",
+        "result.json",
+        "run.json",
+    ]
 
 
 def evaluations(out):
@@ -141,7 +148,9 @@ def test_same_seed_same_result(small_model, reviews, tmp_path):
     results = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run_bert.main(run_bert.Options(**TINY, seed=seed, model=str(small_model), data=str(reviews), out=tmp_path / name))
-        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in evaluations(tmp_path / name)]
+        rows = [
+            {key: value for key, value in row.items() if key not in ("seconds", "call")} for row in evaluations(tmp_path / name)
+        ]
         results.append((rows, json.loads((tmp_path / name / "result.json").read_text())["results"]))
     assert results[0] == results[1]
     assert results[0] != results[2]
@@ -273,7 +282,7 @@ def test_bad_options(options, message, tmp_path, capsys):
 
 def test_a_folder_that_holds_another_run(tmp_path, capsys):
     (tmp_path / "evaluations.csv").touch()
-    assert "holds another run" in fails(capsys, run_bert.Options(out=tmp_path))
+    assert "holds something already (evaluations.csv)" in fails(capsys, run_bert.Options(out=tmp_path))
 
 
 def test_a_wrong_hash_of_the_embedded_model(tmp_path, capsys, monkeypatch):

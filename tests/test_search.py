@@ -40,6 +40,7 @@ class Member(NamedTuple):
     accuracy: float
     loss: float
     train_loss: float
+    seconds: float
     state: object
 
 
@@ -72,8 +73,8 @@ class Lookup:
             self.asked.append((text, seed, until))
             accuracy = self.tables[seed][int(text, 2), self.rungs.index(until)]
             loss = math.nan if self.diverges(genome, until) else 1 - accuracy
-            self.given[text] = Member(genome, float(accuracy), loss, 0.5, state)
-            yield self.given[text]
+            self.given[text] = Member(genome, float(accuracy), loss, 0.5, 1.0, state)
+            yield [self.given[text]]
 
 
 class Outcome(NamedTuple):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
 
 from gafreeze_jax import experiment, masking, planning, stages, whole
@@ -14,6 +15,7 @@ from gafreeze_jax.activations import Source
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.ledger import genome_text
 from gafreeze_jax.population import Plan, Population, Recipe, Run
+from gafreeze_jax.saving import Saved
 from gafreeze_jax.stages import Dataset
 
 RNG = np.random.default_rng(0)
@@ -120,7 +122,7 @@ def test_a_search_in_a_few_lines(tmp_path):
     plan = "members=4,steps=3,freezing=traced"
     options = experiment.Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
     task = experiment.make_task(NETWORK, whole.split(PARAMS, GENES), DATA, DATA, options, GENES)
-    result = experiment.run_search(task, options, tmp_path)
+    result = experiment.run_search(task, options, Saved(epath.Path(tmp_path)))
     names = [finalist.name for finalist in result.baselines]
     assert names == ["train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing"]
     for finalist in (result.found, *result.baselines):

@@ -1,0 +1,406 @@
+"""What a run keeps in its folder, and how an interrupted one goes on.
+
+A search has no state but its evaluations: it is deterministic, so done over with these at hand it comes to the point where it
+was in no time. The folder holds
+
+  run.json         what the run is: options, versions, plan, and a fingerprint of model and data
+  evaluations.csv  see `ledger.Journal`
+  members/         finalists, until the run is over; see `Kept`
+  SHA256SUMS       of all files, for `sha256sum -c`; written last, so a run that has it is finished
+
+Every file is written whole or not at all, and what was damaged since is noticed. Folders may be local or remote, such as
+gs://bucket/run.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+
+from gafreeze_jax.ledger import Journal, genome_text, write_whole
+from gafreeze_jax.population import Member
+from gafreeze_jax.stages import PyTree
+
+RUN, JOURNAL, MEMBERS, SUMS = "run.json", "evaluations.csv", "members", "SHA256SUMS"
+WHERE = ("out", "resume")  # options that say where a run is, not what
+OptionsT = TypeVar("OptionsT", bound=Any)
+
+
+class Saved:
+    """A run as it is kept; in memory only, unless it comes from `open`.
+
+    Attributes:
+      path: its folder, or None.
+      facts: the content of `run.json`.
+      journal: its evaluations.
+      kept: its finalists.
+      seconds: that the evaluations took which were there at the beginning.
+    """
+
+    def __init__(self, path: epath.Path | None = None, facts: Mapping[str, Any] | None = None):
+        self.path, self.facts = path, dict(facts or {})
+        self.journal = Journal(path / JOURNAL if path else None)
+        self.kept = Kept(path / MEMBERS if path else None)
+        self.seconds = sum(one.seconds for one in self.journal)
+
+    @classmethod
+    def open(cls, path: epath.Path, facts: Mapping[str, Any]) -> "Saved":
+        """Creates the folder of a run, or goes on with the run in it.
+
+        Args:
+          facts: what the run is; "fingerprint" must be that of the run which is there already.
+
+        Raises:
+          ValueError: if the folder cannot be written, is damaged, or belongs to other data or another model.
+        """
+        if (path / RUN).exists():
+            before = read_facts(path)
+            if before["fingerprint"] != facts["fingerprint"]:
+                raise ValueError(f"{path}: model or data are not what they were when this run started; choose a new folder")
+            changed = [f"{name} {old}" for name, old in before["versions"].items() if facts["versions"].get(name) != old]
+            if changed or before["device"] != facts["device"]:
+                was = ", ".join([*changed, before["device"]])
+                warnings.warn(f"{path}: was begun with {was}; rounding may be different now", stacklevel=2)
+            saved = cls(path, before)
+        else:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                saved = cls(path)
+                saved.add_facts(**facts)
+            except OSError as error:
+                raise ValueError(f"--out {path}: cannot be written: {error.strerror or error}; choose another folder") from None
+        if saved.journal.num_damaged:
+            warnings.warn(
+                f"{path / JOURNAL}: {saved.journal.num_damaged} damaged rows; these masks are trained again", stacklevel=2
+            )
+        return saved
+
+    def __enter__(self) -> "Saved":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Waits until all is written."""
+        with contextlib.suppress(*[OSError] if error else []):  # which is the cause is known then
+            self.kept.close()
+
+    def add_facts(self, **facts: Any) -> None:
+        """Adds to `run.json`."""
+        self.facts |= json.loads(json.dumps(facts, default=str))
+        if self.path is not None:
+            text = json.dumps(self.facts | {"checksum": _checksum(self.facts)}, indent=2)
+            write_whole(self.path / RUN, text + "\n")
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[Path]:
+        """A local folder for the final files; they are in the run's folder when the block is left, and the run is finished."""
+        assert self.path is not None
+        with contextlib.ExitStack() as stack:
+            local = _is_local(self.path)
+            folder = Path(self.path) if local else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for name in () if local else (RUN, JOURNAL):
+                (folder / name).write_bytes((self.path / name).read_bytes())
+            yield folder
+            if not local:
+                for file in _files(epath.Path(folder)):
+                    to = self.path / file.relative_to(folder)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    file.copy(to, overwrite=True)
+            sums = [f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in _files(epath.Path(folder))]
+            write_whole(self.path / SUMS, "".join(sums))
+            self.kept.remove()
+
+
+def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, bool]:
+    """Finds out what a command is to do: begin a run, go on with one, or nothing.
+
+    Args:
+      kind: of experiment, such as "bert".
+      options: a dataclass with `out` and `resume`.
+
+    Returns:
+      The options, which are those of the run with `--resume`; the folder; and whether the run in it is finished.
+
+    Raises:
+      ValueError: if the folder is not that of this run, or damaged.
+    """
+    given = _plain(options)
+    if options.resume is not None:
+        path = epath.Path(options.resume)
+        if not (path / RUN).exists():
+            raise ValueError(f"--resume {path}: expected the folder of a run, with {RUN}; there is none")
+        facts = _of_kind(path, kind)
+        usual = _plain(type(options)())
+        _refuse_others(path, facts["options"], {name: value for name, value in given.items() if value != usual[name]})
+        known = {name: facts["options"][name] for name in usual.keys() & facts["options"].keys() - set(WHERE)}
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        options = dataclasses.replace(options, **(known | lists))
+    elif options.out is None:
+        name = time.strftime(f"{kind}-%Y%m%d-%H%M%S")
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return options, next(path for path in map(epath.Path("runs").joinpath, names) if not path.exists()), False
+    else:
+        path = epath.Path(options.out)
+        if not (path / RUN).exists():
+            try:
+                partial = f".{RUN}.partial"
+                held = next((file for file in path.iterdir() if file.name != partial), None) if path.exists() else None
+            except OSError as error:
+                raise ValueError(f"--out {path}: cannot be read: {error.strerror or error}; choose another folder") from None
+            if held is not None:
+                raise ValueError(f"--out {path}: holds something already ({held.name}); choose a new folder")
+            return options, path, False
+        _refuse_others(path, _of_kind(path, kind)["options"], given)
+    if finished := (path / SUMS).exists():
+        verify(path)
+    return options, path, finished
+
+
+def read_facts(path: epath.Path) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    try:
+        facts = json.loads((path / RUN).read_bytes())
+        if facts.pop("checksum") == _checksum(facts):
+            return facts
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{path / RUN}: damaged; restore it, or begin again in a new folder")
+
+
+def verify(path: epath.Path) -> None:
+    """Compares the files of a finished run with `SHA256SUMS`.
+
+    Raises:
+      ValueError: if one is damaged or missing.
+    """
+    sums = {}
+    for line in (path / SUMS).read_bytes().decode("utf-8", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        sums[name] = digest
+    there = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
+    if damaged := sorted(name for name in sums if there.get(name) != sums[name]):
+        raise ValueError(
+            f"{path}: damaged or missing: {', '.join(damaged)}. Delete {path / SUMS} and give the command again: what can be "
+            "used is, the rest is made anew"
+        )
+
+
+def fingerprint(*trees: PyTree) -> str:
+    """CRC-32 of all arrays in some trees."""
+    crc = 0
+    for leaf in jax.tree.leaves(trees):
+        array = np.asarray(leaf)
+        crc = zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype}{array.shape}".encode(), crc))
+    return f"{crc:08x}"
+
+
+class Kept:
+    """Finalists that have been trained, kept through Orbax so that they need not be trained again.
+
+    They are written in the background, what is waiting at a time in one checkpoint. What cannot be read, or is not what was
+    written, counts as not there.
+
+    Args:
+      folder: where; None = nothing is kept.
+    """
+
+    def __init__(self, folder: epath.Path | None = None):
+        self._folder = folder.absolute() if folder is not None and _is_local(folder) else folder
+        self._there: dict[str, dict[str, np.ndarray]] = {}
+        self._waiting: list[dict[str, dict[str, np.ndarray]]] = []
+        self._writer = ThreadPoolExecutor(1)
+        self._writes: list[Future[None]] = []
+        for path in folder.iterdir() if folder is not None and folder.exists() else ():
+            self._there |= _read_members(path)
+        self._next = len(self._there)
+
+    def keep(self, name: str, members: Sequence[Member]) -> None:
+        """Keeps members that were trained together.
+
+        Args:
+          name: of what they have in common, such as "mask-3".
+
+        Raises:
+          OSError: if an earlier one could not be written.
+        """
+        if self._folder is None:
+            return
+        self._waiting.append({f"{name}-{genome_text(one.genome)}": _as_arrays(one) for one in members})
+        self._check(wait=False)
+        self._writes.append(self._writer.submit(self._write))
+
+    def find(self, name: str, genome: np.ndarray, like: PyTree) -> Member | None:
+        """A member that was kept.
+
+        Args:
+          like: {stage name: pretrained parameters, ..., "head": those that it started from}.
+        """
+        arrays = self._there.get(f"{name}-{genome_text(genome)}")
+        if arrays is None:
+            return None
+        own = _trained(genome, like)
+        leaves, tree = jax.tree.flatten(own)
+        leaves = [arrays.get(str(number), leaf) for number, leaf in enumerate(leaves)]
+        train_loss, accuracy, loss, seconds, steps = arrays["scores"].tolist()
+        return Member(genome, like | jax.tree.unflatten(tree, leaves), train_loss, accuracy, loss, int(steps), seconds)
+
+    def close(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+          OSError: if something could not be.
+        """
+        self._check(wait=True)
+
+    def remove(self) -> None:
+        """Deletes all."""
+        if self._folder is not None and self._folder.exists():
+            self._folder.rmtree()
+
+    def _check(self, wait: bool) -> None:
+        while self._writes and (wait or self._writes[0].done()):
+            self._writes.pop(0).result()
+
+    def _write(self) -> None:
+        assert self._folder is not None
+        tree: dict[str, dict[str, np.ndarray]] = {}
+        while self._waiting:
+            tree |= self._waiting.pop(0)
+        if tree:
+            digests = {name: arrays | {"digest": fingerprint(arrays)} for name, arrays in tree.items()}
+            while (path := self._folder / str(self._next)).exists():
+                self._next += 1
+            try:
+                _checkpointer().save(path, digests)
+            except Exception as error:
+                raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def _read_members(path: epath.Path) -> dict[str, dict[str, np.ndarray]]:
+    """What a checkpoint holds; nothing if it is damaged."""
+    if ".orbax-checkpoint-tmp" in path.name:
+        return {}  # being written when the run was interrupted
+    with contextlib.suppress(Exception):  # whatever bytes are in these files
+        found = _checkpointer().restore(path)
+        if all(arrays.pop("digest") == fingerprint(arrays) for arrays in found.values()):
+            return found
+    warnings.warn(f"{path}: damaged; these finalists are trained again", stacklevel=4)
+    return {}
+
+
+@functools.cache
+def _checkpointer() -> Any:
+    import orbax.checkpoint as ocp  # takes a second
+
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def _trained(genome: np.ndarray, params: PyTree) -> PyTree:
+    """Parameters of the stages that a genome trains, and of the head."""
+    frozen = dict(zip(list(params)[: len(genome)], genome, strict=True))
+    return {name: tree for name, tree in params.items() if not frozen.get(name, False)}
+
+
+def _as_arrays(member: Member) -> dict[str, np.ndarray]:
+    """Its scores and what it has trained; Orbax takes no empty arrays."""
+    leaves = enumerate(map(np.asarray, jax.tree.leaves(_trained(member.genome, member.params))))
+    scores = (member.train_loss, member.accuracy, member.loss, member.seconds, member.steps)
+    return {str(number): leaf for number, leaf in leaves if leaf.size} | {"scores": np.array(scores, np.float64)}
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """Options as JSON has them."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+
+
+def _of_kind(path: epath.Path, kind: str) -> dict[str, Any]:
+    facts = read_facts(path)
+    if facts["kind"] != kind:
+        raise ValueError(f"{path}: is a run of run_{facts['kind']}.py; expected one of run_{kind}.py")
+    return facts
+
+
+def _refuse_others(path: epath.Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises a ValueError if given options are not those of a run."""
+    others = {name: value for name, value in given.items() if name not in WHERE and there.get(name) != value}
+    if others:
+        words = [f"--{name.replace('_', '-')} {there.get(name)} there, {value} given" for name, value in others.items()]
+        raise ValueError(f"{path}: holds a run with other options: {'; '.join(words)}. Choose another folder")
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
+
+
+def _files(path: epath.Path) -> list[epath.Path]:
+    """What `SHA256SUMS` lists: all but itself, finalists and hidden files."""
+    found: list[epath.Path] = []
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir():
+            found += _files(entry) if entry.name != MEMBERS else []
+        elif entry.name != SUMS and not entry.name.startswith("."):
+            found.append(entry)
+    return found
+
+
+def _sha256(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class _Stopped(BaseException):
+    """By a signal."""
+
+
+@contextlib.contextmanager
+def stoppable(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Ends the program at Ctrl-C or SIGTERM when the current write is over, with exit code 130 or 143.
+
+    Args:
+      how_to_go_on: what is said then.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)  # the next one ends it at once
+        raise _Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Stopped as stopped:
+        print(f"\nStopped. {how_to_go_on()}", file=sys.stderr)
+        sys.exit(128 + stopped.args[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,331 @@
+"""What a run leaves in its folder, and what happens when it is given again, goes on, or finds damage."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import run_custom
+from etils import epath
+
+from gafreeze_jax import saving
+from gafreeze_jax.population import Member
+from gafreeze_jax.saving import Kept, Saved
+
+SCRIPT = str(Path(run_custom.__file__))
+OPTIONS = run_custom.Options(gens=2, population=2, finalist_seeds=2, plan="members=2,steps=35,freezing=traced")
+FACTS = {"kind": "bert", "options": {"gens": 3}, "versions": {"jax": "1"}, "device": "1 x cpu", "fingerprint": "12345678"}
+
+
+@dataclass(frozen=True)
+class Options:
+    gens: int = 10
+    out: str | Path | None = None
+    resume: str | Path | None = None
+    columns: tuple[str, ...] = ()
+    limit: float | None = None
+
+
+def make_run(folder, options, *, finished=False):
+    saved = Saved.open(epath.Path(folder), FACTS | {"options": saving._plain(options)})
+    if finished:
+        with saved.finishing() as local:
+            (local / "model").mkdir()
+            (local / "model" / "config.json").write_text("{}")
+    return saved
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+# Which run a command means
+
+
+def test_a_new_run_gets_a_folder_of_its_own(folder):
+    for expected in ("", "-2", "-3"):
+        options, path, finished = saving.choose_folder("bert", Options())
+        assert (options, path.parent, finished) == (Options(), epath.Path("runs"), False)
+        assert path.name.startswith("bert-20")
+        assert path.name.count("-") == 2 + bool(expected)
+        path.mkdir(parents=True)
+
+
+def test_a_folder_that_is_new_or_empty_begins_a_run(folder):
+    options = Options(out=folder)
+    assert saving.choose_folder("bert", options) == (options, epath.Path(folder), False)
+    folder.mkdir()
+    (folder / ".run.json.partial").touch()  # a run was killed just when it began
+    assert saving.choose_folder("bert", options) == (options, epath.Path(folder), False)
+
+
+def test_the_same_command_goes_on(folder):
+    options = Options(4, folder, columns=("a", "b"), limit=0.1)
+    make_run(folder, options)
+    assert saving.choose_folder("bert", options) == (options, epath.Path(folder), False)
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    assert saving.choose_folder("bert", replace(options, out=elsewhere))[2] is False
+
+
+def test_resuming_needs_no_options(folder):
+    options = Options(4, folder, columns=("a", "b"), limit=0.1)
+    make_run(folder, options)
+    given = Options(resume=folder)
+    assert saving.choose_folder("bert", given) == (replace(options, out=None, resume=folder), epath.Path(folder), False)
+    assert saving.choose_folder("bert", replace(given, gens=4))[0].gens == 4
+
+
+def test_a_finished_run_is_left_alone(folder):
+    make_run(folder, options := Options(4, folder), finished=True)
+    assert saving.choose_folder("bert", options)[2] is True
+    assert saving.choose_folder("bert", Options(resume=folder))[2] is True
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    {
+        "other options": (Options(5, "run"), "--gens 4 there, 5 given. Choose another folder"),
+        "several": (Options(5, "run", limit=0.5), "--gens 4 there, 5 given; --limit None there, 0.5 given"),
+        "resumed with others": (Options(5, resume="run"), "--gens 4 there, 5 given"),
+        "lists": (Options(4, "run", columns=("x",)), "--columns [] there, ['x'] given"),
+        "no run": (Options(resume="other"), "--resume other: expected the folder of a run, with run.json; there is none"),
+        "something else": (Options(out="."), "--out .: holds something already (run)"),
+        "a file": (Options(out="run/run.json"), "--out run/run.json: cannot be read: Not a directory"),
+    }.values(),
+)
+def test_another_folder_is_refused(options, message, finished, folder):
+    make_run(folder, Options(4), finished=finished)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        saving.choose_folder("bert", options)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_another_experiment_is_refused(folder):
+    make_run(folder, Options(4))
+    with pytest.raises(ValueError, match=r"is a run of run_bert\.py; expected one of run_gpt2\.py"):
+        saving.choose_folder("gpt2", Options(resume=folder))
+
+
+def test_other_data_are_refused(folder):
+    make_run(folder, Options())
+    with pytest.raises(ValueError, match="model or data are not what they were when this run started"):
+        Saved.open(epath.Path(folder), FACTS | {"fingerprint": "12345679"})
+
+
+def test_other_versions_are_told(folder):
+    make_run(folder, Options())
+    with pytest.warns(UserWarning, match=r"was begun with jax 1, 1 x cpu; rounding may be different"):
+        Saved.open(epath.Path(folder), FACTS | {"versions": {"jax": "2"}})
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write")
+def test_a_folder_that_cannot_be_written():
+    with pytest.raises(ValueError, match=r"--out /proc/run: cannot be written: .*; choose another folder"):
+        Saved.open(epath.Path("/proc/run"), FACTS)
+
+
+def test_the_fingerprint_tells_arrays_apart():
+    trees = [{"a": np.zeros(4)}, {"a": np.zeros(4, np.float32)}, {"a": np.zeros((2, 2))}, {"a": np.array([0, 0, 0, 1e-300])}]
+    assert len({saving.fingerprint(tree) for tree in trees}) == 4
+    assert saving.fingerprint({"a": np.zeros(4)}, [np.ones(2)]) == saving.fingerprint({"a": np.zeros(4)}, [np.ones(2)])
+
+
+# Damage
+
+
+def test_any_damage_to_run_json_is_noticed(folder):
+    make_run(folder, Options())
+    file, facts = folder / "run.json", saving.read_facts(epath.Path(folder))
+    text = file.read_bytes().rstrip()
+    for i in range(0, len(text), 3):
+        for other in (text[:i], text[:i] + bytes([text[i] ^ 4]) + text[i + 1 :], b"[]"):
+            file.write_bytes(other)
+            with pytest.raises(ValueError, match=r"run\.json: damaged; restore it, or begin again in a new folder"):
+                saving.choose_folder("bert", Options(resume=folder))
+    file.write_bytes(text)
+    assert saving.read_facts(epath.Path(folder)) == facts
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes() + b" ")])
+def test_damage_to_a_finished_run_is_noticed(damage, folder):
+    make_run(folder, Options(), finished=True)
+    damage(folder / "model" / "config.json")
+    with pytest.raises(ValueError, match=r"damaged or missing: model/config\.json\. Delete .*SHA256SUMS and give the command"):
+        saving.choose_folder("bert", Options(resume=folder))
+
+
+def test_the_sums_are_those_of_sha256sum(folder):
+    make_run(folder, Options(), finished=True)
+    assert subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=False).returncode == 0
+
+
+# Finalists
+
+
+PARAMS = {"low": {"kernel": np.ones((3, 4), np.float32)}, "high": (np.zeros(2), np.zeros((0, 3))), "head": {"bias": np.ones(2)}}
+
+
+def make_member(genome, value=2.0):
+    frozen = dict(zip(PARAMS, genome, strict=False))
+    params = {
+        name: tree if frozen.get(name) else jax.tree.map(lambda leaf: np.full_like(leaf, value), tree)
+        for name, tree in PARAMS.items()
+    }
+    return Member(np.array(genome, bool), params, 0.1, 0.2, np.nan, 6, 7.5)
+
+
+def same(one, other):
+    assert repr(one._replace(params=None)) == repr(other._replace(params=None))
+    assert list(one.params) == list(other.params)
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def keep(folder):
+    kept = Kept(folder)
+    kept.keep("mask-1", [make_member([0, 1]), make_member([1, 1], 3)])
+    kept.keep("mask-2", [make_member([0, 1], 4)])
+    kept.close()
+
+
+def test_finalists_are_found_as_they_were(folder):
+    keep(epath.Path(folder))
+    kept = Kept(epath.Path(folder))
+    same(kept.find("mask-1", np.array([False, True]), PARAMS), make_member([0, 1]))
+    same(kept.find("mask-1", np.array([True, True]), PARAMS), make_member([1, 1], 3))
+    same(kept.find("mask-2", np.array([False, True]), PARAMS), make_member([0, 1], 4))
+    assert kept.find("mask-2", np.array([True, True]), PARAMS) is None
+    kept.keep("mask-2", [make_member([1, 1])])
+    kept.close()
+    assert Kept(epath.Path(folder)).find("mask-2", np.array([True, True]), PARAMS) is not None
+    kept.remove()
+    assert not folder.exists()
+
+
+def test_a_damaged_finalist_is_trained_again(folder):
+    """Of every file some bytes are changed, or it is cut: what is found is what was kept, or nothing."""
+    keep(epath.Path(folder))
+    expected = {"mask-1": [[0, 1], 2], "mask-2": [[0, 1], 4]}
+    num_missing = 0
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        for damaged in (b"", content[: len(content) // 2], *(_flip(content, i) for i in range(0, len(content), 61))):
+            file.write_bytes(damaged)
+            with warnings.catch_warnings(action="ignore"):
+                kept = Kept(epath.Path(folder))
+            for name, (genome, value) in expected.items():
+                found = kept.find(name, np.array(genome, bool), PARAMS)
+                num_missing += found is None
+                if found is not None:
+                    same(found, make_member(genome, value))
+        file.write_bytes(content)
+    assert num_missing > 0
+
+
+def _flip(content, i):
+    return content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
+
+
+def test_what_cannot_be_written_stops_the_run(folder):
+    folder.write_text("a file")
+    kept = Kept(epath.Path(folder).parent / "run" / "members")
+    kept.keep("mask-1", [make_member([0, 1])])
+    with pytest.raises(OSError, match="cannot be written"):
+        kept.close()
+
+
+# Real runs
+
+
+def start(*arguments, **options):
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+GIVEN = {name: getattr(OPTIONS, name) for name in ("gens", "population", "finalist_seeds", "plan")}
+
+
+def outcome(folder):
+    rows = [line.split(",")[:-3] for line in (folder / "evaluations.csv").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    return rows, result["results"], result["verdict"], (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_custom.main(replace(OPTIONS, out=folder))
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_ends_like_an_undisturbed_one(number, code, undisturbed, tmp_path):
+    process = start(out=tmp_path / "run", **GIVEN)
+    while not (tmp_path / "run" / "evaluations.csv").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    if number != signal.SIGKILL:
+        assert f"Stopped. To go on: python {SCRIPT} --resume {tmp_path / 'run'}" in errors
+        assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "SHA256SUMS").exists()
+    run_custom.main(run_custom.Options(resume=tmp_path / "run"))
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
+
+
+def test_a_finished_run_given_again_changes_nothing(undisturbed, capsys):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in undisturbed.rglob("*") if path.is_file()}
+    run_custom.main(replace(OPTIONS, out=undisturbed))
+    assert "it is finished, nothing is left to do" in capsys.readouterr().out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_files_were_damaged_is_made_again(undisturbed, tmp_path, capsys):
+    """After the user has followed the advice. The rows that are left save the search."""
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    rows = (folder / "evaluations.csv").read_bytes()
+    (folder / "evaluations.csv").write_bytes(_flip(rows, len(rows) // 3))
+    with pytest.raises(SystemExit):
+        run_custom.main(run_custom.Options(resume=folder))
+    assert "damaged or missing: evaluations.csv" in capsys.readouterr().err
+    (folder / "SHA256SUMS").unlink()
+    with pytest.warns(UserWarning, match="damaged rows; these masks are trained again"):
+        run_custom.main(run_custom.Options(resume=folder))
+    assert [sorted(one) if i == 0 else one for i, one in enumerate(outcome(folder))] == [
+        sorted(one) if i == 0 else one for i, one in enumerate(outcome(undisturbed))
+    ]
+
+
+def test_a_full_disk_ends_a_run_with_how_to_go_on(undisturbed, tmp_path, capsys, monkeypatch):
+    write_whole = saving.write_whole
+
+    def fails(path, text):
+        if path.name == "evaluations.csv" and text.count("\n") > 4:
+            raise OSError(28, "No space left on device", str(path))
+        write_whole(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gafreeze_jax.ledger.write_whole", fails)
+        with pytest.raises(SystemExit):
+            run_custom.main(replace(OPTIONS, out=tmp_path / "run"))
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert f"What was done is kept; to go on: python {sys.argv[0]} --resume {tmp_path / 'run'}" in error
+    run_custom.main(run_custom.Options(resume=tmp_path / "run"))
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
