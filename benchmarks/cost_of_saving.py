@@ -1,0 +1,101 @@
+"""What it costs that nothing is lost: the processor time of a run's writes, as a share of that of the whole run.
+
+    python benchmarks/cost_of_saving.py
+
+Takes about 5 minutes on 2 cores: the default run of run_bert.py. Then all that it wrote on the way (the journal after each
+evaluation, the finalists through Orbax) is written again, with nothing else going on, and timed.
+"""
+
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import run_bert
+import tyro
+from etils import epath
+
+from gafreeze_jax import report
+from gafreeze_jax.ledger import Evaluation, Journal
+from gafreeze_jax.population import Member
+from gafreeze_jax.saving import Kept
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time a run and its writes."""
+
+    gens: int = 10
+    """Generations of the run."""
+    out: Path | None = None
+    """JSON file to write."""
+
+
+class Recorder:
+    """Calls of the methods that write, as they are made."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, Sequence[Member]]] = []
+        self.written: list[tuple[str, Sequence[Evaluation]]] = []
+        keep, write = Kept.keep, Journal.write
+
+        def keep_and_record(kept: Kept, name: str, members: Sequence[Member]) -> None:
+            self.kept.append((name, members))
+            keep(kept, name, members)
+
+        def write_and_record(journal: Journal, phase: str, evaluations: Sequence[Evaluation]) -> None:
+            self.written.append((phase, evaluations))
+            write(journal, phase, evaluations)
+
+        Kept.keep, Journal.write = keep_and_record, write_and_record
+        self.restore = lambda: (setattr(Kept, "keep", keep), setattr(Journal, "write", write))
+
+
+def timed(function: Callable[[], None]) -> dict[str, float]:
+    """Processor time and time of a function, in seconds."""
+    wall, processor = time.perf_counter(), time.process_time()
+    function()
+    return {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
+
+
+def main(options: Options) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = epath.Path(name)
+        recorder = Recorder()
+        run = timed(lambda: run_bert.main(run_bert.Options(gens=options.gens, out=name + "/run")))
+        recorder.restore()
+
+        def write_journal() -> None:
+            journal = Journal(folder / "evaluations.csv")
+            for phase, evaluations in recorder.written:
+                journal.write(phase, evaluations)
+
+        def keep_finalists() -> None:
+            kept = Kept(folder / "members")
+            for named, members in recorder.kept:
+                kept.keep(named, members)
+            kept.close()
+
+        writes = {"journal": timed(write_journal), "finalists": timed(keep_finalists)}
+        num_bytes = sum(file.stat().st_size for file in Path(name, "members").rglob("*") if file.is_file())
+    facts: dict[str, Any] = {
+        "run": run,
+        "writes": writes,
+        "megabytes_of_finalists": num_bytes / 1e6,
+        "share": sum(part["processor"] for part in writes.values()) / run["processor"],
+    }
+    print(f"The run: {run['processor']:.0f} s of processor time in {run['wall']:.0f} s")
+    for part, seconds in writes.items():
+        share = seconds["processor"] / run["processor"]
+        print(f"{part}: {seconds['processor']:.2f} s of processor time, {share:.2%}; alone it takes {seconds['wall']:.2f} s")
+    if options.out is not None:
+        about = {"options": dataclasses.asdict(options), "versions": report.versions(), "device": report.device()}
+        report.write_json(options.out, about | {"cpus": os.cpu_count()} | facts)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
