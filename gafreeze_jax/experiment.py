@@ -23,7 +23,7 @@ from jax import Array
 from gafreeze_jax import genetic, masking, pareto, planning, population, report, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
-from gafreeze_jax.finalists import GRADUAL, Finalist, Recall, Trainer, retrain
+from gafreeze_jax.finalists import NO_MASKS, Finalist, Recall, Trainer, retrain
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
 from gafreeze_jax.search import Generation, Search, Settings
@@ -220,7 +220,7 @@ class Result(NamedTuple):
     Attributes:
       found: the winner among the search's leaders.
       baselines: "train all", "head only" ("train nothing" if the head has no parameters), "best prefix mask", "best random
-        mask" and "gradual unfreezing", as far as there are such.
+        mask", "gradual unfreezing" and "auto-RGN", as far as there are such.
       evaluations: all, in order.
       engine: facts about the search and how members were trained, for `result.json`.
     """
@@ -265,7 +265,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     enumerated = in_full.enumerates(num_genes, *sizes)
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
-    steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 2) * num_steps
+    steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 1 + len(NO_MASKS)) * num_steps
     dtype = compute_dtype(options.dtype)
     with report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display:
         members = population.Population(
@@ -331,8 +331,9 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             baselines["best random mask"] = rival.run(key_random).leaders[0]
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
+        leaders, num_baselines = found.leaders[:NUM_LEADERS], len(baselines) + len(NO_MASKS)
         display.line(
-            f"Training the {len(found.leaders[:NUM_LEADERS])} most promising masks and {len(baselines) + 1} baselines again "
+            f"Training the {len(leaders)} most promising masks and {num_baselines} baselines again "
             f"with fresh seeds ({len(seeds)} each) ..."
         )
 
@@ -341,7 +342,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             num_trainable = task.count_trainable(member.genome)
             ledger.add(Evaluation(genome_text(member.genome), seed, num_steps, len(screened), *scores, num_trainable, math.nan))
 
-        winner, rivals = retrain(trainer, found.leaders[:NUM_LEADERS], baselines, seeds, num_steps, record)
+        winner, rivals = retrain(trainer, leaders, baselines, seeds, num_steps, options.epochs, record)
     facts = {
         "dtype": dtype.name,
         "plan": planning.as_json(choice, members.plan),
@@ -490,7 +491,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
             if id(member) not in tested:
                 tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
-    finalists = [verdict.Finalist(row.name, "" if row.name == GRADUAL else row.genome, row.correct, row.flops) for row in rows]
+    finalists = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
     judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy)
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))

@@ -5,19 +5,23 @@ has not used, the same for all: on the validation split they name the winner amo
 opened then, they say what it is worth.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gafreeze_jax.ledger import Ledger, genome_array, genome_text
-from gafreeze_jax.population import Member, Population, Run
+from gafreeze_jax.population import Member, Population, Recipe, Run
 
 PHASES = 4  # of gradual unfreezing
-GRADUAL = "gradual unfreezing"
+MEASURED = 5  # batches, for relative gradient norms
+GRADUAL, AUTO_RGN = NO_MASKS = "gradual unfreezing", "auto-RGN"
 
 
 class Trainer:
@@ -76,7 +80,7 @@ class Finalist(NamedTuple):
 
     Attributes:
       name: such as "train all".
-      genome: as text; that of the end for gradual unfreezing.
+      genome: as text; for what is no mask, that of the end.
       members: S of them.
       flops: of a training run.
     """
@@ -105,6 +109,7 @@ def retrain(
     baselines: Mapping[str, str],
     seeds: Sequence[int],
     num_steps: int,
+    num_epochs: int,
     record: Callable[[Member, int], None] = lambda member, seed: None,
 ) -> tuple[Finalist, list[Finalist]]:
     """Trains leaders and baselines with fresh seeds, and names the leader that is fittest on the validation split.
@@ -115,7 +120,7 @@ def retrain(
       record: called with every member and its seed.
 
     Returns:
-      The winner, named "found", and the baselines; the last of these is gradual unfreezing.
+      The winner, named "found", and the baselines; the last of these are gradual unfreezing and Auto-RGN.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array(list(map(genome_array, texts)))
@@ -126,6 +131,7 @@ def retrain(
             trained[genome_text(member.genome)].append(_on_host(member))
     with ThreadPoolExecutor(trainer.population.plan.calls) as pool:  # one member at a time would leave cores idle
         gradual = list(pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds))
+        by_norms = list(pool.map(lambda seed: _on_host(auto_rgn(trainer, seed, num_steps, num_epochs)), seeds))
 
     population, run = trainer.population, trainer.run(seeds[0])
 
@@ -136,8 +142,13 @@ def retrain(
     found = max((finalist("found", text) for text in leaders), key=lambda one: (one.validation[0], -one.validation[1]))
     masks = [finalist(name, text) for name, text in baselines.items()]
     of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
-    unfrozen = genome_text(gradual[0].genome)
-    return found, [*masks, Finalist(GRADUAL, unfrozen, tuple(gradual), num_steps * float(np.mean(of_phases)))]
+    num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
+    costs = num_steps * float(np.mean(of_phases)), (num_steps + num_measured) * of_phases[-1]
+    others = [
+        Finalist(name, genome_text(members[0].genome), tuple(members), flops)
+        for name, members, flops in zip(NO_MASKS, (gradual, by_norms), costs, strict=True)
+    ]
+    return found, [*masks, *others]
 
 
 def phases(num_genes: int) -> np.ndarray:
@@ -149,12 +160,50 @@ def phases(num_genes: int) -> np.ndarray:
 def unfreeze_gradually(trainer: Trainer, seed: int, num_steps: int) -> Member:
     """Gradual unfreezing (Howard & Ruder 2018), from the head down, in four phases of as many steps."""
     genomes = phases(len(trainer.population.network.stages))
-    ends = np.unique(np.round(num_steps * np.arange(1, PHASES + 1) / PHASES).astype(int)).tolist()
-    ends = [end for end in ends if end > 0]
+    ends = _ends(num_steps, PHASES)
     (member,) = trainer.evaluate(genomes[-len(ends)][None], seed, ends[0])
     for genome, until in zip(genomes[-len(ends) + 1 :] if len(ends) > 1 else [], ends[1:], strict=True):
         (member,) = trainer.resume([member._replace(genome=genome)], seed, until)
     return member
+
+
+def auto_rgn(trainer: Trainer, seed: int, num_steps: int, num_epochs: int) -> Member:
+    """Auto-RGN (Lee et al. 2023): a stage's learning rate is multiplied by its share of the largest relative gradient norm.
+
+    That is ||gradients|| / ||parameters||, measured before each epoch, on its first five batches. As in the paper, but that
+    - what has one learning rate is a stage, not a tensor;
+    - the head has its own learning rate, unscaled, and doesn't count for the largest norm. The paper's had been trained before;
+      a fresh one is small, its relative norm by far the largest, and nothing else would learn;
+    - the optimizer's state and schedule go on over epochs, as for all other finalists; the authors' program restarts Adam.
+    """
+    population, run = trainer.population, trainer.run(seed)
+    population = population.with_recipe(_scalable(population.recipe))
+    member = population.begin(run)
+    for until in _ends(num_steps, num_epochs):
+        norms = population.relative_gradient_norms(member, run, min(member.steps + MEASURED, until))
+        (member,) = population.resume([scale_learning_rates(member, norms)], run, until)
+    return member
+
+
+@functools.cache
+def _scalable(recipe: Recipe) -> Recipe:
+    """A recipe with a factor to the body's learning rate in the optimizer's state; one program serves all factors."""
+    return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
+
+
+def scale_learning_rates(member: Member, norms: Mapping[str, float]) -> Member:
+    """The member with learning rates of stages in proportion to `norms`, those of the largest finite one unscaled."""
+    largest = max((norm for norm in norms.values() if 0 < norm < math.inf), default=1.0)
+    state = dict(member.state or {})
+    for name, norm in norms.items():
+        state[name] = optax.tree.set(state[name], step_size=jnp.float32(min(1.0, norm / largest)))
+    return member._replace(state=state)
+
+
+def _ends(num_steps: int, num_phases: int) -> list[int]:
+    """The steps after which phases of equal length end; fewer phases, if there are fewer steps."""
+    ends = np.unique(np.round(num_steps * np.arange(1, num_phases + 1) / num_phases).astype(int)).tolist()
+    return [end for end in ends if end > 0]
 
 
 def _on_host(member: Member) -> Member:

@@ -143,7 +143,7 @@ def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
     titles = ["", "validation", "test", "95 % interval", *(["test perplexity"] if language else [])]
     for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    most_flops, most_parameters = (max(getattr(row, name) for row in rows) for name in ("flops", "trainable_parameters"))
+    everything = next(row for row in rows if row.name == "train all")
     for row in rows:
         accuracy = verdict.interval(row.correct)
         table.add_row(
@@ -152,8 +152,8 @@ def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
             f"{accuracy.mean:.4f}",
             f"{max(0.0, accuracy.low):.4f} to {min(1.0, accuracy.high):.4f}" if math.isfinite(accuracy.low) else "one seed",
             *([f"{perplexity(row.test_loss):.2f}"] if language else []),
-            f"{row.flops / most_flops:.0%}",
-            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, most_parameters):.0%})",
+            f"{row.flops / everything.flops:.0%}",
+            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, everything.trainable_parameters):.0%})",
             style="bold" if row is rows[0] else None,
         )
     return table

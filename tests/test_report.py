@@ -111,5 +111,5 @@ def test_by_default_a_run_folder_is_new_and_named_by_the_kind_of_experiment(tmp_
 
 def test_perplexity_is_the_exponential_of_the_loss():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.comparison([ROWS[0]._replace(test_loss=np.log(20.0))], language=True))
+    console.print(report.comparison([ROWS[0]._replace(test_loss=np.log(20.0)), *ROWS[1:]], language=True))
     assert console.export_text().strip().splitlines()[1].split()[6] == "20.00"
