@@ -62,7 +62,8 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
-    """accuracy: find the fittest mask. pareto: find masks that no other beats in both accuracy and training FLOPs (NSGA-II)."""
+    """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
+    at once (NSGA-II)."""
     max_flops: float | None = None
     """Evaluate only masks that take at most this share of the FLOPs of training everything, such as 0.4."""
     halving: bool = True
@@ -302,9 +303,8 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             raise OptionError(f"--max-flops {limit}: no mask takes so little; the head alone takes {least_share:.4f}")
         allowed = lambda genome: limit == math.inf or costs.share(genome) <= limit  # noqa: E731
         search = functools.partial(Search, count_trainable=task.count_trainable, allowed=allowed)
-        pareto_fitness = lambda text: (ledger.fitness(text)[1], -costs.share(genome_array(text)))  # noqa: E731
         in_pareto = options.objective == "pareto"
-        make_ga = pareto.make_nsga2 if in_pareto else genetic.make_ga
+        make_ga = functools.partial(pareto.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
         first = search(
             make_ga(num_genes, options.population, initial=prefixes),
             trainer,
@@ -312,7 +312,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             settings,
             initial=prefixes[[0, -1, *range(1, num_genes)]],
             groups=groups,
-            fitness=pareto_fitness if in_pareto else None,
+            fitness=functools.partial(pareto_fitness, ledger, costs) if in_pareto else None,
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
@@ -368,14 +368,27 @@ class Costs:
 
     def __init__(self, members: population.Population, run: population.Run):
         self._count = functools.cache(lambda: members.step_flops(run))
+        self._bytes = functools.cache(lambda: members.optimizer_bytes(run))
+        self._names = members.network.names
 
     def share(self, genome: np.ndarray) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
         return self._count()(genome) / self._count()(np.zeros(len(genome), bool))
 
+    def optimizer_bytes(self, genome: np.ndarray) -> int:
+        """Of the optimizers' states of what a genome trains."""
+        sizes = self._bytes()
+        return sizes["head"] + sum(sizes[name] for name, frozen in zip(self._names, genome, strict=True) if not frozen)
+
+
+def pareto_fitness(ledger: Ledger, costs: Costs, text: str) -> tuple[float, float, float]:
+    """What NSGA-II is told of a genome: accuracy, or NaN, which is worst, if it diverged; and what it costs, negative."""
+    accuracy, genome = ledger.fitness(text)[1], genome_array(text)
+    return accuracy if math.isfinite(accuracy) else math.nan, -costs.share(genome), -costs.optimizer_bytes(genome)
+
 
 def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """What was evaluated to the end, by accuracy and share of FLOPs; "masks" are those that no other one beats in both.
+    """What was evaluated to the end: accuracy and costs; "masks" are those that no other one beats in all of these at once.
 
     The most accurate comes first.
     """
@@ -385,11 +398,13 @@ def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[s
             "genome": one.genome,
             "validation_accuracy": one.accuracy,
             "flops": costs.share(genome_array(one.genome)),
+            "optimizer_bytes": costs.optimizer_bytes(genome_array(one.genome)),
             "trainable_parameters": one.trainable_parameters,
         }
         for one in full
     ]
-    chosen = pareto.front(np.array([(one["validation_accuracy"], -one["flops"]) for one in evaluated]))
+    objectives = [(one["validation_accuracy"], -one["flops"], -one["optimizer_bytes"]) for one in evaluated]
+    chosen = pareto.front(np.array(objectives))
     return {"masks": [evaluated[i] for i in chosen], "evaluated": evaluated}
 
 

@@ -130,8 +130,8 @@ def retrain(
             record(member, seed)
             trained[genome_text(member.genome)].append(_on_host(member))
     with ThreadPoolExecutor(trainer.population.plan.calls) as pool:  # one member at a time would leave cores idle
-        gradual = list(pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds))
-        by_norms = list(pool.map(lambda seed: _on_host(auto_rgn(trainer, seed, num_steps, num_epochs)), seeds))
+        gradual = pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds)
+        by_norms = pool.map(lambda seed: _on_host(auto_rgn(trainer, seed, num_steps, num_epochs)), seeds)
 
     population, run = trainer.population, trainer.run(seeds[0])
 
@@ -144,8 +144,9 @@ def retrain(
     of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
     num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
     costs = num_steps * float(np.mean(of_phases)), (num_steps + num_measured) * of_phases[-1]
+    everything = "0" * genomes.shape[1]
     others = [
-        Finalist(name, genome_text(members[0].genome), tuple(members), flops)
+        Finalist(name, everything, tuple(members), flops)
         for name, members, flops in zip(NO_MASKS, (gradual, by_norms), costs, strict=True)
     ]
     return found, [*masks, *others]

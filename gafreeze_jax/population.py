@@ -367,6 +367,11 @@ class Population:
         analysis: Any = self._lower(call, run).cost_analysis()
         return analysis["flops"]
 
+    def optimizer_bytes(self, run: Run) -> dict[str, int]:
+        """Of the optimizer's state of each stage and the head, where they train, by name."""
+        params = {name: stages.parameters(tree) for name, tree in (self._params | {"head": run.head}).items()}
+        return {name: _num_bytes(jax.eval_shape(self.recipe.of(name).init, tree)) for name, tree in params.items()}
+
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
         """Memory that a call takes beside what all members share: parameters, optimizer states, gradients, residuals.
 
@@ -389,8 +394,7 @@ class Population:
             return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
-        num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-        return 2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)
+        return 2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)
 
     def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
         """A single training step as one program, from kept activations."""
@@ -495,6 +499,10 @@ class Population:
         if call.axis is None:
             return trees
         return _pick(trees, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in trees.items()}
+
+
+def _num_bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 class Timing(NamedTuple):

@@ -189,25 +189,29 @@ def print_summary(
 
 
 def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
-    """Masks that no other one beats in both accuracy and training FLOPs."""
+    """Masks that no other one beats in accuracy, training FLOPs and optimizer bytes at once."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("front", "validation", "FLOPs", "trainable parameters"):
+    for title in ("front", "validation", "FLOPs", "optimizer", "trainable parameters"):
         table.add_column(title, justify="left" if title == "front" else "right")
     for one in front:
+        accuracy, optimizer = f"{one['validation_accuracy']:.4f}", f"{one['optimizer_bytes'] / 1e6:,.2f} MB"
         mask, num = describe_mask(names, one["genome"]), one["trainable_parameters"]
-        table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", f"{num:,}")
+        table.add_row(mask, accuracy, f"{one['flops']:.0%}", optimizer, f"{num:,}")
     return table
 
 
 def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]) -> None:
-    """Draws accuracy against training FLOPs: all masks that were evaluated, and those on the front."""
+    """Draws accuracy against training FLOPs: all masks that were evaluated, and, with optimizer bytes, those on the front."""
     from matplotlib.figure import Figure  # takes half a second
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    points, own = (sorted((one["flops"], one["validation_accuracy"]) for one in group) for group in (evaluated, masks))
-    axes.scatter(*zip(*points, strict=True), color="0.7", s=18, label="evaluated")
-    axes.step(*zip(*own, strict=True), where="post", color="#0072B2", marker="o", label="front")
+    column = lambda group, name: [one[name] for one in group]  # noqa: E731
+    points, own = ((column(group, "flops"), column(group, "validation_accuracy")) for group in (evaluated, masks))
+    axes.scatter(*points, color="0.7", s=18, label="evaluated")
+    megabytes = np.array(column(masks, "optimizer_bytes")) / 1e6
+    front = axes.scatter(*own, c=megabytes, s=50, edgecolors="black", label="front")
+    figure.colorbar(front, label="optimizer state, MB")
     axes.set(xlabel="training FLOPs, as a share of training everything", ylabel="validation accuracy")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
