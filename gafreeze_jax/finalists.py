@@ -5,7 +5,6 @@ has not used, the same for all: on the validation split they name the winner amo
 opened then, they say what it is worth.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,11 +128,12 @@ def retrain(
         for member in trainer.evaluate(genomes, seed, num_steps):
             record(member, seed)
             trained[genome_text(member.genome)].append(_on_host(member))
-    with ThreadPoolExecutor(trainer.population.plan.calls) as pool:  # one member at a time would leave cores idle
+    population = trainer.population
+    scaled = population.with_recipe(scalable(population.recipe))
+    with ThreadPoolExecutor(population.plan.calls) as pool:  # one member at a time would leave cores idle
         gradual = pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds)
-        by_norms = pool.map(lambda seed: _on_host(auto_rgn(trainer, seed, num_steps, num_epochs)), seeds)
-
-    population, run = trainer.population, trainer.run(seeds[0])
+        by_norms = pool.map(lambda seed: _on_host(auto_rgn(scaled, trainer.run(seed), num_steps, num_epochs)), seeds)
+    run = trainer.run(seeds[0])
 
     def finalist(name: str, text: str) -> Finalist:
         flops = num_steps * population.flops_per_step(genome_array(text), run)
@@ -168,17 +168,18 @@ def unfreeze_gradually(trainer: Trainer, seed: int, num_steps: int) -> Member:
     return member
 
 
-def auto_rgn(trainer: Trainer, seed: int, num_steps: int, num_epochs: int) -> Member:
+def auto_rgn(population: Population, run: Run, num_steps: int, num_epochs: int) -> Member:
     """Auto-RGN (Lee et al. 2023): a stage's learning rate is multiplied by its share of the largest relative gradient norm.
 
     That is ||gradients|| / ||parameters||, measured before each epoch, on its first five batches. As in the paper, but that
     - what has one learning rate is a stage, not a tensor;
-    - the head has its own learning rate, unscaled, and doesn't count for the largest norm. The paper's had been trained before;
-      a fresh one is small, its relative norm by far the largest, and nothing else would learn;
+    - the head has its own learning rate, unscaled, and does not count for the largest norm. The paper's had been trained
+      before; a fresh one is small, its relative norm by far the largest, and nothing else would learn;
     - the optimizer's state and schedule go on over epochs, as for all other finalists; the authors' program restarts Adam.
+
+    Args:
+      population: whose recipe is `scalable`.
     """
-    population, run = trainer.population, trainer.run(seed)
-    population = population.with_recipe(_scalable(population.recipe))
     member = population.begin(run)
     for until in _ends(num_steps, num_epochs):
         norms = population.relative_gradient_norms(member, run, min(member.steps + MEASURED, until))
@@ -186,9 +187,8 @@ def auto_rgn(trainer: Trainer, seed: int, num_steps: int, num_epochs: int) -> Me
     return member
 
 
-@functools.cache
-def _scalable(recipe: Recipe) -> Recipe:
-    """A recipe with a factor to the body's learning rate in the optimizer's state; one program serves all factors."""
+def scalable(recipe: Recipe) -> Recipe:
+    """The recipe with a factor to the body's learning rate in the optimizer's state: one program serves all factors."""
     return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
 
 

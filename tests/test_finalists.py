@@ -93,7 +93,7 @@ def test_parameters_that_are_zero_have_an_infinite_relative_norm():
 
 
 def train_scaled(norms, recipe=RECIPES["adamw"], num_steps=NUM_STEPS):
-    members, run = make_population(TASK, finalists._scalable(recipe)), make_run(TASK)
+    members, run = make_population(TASK, finalists.scalable(recipe)), make_run(TASK)
     (member,) = members.resume([finalists.scale_learning_rates(members.begin(run), norms)], run, num_steps)
     return member
 
@@ -129,7 +129,8 @@ def test_auto_rgn_measures_before_each_epoch(monkeypatch):
     trainer, scaled = make_trainer(RECIPES["adamw"]), []
     scale = finalists.scale_learning_rates
     monkeypatch.setattr(finalists, "scale_learning_rates", lambda *given: scaled.append(given) or scale(*given))
-    member = finalists.auto_rgn(trainer, 1, NUM_STEPS, 2)
+    population = trainer.population.with_recipe(finalists.scalable(RECIPES["adamw"]))
+    member = finalists.auto_rgn(population, trainer.run(1), NUM_STEPS, 2)
     assert [before.steps for before, _ in scaled] == [0, 3]
     for before, norms in scaled:
         steps = range(before.steps, before.steps + 3)
