@@ -191,12 +191,12 @@ def print_summary(
 def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
     """Masks that no other one beats in accuracy, training FLOPs and optimizer bytes at once."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("front", "validation", "FLOPs", "optimizer", "trainable parameters"):
+    for title in ("front", "validation", "FLOPs", "optimizer bytes", "trainable parameters"):
         table.add_column(title, justify="left" if title == "front" else "right")
     for one in front:
-        accuracy, optimizer = f"{one['validation_accuracy']:.4f}", f"{one['optimizer_bytes'] / 1e6:,.2f} MB"
-        mask, num = describe_mask(names, one["genome"]), one["trainable_parameters"]
-        table.add_row(mask, accuracy, f"{one['flops']:.0%}", optimizer, f"{num:,}")
+        counts = (f"{one[name]:,}" for name in ("optimizer_bytes", "trainable_parameters"))
+        mask = describe_mask(names, one["genome"])
+        table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", *counts)
     return table
 
 
@@ -209,9 +209,8 @@ def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequen
     column = lambda group, name: [one[name] for one in group]  # noqa: E731
     points, own = ((column(group, "flops"), column(group, "validation_accuracy")) for group in (evaluated, masks))
     axes.scatter(*points, color="0.7", s=18, label="evaluated")
-    megabytes = np.array(column(masks, "optimizer_bytes")) / 1e6
-    front = axes.scatter(*own, c=megabytes, s=50, edgecolors="black", label="front")
-    figure.colorbar(front, label="optimizer state, MB")
+    front = axes.scatter(*own, c=column(masks, "optimizer_bytes"), s=50, edgecolors="black", label="front")
+    figure.colorbar(front, label="optimizer bytes")
     axes.set(xlabel="training FLOPs, as a share of training everything", ylabel="validation accuracy")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
