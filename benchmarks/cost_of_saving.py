@@ -10,18 +10,18 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import run_bert
 import tyro
 from etils import epath
 
 from gafreeze_jax import report
-from gafreeze_jax.ledger import Evaluation, Journal
-from gafreeze_jax.population import Member
+from gafreeze_jax.ledger import Journal
 from gafreeze_jax.saving import Kept
 
 
@@ -35,26 +35,6 @@ class Options:
     """JSON file to write."""
 
 
-class Recorder:
-    """Calls of the methods that write, as they are made."""
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[str, Sequence[Member]]] = []
-        self.written: list[tuple[str, Sequence[Evaluation]]] = []
-        keep, write = Kept.keep, Journal.write
-
-        def keep_and_record(kept: Kept, name: str, members: Sequence[Member]) -> None:
-            self.kept.append((name, members))
-            keep(kept, name, members)
-
-        def write_and_record(journal: Journal, phase: str, evaluations: Sequence[Evaluation]) -> None:
-            self.written.append((phase, evaluations))
-            write(journal, phase, evaluations)
-
-        Kept.keep, Journal.write = keep_and_record, write_and_record
-        self.restore = lambda: (setattr(Kept, "keep", keep), setattr(Journal, "write", write))
-
-
 def timed(function: Callable[[], None]) -> dict[str, float]:
     """Processor time and time of a function, in seconds."""
     wall, processor = time.perf_counter(), time.process_time()
@@ -65,19 +45,22 @@ def timed(function: Callable[[], None]) -> dict[str, float]:
 def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = epath.Path(name)
-        recorder = Recorder()
-        run = timed(lambda: run_bert.main(run_bert.Options(gens=options.gens, out=name + "/run")))
-        recorder.restore()
+        keeping, writing = (
+            patch.object(kind, method, autospec=True, side_effect=getattr(kind, method))
+            for kind, method in ((Kept, "keep"), (Journal, "write"))
+        )
+        with keeping as keep, writing as write:
+            run = timed(lambda: run_bert.main(run_bert.Options(gens=options.gens, out=name + "/run")))
 
         def write_journal() -> None:
             journal = Journal(folder / "evaluations.csv")
-            for phase, evaluations in recorder.written:
-                journal.write(phase, evaluations)
+            for call in write.call_args_list:
+                journal.write(*call.args[1:])
 
         def keep_finalists() -> None:
             kept = Kept(folder / "members")
-            for named, members in recorder.kept:
-                kept.keep(named, members)
+            for call in keep.call_args_list:
+                kept.keep(*call.args[1:])
             kept.close()
 
         writes = {"journal": timed(write_journal), "finalists": timed(keep_finalists)}

@@ -24,7 +24,7 @@ from jax import Array
 from gafreeze_jax import genetic, masking, pareto, planning, population, report, saving, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
-from gafreeze_jax.finalists import GRADUAL, Finalist, Trainer, retrain
+from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array
 from gafreeze_jax.population import Member
 from gafreeze_jax.saving import Saved
@@ -67,7 +67,8 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
-    """accuracy: find the fittest mask. pareto: find masks that no other beats in both accuracy and training FLOPs (NSGA-II)."""
+    """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
+    at once (NSGA-II)."""
     max_flops: float | None = None
     """Evaluate only masks that take at most this share of the FLOPs of training everything, such as 0.4."""
     halving: bool = True
@@ -225,7 +226,7 @@ class Result(NamedTuple):
     Attributes:
       found: the winner among the search's leaders.
       baselines: "train all", "head only" ("train nothing" if the head has no parameters), "best prefix mask", "best random
-        mask" and "gradual unfreezing", as far as there are such.
+        mask", "gradual unfreezing" and "auto-RGN", as far as there are such.
       evaluations: all, in order.
       engine: facts about the search and how members were trained, for `result.json`.
     """
@@ -271,7 +272,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
     enumerated = in_full.enumerates(num_genes, *sizes)
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
-    steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 2) * num_steps
+    steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 1 + len(NO_MASKS)) * num_steps
     dtype = compute_dtype(options.dtype)
     with report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display:
         members = population.Population(
@@ -313,9 +314,8 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             raise OptionError(f"--max-flops {limit}: no mask takes so little; the head alone takes {least_share:.4f}")
         allowed = lambda genome: limit == math.inf or costs.share(genome) <= limit  # noqa: E731
         search = functools.partial(Search, count_trainable=task.count_trainable, allowed=allowed)
-        pareto_fitness = lambda text: (ledger.fitness(text)[1], -costs.share(genome_array(text)))  # noqa: E731
         in_pareto = options.objective == "pareto"
-        make_ga = pareto.make_nsga2 if in_pareto else genetic.make_ga
+        make_ga = functools.partial(pareto.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
         first = search(
             make_ga(num_genes, options.population, initial=prefixes),
             trainer,
@@ -323,7 +323,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             settings,
             initial=prefixes[[0, -1, *range(1, num_genes)]],
             groups=groups,
-            fitness=pareto_fitness if in_pareto else None,
+            fitness=functools.partial(pareto_fitness, ledger, costs) if in_pareto else None,
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
@@ -342,8 +342,9 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             baselines["best random mask"] = rival.run(key_random).leaders[0]
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
+        leaders, num_baselines = found.leaders[:NUM_LEADERS], len(baselines) + len(NO_MASKS)
         display.line(
-            f"Training the {len(found.leaders[:NUM_LEADERS])} most promising masks and {len(baselines) + 1} baselines again "
+            f"Training the {len(leaders)} most promising masks and {num_baselines} baselines again "
             f"with fresh seeds ({len(seeds)} each) ..."
         )
 
@@ -353,7 +354,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             generation = len(screened)
             final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
 
-        winner, rivals = retrain(members, make_run, found.leaders[:NUM_LEADERS], baselines, seeds, saved.kept, record)
+        winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
     facts = {
         "dtype": dtype.name,
         "plan": planning.as_json(choice, members.plan),
@@ -379,14 +380,27 @@ class Costs:
 
     def __init__(self, members: population.Population, run: population.Run):
         self._count = functools.cache(lambda: members.step_flops(run))
+        self._bytes = functools.cache(lambda: members.optimizer_bytes(run))
+        self._names = members.network.names
 
     def share(self, genome: np.ndarray) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
         return self._count()(genome) / self._count()(np.zeros(len(genome), bool))
 
+    def optimizer_bytes(self, genome: np.ndarray) -> int:
+        """Of the optimizers' states of what a genome trains."""
+        sizes = self._bytes()
+        return sizes["head"] + sum(sizes[name] for name, frozen in zip(self._names, genome, strict=True) if not frozen)
+
+
+def pareto_fitness(ledger: Ledger, costs: Costs, text: str) -> tuple[float, float, float]:
+    """What NSGA-II is told of a genome: accuracy, or NaN, which is worst, if it diverged; and what it costs, negative."""
+    accuracy, genome = ledger.fitness(text)[1], genome_array(text)
+    return accuracy if math.isfinite(accuracy) else math.nan, -costs.share(genome), -costs.optimizer_bytes(genome)
+
 
 def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """What was evaluated to the end, by accuracy and share of FLOPs; "masks" are those that no other one beats in both.
+    """What was evaluated to the end: accuracy and costs; "masks" are those that no other one beats in all of these at once.
 
     The most accurate comes first.
     """
@@ -396,11 +410,13 @@ def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[s
             "genome": one.genome,
             "validation_accuracy": one.accuracy,
             "flops": costs.share(genome_array(one.genome)),
+            "optimizer_bytes": costs.optimizer_bytes(genome_array(one.genome)),
             "trainable_parameters": one.trainable_parameters,
         }
         for one in full
     ]
-    chosen = pareto.front(np.array([(one["validation_accuracy"], -one["flops"]) for one in evaluated]))
+    objectives = [(one["validation_accuracy"], -one["flops"], -one["optimizer_bytes"]) for one in evaluated]
+    chosen = pareto.front(np.array(objectives))
     return {"masks": [evaluated[i] for i in chosen], "evaluated": evaluated}
 
 
@@ -536,7 +552,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
             if id(member) not in tested:
                 tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
-    finalists = [verdict.Finalist(row.name, "" if row.name == GRADUAL else row.genome, row.correct, row.flops) for row in rows]
+    finalists = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
     judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy)
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))

@@ -5,6 +5,7 @@ has not used, the same for all: on the validation split they name the winner amo
 opened then, they say what it is worth.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gafreeze_jax.ledger import Journal, genome_array, genome_text
-from gafreeze_jax.population import Member, Population, Run, beginners
+from gafreeze_jax.population import Member, Population, Recipe, Run, beginners
 from gafreeze_jax.saving import Kept
 
 PHASES = 4  # of gradual unfreezing
-GRADUAL = "gradual unfreezing"
+MEASURED = 5  # batches, for relative gradient norms
+GRADUAL, AUTO_RGN = NO_MASKS = "gradual unfreezing", "auto-RGN"
 M = TypeVar("M", bound="Member | Recalled")
 
 
@@ -93,7 +97,7 @@ class Finalist(NamedTuple):
 
     Attributes:
       name: such as "train all".
-      genome: as text; that of the end for gradual unfreezing.
+      genome: as text; for what is no mask, that of the end.
       members: S of them.
       flops: of a training run.
     """
@@ -122,6 +126,7 @@ def retrain(
     leaders: Sequence[str],
     baselines: Mapping[str, str],
     seeds: Sequence[int],
+    num_epochs: int,
     kept: Kept,
     record: Callable[[Sequence[Member], int], None] = lambda members, seed: None,
 ) -> tuple[Finalist, list[Finalist]]:
@@ -131,11 +136,12 @@ def retrain(
       make_run: what a seed decides.
       leaders: genomes as text, the most promising first.
       baselines: name and genome of each.
+      num_epochs: for Auto-RGN.
       kept: those that were trained before, and then all.
       record: called with members that were trained together and their seed.
 
     Returns:
-      The winner, named "found", and the baselines; the last of these is gradual unfreezing.
+      The winner, named "found", and the baselines; the last of these are gradual unfreezing and Auto-RGN.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array(list(map(genome_array, texts)))
@@ -162,13 +168,18 @@ def retrain(
         for text in texts:
             trained[text].append(members[text])
 
-    there = {seed: find("gradual", seed, everything) for seed in seeds}
-    unfrozen = {seed: member for seed, member in there.items() if member is not None}
-    missing = [seed for seed in seeds if seed not in unfrozen]
-    with ThreadPoolExecutor(population.plan.calls) as pool:  # one member at a time would leave cores idle
-        again = pool.map(lambda seed: unfreeze_gradually(population, make_run(seed)), missing)
-        for seed, member in zip(missing, again, strict=True):
-            (unfrozen[seed],) = keep("gradual", seed, [member])
+    def train_without_mask(name: str, train: Callable[[Run], Member]) -> tuple[Member, ...]:
+        there = {seed: find(name, seed, everything) for seed in seeds}
+        members = {seed: member for seed, member in there.items() if member is not None}
+        missing = [seed for seed in seeds if seed not in members]
+        with ThreadPoolExecutor(population.plan.calls) as pool:  # one member at a time would leave cores idle
+            for seed, member in zip(missing, pool.map(lambda seed: train(make_run(seed)), missing), strict=True):
+                (members[seed],) = keep(name, seed, [member])
+        return tuple(members[seed] for seed in seeds)
+
+    scaled = population.with_recipe(scalable(population.recipe))
+    gradual = train_without_mask("gradual", functools.partial(unfreeze_gradually, population))
+    by_norms = train_without_mask("auto-rgn", functools.partial(auto_rgn, scaled, num_epochs=num_epochs))
     kept.close()
 
     run = make_run(seeds[0])
@@ -181,8 +192,13 @@ def retrain(
     found = max((finalist("found", text) for text in leaders), key=lambda one: (one.validation[0], -one.validation[1]))
     masks = [finalist(name, text) for name, text in baselines.items()]
     of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
-    gradual = tuple(unfrozen[seed] for seed in seeds)
-    return found, [*masks, Finalist(GRADUAL, genome_text(everything), gradual, num_steps * float(np.mean(of_phases)))]
+    num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
+    costs = num_steps * float(np.mean(of_phases)), (num_steps + num_measured) * of_phases[-1]
+    others = [
+        Finalist(name, genome_text(everything), members, flops)
+        for name, members, flops in zip(NO_MASKS, (gradual, by_norms), costs, strict=True)
+    ]
+    return found, [*masks, *others]
 
 
 def phases(num_genes: int) -> np.ndarray:
@@ -193,13 +209,51 @@ def phases(num_genes: int) -> np.ndarray:
 
 def unfreeze_gradually(population: Population, run: Run) -> Member:
     """Gradual unfreezing (Howard & Ruder 2018), from the head down, in four phases of as many steps."""
-    genomes, num_steps = phases(len(population.network.stages)), len(run.batches.examples)
-    ends = np.unique(np.round(num_steps * np.arange(1, PHASES + 1) / PHASES).astype(int)).tolist()
-    ends = [end for end in ends if end > 0]
+    genomes = phases(len(population.network.stages))
+    ends = _ends(len(run.batches.examples), PHASES)
     (member,) = population.evaluate(genomes[-len(ends)][None], run, ends[0])
     for genome, until in zip(genomes[-len(ends) + 1 :] if len(ends) > 1 else [], ends[1:], strict=True):
         (member,) = population.resume([member._replace(genome=genome)], run, until)
     return member
+
+
+def auto_rgn(population: Population, run: Run, num_epochs: int) -> Member:
+    """Auto-RGN (Lee et al. 2023): a stage's learning rate is multiplied by its share of the largest relative gradient norm.
+
+    That is ||gradients|| / ||parameters||, measured before each epoch, on its first five batches. As in the paper, but that
+    - what has one learning rate is a stage, not a tensor;
+    - the head has its own learning rate, unscaled, and does not count for the largest norm. The paper's had been trained
+      before; a fresh one is small, its relative norm by far the largest, and nothing else would learn;
+    - the optimizer's state and schedule go on over epochs, as for all other finalists; the authors' program restarts Adam.
+
+    Args:
+      population: whose recipe is `scalable`.
+    """
+    member = population.begin(run)
+    for until in _ends(len(run.batches.examples), num_epochs):
+        norms = population.relative_gradient_norms(member, run, min(member.steps + MEASURED, until))
+        (member,) = population.resume([scale_learning_rates(member, norms)], run, until)
+    return member
+
+
+def scalable(recipe: Recipe) -> Recipe:
+    """The recipe with a factor to the body's learning rate in the optimizer's state: one program serves all factors."""
+    return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
+
+
+def scale_learning_rates(member: Member, norms: Mapping[str, float]) -> Member:
+    """The member with learning rates of stages in proportion to `norms`, those of the largest finite one unscaled."""
+    largest = max((norm for norm in norms.values() if 0 < norm < math.inf), default=1.0)
+    state = dict(member.state or {})
+    for name, norm in norms.items():
+        state[name] = optax.tree.set(state[name], step_size=jnp.float32(min(1.0, norm / largest)))
+    return member._replace(state=state)
+
+
+def _ends(num_steps: int, num_phases: int) -> list[int]:
+    """The steps after which phases of equal length end; fewer phases, if there are fewer steps."""
+    ends = np.unique(np.round(num_steps * np.arange(1, num_phases + 1) / num_phases).astype(int)).tolist()
+    return [end for end in ends if end > 0]
 
 
 def _on_host(member: Member) -> Member:

@@ -210,16 +210,20 @@ def front(objectives: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(objectives: np.ndarray, reference: np.ndarray) -> float:
-    """Area that the members [N, 2] dominate above a reference [2] (Zitzler and Thiele 1999).
+    """Volume that the members [N, M] dominate above a reference [M] (Zitzler and Thiele 1999), slice by slice.
 
     Raises:
       ValueError: for other shapes.
     """
     objectives, reference = np.asarray(objectives, np.float64), np.asarray(reference, np.float64)
-    if objectives.shape[1:] != (2,) or reference.shape != (2,):
-        raise ValueError(f"expected shapes (N, 2) and (2,), got {objectives.shape} and {reference.shape}")
-    first, second = np.maximum(objectives[front(objectives)], reference).T
-    return float(-np.diff(first, append=reference[0]) @ (second - reference[1]))
+    if objectives.ndim != 2 or reference.shape != objectives.shape[1:] or not len(reference):
+        raise ValueError(f"expected shapes (N, M) and (M,), got {objectives.shape} and {reference.shape}")
+    members = np.maximum(objectives[front(objectives)], reference)  # by the first objective
+    depths = -np.diff(members[:, 0], append=reference[0])
+    if len(reference) == 1:
+        return float(depths.sum())
+    slices = [hypervolume(members[: i + 1, 1:], reference[1:]) for i in range(len(members))]
+    return float(depths @ slices)
 
 
 def _dominates(values):

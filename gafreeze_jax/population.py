@@ -7,8 +7,10 @@ depth. A `Plan` says how many members run in one call, stacked and mapped by `ja
 stage by stage or many steps at a time, and how many calls run side by side.
 """
 
+import copy
 import functools
 import itertools
+import math
 import threading
 import time
 import warnings
@@ -24,7 +26,7 @@ from jax import Array
 
 from gafreeze_jax import masking, stages
 from gafreeze_jax.activations import Activations, Block, Budget, Source, default_budget, fetch, score_from
-from gafreeze_jax.stages import Axis, Batch, Network, PyTree, lowest_trainable, over_members
+from gafreeze_jax.stages import Axis, Batch, Gradients, Network, PyTree, lowest_trainable, over_members
 
 TIMED_STEPS = 2
 AUGMENTATION = 2**31 - 1  # folded into a step's key, as the stages' indices are
@@ -218,6 +220,41 @@ class Population:
         """
         return itertools.chain.from_iterable(self.advance(members, run, until))
 
+    def with_recipe(self, recipe: Recipe) -> "Population":
+        """The same with another recipe, for members that are trained one by one; data and activations are shared."""
+        other = copy.copy(self)
+        other.recipe, other.plan = recipe, self.plan._replace(members=1, freezing="static")
+        return other
+
+    def begin(self, run: Run) -> Member:
+        """A member that trains everything, before its first step; `resume` goes on with it."""
+        genome = np.zeros(len(self.network.stages), bool)
+        (call,) = make_calls(STAGE_BY_STAGE, self.network, genome[None])
+        params, state = self._start(call, run)
+        return Member(genome, params, 0.0, 0.0, 0.0, 0, state=state)
+
+    def relative_gradient_norms(self, member: Member, run: Run, until: int) -> dict[str, float]:
+        """||gradients|| / ||parameters|| of each stage that a member trains, by name; infinite if all parameters are 0.
+
+        Args:
+          until: gradient norms are means over the steps that follow up to this one, of which none is trained.
+        """
+        (call,) = make_calls(STAGE_BY_STAGE, self.network, member.genome[None])
+        boundary, inputs = self._train.inputs(call.depth)
+        program = self._program(call, boundary)
+        batches = jax.tree.map(lambda leaf: leaf[member.steps : until], run.batches)
+        norms: list[dict[str, Array]] = []
+        for block in self._train.blocks(boundary, inputs, batches):
+            for step in range(len(block.batches.examples)):
+                key = jax.random.fold_in(run.key, member.steps + len(norms))
+                gradients = _differentiate(program, member.params, self._params, block, step, key, {}).gradients
+                norms.append({name: optax.tree.norm(gradients[name]) for name in call.trained})
+        relative = {}
+        for name in call.trained:
+            of_params = float(optax.tree.norm(stages.parameters(member.params[name])))
+            relative[name] = float(np.mean([own[name] for own in norms])) / of_params if of_params else math.inf
+        return relative
+
     def activations(self, source: Source) -> Activations:
         """What the pretrained stages make of another data set, for `curves`."""
         return Activations(self.network, self._params, source, self._budget)
@@ -270,7 +307,7 @@ class Population:
         call, members, until = job
         clock = time.perf_counter()
         first, num_steps = members[0].steps, len(run.batches.examples)
-        start = self._start(call, run, self.plan.steps) if first == 0 else self._restart(call, members)
+        start = self._start(call, run, self.plan.steps) if members[0].state is None else self._restart(call, members)
         params, state, losses = self._fit(call, run, start, first, until, self.plan.steps, self._count)
         scores = (np.asarray(losses, np.float64).reshape(-1), *self._score(call, params, self._validation))
         loss_sum, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
@@ -350,6 +387,11 @@ class Population:
         analysis: Any = self._lower(call, run).cost_analysis()
         return analysis["flops"]
 
+    def optimizer_bytes(self, run: Run) -> dict[str, int]:
+        """Of the optimizer's state of each stage and the head, where they train, by name."""
+        params = {name: stages.parameters(tree) for name, tree in (self._params | {"head": run.head}).items()}
+        return {name: _num_bytes(jax.eval_shape(self.recipe.of(name).init, tree)) for name, tree in params.items()}
+
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
         """Memory that a call takes beside what all members share: parameters, optimizer states, gradients, residuals.
 
@@ -372,8 +414,7 @@ class Population:
             return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
-        num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-        return 2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)
+        return 2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)
 
     def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
         """A single training step as one program, from kept activations."""
@@ -478,6 +519,10 @@ class Population:
         if call.axis is None:
             return trees
         return _pick(trees, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in trees.items()}
+
+
+def _num_bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 class Timing(NamedTuple):
@@ -598,15 +643,22 @@ def _augment(augment: Callable[[Array, PyTree], PyTree], key: Array, x: PyTree) 
     return augment(jax.random.fold_in(key, AUGMENTATION), x)
 
 
-def _train_step(
-    program: _Program, params: PyTree, state: PyTree, pretrained: PyTree, block: Block, step: int, key: Array, gates: PyTree
-) -> tuple[PyTree, PyTree, Array]:
-    """One step: parameters, optimizer states and losses [members]. `params` and `state` are donated."""
+def _differentiate(
+    program: _Program, params: PyTree, pretrained: PyTree, block: Block, step: int, key: Array, gates: PyTree
+) -> Gradients:
+    """Loss and gradients of a step."""
     x, targets, weights, context = fetch(program.per_example, block, step)
     if program.augment is not None:
         x = _augment(program.augment, key, x)
     differentiate = stages.value_and_grad(program.network, program.frozen, start=program.start, axis=program.axis)
-    loss, gradients, square_norm, statistics = differentiate(pretrained | params, x, targets, weights, context, key, gates)
+    return differentiate(pretrained | params, x, targets, weights, context, key, gates)
+
+
+def _train_step(
+    program: _Program, params: PyTree, state: PyTree, pretrained: PyTree, block: Block, step: int, key: Array, gates: PyTree
+) -> tuple[PyTree, PyTree, Array]:
+    """One step: parameters, optimizer states and losses [members]. `params` and `state` are donated."""
+    loss, gradients, square_norm, statistics = _differentiate(program, params, pretrained, block, step, key, gates)
     params, state = dict(params), dict(state)
     for name in params:
         params[name], state[name] = _update(

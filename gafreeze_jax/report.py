@@ -143,7 +143,7 @@ def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
     titles = ["", "validation", "test", "95 % interval", *(["test perplexity"] if language else [])]
     for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    most_flops, most_parameters = (max(getattr(row, name) for row in rows) for name in ("flops", "trainable_parameters"))
+    everything = next(row for row in rows if row.name == "train all")
     for row in rows:
         accuracy = verdict.interval(row.correct)
         table.add_row(
@@ -152,8 +152,8 @@ def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
             f"{accuracy.mean:.4f}",
             f"{max(0.0, accuracy.low):.4f} to {min(1.0, accuracy.high):.4f}" if math.isfinite(accuracy.low) else "one seed",
             *([f"{perplexity(row.test_loss):.2f}"] if language else []),
-            f"{row.flops / most_flops:.0%}",
-            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, most_parameters):.0%})",
+            f"{row.flops / everything.flops:.0%}",
+            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, everything.trainable_parameters):.0%})",
             style="bold" if row is rows[0] else None,
         )
     return table
@@ -184,25 +184,28 @@ def print_summary(
 
 
 def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
-    """Masks that no other one beats in both accuracy and training FLOPs."""
+    """Masks that no other one beats in accuracy, training FLOPs and optimizer bytes at once."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("front", "validation", "FLOPs", "trainable parameters"):
+    for title in ("front", "validation", "FLOPs", "optimizer bytes", "trainable parameters"):
         table.add_column(title, justify="left" if title == "front" else "right")
     for one in front:
-        mask, num = describe_mask(names, one["genome"]), one["trainable_parameters"]
-        table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", f"{num:,}")
+        counts = (f"{one[name]:,}" for name in ("optimizer_bytes", "trainable_parameters"))
+        mask = describe_mask(names, one["genome"])
+        table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", *counts)
     return table
 
 
 def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]) -> None:
-    """Draws accuracy against training FLOPs: all masks that were evaluated, and those on the front."""
+    """Draws accuracy against training FLOPs: all masks that were evaluated, and, with optimizer bytes, those on the front."""
     from matplotlib.figure import Figure  # takes half a second
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    points, own = (sorted((one["flops"], one["validation_accuracy"]) for one in group) for group in (evaluated, masks))
-    axes.scatter(*zip(*points, strict=True), color="0.7", s=18, label="evaluated")
-    axes.step(*zip(*own, strict=True), where="post", color="#0072B2", marker="o", label="front")
+    column = lambda group, name: [one[name] for one in group]  # noqa: E731
+    points, own = ((column(group, "flops"), column(group, "validation_accuracy")) for group in (evaluated, masks))
+    axes.scatter(*points, color="0.7", s=18, label="evaluated")
+    front = axes.scatter(*own, c=column(masks, "optimizer_bytes"), s=50, edgecolors="black", label="front")
+    figure.colorbar(front, label="optimizer bytes")
     axes.set(xlabel="training FLOPs, as a share of training everything", ylabel="validation accuracy")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -71,7 +72,7 @@ class Saved:
         Raises:
           ValueError: if the folder cannot be written, is damaged, or belongs to other data or another model.
         """
-        if (path / RUN).exists():
+        if _is_run(path):
             before = read_facts(path)
             if before["fingerprint"] != facts["fingerprint"]:
                 raise ValueError(f"{path}: model or data are not what they were when this run started; choose a new folder")
@@ -122,7 +123,8 @@ class Saved:
                 for file in _files(epath.Path(folder)):
                     to = self.path / file.relative_to(folder)
                     to.parent.mkdir(parents=True, exist_ok=True)
-                    file.copy(to, overwrite=True)
+                    with file.open("rb") as source, to.open("wb") as target:
+                        shutil.copyfileobj(source, target)
             sums = [f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in _files(epath.Path(folder))]
             write_whole(self.path / SUMS, "".join(sums))
             self.kept.remove()
@@ -144,7 +146,7 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
     given = _plain(options)
     if options.resume is not None:
         path = epath.Path(options.resume)
-        if not (path / RUN).exists():
+        if not _is_run(path):
             raise ValueError(f"--resume {path}: expected the folder of a run, with {RUN}; there is none")
         facts = _of_kind(path, kind)
         usual = _plain(type(options)())
@@ -158,7 +160,7 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
         return options, next(path for path in map(epath.Path("runs").joinpath, names) if not path.exists()), False
     else:
         path = epath.Path(options.out)
-        if not (path / RUN).exists():
+        if not _is_run(path):
             try:
                 partial = f".{RUN}.partial"
                 held = next((file for file in path.iterdir() if file.name != partial), None) if path.exists() else None
@@ -347,6 +349,13 @@ def _refuse_others(path: epath.Path, there: Mapping[str, Any], given: Mapping[st
     if others:
         words = [f"--{name.replace('_', '-')} {there.get(name)} there, {value} given" for name, value in others.items()]
         raise ValueError(f"{path}: holds a run with other options: {'; '.join(words)}. Choose another folder")
+
+
+def _is_run(path: epath.Path) -> bool:
+    try:
+        return (path / RUN).exists()
+    except ImportError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _is_local(path: epath.Path) -> bool:

@@ -46,14 +46,14 @@ class Verdict(NamedTuple):
       outcome: see `judge`.
       sentence: the outcome for a person.
       accuracy: of the found mask on the test split.
-      differences: {baseline: test accuracy of the found mask minus its own}.
+      differences: {name: {other name: test accuracy of the first finalist minus that of the other}}, for all pairs, both ways.
       gap: validation minus test accuracy of the found mask: the best of many validation scores is too good. None if unknown.
     """
 
     outcome: Literal["better", "cheaper", "not better"]
     sentence: str
     accuracy: Interval
-    differences: Mapping[str, Interval]
+    differences: Mapping[str, Mapping[str, Interval]]
     gap: float | None
 
 
@@ -140,9 +140,13 @@ def judge(found: Finalist, baselines: Sequence[Finalist], validation_accuracy: f
     _check(found, baselines, validation_accuracy)
     accuracy = interval(found.correct)
     accuracy = Interval(accuracy.mean, max(accuracy.low, 0.0), min(accuracy.high, 1.0))
-    differences = {baseline.name: difference(found.correct, baseline.correct) for baseline in baselines}
+    finalists = (found, *baselines)
+    differences = {
+        one.name: {other.name: difference(one.correct, other.correct) for other in finalists if other is not one}
+        for one in finalists
+    }
     gap = None if validation_accuracy is None else validation_accuracy - accuracy.mean
-    outcome, sentence = _words(found, baselines, accuracy, differences)
+    outcome, sentence = _words(found, baselines, accuracy, differences[found.name])
     return Verdict(outcome, sentence, accuracy, differences, gap)
 
 
@@ -152,7 +156,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
     def entry(given: Interval) -> dict[str, float | None]:
         return {key: value if math.isfinite(value) else None for key, value in given._asdict().items()}
 
-    differences = {name: entry(given) for name, given in verdict.differences.items()}
+    differences = {name: {other: entry(given) for other, given in own.items()} for name, own in verdict.differences.items()}
     return verdict._asdict() | {"accuracy": entry(verdict.accuracy), "differences": differences}
 
 

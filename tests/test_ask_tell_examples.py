@@ -35,9 +35,10 @@ def test_the_genetic_algorithm_alone(tmp_path):
     assert float(best) > max(float(start), 0.95)
 
 
-def test_optuna_drives_the_evaluator(tmp_path):
-    pytest.importorskip("optuna")
-    code, printed, errors = run("optuna_search.py", tmp_path)
+@pytest.mark.parametrize("package", ["optuna", "nevergrad"])
+def test_another_optimizer_drives_the_evaluator(tmp_path, package):
+    pytest.importorskip(package)
+    code, printed, errors = run(f"{package}_search.py", tmp_path)
     assert code == 0, errors
     counted, result = printed.splitlines()
     (num,) = re.findall(r"^(\d+) of 64 masks trained$", counted)
@@ -47,8 +48,10 @@ def test_optuna_drives_the_evaluator(tmp_path):
     assert float(accuracy) > 0.75  # one in ten by chance
 
 
-def test_without_optuna_it_says_what_to_install(tmp_path):
-    (tmp_path / "optuna.py").write_text("raise ImportError")
-    code, printed, errors = run("optuna_search.py", tmp_path, PYTHONPATH=str(tmp_path))
+@pytest.mark.parametrize("words", ["optuna", "--no-deps nevergrad"])
+def test_without_it_the_example_says_what_to_install(tmp_path, words):
+    package = words.split()[-1]
+    (tmp_path / f"{package}.py").write_text("raise ImportError")
+    code, printed, errors = run(f"{package}_search.py", tmp_path, PYTHONPATH=str(tmp_path))
     assert code == 1
-    assert (printed, errors) == ("", "This example needs Optuna: pip install optuna\n")
+    assert (printed, errors) == ("", f"This example needs {package.capitalize()}: pip install {words}\n")

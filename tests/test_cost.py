@@ -9,9 +9,10 @@ import optax
 import pytest
 import test_population as tasks
 
-from gafreeze_jax import activations, population, stages
+from gafreeze_jax import activations, experiment, pareto, population, stages
 from gafreeze_jax.activations import Source
 from gafreeze_jax.data import tokens
+from gafreeze_jax.ledger import Evaluation, Ledger
 from gafreeze_jax.models import bert
 from gafreeze_jax.population import Plan, Population, Recipe, Run
 from gafreeze_jax.stages import Batch, Dataset, Network, Stage
@@ -121,6 +122,29 @@ def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
 
 
 WHOLE = Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
+
+
+@pytest.mark.parametrize("recipe", tasks.RECIPES)
+def test_optimizer_bytes_are_those_of_the_state(recipe):
+    task = tasks.TASKS["bert"]
+    members, run = tasks.make_population(task, tasks.RECIPES[recipe]), tasks.make_run(task)
+    sizes = members.optimizer_bytes(run)
+    costs = experiment.Costs(members, run)
+    for member in members.evaluate(tasks.ALL_MASKS[[0, 3, 5, 7]], run, until=1):
+        own = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(state)) for name, state in member.state.items()}
+        assert own == {name: sizes[name] for name in own}
+        assert costs.optimizer_bytes(member.genome) == sum(own.values())
+
+
+def test_a_diverged_mask_is_worst_for_nsga2():
+    members, run = make_population("dense")
+    ledger, costs = Ledger(6), experiment.Costs(members, run)
+    for genome, loss in (("011", 0.5), ("111", np.nan)):
+        ledger.add(Evaluation(genome, 0, 6, 1, 0.9, loss, 0.4, 10, 1.0))
+    told = np.array([experiment.pareto_fitness(ledger, costs, genome) for genome in ("011", "111")])
+    assert told[0, 0] == 0.9
+    assert (told[1, 1:] >= told[0, 1:]).all()  # though it costs less
+    assert pareto.non_dominated_rank(told).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(3), WHOLE], ids=str)

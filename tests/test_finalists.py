@@ -1,11 +1,12 @@
 import math
 
+import chex
 import jax
 import numpy as np
 import optax
 import pytest
 from etils import epath
-from test_population import RECIPES, TASKS, make_population, make_run
+from test_population import RECIPES, TASKS, apply_network, make_population, make_run
 
 from gafreeze_jax import experiment, finalists
 from gafreeze_jax.finalists import Recalled, Trainer
@@ -16,6 +17,7 @@ from gafreeze_jax.search import evaluation_of
 
 TASK = TASKS["convolutional"]
 PRETRAINED = TASK[1]
+NUM_STEPS = 6
 
 
 def make_run_of(seed):
@@ -64,6 +66,85 @@ def test_gradual_unfreezing_in_few_steps_ends_with_everything(num_steps):
     assert (member.steps, member.genome.any()) == (num_steps, False)
 
 
+def relative_gradient_norms(params, run, steps):
+    """By `jax.grad` of the whole network."""
+    network, _, source, _ = TASK
+
+    def loss(params, step):
+        batch = jax.tree.map(lambda leaf: leaf[step], run.batches)
+        key = jax.random.fold_in(run.key, step)
+        output = apply_network(network, params, source.data.inputs[batch.elements], batch, [False] * 3, key)
+        losses, _ = network.loss(output, source.data.targets[batch.examples])
+        return losses @ batch.weights / batch.weights.sum()
+
+    norm = lambda tree: np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]))  # noqa: E731
+    gradients = [jax.grad(loss)(params, step) for step in steps]
+    return {name: np.mean([norm(own[name]) for own in gradients]) / norm(params[name]) for name in network.names}
+
+
+def test_relative_gradient_norms_are_those_of_the_whole_network():
+    population, run = make(RECIPES["adamw"]), make_run_of(3)
+    member = population.begin(run)
+    expected = relative_gradient_norms(PRETRAINED, run, range(5))
+    assert population.relative_gradient_norms(member, run, 5) == pytest.approx(expected, rel=1e-5)
+    (member,) = population.resume([member], run, 2)
+    expected = relative_gradient_norms(member.params, run, [2, 3])
+    assert population.relative_gradient_norms(member, run, 4) == pytest.approx(expected, rel=1e-5)
+
+
+def test_parameters_that_are_zero_have_an_infinite_relative_norm():
+    zero = TASK[1] | {"dense": jax.tree.map(np.zeros_like, TASK[1]["dense"])}
+    members = make_population((TASK[0], zero, *TASK[2:]), RECIPES["sgd"])
+    run = make_run(TASK)
+    assert members.relative_gradient_norms(members.begin(run), run, 1)["dense"] == math.inf
+
+
+def train_scaled(norms, recipe=RECIPES["adamw"], num_steps=NUM_STEPS):
+    members, run = make_population(TASK, finalists.scalable(recipe)), make_run(TASK)
+    (member,) = members.resume([finalists.scale_learning_rates(members.begin(run), norms)], run, num_steps)
+    return member
+
+
+@pytest.mark.parametrize("norm", [2.0, math.inf])
+def test_equal_norms_train_everything_alike(norm):
+    (expected,) = make_population(TASK, RECIPES["adamw"]).evaluate(np.zeros((1, 3), bool), make_run(TASK), NUM_STEPS)
+    member = train_scaled(dict.fromkeys(("low", "high", "dense"), norm))
+    chex.assert_trees_all_close(member.params, expected.params, rtol=1e-6)
+    assert (member.steps, member.state) == (NUM_STEPS, None)
+
+
+def test_norms_scale_what_a_step_moves():
+    """Of plain SGD, the first."""
+
+    def moved(norms):
+        member = train_scaled(norms, Recipe(optax.sgd(0.1), optax.sgd(0.1)), 1)
+        return {name: jax.tree.map(np.subtract, member.params[name], PRETRAINED[name]) for name in PRETRAINED}
+
+    everything = moved({})
+    scaled = moved({"low": 0.0, "high": 1.0, "dense": 4.0})
+    for name, scale in (("low", 0.0), ("high", 0.25), ("dense", 1.0), ("head", 1.0)):
+        expected = jax.tree.map(lambda leaf, scale=scale: scale * leaf, everything[name])
+        chex.assert_trees_all_close(scaled[name], expected, atol=1e-7)
+
+
+def test_a_stage_with_norm_zero_does_not_move():
+    member = train_scaled({"low": 0.0, "high": 1.0, "dense": 0.5})
+    assert [same(member.params, name) for name in ("low", "high", "dense", "head")] == [True, False, False, False]
+
+
+def test_auto_rgn_measures_before_each_epoch(monkeypatch):
+    population, run, scaled = make(RECIPES["adamw"]), make_run_of(1), []
+    scale = finalists.scale_learning_rates
+    monkeypatch.setattr(finalists, "scale_learning_rates", lambda *given: scaled.append(given) or scale(*given))
+    member = finalists.auto_rgn(population.with_recipe(finalists.scalable(RECIPES["adamw"])), run, 2)
+    assert [before.steps for before, _ in scaled] == [0, 3]
+    for before, norms in scaled:
+        steps = range(before.steps, before.steps + 3)
+        assert norms == pytest.approx(relative_gradient_norms(before.params, run, steps), rel=1e-5)
+    (expected,) = population.evaluate(np.zeros((1, 3), bool), run)
+    assert not np.allclose(member.params["dense"]["kernel"], expected.params["dense"]["kernel"])
+
+
 def test_leaders_and_baselines_share_seeds_and_members():
     recorded = []
     found, baselines = finalists.retrain(
@@ -72,13 +153,15 @@ def test_leaders_and_baselines_share_seeds_and_members():
         ["100", "000"],
         {"train all": "000", "head only": "111"},
         [1, 2],
+        2,
         Kept(),
         lambda members, seed: recorded.extend((tuple(one.genome.astype(int)), seed) for one in members),
     )
     assert sorted(recorded) == [(genome, seed) for genome in ((0, 0, 0), (1, 0, 0), (1, 1, 1)) for seed in (1, 2)]
-    assert [one.name for one in baselines] == ["train all", "head only", "gradual unfreezing"]
-    everything, head, gradual = baselines
+    assert [one.name for one in baselines] == ["train all", "head only", "gradual unfreezing", "auto-RGN"]
+    everything, head, gradual, by_norms = baselines
     assert head.flops < gradual.flops < everything.flops
+    assert by_norms.flops == 2 * everything.flops  # two epochs of three steps, all of them measured before
     scores = {one.genome: one.validation for one in (found, everything)}
     if found.genome == "000":
         assert found.members == everything.members
@@ -163,7 +246,7 @@ FACTS = ("name", "genome", "validation", "flops")
 @pytest.mark.parametrize("kept_on_disk", [False, True])
 def test_finalists_that_were_kept_are_not_trained_again(kept_on_disk, tmp_path, monkeypatch):
     folder = epath.Path(tmp_path / "members") if kept_on_disk else None
-    population, arguments = make(plan=Plan(2)), (make_run_of, ["100"], {"train all": "000", "head only": "111"}, [1, 2])
+    population, arguments = make(plan=Plan(2)), (make_run_of, ["100"], {"train all": "000", "head only": "111"}, [1, 2], 2)
     first = finalists.retrain(population, *arguments, Kept(folder))
     trained, advance = [], population.advance
     monkeypatch.setattr(population, "advance", lambda members, *rest: trained.extend(members) or advance(members, *rest))

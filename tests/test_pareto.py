@@ -215,27 +215,29 @@ def test_crowding_does_not_depend_on_the_order(objectives, order):
 
 
 @pytest.mark.parametrize(
-    ("objectives", "area"),
+    ("objectives", "volume"),
     [
         ([[1, 2], [2, 1]], 3),
         ([[1, 2], [2, 1], [1, 1], [2, 1]], 3),
         ([[1, 2], [-5, 9], [9, -5], [0, 0]], 2),
         ([[NAN, 9]], 0),
         (np.zeros((0, 2)), 0),
+        ([[3], [2]], 3),
+        ([[1, 2, 3], [3, 2, 1]], 10),
     ],
-    ids=["staircase", "dominated_and_copies", "beyond_the_reference", "nan", "none"],
+    ids=["staircase", "dominated_and_copies", "beyond_the_reference", "nan", "none", "one_objective", "three_objectives"],
 )
-def test_hypervolume(objectives, area):
-    assert hypervolume(np.array(objectives), np.zeros(2)) == area
+def test_hypervolume(objectives, volume):
+    assert hypervolume(np.array(objectives), np.zeros(np.shape(objectives)[1])) == volume
 
 
 @few
-@given(st.lists(st.tuples(st.integers(-2, 6), st.integers(-2, 6)), min_size=1, max_size=8))
+@given(tables(8, -2, -1, 0, 1, 2, 3, 4))
 def test_hypervolume_counts_cells(points):
-    points = np.array(points)
-    cells = np.array(list(np.ndindex(7, 7))) - 1  # of side 1, by their lower corner
+    num_objectives = points.shape[1]
+    cells = np.array(list(np.ndindex((5,) * num_objectives))) - 1  # of side 1, by their lower corner
     covered = (points[:, None] > cells[None]).all(-1).any(0)
-    assert hypervolume(points, np.array([-1, -1])) == covered.sum()
+    assert hypervolume(points, np.full(num_objectives, -1)) == covered.sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -507,8 +509,8 @@ def test_tell_wants_genomes_and_their_objectives(genomes, objectives, violation,
         (crowding_distance, [(4,), (4,)], "expected objectives of shape (N, M), got (4,)"),
         (crowding_distance, [(4, 2), (4, 1)], "expected ranks of shape (4,), got (4, 1)"),
         (front, [(4,)], "expected objectives of shape (N, M), got (4,)"),
-        (hypervolume, [(4, 3), (2,)], "expected shapes (N, 2) and (2,), got (4, 3) and (2,)"),
-        (hypervolume, [(4, 2), (3,)], "expected shapes (N, 2) and (2,), got (4, 2) and (3,)"),
+        (hypervolume, [(4, 3), (2,)], "expected shapes (N, M) and (M,), got (4, 3) and (2,)"),
+        (hypervolume, [(4, 0), (0,)], "expected shapes (N, M) and (M,), got (4, 0) and (0,)"),
     ],
 )
 def test_wrong_shapes(function, shapes, message):

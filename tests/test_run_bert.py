@@ -17,7 +17,7 @@ from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.models import bert, checkpoints
 
-BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing"}
+BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"}
 SCRIPT = Path(run_bert.__file__)
 TINY = {
     "gens": 2,

@@ -49,11 +49,14 @@ def search_in_process(out, *words):
 def test_the_front_is_left_as_masks_and_plot(tmp_path, capsys):
     out = tmp_path / "run"
     result = search_in_process(out, "--objective", "pareto")
-    points = [(one["validation_accuracy"], -one["flops"]) for one in result["front"]["evaluated"]]
+    objectives = lambda one: (one["validation_accuracy"], -one["flops"], -one["optimizer_bytes"])  # noqa: E731
+    points = list(map(objectives, result["front"]["evaluated"]))
     beaten = lambda point: any(np.all(np.array(other) >= point) and other != point for other in points)  # noqa: E731
     expected = {point for point in points if not beaten(point)}
     masks = result["front"]["masks"]
-    assert {(one["validation_accuracy"], -one["flops"]) for one in masks} == expected
+    assert set(map(objectives, masks)) == expected
+    for one in result["front"]["evaluated"]:  # two moments of each parameter in float32, and counts
+        assert 0 < one["optimizer_bytes"] - 8 * one["trainable_parameters"] <= 8 * 4
     assert {path.stem for path in (out / "masks").iterdir()} == {one["genome"] for one in masks}
     for one in masks:
         frozen = masking.read_mask(out / "masks" / f"{one['genome']}.json").values()

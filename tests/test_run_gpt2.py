@@ -20,7 +20,7 @@ from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.models import gpt2
 
-BASELINES = ("train all", "best prefix mask", "best random mask", "gradual unfreezing")
+BASELINES = ("train all", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN")
 SCRIPT = Path(run_gpt2.__file__)
 TINY = {
     "finalist_seeds": 1,

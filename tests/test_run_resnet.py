@@ -20,7 +20,7 @@ from gafreeze_jax.data.images import Frame, load_images
 from gafreeze_jax.models import resnet
 from gafreeze_jax.stages import Dataset, parameters
 
-BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing"}
+BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"}
 SCRIPT = Path(run_resnet.__file__)
 SHARED = Path(__file__).parents[1] / "../shared/data/images"
 TINY = {

@@ -1,5 +1,6 @@
 """What a run leaves in its folder, and what happens when it is given again, goes on, or finds damage."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 import run_custom
 from etils import epath
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 from gafreeze_jax import saving
+from gafreeze_jax.ledger import Evaluation
 from gafreeze_jax.population import Member
 from gafreeze_jax.saving import Kept, Saved
 
@@ -170,6 +174,34 @@ def test_damage_to_a_finished_run_is_noticed(damage, folder):
 def test_the_sums_are_those_of_sha256sum(folder):
     make_run(folder, Options(), finished=True)
     assert subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=False).returncode == 0
+
+
+def test_a_remote_run_is_kept_alike(monkeypatch):
+    """In a bucket in memory, by all code but Orbax's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec_backend, "fs", lambda path: MemoryFileSystem())  # of all remote paths
+        path = "gs://bucket/run"
+        saved = make_run(path, Options(4))
+        saved.journal.write("search", [Evaluation("10", 0, 4, 1, 0.5, 0.5, 0.5, 10, 1.5)])
+        assert saving.choose_folder("bert", Options(resume=path)) == (Options(4, resume=path), epath.Path(path), False)
+        again = make_run(path, Options(4))
+        assert list(again.journal) == list(saved.journal)
+        assert again.seconds == 1.5
+        with again.finishing() as local:
+            assert sorted(file.name for file in local.iterdir()) == ["evaluations.csv", "run.json"]
+            (local / "model").mkdir()
+            (local / "model" / "config.json").write_text("{}")
+        assert (epath.Path(path) / "model" / "config.json").read_text() == "{}"
+        assert saving.choose_folder("bert", Options(4, path))[2] is True
+        (epath.Path(path) / "model" / "config.json").write_text("{ }")
+        with pytest.raises(ValueError, match=r"damaged or missing: model/config\.json"):
+            saving.choose_folder("bert", Options(4, path))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="needs an environment without gcsfs")
+def test_a_remote_folder_needs_a_package():
+    with pytest.raises(ValueError, match="gs://bucket/run: Please install gcsfs"):
+        saving.choose_folder("bert", Options(out="gs://bucket/run"))
 
 
 # Finalists

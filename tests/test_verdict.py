@@ -285,7 +285,7 @@ def test_one_seed_says_little():
         "One seed cannot tell whether the found mask 1101001 beats train all (+20.0 points): retrain with 5 seeds or more."
     )
     content = json.loads(json.dumps(as_json(verdict), allow_nan=False))
-    assert content["differences"]["train all"] == {"mean": pytest.approx(0.2), "low": None, "high": None}
+    assert content["differences"]["found"]["train all"] == {"mean": pytest.approx(0.2), "low": None, "high": None}
     assert judge(found, [found._replace(name="train all")]).sentence.startswith(
         "The search found nothing better than train all"
     )
@@ -295,14 +295,20 @@ def test_a_verdict_holds_the_numbers():
     baselines = [finalist("train all", TRAIN_ALL, 70), finalist("head only", HEAD_ONLY, 60, 1.0)]
     verdict = judge(FOUND, baselines, validation_accuracy=0.875)
     assert verdict.accuracy == interval(FOUND.correct)
-    assert verdict.differences == {one.name: difference(FOUND.correct, one.correct) for one in baselines}
+    assert verdict.differences == {
+        one.name: {other.name: difference(one.correct, other.correct) for other in (FOUND, *baselines) if other is not one}
+        for one in (FOUND, *baselines)
+    }
+    assert verdict.differences["head only"]["train all"].mean == pytest.approx(-0.1)
     assert verdict.gap == pytest.approx(0.075)
     assert judge(FOUND, baselines).gap is None
     assert json.loads(json.dumps(as_json(verdict), allow_nan=False)) == {
         "outcome": "better",
         "sentence": verdict.sentence,
         "accuracy": verdict.accuracy._asdict(),
-        "differences": {name: one._asdict() for name, one in verdict.differences.items()},
+        "differences": {
+            name: {other: given._asdict() for other, given in own.items()} for name, own in verdict.differences.items()
+        },
         "gap": verdict.gap,
     }
 

@@ -124,7 +124,7 @@ def test_a_search_in_a_few_lines(tmp_path):
     task = experiment.make_task(NETWORK, whole.split(PARAMS, GENES), DATA, DATA, options, GENES)
     result = experiment.run_search(task, options, Saved(epath.Path(tmp_path)))
     names = [finalist.name for finalist in result.baselines]
-    assert names == ["train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing"]
+    assert names == ["train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"]
     for finalist in (result.found, *result.baselines):
         assert len(finalist.members) == 2
         assert {genome_text(member.genome) for member in finalist.members} == {finalist.genome}

@@ -1,0 +1,63 @@
+"""Lets another optimizer, Nevergrad, search which layers to freeze: it is asked for masks, and told how well they trained.
+
+    pip install --no-deps nevergrad
+    python examples/nevergrad_search.py
+
+It ends in seconds. Put your own model, pretrained parameters and arrays in the place of these.
+"""
+
+import sys
+
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+
+from gafreeze_jax import experiment, masking, report, whole
+from gafreeze_jax.ledger import genome_array, genome_text
+from gafreeze_jax.population import Plan, Population, adamw_recipe
+from gafreeze_jax.stages import Dataset
+
+try:
+    import nevergrad as ng
+except ImportError:
+    sys.exit("This example needs Nevergrad: pip install --no-deps nevergrad")
+
+
+def apply(params, x):
+    for layer in params["layers"]:
+        x += jax.nn.relu(x @ layer)
+    return x @ params["classifier"]
+
+
+digits = load_digits()
+inputs = (digits.data / 16).astype("float32")
+train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (slice(0, 300), slice(300, 600)))
+
+rng = np.random.default_rng(0)
+normal = lambda *shape: rng.normal(size=shape, scale=0.1).astype("float32")  # noqa: E731
+params = {"layers": [normal(64, 64) for _ in range(6)], "classifier": normal(64, 10)}  # in place of pretrained ones
+genes = masking.make_genes(params, {r"layers/(\d)": r"layer_\1", "classifier": None})  # None = always trains
+network = whole.make_network(lambda params, x, key: apply(params, x), genes)
+task = experiment.make_task(network, whole.split(params, genes), train, validation, experiment.Options(epochs=6), genes)
+run = task.run(seed=0)
+num_steps = len(run.batches.examples)
+population = Population(network, task.params, adamw_recipe(3e-3, 1e-2, num_steps), task.train, task.validation)
+population.plan = Plan(members=8, steps=num_steps, freezing="traced")  # one program trains any eight masks
+
+space = ng.p.Choice((False, True), repetitions=len(genes))  # True = frozen
+space.random_state.seed(0)
+optimizer = ng.optimizers.DiscreteOnePlusOne(space, budget=32, num_workers=8)
+text_of = lambda candidate: genome_text(np.array(candidate.value))  # noqa: E731
+accuracies = {}
+for _ in range(4):
+    candidates = [optimizer.ask() for _ in range(8)]
+    new = sorted(set(map(text_of, candidates)) - accuracies.keys())  # none is trained twice
+    if new:
+        members = population.evaluate(np.array([genome_array(text) for text in new]), run)
+        accuracies |= {genome_text(member.genome): member.accuracy for member in members}
+    for candidate in candidates:
+        optimizer.tell(candidate, -accuracies[text_of(candidate)])  # it minimises
+
+best = max(accuracies, key=lambda text: accuracies[text])
+print(f"{len(accuracies)} of {2 ** len(genes)} masks trained")
+print(f"{report.describe_mask(genes.names, best)}: accuracy {accuracies[best]:.3f}")
