@@ -11,7 +11,7 @@ from test_population import RECIPES, TASKS, apply_network, make_population, make
 from gafreeze_jax import experiment, finalists
 from gafreeze_jax.finalists import Recalled, Trainer
 from gafreeze_jax.ledger import Journal, Ledger, genome_array, genome_text
-from gafreeze_jax.population import Member, Plan, Recipe
+from gafreeze_jax.population import Member, Plan, Population, Recipe
 from gafreeze_jax.saving import Kept
 from gafreeze_jax.search import evaluation_of
 
@@ -248,8 +248,10 @@ def test_finalists_that_were_kept_are_not_trained_again(kept_on_disk, tmp_path, 
     folder = epath.Path(tmp_path / "members") if kept_on_disk else None
     population, arguments = make(plan=Plan(2)), (make_run_of, ["100"], {"train all": "000", "head only": "111"}, [1, 2], 2)
     first = finalists.retrain(population, *arguments, Kept(folder))
-    trained, advance = [], population.advance
-    monkeypatch.setattr(population, "advance", lambda members, *rest: trained.extend(members) or advance(members, *rest))
+    trained, advance = [], Population.advance
+    monkeypatch.setattr(
+        Population, "advance", lambda self, members, *rest: trained.extend(members) or advance(self, members, *rest)
+    )
     found, baselines = finalists.retrain(population, *arguments, Kept(folder))
     assert (not trained) == kept_on_disk
     for before, after in zip([first[0], *first[1]], [found, *baselines], strict=True):
