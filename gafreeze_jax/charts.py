@@ -1,0 +1,227 @@
+"""The charts of a run, drawn once by matplotlib: for the page as SVG that takes the page's colours, and as PNG and SVG files.
+
+They are as wide as a phone shows them, and grow on larger screens. Colours are those of Okabe & Ito (2008, "Color universal
+design"), which colour-blind people can tell apart.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from gafreeze_jax.runs import Generation, Row
+from gafreeze_jax.verdict import Interval
+
+INK, MUTED, RULE = "#1f2328", "#6a737d", "#d0d7de"
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"}
+HOVER = "hover: "  # before what the pointer shows
+WIDTH = 400  # points
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+}
+
+
+def progress(generations: Sequence[Generation], baselines: Mapping[str, Row], num_steps: int) -> Figure:
+    """Accuracy over generations: of the population the best, the mean and the spread, new masks, and baselines."""
+    figure, axes = _start(250, "validation accuracy")
+    numbers = [generation.number for generation in generations]
+    accuracies = [[row.accuracy for row in generation.population] for generation in generations]
+    best, mean, worst = (np.array([summary(own) for own in accuracies]) for summary in (max, np.mean, min))
+    for row in (row for generation in generations for row in generation.new if row.steps == num_steps):
+        _point(axes, row.generation, row.accuracy, row.genome, color=MUTED, alpha=0.5, markersize=4)
+    axes.fill_between(numbers, worst, best, color=BLUE, alpha=0.15, linewidth=0)
+    axes.plot(numbers, mean, color=BLUE, linewidth=1)
+    axes.plot(numbers, best, color=BLUE, linewidth=2.4, marker="o", markersize=4)
+    labels = {"best": (best[-1], BLUE), "mean": (mean[-1], BLUE)}
+    for name, row in baselines.items():
+        axes.axhline(row.accuracy, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        labels[name] = (row.accuracy, INK)
+    axes.set_xlim(0.5, max(numbers) + 0.5)
+    axes.set_xlabel("generation")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _label_right(axes, labels)
+    return figure
+
+
+def frozen_shares(generations: Sequence[Generation], stages: Sequence[str], found: str | None) -> Figure:
+    """A row per layer, a column per generation: the share of the population that freezes it; and the mask found."""
+    figure, axes = _start(55 + 19 * len(stages))
+    columns = [(generation.number, generation.frozen_share) for generation in generations]
+    gap = 1 + 0.04 * (len(columns) + 1)
+    if found is not None:
+        columns.append((generations[-1].number + gap, np.array([int(gene) for gene in found], float)))
+    for x, shares in columns:
+        for i, share in enumerate(shares):
+            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor=BLUE, alpha=float(share), linewidth=0))
+            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor="none", edgecolor=RULE, linewidth=0.4))
+    numbers = [generation.number for generation in generations]
+    ticks = numbers if len(numbers) <= 12 else numbers[:: -(-len(numbers) // 10)]
+    labels = {number: str(number) for number in ticks} | ({columns[-1][0]: "found"} if found is not None else {})
+    axes.set_xticks(list(labels), list(labels.values()))
+    axes.set_xlim(min(numbers) - 0.6, columns[-1][0] + 0.6)
+    _name_rows(axes, stages)
+    axes.set_xlabel("generation")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def effects(stages: Sequence[str], intervals: Sequence[Interval]) -> Figure:
+    """A row per layer: by how many points freezing it changes accuracy, with its interval."""
+    figure, axes = _start(55 + 19 * len(stages))
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for i, effect in enumerate(intervals):
+        axes.plot([100 * effect.low, 100 * effect.high], [i, i], color=BLUE, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(100 * effect.mean, i, "o", color=BLUE, markersize=6)
+    _name_rows(axes, stages)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("change in validation accuracy where frozen, points")
+    return figure
+
+
+def trade_off(points: Sequence[tuple[float, Row]], front: Sequence[tuple[float, Row]], found: str | None, cost: str) -> Figure:
+    """Accuracy against cost: masks that were trained to the end, the front, the mask found, and both extremes."""
+    figure, axes = _start(270, "validation accuracy")
+    for x, row in points:
+        _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", color=MUTED, alpha=0.6, markersize=5)
+    ascending = sorted((x, row.accuracy) for x, row in front)
+    axes.step(*zip(*ascending, strict=True), where="post", color=BLUE, linewidth=1.6)
+    for x, row in front:
+        _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", color=BLUE, markersize=6)
+    num_genes = len(points[0][1].genome)
+    named = {"1" * num_genes: "head only", "0" * num_genes: "train all"} | ({} if found is None else {found: "found"})
+    for x, row in points:
+        if name := named.get(row.genome):
+            is_found = row.genome == found
+            if is_found:
+                axes.plot(x, row.accuracy, "o", color=VERMILLION, markersize=11, markerfacecolor="none", markeredgewidth=2)
+            side = {"ha": "right", "xytext": (-7, -12)} if x > 0.7 else {"ha": "left", "xytext": (8, -12)}
+            axes.annotate(name, (x, row.accuracy), textcoords="offset points", color=VERMILLION if is_found else INK, **side)
+    axes.set_xlabel(cost)
+    axes.set_xlim(-0.04, 1.04)
+    axes.xaxis.set_major_formatter(_percent)
+    return figure
+
+
+def race(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Of several runs by name: the training done, in full evaluations, and the best accuracy until then."""
+    figure, axes = _start(250, "best validation accuracy")
+    labels = {}
+    for (name, (done, best)), color in zip(runs.items(), itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE))):  # noqa: B905
+        axes.step(done, best, where="post", color=color, linewidth=2)
+        labels[name] = (best[-1], color)
+    axes.set_xlim(0)
+    axes.set_xlabel("training done, in full evaluations")
+    _label_right(axes, labels)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as `path` with .svg and with .png."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, transparent=True)
+        figure.savefig(path.with_suffix(".png"), dpi=216, facecolor="white")
+
+
+def inline(figure: Figure, name: str, title: str, description: str) -> ElementTree.Element:
+    """A figure as an SVG element whose colours are variables of the page, with its text alternative.
+
+    Args:
+      name: that no other figure of the page has.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    svg = ElementTree.fromstring(buffer.getvalue())
+    svg.remove(svg[0])  # a style for all of the page
+    for element in list(svg.iter()):
+        element.tag = element.tag.partition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        label = attributes.pop("id", "") if element.tag == "g" else ""
+        attributes |= {"style": _with_variables(attributes["style"])} if "style" in attributes else {}
+        element.attrib = attributes
+        element.tail = None
+        if label.startswith(HOVER):
+            element.insert(0, _element("title", label.removeprefix(HOVER)))
+    labels = {"role": "img", "aria-labelledby": f"{name}-title {name}-description"}
+    svg.attrib = {"viewBox": svg.attrib["viewBox"]} | labels
+    svg.insert(0, _element("desc", description, id=f"{name}-description"))
+    svg.insert(0, _element("title", title, id=f"{name}-title"))
+    return svg
+
+
+def _start(height: float, title: str = "") -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        axes = figure.subplots()
+        if title:  # of the vertical axis, which is a share
+            axes.set_title(title, loc="left", fontsize=10.5, color=MUTED)
+            axes.yaxis.set_major_formatter(_percent)
+        return figure, axes
+
+
+def _percent(share: float, _: int) -> str:
+    return f"{round(100 * share, 6):g} %"
+
+
+def _point(axes: Axes, x: float, accuracy: float, label: str, **style) -> None:
+    """A mask; the pointer shows its label."""
+    (point,) = axes.plot(x, accuracy, "o", markeredgewidth=0, **style)
+    point.set_gid(f"{HOVER}{label}: {accuracy:.1%}")
+
+
+def _name_rows(axes: Axes, stages: Sequence[str]) -> None:
+    axes.set_yticks(range(len(stages)), stages, color=INK)
+    axes.set_ylim(len(stages) - 0.4, -0.6)
+    axes.tick_params(length=0)
+
+
+def _label_right(axes: Axes, labels: Mapping[str, tuple[float, str]]) -> None:
+    """Names lines at their right ends, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    least = (high - low) * 0.075
+    heights: list[float] = []
+    ordered = sorted(labels.items(), key=lambda label: label[1][0])
+    for _, (height, _) in ordered:
+        heights.append(max(height, heights[-1] + least) if heights else height)
+    excess = max(0.0, heights[-1] - high)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i] - excess, heights[i]) if i == len(heights) - 1 else min(heights[i], heights[i + 1] - least)
+    right = axes.get_xlim()[1]
+    for (name, (_, color)), height in zip(ordered, heights, strict=True):
+        axes.annotate(name, (right, height), xytext=(4, 0), textcoords="offset points", va="center", color=color)
+
+
+def _with_variables(style: str) -> str:
+    style = re.sub(r"font-family: [^;]*; ", "", style)
+    return re.sub("#[0-9a-f]{6}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], style)
+
+
+def _element(tag: str, text: str, **attributes: str) -> ElementTree.Element:
+    element = ElementTree.Element(tag, attributes)
+    element.text = text
+    return element
