@@ -122,6 +122,7 @@ def trade_off(points: Sequence[tuple[float, Row]], front: Sequence[tuple[float, 
             axes.annotate(name, (x, row.accuracy), textcoords="offset points", color=VERMILLION if is_found else INK, **side)
     axes.set_xlabel(cost)
     axes.set_xlim(-0.04, 1.04)
+    axes.margins(y=0.1)
     axes.xaxis.set_major_formatter(_percent)
     return figure
 

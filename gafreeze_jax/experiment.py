@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, pareto, planning, population, report, verdict
+from gafreeze_jax import genetic, masking, page, pareto, planning, population, report, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.finalists import GRADUAL, Finalist, Recall, Trainer, retrain
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
+from gafreeze_jax.runs import Run
 from gafreeze_jax.search import Generation, Search, Settings
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 
@@ -322,6 +323,7 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
         for (start, stop), value, num in found.correlations:
             display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
         baselines = dict(found.groups)
+        random_masks = {}
         if options.compare_random and not enumerated:
             others = Ledger(num_steps)
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
@@ -329,6 +331,8 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
             ga = genetic.make_random(num_genes, options.population)
             rival = search(ga, Recall(trainer, ledger), others, same_budget, initial=nothing, groups={})
             baselines["best random mask"] = rival.run(key_random).leaders[0]
+            known = [{one.genome for one in own} for own in (others, ledger)]
+            random_masks = {"evaluated": len(known[0]), "looked_up": len(known[0] & known[1])}
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         display.line(
@@ -344,12 +348,14 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
         winner, rivals = retrain(trainer, found.leaders[:NUM_LEADERS], baselines, seeds, num_steps, record)
     facts = {
         "dtype": dtype.name,
+        "step_flops": costs.count()._asdict(),
         "plan": planning.as_json(choice, members.plan),
         "search": {
             "rungs": settings.rungs,
             "full_evaluations": spent,
             "ended": found.why_stopped,
             "generations_screened": sum(screened),
+            **({"random_masks": random_masks} if random_masks else {}),
             "correlations": [one._asdict() for one in found.correlations],
             "finalist_seeds": list(seeds),
         },
@@ -366,11 +372,11 @@ class Costs:
     """
 
     def __init__(self, members: population.Population, run: population.Run):
-        self._count = functools.cache(lambda: members.step_flops(run))
+        self.count = functools.cache(lambda: members.step_flops(run))
 
     def share(self, genome: np.ndarray) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
-        return self._count()(genome) / self._count()(np.zeros(len(genome), bool))
+        return self.count()(genome) / self.count().above[0]
 
 
 def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -501,7 +507,6 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         for one in front["masks"]:
             text = one["genome"]
             masking.write_mask(out / "masks" / f"{text}.json", task.genes, genome_array(text), task.tensors)
-        report.plot_front(out / "front.png", **front)
     names = task.network.names
     seconds = time.perf_counter() - start
     entries = report.make_result(
@@ -510,7 +515,8 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
     )  # fmt: skip
     report.write_json(out / "result.json", entries)
-    report.print_summary(names, rows, judgement, entries, out, language=prepared.language)
+    page.write([Run(out)], out / "report.html")
+    report.print_summary(entries, out)
 
 
 def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> report.Row:

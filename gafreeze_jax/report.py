@@ -137,55 +137,54 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
-    """The table at the end, of means over seeds."""
+def comparison(result: Mapping[str, Any]) -> Table:
+    """The table at the end, of means over seeds, from the content of `result.json`."""
+    rows = result["results"]
+    language = any("test_perplexity" in row for row in rows.values())
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ["", "validation", "test", "95 % interval", *(["test perplexity"] if language else [])]
     for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    most_flops, most_parameters = (max(getattr(row, name) for row in rows) for name in ("flops", "trainable_parameters"))
-    for row in rows:
-        accuracy = verdict.interval(row.correct)
+    most_flops, most_parameters = (max(row[name] for row in rows.values()) for name in ("training_flops", "trainable_parameters"))
+    for name, row in rows.items():
+        low, high = row["test_accuracy_interval"]
         table.add_row(
-            row.name,
-            f"{row.validation_accuracy:.4f}",
-            f"{accuracy.mean:.4f}",
-            f"{max(0.0, accuracy.low):.4f} to {min(1.0, accuracy.high):.4f}" if math.isfinite(accuracy.low) else "one seed",
-            *([f"{perplexity(row.test_loss):.2f}"] if language else []),
-            f"{row.flops / most_flops:.0%}",
-            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, most_parameters):.0%})",
-            style="bold" if row is rows[0] else None,
+            name,
+            f"{row['validation_accuracy']:.4f}",
+            f"{row['test_accuracy']:.4f}",
+            "one seed" if low is None else f"{max(0.0, low):.4f} to {min(1.0, high):.4f}",
+            *([f"{row['test_perplexity']:.2f}"] if language else []),
+            f"{row['training_flops'] / most_flops:.0%}",
+            f"{row['trainable_parameters']:,} ({row['trainable_parameters'] / max(1, most_parameters):.0%})",
+            style="bold" if name == "found" else None,
         )
     return table
 
 
-def print_summary(
-    names: Sequence[str],
-    rows: Sequence[Row],
-    judgement: verdict.Verdict,
-    result: Mapping[str, Any],
-    out: Path,
-    *,
-    language: bool = False,
-) -> None:
-    """What was found, beside the baselines, what that is worth, and where it is."""
+def print_summary(result: Mapping[str, Any], out: Path) -> None:
+    """What was found, beside the baselines, what that is worth, and where it is; `result` is the content of `result.json`."""
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
-    found = rows[0]
-    mask = describe_mask(names, found.genome) if found.trainable_parameters else "train nothing"
-    console.print(f"Found mask: {mask}", style="bold", markup=False)
-    console.print(comparison(rows, language=language))
-    console.print(judgement.sentence, style="bold", markup=False)
+    console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)
+    console.print(comparison(result))
+    console.print(result["verdict"]["sentence"], style="bold", markup=False)
     if front := result.get("front"):
-        console.print(front_table(names, front["masks"]))
-        console.print("In front.png and masks/, too", markup=False)
-    if judgement.gap is not None:
-        console.print(f"Validation minus test accuracy of the found mask: {100 * judgement.gap:+.1f} points", markup=False)
+        console.print(front_table(result["stages"], front["masks"]))
+        console.print("In masks/, too", markup=False)
+    if (gap := result["verdict"]["gap"]) is not None:
+        console.print(f"Validation minus test accuracy of the found mask: {100 * gap:+.1f} points", markup=False)
     console.print(
-        f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: model/, mask.json, evaluations.csv, "
-        "result.json",
+        f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {out}: report.html, model/, mask.json, "
+        "evaluations.csv, result.json, plots/",
         markup=False,
     )
+
+
+def describe_found(result: Mapping[str, Any]) -> str:
+    """The found mask in words."""
+    if not result["results"]["found"]["trainable_parameters"]:
+        return "train nothing"
+    return describe_mask(result["stages"], "".join(map(str, result["best_genome"])))
 
 
 def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
@@ -197,22 +196,6 @@ def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Tab
         mask, num = describe_mask(names, one["genome"]), one["trainable_parameters"]
         table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", f"{num:,}")
     return table
-
-
-def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]) -> None:
-    """Draws accuracy against training FLOPs: all masks that were evaluated, and those on the front."""
-    from matplotlib.figure import Figure  # takes half a second
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    points, own = (sorted((one["flops"], one["validation_accuracy"]) for one in group) for group in (evaluated, masks))
-    axes.scatter(*zip(*points, strict=True), color="0.7", s=18, label="evaluated")
-    axes.step(*zip(*own, strict=True), where="post", color="#0072B2", marker="o", label="front")
-    axes.set(xlabel="training FLOPs, as a share of training everything", ylabel="validation accuracy")
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
 
 
 def fail(error: Exception) -> int:
@@ -259,6 +242,9 @@ def make_result(
             "training_flops": row.flops,
         }
 
+    def difference(row: Row, other: Row) -> dict[str, float | None]:
+        return verdict.interval_as_json(verdict.difference(row.correct, other.correct))
+
     return {
         "options": dataclasses.asdict(options),
         "versions": versions(),
@@ -269,6 +255,7 @@ def make_result(
         "fitness": found.validation_accuracy,
         "verdict": verdict.as_json(judgement),
         "results": {row.name: entry(row) for row in rows},
+        "pairwise": {row.name: {other.name: difference(row, other) for other in rows if other is not row} for row in rows},
         "num_evaluations": len(evaluations),
         "num_diverged": sum(evaluation.diverged for evaluation in evaluations),
         "seconds": round(seconds, 1),

@@ -184,6 +184,20 @@ class Run:
             found.append(Generation(number, new, population, shares))
         return found
 
+    @property
+    def trace(self) -> tuple[list[float], list[float]]:
+        """How the search went on: training steps done, in full evaluations, and the best accuracy of a mask trained in full."""
+        reached: dict[str, int] = {}
+        done, best, steps = [], [], 0
+        for row in self.rows:
+            if row.phase == SEARCH:
+                steps += row.steps - reached.get(row.genome, 0)
+                reached[row.genome] = row.steps
+                if row.steps == self.num_steps and math.isfinite(row.loss):
+                    done.append(steps / self.num_steps)
+                    best.append(max([row.accuracy, *best[-1:]]))
+        return done, best
+
     @cached_property
     def effects(self) -> list[Interval] | None:
         """[G] by how much freezing a gene changes accuracy, on average over the others (see `main_effects`).
