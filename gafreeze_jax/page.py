@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
+from matplotlib.figure import Figure
+
 from gafreeze_jax import charts
 from gafreeze_jax.report import describe_found, describe_mask
-from gafreeze_jax.runs import FINAL, RANDOM, SEARCH, Run, by_seed, furthest
+from gafreeze_jax.runs import FINAL, RANDOM, SEARCH, Run, furthest
 
 Node = Element | str
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser holds the page to its promise
@@ -25,8 +27,9 @@ def write(runs: Sequence[Run], path: Path) -> None:
     partial.replace(path)
     if len(runs) == 1:
         (path.parent / "plots").mkdir(exist_ok=True)
-        for name, figure in figures(runs[0]).items():
-            charts.save(figure, path.parent / "plots" / name)
+        has = {"progress": runs[0].generations, "frozen_shares": runs[0].generations, "effects": runs[0].effects}
+        for name in (name for name, content in (has | {"trade_off": runs[0].full}).items() if content):
+            charts.save(draw(runs[0], name), path.parent / "plots" / name)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -68,11 +71,14 @@ def opening_of_one(run: Run) -> list[Element]:
         found = run.facts["results"]["found"]
         facts |= {
             "test accuracy": f"{percent(found['test_accuracy'])} {between(found['test_accuracy_interval'])}",
-            "training FLOPs": f"{share_of(found, run, 'training_flops'):.0%} of training everything",
-            "trained parameters": f"{found['trainable_parameters']:,} ({share_of(found, run, 'trainable_parameters'):.0%})",
+            "training FLOPs": f"{percent(share_of(found, run, 'training_flops'), 0)} of training everything",
+            "trained parameters": f"{found['trainable_parameters']:,} "
+            f"({percent(share_of(found, run, 'trainable_parameters'), 0)})",
         }
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
-    heading = " · ".join([run.name, *([run.facts["kind"]] if "kind" in run.facts else []), *(["unfinished"] * (not run.finished))])
+    heading = " · ".join(
+        [run.name, *([run.facts["kind"]] if "kind" in run.facts else []), *(["unfinished"] * (not run.finished))]
+    )
     return [tag("h1", heading), tag("p", verdict_of(run), class_="verdict"), tag("dl", *entries, class_="facts")]
 
 
@@ -89,33 +95,32 @@ def opening_of_several(runs: Sequence[Run]) -> list[Element]:
             percent(found["validation_accuracy"] if found else run.full[0].accuracy if run.full else None),
             percent(found and found["test_accuracy"]),
             interval_bar(found, scale) if found else "",
-            f"{share_of(found, run, 'training_flops'):.0%}" if found else "",
+            percent(share_of(found, run, 'training_flops'), 0) if found else "",
             f"{len(run.searched)}",
             f"{run.facts['seconds']:,.0f}" if found else "",
-            words(verdict_of(run)),
+            tag("td", verdict_of(run), class_="words verdict"),
         ])  # fmt: skip
     titles = ["run", "mask", "validation", "test", "95 % interval", "FLOPs", "masks tried", "seconds", "verdict"]
     names = [name for name in dict.fromkeys(name for run in runs for name in run.options) if name != "out"]
-    differing = [name for name in names if len({str(run.options.get(name)) for run in runs}) > 1]
-    options = [[name, *(plain(run.options.get(name)) for run in runs)] for name in differing]
+    options = [[name, *(plain(run.options.get(name)) for run in runs)] for name in names]
+    options = [[name, *map(words, values)] for name, *values in options if len(set(values)) > 1]
     parts = [tag("h1", "gafreeze_jax"), tag("p", f"{len(runs)} runs side by side", class_="verdict"), table(titles, lines)]
     if all(run.full for run in runs):
+        traces = [(run.name, *run.trace) for run in runs]
         title, description = "Best accuracy against training done", "A line for each run."
-        chart = charts.inline(charts.race(labelled(runs)), "race", title, description)
-        parts.append(part("How they got there", "The best mask trained to the end, as the search goes on.", [tag("figure", chart)]))
+        chart = charts.inline(charts.race(traces), "race", title, description)
+        parts.append(
+            part("How they got there", "The best mask trained to the end, as the search goes on.", [tag("figure", chart)])
+        )
     if options:
         differences = [table(["option", *(run.name for run in runs)], options)]
         parts.append(part("Options that differ", "", differences))
     return parts
 
 
-def labelled(runs: Sequence[Run]) -> dict[str, tuple[list[float], list[float]]]:
-    """For `charts.race`; runs of the same name are numbered."""
-    names = [run.name for run in runs]
-    return {name if names.count(name) == 1 else f"{name} ({i})": run.trace for i, (name, run) in enumerate(zip(names, runs, strict=True), 1)}
-
-
-def section(runs: Sequence[Run], title: str, lead: str, content: Callable[[Run, str], list[Element]], beside: bool) -> Element | None:
+def section(
+    runs: Sequence[Run], title: str, lead: str, content: Callable[[Run, str], list[Element]], beside: bool
+) -> Element | None:
     """A part of the page with a figure for each run; None if no run has anything to show there.
 
     Args:
@@ -135,18 +140,18 @@ def part(title: str, lead: str, figures: Sequence[Element], *, beside: bool = Fa
     return tag("section", header, tag("div", *figures, class_="figures"), class_="beside" if beside else "across")
 
 
-def figures(run: Run) -> dict[str, Any]:
-    """The charts of a run, as far as it has what they show, by name."""
-    found = {}
-    if run.generations:
-        found["progress"] = charts.progress(run.generations, run.baselines, run.num_steps)
-        found["frozen_shares"] = charts.frozen_shares(run.generations, run.stages, run.found)
-    if run.effects:
-        found["effects"] = charts.effects(run.stages, run.effects)
-    if run.full:
-        points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
-        found["trade_off"] = charts.trade_off(points, front, run.found, cost_name(run))
-    return found
+def draw(run: Run, name: str) -> Figure:
+    """A chart of a run that has what it shows."""
+    match name:
+        case "progress":
+            return charts.progress(run.generations, run.baselines, run.num_steps)
+        case "frozen_shares":
+            return charts.frozen_shares(run.generations, run.stages, run.found)
+        case "effects":
+            return charts.effects(run.stages, run.effects or [])
+        case _:
+            points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
+            return charts.trade_off(points, front, run.found, cost_name(run))
 
 
 def network(run: Run, place: str) -> list[Element]:
@@ -187,11 +192,14 @@ def frozen_shares(run: Run, place: str) -> list[Element]:
     if not run.generations:
         return []
     columns = [one.frozen_share for one in run.generations]
-    rows = [[name, *(f"{column[i]:.0%}" for column in columns)] for i, name in enumerate(run.stages)]
+    rows = [[name, *(percent(column[i], 0) for column in columns)] for i, name in enumerate(run.stages)]
     ends = ", ".join(f"{row[0]} {row[-1]}" for row in rows)
     description = f"After the last generation the population freezes: {ends}."
     titles = ["layer", *(str(one.number) for one in run.generations)]
-    return [chart(run, place, "frozen_shares", "Share of the population that freezes each layer", description), as_table(titles, rows)]
+    return [
+        chart(run, place, "frozen_shares", "Share of the population that freezes each layer", description),
+        as_table(titles, rows),
+    ]
 
 
 def effects(run: Run, place: str) -> list[Element]:
@@ -199,7 +207,9 @@ def effects(run: Run, place: str) -> list[Element]:
         return []
     if run.effects is None:
         least = len(run.stages) + 2
-        return [note(f"{len(run.searched)} masks are too few, or too alike, to tell the layers apart; it takes {least} at least.")]
+        return [
+            note(f"{len(run.searched)} masks are too few, or too alike, to tell the layers apart; it takes {least} at least.")
+        ]
     rows = [
         [name, f"{100 * effect.mean:+.1f}", f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}"]
         for name, effect in zip(run.stages, run.effects, strict=True)
@@ -214,10 +224,10 @@ def trade_off(run: Run, place: str) -> list[Element]:
         return []
     on_front = {row.genome for row in run.front}
     rows = [
-        [mask_glyph(row.genome), percent(row.accuracy), f"{run.cost(row):.0%}", "front" if row.genome in on_front else ""]
+        [mask_glyph(row.genome), percent(row.accuracy), percent(run.cost(row), 0), "front" if row.genome in on_front else ""]
         for row in run.full
     ]
-    best = "; ".join(f"{row.genome}: {percent(row.accuracy)} at {run.cost(row):.0%}" for row in run.front)
+    best = "; ".join(f"{row.genome}: {percent(row.accuracy)} at {percent(run.cost(row), 0)}" for row in run.front)
     drawn = chart(run, place, "trade_off", f"Validation accuracy against {cost_name(run)}", f"The front: {best}.")
     return [drawn, as_table(["mask", "validation", "cost", ""], rows)]
 
@@ -242,8 +252,8 @@ def finalists(run: Run, place: str) -> list[Element]:
             interval_bar(row, scale, results["found"]["test_accuracy"]),
             between(row["test_accuracy_interval"]),
             points(difference) if difference else "",
-            f"{share_of(row, run, 'training_flops'):.0%}",
-            f"{share_of(row, run, 'trainable_parameters'):.0%}",
+            percent(share_of(row, run, 'training_flops'), 0),
+            percent(share_of(row, run, 'trainable_parameters'), 0),
         ])  # fmt: skip
     titles = ["", "mask", "validation", "test", "", "95 % interval", "found ahead by, points", "FLOPs", "trained"]
     nodes = [table(titles, lines)]
@@ -262,7 +272,7 @@ def costs(run: Run, place: str) -> list[Element]:
     lines = []
     for phase in dict.fromkeys(row.phase for row in run.rows):
         rows = [row for row in run.rows if row.phase == phase]
-        longest = [row for own in by_seed(rows).values() for row in own]
+        longest = furthest(rows)
         full = sum(row.steps == run.num_steps for row in longest)
         seconds = sum(row.seconds for row in rows if row.seconds == row.seconds)
         steps = sum(row.steps for row in longest)
@@ -270,7 +280,9 @@ def costs(run: Run, place: str) -> list[Element]:
         lines.append([names.get(phase, phase), *(f"{count:,}" for count in counts), f"{seconds:,.0f}" if seconds else ""])
     nodes = [table(["", "evaluated", "to the end", "stopped early", "training steps", "seconds"], lines)]
     if looked_up := run.facts.get("search", {}).get("random_masks"):
-        counts = "Of {evaluated} random masks, {looked_up} had been evaluated by the search and were looked up".format(**looked_up)
+        counts = "Of {evaluated} random masks, {looked_up} had been evaluated by the search and were looked up".format(
+            **looked_up
+        )
         nodes.append(note(f"{counts}; no mask is trained twice with one seed."))
     if run.finished:
         diverged = run.facts["num_diverged"]
@@ -279,61 +291,66 @@ def costs(run: Run, place: str) -> list[Element]:
         lines = [
             ["every mask in full", flop(spent.in_full), "100 %"],
             *(
-                [f"spared by {by}", f"−{flop(saved)}", f"−{saved / spent.in_full:.0%}"]
+                [f"spared by {by}", f"-{flop(saved)}", f"-{percent(saved / spent.in_full, 0)}"]
                 for by, saved in zip(("early stopping", "freezing", "prefix reuse"), spent[1:], strict=True)
+                if saved
             ),
-            ["done", flop(spent.spent), f"{spent.spent / spent.in_full:.0%}"],
+            ["done", flop(spent.spent), percent(spent.spent / spent.in_full, 0)],
         ]
         nodes.append(table(["training, as XLA counts it", "", ""], lines, total=True))
-        nodes.append(note(traced_note if spent.freezing == spent.keeping == 0 else SPENT_NOTE))
+        nodes.append(note(TRACED_NOTE if spent.freezing == spent.keeping == 0 else SPENT_NOTE))
     return [tag("div", *nodes, class_="costs")]
 
 
 SPENT_NOTE = (
-    "In full: to the end, nothing frozen, nothing kept. Freezing spares gradients and updates; prefix reuse spares computing the "
-    "frozen bottom for every step. Keeping it costs one pass over the data, which is not counted."
+    "In full: to the end, nothing frozen, nothing kept. Freezing spares gradients and updates; prefix reuse spares computing "
+    "the frozen bottom for every step. Keeping it costs one pass over the data, which is not counted."
 )
-traced_note = "This run traced its masks: one program served all of them, and did the work of training everything."
+TRACED_NOTE = "This run traced its masks: one program served all of them, and did the work of training everything."
 
 
 def repeat(run: Run, place: str) -> list[Element]:
     nodes = []
     if "kind" in run.facts:
-        nodes.append(tag("pre", command(run.facts["kind"], run.options)))
-    options = [[name, plain(value)] for name, value in run.options.items()]
+        parts = command(run.facts["kind"], run.options)
+        nodes.append(tag("pre", *(node for one in parts for node in (tag("span", one), " "))))
+    options = [[name, words(plain(value))] for name, value in run.options.items()]
     versions = ", ".join(f"{name} {version}" for name, version in run.facts.get("versions", {}).items())
-    device = f"{run.facts.get('device', 'unknown device')}, {run.facts.get('cpus', 'unknown number of')} CPU cores"
-    return [*nodes, note(f"{device}. {versions}."), tag("details", tag("summary", "All options"), table(["option", "value"], options))]
+    machine = [str(run.facts["device"])] if "device" in run.facts else []
+    machine += [f"{run.facts['cpus']} CPU cores"] if "cpus" in run.facts else []
+    return [
+        *nodes,
+        note(", ".join([*machine, versions])),
+        tag("details", tag("summary", "All options"), table(["option", "value"], options)),
+    ]
 
 
-def command(kind: str, options: Mapping[str, Any]) -> str:
-    """That starts such a run again."""
-    words = ["python", f"experiments/run_{kind}.py"]
+def command(kind: str, options: Mapping[str, Any]) -> list[str]:
+    """That starts such a run again, an option each."""
+    parts = [f"python experiments/run_{kind}.py"]
     for name, value in options.items():
         flag = name.replace("_", "-")
-        if name == "out" or value is None or value in ((), []):
-            continue
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
+            parts.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name != "out" and value is not None and value != []:
+            parts.append(shlex.join([f"--{flag}", *map(str, value if isinstance(value, list) else [value])]))
+    return parts
 
 
 SECTIONS = (
     ("The mask", "Filled layers are frozen: they stay as pretrained. Outlined ones are trained.", network, False),
     (
         "Fitness over generations",
-        "The population that is bred from: its best mask, its mean, and from best to lowest. Dots are new masks that were trained to "
-        "the end; dashed lines, masks that need no search.",
+        "The population that is bred from: its best mask, its mean, and from best to lowest. Dots are new masks trained to the "
+        "end; dashed lines, masks that need no search.",
         progress,
         True,
     ),
     ("Frozen layers over generations", "The fuller a cell, the more of the population freezes the layer.", frozen_shares, True),
     (
         "What freezing a layer does",
-        "Its mean effect over all masks evaluated, by least squares on all layers at once, with 95 % intervals (Student's t). What "
-        "layers do together counts as noise. A search does not choose masks at random, so read this as a hint.",
+        "Its mean effect over all masks evaluated, by least squares on all layers at once, with 95 % intervals (Student's t). "
+        "What layers do together counts as noise. A search does not choose masks at random, so read this as a hint.",
         effects,
         True,
     ),
@@ -345,8 +362,8 @@ SECTIONS = (
     ),
     (
         "Trained again, with fresh seeds",
-        "Means over seeds the search has not used. Validation names the found mask; the test split was opened once, afterwards. "
-        "Intervals are 95 %, over seeds and test examples, and differences are in pairs.",
+        "Means over seeds the search has not used. Validation names the found mask; then the test split was opened, once. "
+        "Intervals are 95 %, over seeds and test examples; differences are in pairs.",
         finalists,
         False,
     ),
@@ -362,13 +379,13 @@ def verdict_of(run: Run) -> str:
         return "Unfinished: no mask has been trained to the end yet."
     masks = f"{len(run.searched)} masks in {len(run.generations)} generations"
     return (
-        f"Unfinished: of {masks} so far, the fittest is {run.found}, with {percent(run.full[0].accuracy)} on the validation split. "
-        "The best of many scores is too good; only fresh seeds and the test split will tell."
+        f"Unfinished: of {masks} so far, the fittest is {run.found}, with a validation accuracy of "
+        f"{percent(run.full[0].accuracy)}. The best of many scores is too good; fresh seeds and the test split will tell."
     )
 
 
 def chart(run: Run, place: str, name: str, title: str, description: str) -> Element:
-    return tag("figure", charts.inline(figures(run)[name], f"{place}-{name}", title, description))
+    return tag("figure", charts.inline(draw(run, name), f"{place}-{name}", title, description))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Node]], *, total: bool = False) -> Element:
@@ -381,9 +398,13 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Node]], *, total: bool 
     def line(cells: Sequence[Node]) -> Element:
         first, *rest = cells
         others = (cell if isinstance(cell, Element) and cell.tag == "td" else tag("td", cell) for cell in rest)
-        return tag("tr", tag("th", first, scope="row"), *others, class_="found" if first == "found" else "")
+        return tag("tr", tag("th", first, scope="row"), *others, **({"class_": "found"} if first == "found" else {}))
 
-    head = tag("thead", tag("tr", *(tag("th", title, scope="col") for title in titles)))
+    in_words = [isinstance(cell, Element) and "words" in cell.get("class", "") for cell in rows[0]]
+    titled = (
+        tag("th", title, scope="col", class_="words" if left else "") for title, left in zip(titles, in_words, strict=True)
+    )
+    head = tag("thead", tag("tr", *titled))
     body = tag("tbody", *map(line, rows[:-1] if total else rows))
     foot = [tag("tfoot", line(rows[-1]))] if total else []
     return tag("div", tag("table", head, body, *foot), class_="scroll", tabindex="0")
@@ -429,8 +450,8 @@ def share_of(row: Mapping[str, Any], run: Run, name: str) -> float:
     return row[name] / max(1, *(other[name] for other in run.facts["results"].values()))
 
 
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def percent(share: float | None, digits: int = 1) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def between(bounds: Sequence[float | None]) -> str:
@@ -438,7 +459,7 @@ def between(bounds: Sequence[float | None]) -> str:
     return "one seed" if low is None or high is None else f"[{100 * max(0.0, low):.1f}, {100 * min(1.0, high):.1f}]"
 
 
-def points(difference: Mapping[str, float | None]) -> str:
+def points(difference: Mapping[str, Any]) -> str:
     low, high = difference["low"], difference["high"]
     mean = f"{100 * difference['mean']:+.1f}"
     return mean if low is None else f"{mean} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -451,7 +472,7 @@ def flop(number: float) -> str:
     return f"{number:.3g} FLOP"
 
 
-def plain(value: Any) -> Element:
-    """An option's value, as a cell of running text."""
+def plain(value: Any) -> str:
+    """An option's value."""
     text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-    return words({"True": "yes", "False": "no"}.get(text, text))
+    return {"True": "yes", "False": "no"}.get(text, text)

@@ -145,7 +145,9 @@ def comparison(result: Mapping[str, Any]) -> Table:
     titles = ["", "validation", "test", "95 % interval", *(["test perplexity"] if language else [])]
     for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    most_flops, most_parameters = (max(row[name] for row in rows.values()) for name in ("training_flops", "trainable_parameters"))
+    most_flops, most_parameters = (
+        max(row[name] for row in rows.values()) for name in ("training_flops", "trainable_parameters")
+    )
     for name, row in rows.items():
         low, high = row["test_accuracy_interval"]
         table.add_row(

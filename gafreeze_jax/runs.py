@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class Generation(NamedTuple):
 
     Attributes:
       number: from 1.
-      new: what was evaluated in it, each genome as far as it was trained.
+      new: what was evaluated in it and did not diverge, each genome as far as it was trained.
       population: what is bred from next: the fittest genomes so far; with several objectives, the front so far.
       frozen_share: [G], share of the population that freezes each gene.
     """
@@ -124,7 +124,7 @@ class Run:
     @cached_property
     def searched(self) -> dict[str, Row]:
         """What the search evaluated, each genome as far as it was trained."""
-        return furthest(row for row in self.rows if row.phase == SEARCH)
+        return {row.genome: row for row in furthest(row for row in self.rows if row.phase == SEARCH)}
 
     @cached_property
     def full(self) -> list[Row]:
@@ -174,14 +174,12 @@ class Run:
         known: list[Row] = []
         found = []
         for number, group in itertools.groupby(in_order, key=lambda row: row.generation):
-            new = list(group)
-            known += new
-            if self.in_pareto:
-                population = self._front([row for row in known if math.isfinite(row.loss)])
-            else:
-                population = sorted(known, key=lambda row: row.fitness, reverse=True)[: int(self.options["population"])]
-            shares = np.mean([genome_array(row.genome) for row in population], axis=0)
-            found.append(Generation(number, new, population, shares))
+            new = [row for row in group if math.isfinite(row.loss)]
+            known = sorted([*known, *new], key=lambda row: row.fitness, reverse=True)
+            population = self._front(known) if self.in_pareto else known[: int(self.options["population"])]
+            if population:
+                shares = np.mean([genome_array(row.genome) for row in population], axis=0)
+                found.append(Generation(number, new, population, shares))
         return found
 
     @property
@@ -204,11 +202,15 @@ class Run:
 
         From the masks of the search and the random ones beside it; one that was stopped early counts as the search takes it.
         """
-        rows = [row for row in self.rows if row.seed == self.seed and row.phase in (SEARCH, RANDOM) and math.isfinite(row.loss)]
+        rows = [row for row in self.rows if row.seed == self.seed and row.phase in (SEARCH, RANDOM)]
+        diverged = {row.genome for row in rows if not math.isfinite(row.loss)}
+        rows = [row for row in rows if row.genome not in diverged]
         if not any(row.steps == self.num_steps for row in rows):
             return None
         rungs = {row.steps for row in rows}
-        return main_effects(*estimates({rung: {row.genome: row.accuracy for row in rows if row.steps == rung} for rung in rungs}))
+        return main_effects(
+            *estimates({rung: {row.genome: row.accuracy for row in rows if row.steps == rung} for rung in rungs})
+        )
 
     @cached_property
     def spent(self) -> Spent | None:
@@ -216,9 +218,9 @@ class Run:
         if self.flops is None:
             return None
         full = self.flops.from_scratch(np.zeros(len(self.stages), bool))
-        traced = self.facts.get("plan", {}).get("freezing") == "traced"
+        traced = self.facts.get("plan", {}).get("final", {}).get("freezing") == "traced"
         in_full = early = freezing = keeping = 0.0
-        for row in itertools.chain.from_iterable(by_seed(self.rows).values()):
+        for row in furthest(self.rows):
             genome = genome_array(row.genome)
             in_full += self.num_steps * full
             early += (self.num_steps - row.steps) * full
@@ -250,15 +252,9 @@ def read_rows(path: Path, seed: int) -> list[Row]:
     return rows
 
 
-def by_seed(rows) -> dict[int, list[Row]]:
+def furthest(rows: Iterable[Row]) -> list[Row]:
     """The longest evaluation of each genome with each seed."""
-    seeds = dict.fromkeys(row.seed for row in rows)
-    return {seed: list(furthest(row for row in rows if row.seed == seed).values()) for seed in seeds}
-
-
-def furthest(rows) -> dict[str, Row]:
-    """The longest evaluation of each genome."""
-    return {row.genome: row for row in sorted(rows, key=lambda row: row.steps)}
+    return list({(row.genome, row.seed): row for row in sorted(rows, key=lambda row: row.steps)}.values())
 
 
 def main_effects(genomes: np.ndarray, values: np.ndarray, weights: np.ndarray) -> list[Interval] | None:

@@ -82,7 +82,7 @@ def start(profile: Path) -> Iterator[Browser]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     flags += ["--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
     script = f'exec "$@" 3<&{its_in} 4>&{its_out}'
-    command = ["sh", "-c", script, "sh", str(CHROMIUM), *flags]
+    command = ["bash", "-c", script, "bash", str(CHROMIUM), *flags]  # dash knows no descriptors above 9
     process = subprocess.Popen(command, pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(its_in)
     os.close(its_out)

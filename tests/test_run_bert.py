@@ -82,7 +82,14 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path):
         assert re.search(rf"{row['validation_accuracy']:.4f} +{row['test_accuracy']:.4f} +{interval} ", done.stdout)
     assert result["verdict"]["sentence"] in done.stdout
     assert result["verdict"]["outcome"] in ("better", "cheaper", "not better")
-    assert sorted(path.name for path in out.iterdir()) == ["evaluations.csv", "mask.json", "model", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "evaluations.csv",
+        "mask.json",
+        "model",
+        "plots",
+        "report.html",
+        "result.json",
+    ]
 
 
 def evaluations(out):

@@ -97,7 +97,14 @@ def test_the_script(small_model, corpus, tmp_path):
         figures = row["validation_accuracy"], row["test_accuracy"]
         assert re.search(rf"{figures[0]:.4f} +{figures[1]:.4f} +one seed +{row['test_perplexity']:.2f} ", done.stdout)
     assert result["results"]["train nothing"]["trainable_parameters"] == 0
-    assert sorted(path.name for path in out.iterdir()) == ["evaluations.csv", "mask.json", "model", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "evaluations.csv",
+        "mask.json",
+        "model",
+        "plots",
+        "report.html",
+        "result.json",
+    ]
 
 
 def test_the_small_model_is_pretrained_once(tmp_path, monkeypatch, capsys):
