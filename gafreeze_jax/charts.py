@@ -113,8 +113,19 @@ def effects(stages: Sequence[str], intervals: Sequence[Interval]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def trade_off(points: Sequence[tuple[float, Row]], front: Sequence[tuple[float, Row]], found: str | None, cost: str) -> Figure:
-    """Accuracy against cost: masks that were trained to the end, the front, the mask found, and both extremes."""
+def trade_off(
+    points: Sequence[tuple[float, Row]],
+    front: Sequence[tuple[float, Row]],
+    baselines: Mapping[str, Row],
+    found: str | None,
+    cost: str,
+) -> Figure:
+    """Accuracy against cost: masks that were trained to the end, the front, the mask found, and both extremes.
+
+    Args:
+      points, front: cost and row of each.
+      cost: what it is, in words.
+    """
     figure, axes = _start(270, "validation accuracy")
     floor = _floor([row.accuracy for _, row in points])
     for x, row in points:
@@ -123,8 +134,7 @@ def trade_off(points: Sequence[tuple[float, Row]], front: Sequence[tuple[float, 
     axes.step(*zip(*ascending, strict=True), where="post", color=BLUE, linewidth=1.6)
     for x, row in front:
         _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", floor, color=BLUE, markersize=6)
-    num_genes = len(points[0][1].genome)
-    named = {"1" * num_genes: "head only", "0" * num_genes: "train all"} | ({} if found is None else {found: "found"})
+    named = {row.genome: name for name, row in baselines.items() if len(set(row.genome)) == 1} | {found: "found"}
     for x, row in points:
         if name := named.get(row.genome):
             color, place = INK, {"ha": "right", "xytext": (-7, -13)} if x > 0.7 else {"ha": "left", "xytext": (8, -13)}

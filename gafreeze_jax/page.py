@@ -18,6 +18,12 @@ from gafreeze_jax.runs import FINAL, RANDOM, SEARCH, Run, furthest
 
 Node = Element | str
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser holds the page to its promise
+CHARTS = {
+    "progress": "generations",
+    "frozen_shares": "generations",
+    "effects": "effects",
+    "trade_off": "full",
+}  # what they need
 
 
 def write(runs: Sequence[Run], path: Path) -> None:
@@ -27,9 +33,9 @@ def write(runs: Sequence[Run], path: Path) -> None:
     partial.replace(path)
     if len(runs) == 1:
         (path.parent / "plots").mkdir(exist_ok=True)
-        has = {"progress": runs[0].generations, "frozen_shares": runs[0].generations, "effects": runs[0].effects}
-        for name in (name for name, content in (has | {"trade_off": runs[0].full}).items() if content):
-            charts.save(draw(runs[0], name), path.parent / "plots" / name)
+        for name, needed in CHARTS.items():
+            if getattr(runs[0], needed):
+                charts.save(draw(runs[0], name), path.parent / "plots" / name)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -151,7 +157,7 @@ def draw(run: Run, name: str) -> Figure:
             return charts.effects(run.stages, run.effects or [])
         case _:
             points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
-            return charts.trade_off(points, front, run.found, cost_name(run))
+            return charts.trade_off(points, front, run.baselines, run.found, cost_name(run))
 
 
 def network(run: Run, place: str) -> list[Element]:
@@ -162,10 +168,10 @@ def network(run: Run, place: str) -> list[Element]:
         tag("li", tag("span", name, tag("small", "frozen" if gene == "1" else "trained"), class_="layer"), class_=GENES[gene])
         for name, gene in zip(run.stages, run.found, strict=True)
     ]
-    head = tag("li", tag("span", "head", tag("small", "always trained"), class_="layer"), class_="always")
+    head = [tag("li", tag("span", "head", tag("small", "always trained"), class_="layer"), class_="always")]
     ends = [tag("li", tag("span", word, class_="end")) for word in ("input", "output")]
     mask = describe_found(run.facts) if run.finished else describe_mask(run.stages, run.found)
-    drawn = tag("ol", ends[0], *layers, head, ends[1], class_="network")
+    drawn = tag("ol", ends[0], *layers, *(head if run.has_head else []), ends[1], class_="network")
     return [tag("figure", drawn, tag("figcaption", f"{mask[0].upper()}{mask[1:]}.", class_="note"), style="max-width: none")]
 
 

@@ -113,6 +113,11 @@ class Run:
         return "results" in self.facts
 
     @property
+    def has_head(self) -> bool:
+        """Whether something trains even where all is frozen."""
+        return all(row.trainable_parameters for row in self.rows)
+
+    @property
     def in_pareto(self) -> bool:
         return self.options.get("objective") == "pareto"
 
@@ -143,7 +148,8 @@ class Run:
     def baselines(self) -> dict[str, Row]:
         """Masks that need no search, as the search's own seed has them, by name."""
         prefixes = [genome_text(genome) for genome in masking.prefix_genomes(len(self.stages))]
-        groups = {"train all": prefixes[:1], "head only": prefixes[-1:], "best prefix mask": prefixes[1:-1]}
+        least = "head only" if self.has_head else "train nothing"
+        groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
         best = {name: next((row for row in self.full if row.genome in group), None) for name, group in groups.items()}
         return {name: row for name, row in best.items() if row is not None}
 
