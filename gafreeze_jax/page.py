@@ -432,7 +432,8 @@ def words(text: str) -> Element:
 def mask_glyph(genome: str | None) -> Element:
     """A mask as a row of boxes, filled where frozen."""
     genes = [tag("i", class_="on" if gene == "1" else "off") for gene in genome or ""]
-    return tag("span", *genes, class_="mask", role="img", aria_label=f"mask {genome}", title=genome or "")
+    width = f"width: calc({min(12, len(genes))} * (.62rem + 2px))"
+    return tag("span", *genes, class_="mask", role="img", aria_label=f"mask {genome}", title=genome or "", style=width)
 
 
 def interval_bar(row: Mapping[str, Any], scale: tuple[float, float], mark: float | None = None) -> Element:
