@@ -127,7 +127,7 @@ def opening_of_several(runs: Sequence[Run]) -> list[Element]:
 def section(
     runs: Sequence[Run], title: str, lead: str, content: Callable[[Run, str], list[Element]], beside: bool
 ) -> Element | None:
-    """A part of the page with a figure for each run; None if no run has anything to show there.
+    """A part of the page with figures of each run; None if no run has anything to show there.
 
     Args:
       content: of a run; the text it is given makes names unique.
@@ -136,13 +136,15 @@ def section(
     contents = [(run, content(run, f"run{i}")) for i, run in enumerate(runs)]
     if not any(nodes for _, nodes in contents):
         return None
-    name = [] if len(runs) == 1 else [lambda run: tag("h3", run.name)]
-    figures = [tag("div", *(make(run) for make in name), *(nodes or [note("Nothing to show.")])) for run, nodes in contents]
-    return part(title, lead, figures, beside=beside and len(runs) == 1)
+    several = len(runs) > 1
+    figures = [
+        tag("div", tag("h3", run.name) if several else None, *(nodes or [note("Nothing to show.")])) for run, nodes in contents
+    ]
+    return part(title, lead, figures, beside=beside and not several)
 
 
 def part(title: str, lead: str, figures: Sequence[Element], *, beside: bool = False) -> Element:
-    header = tag("header", tag("h2", title), *([tag("p", lead)] if lead else []))
+    header = tag("header", tag("h2", title), tag("p", lead) if lead else None)
     return tag("section", header, tag("div", *figures, class_="figures"), class_="beside" if beside else "across")
 
 
@@ -168,10 +170,10 @@ def network(run: Run, place: str) -> list[Element]:
         tag("li", tag("span", name, tag("small", "frozen" if gene == "1" else "trained"), class_="layer"), class_=GENES[gene])
         for name, gene in zip(run.stages, run.found, strict=True)
     ]
-    head = [tag("li", tag("span", "head", tag("small", "always trained"), class_="layer"), class_="always")]
+    head = tag("li", tag("span", "head", tag("small", "always trained"), class_="layer"), class_="always")
     ends = [tag("li", tag("span", word, class_="end")) for word in ("input", "output")]
     mask = describe_found(run.facts) if run.finished else describe_mask(run.stages, run.found)
-    drawn = tag("ol", ends[0], *layers, *(head if run.has_head else []), ends[1], class_="network")
+    drawn = tag("ol", ends[0], *layers, head if run.has_head else None, ends[1], class_="network")
     return [tag("figure", drawn, tag("figcaption", f"{mask[0].upper()}{mask[1:]}.", class_="note"), style="max-width: none")]
 
 
