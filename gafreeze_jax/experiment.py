@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, pareto, planning, population, report, saving, verdict
+from gafreeze_jax import genetic, masking, page, pareto, planning, population, report, saving, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array
 from gafreeze_jax.population import Member
+from gafreeze_jax.runs import Run
 from gafreeze_jax.saving import Saved
 from gafreeze_jax.search import Generation, Search, Settings, evaluation_of
 from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
@@ -333,6 +334,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
         for (start, stop), value, num in found.correlations:
             display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
         baselines = dict(found.groups)
+        random_masks = {}
         if options.compare_random and not enumerated:
             others = Ledger(num_steps, saved.journal, "random")
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
@@ -340,6 +342,8 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             ga = genetic.make_random(num_genes, options.population)
             rival = search(ga, trainer, others, same_budget, initial=nothing, groups={})
             baselines["best random mask"] = rival.run(key_random).leaders[0]
+            known = [{one.genome for one in own} for own in (others, ledger)]
+            random_masks = {"evaluated": len(known[0]), "looked_up": len(known[0] & known[1])}
             display.line(f"Random masks, for comparison, with the same training steps: {_count(others)}")
         seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         leaders, num_baselines = found.leaders[:NUM_LEADERS], len(baselines) + len(NO_MASKS)
@@ -357,12 +361,14 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
         winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
     facts = {
         "dtype": dtype.name,
+        "step_flops": costs.count()._asdict(),
         "plan": planning.as_json(choice, members.plan),
         "search": {
             "rungs": settings.rungs,
             "full_evaluations": spent,
             "ended": found.why_stopped,
             "generations_screened": sum(screened),
+            **({"random_masks": random_masks} if random_masks else {}),
             "correlations": [one._asdict() for one in found.correlations],
             "finalist_seeds": list(seeds),
         },
@@ -379,13 +385,13 @@ class Costs:
     """
 
     def __init__(self, members: population.Population, run: population.Run):
-        self._count = functools.cache(lambda: members.step_flops(run))
+        self.count = functools.cache(lambda: members.step_flops(run))
         self._bytes = functools.cache(lambda: members.optimizer_bytes(run))
         self._names = members.network.names
 
     def share(self, genome: np.ndarray) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
-        return self._count()(genome) / self._count()(np.zeros(len(genome), bool))
+        return self.count()(genome) / self.count().above[0]
 
     def optimizer_bytes(self, genome: np.ndarray) -> int:
         """Of the optimizers' states of what a genome trains."""
@@ -510,12 +516,12 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
             with saved:
                 result = run_search(prepared.task, options, saved)
                 with saved.finishing() as folder:
-                    finish(prepared, result, options, folder, start - saved.seconds)
+                    entries = finish(prepared, result, options, folder, start - saved.seconds)
         except OptionError as error:
             sys.exit(report.fail(error))
         except OSError as error:
             sys.exit(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
-    print(f"In {path}: model/, mask.json, evaluations.csv, result.json")
+    report.print_summary(entries, path)
 
 
 def _command() -> str:
@@ -536,8 +542,8 @@ def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> None:
-    """Scores the test split, which nothing has seen before, writes model, mask and result, and prints table and verdict.
+def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> dict[str, Any]:
+    """Scores the test split, which nothing has seen before, and writes model, mask, result and page; returns the result.
 
     Args:
       start: `time.perf_counter()` when the run began.
@@ -563,7 +569,6 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         for one in front["masks"]:
             text = one["genome"]
             masking.write_mask(out / "masks" / f"{text}.json", task.genes, genome_array(text), task.tensors)
-        report.plot_front(out / "front.png", **front)
     names = task.network.names
     seconds = time.perf_counter() - start
     entries = report.make_result(
@@ -572,7 +577,8 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
     )  # fmt: skip
     report.write_json(out / "result.json", entries)
-    report.print_summary(names, rows, judgement, entries, language=prepared.language)
+    page.write([Run(out)], out / "report.html")
+    return entries
 
 
 def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> report.Row:

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import math
+import operator
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -77,6 +78,7 @@ class Journal:
         self._path = path
         self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
         self._together: dict[tuple[str, int, int], list[str]] = {}
+        self._phases: dict[tuple[str, int, int], str] = {}
         self._text = ",".join(self.COLUMNS) + "\n"
         self.num_damaged = 0
         if path is not None and path.exists():
@@ -97,7 +99,7 @@ class Journal:
         Raises:
           OSError: if it cannot be written.
         """
-        self._add(evaluations)
+        self._add(phase, evaluations)
         self._text += _with_checksum([_row(phase, *one, one.diverged) for one in evaluations])
         if self._path is not None:
             write_whole(self._path, self._text)
@@ -115,25 +117,31 @@ class Journal:
         own = (key for key in self._evaluations if key[:2] == (genome, seed))
         return max((earlier for *_, earlier in own if earlier < steps), default=0)
 
-    def _add(self, evaluations: Sequence[Evaluation]) -> None:
+    def phase(self, genome: str, seed: int, steps: int) -> str:
+        """Of the run, in which an evaluation was made."""
+        return self._phases[genome, seed, steps]
+
+    def _add(self, phase: str, evaluations: Sequence[Evaluation]) -> None:
         genomes = [one.genome for one in evaluations]
         for one in evaluations:
             key = (one.genome, one.seed, one.steps)
-            self._evaluations[key], self._together[key] = one, genomes
+            self._evaluations[key], self._together[key], self._phases[key] = one, genomes, phase
 
     def _read(self, path: epath.Path) -> None:
         header, *lines = path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
         if header != self._text.rstrip():
             raise ValueError(f"{path}: expected the columns {self._text.rstrip()}; got {header[:200]!r}")
         split = [line.rpartition(",") for line in lines]
-        for call, rows in itertools.groupby(split, key=lambda parts: parts[2]):
-            texts = [text for text, _, _ in rows]
+        for call, parts in itertools.groupby(split, key=operator.itemgetter(2)):
+            texts = [text for text, _, _ in parts]
             if call != _checksum(texts):
                 self.num_damaged += len(texts)
                 continue
             parsed = [dict(zip(self.COLUMNS, row, strict=False)) for row in csv.reader(texts)]
             kinds = Evaluation.__annotations__
-            self._add([Evaluation(*(kinds[name](row[name]) for name in Evaluation._fields)) for row in parsed])
+            self._add(
+                parsed[0]["phase"], [Evaluation(*(kinds[name](row[name]) for name in Evaluation._fields)) for row in parsed]
+            )
             self._text += _with_checksum(texts)
 
 

@@ -365,26 +365,23 @@ class Population:
         first, second = seconds
         return Timing(max(0.0, first - second), second / num_steps)
 
-    def step_flops(self, run: Run) -> Callable[[np.ndarray], float]:
-        """A function that says how many floating-point operations a genome's [G] training step takes.
-
-        From kept activations, as XLA counts them for 2 G genomes; what the others take follows, as a frozen stage above
-        the lowest trainable one spares the same in all of them: its weights' gradient and their update.
-        """
+    def step_flops(self, run: Run) -> "StepFlops":
+        """What a training step of any genome takes, counted by XLA for 3 G genomes."""
         num_genes = len(self.network.stages)
-        above = [self.flops_per_step(genome, run) for genome in np.tri(num_genes + 1, num_genes, -1, bool)]  # by depth
+        above = [self.flops_per_step(genome, run) for genome in np.tri(num_genes + 1, num_genes, -1, bool)]
         spared = [0.0, *(above[0] - self.flops_per_step(genome, run) for genome in np.eye(num_genes, dtype=bool)[1:])]
+        all_frozen = np.ones(num_genes, bool)
+        entered = [self.flops_per_step(all_frozen, run, enter=depth) for depth in range(num_genes)]
+        return StepFlops(above, spared, [low - high for low, high in itertools.pairwise([*entered, above[-1]])])
 
-        def flops(genome: np.ndarray) -> float:
-            depth = lowest_trainable(genome.tolist())
-            return above[depth] - sum(spared[i] for i in range(depth + 1, num_genes) if genome[i])
+    def flops_per_step(self, genome: np.ndarray, run: Run, enter: int | None = None) -> float:
+        """Floating-point operations of a member's training step, as XLA counts them.
 
-        return flops
-
-    def flops_per_step(self, genome: np.ndarray, run: Run) -> float:
-        """Floating-point operations of a member's training step from kept activations, as XLA counts them."""
+        Args:
+          enter: the stage whose kept input it starts from; default: the genome's lowest trainable one.
+        """
         (call,) = make_calls(Plan(steps=1), self.network, np.asarray(genome, bool)[None])
-        analysis: Any = self._lower(call, run).cost_analysis()
+        analysis: Any = self._lower(call, run, enter).cost_analysis()
         return analysis["flops"]
 
     def optimizer_bytes(self, run: Run) -> dict[str, int]:
@@ -416,9 +413,9 @@ class Population:
         kept = jax.eval_shape(residuals, params, block, run.key)
         return 2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)
 
-    def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
-        """A single training step as one program, from kept activations."""
-        boundary = self._train.boundary(call.depth)
+    def _lower(self, call: "Call", run: Run, enter: int | None = None) -> jax.stages.Lowered:
+        """A single training step as one program, from the kept input of a stage (see `flops_per_step`)."""
+        boundary = self._train.boundary(call.depth if enter is None else enter)
         program = self._program(call, boundary)
         params, state = jax.eval_shape(functools.partial(self._start, call, run))
         block = self._train.block_shape(boundary, run.batches)
@@ -523,6 +520,31 @@ class Population:
 
 def _num_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+class StepFlops(NamedTuple):
+    """Floating-point operations of training steps; a function of a genome [G].
+
+    A frozen stage above the lowest trainable one spares the same in all genomes: its weights' gradient and their update.
+
+    Attributes:
+      above: [G + 1], by depth of the genome: of a step from kept activations that trains all stages from there on.
+      spared: [G], by freezing a stage above the lowest trainable one.
+      kept: [G], by keeping what a stage below it makes of the data; 0 where it is computed again all the same.
+    """
+
+    above: Sequence[float]
+    spared: Sequence[float]
+    kept: Sequence[float]
+
+    def __call__(self, genome: np.ndarray) -> float:
+        """Of a step from kept activations."""
+        depth = lowest_trainable(genome.tolist())
+        return self.above[depth] - sum(self.spared[i] for i in range(depth + 1, len(genome)) if genome[i])
+
+    def from_scratch(self, genome: np.ndarray) -> float:
+        """Of a step that computes what the frozen bottom makes of its batch."""
+        return self(genome) + sum(self.kept[: lowest_trainable(genome.tolist())])
 
 
 class Timing(NamedTuple):

@@ -137,50 +137,59 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def comparison(rows: Sequence[Row], *, language: bool = False) -> Table:
-    """The table at the end, of means over seeds."""
+def comparison(result: Mapping[str, Any]) -> Table:
+    """The table at the end, of means over seeds, from the content of `result.json`."""
+    rows = result["results"]
+    language = any("test_perplexity" in row for row in rows.values())
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ["", "validation", "test", "95 % interval", *(["test perplexity"] if language else [])]
     for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    everything = next(row for row in rows if row.name == "train all")
-    for row in rows:
-        accuracy = verdict.interval(row.correct)
+    everything = rows["train all"]
+    for name, row in rows.items():
+        low, high = row["test_accuracy_interval"]
         table.add_row(
-            row.name,
-            f"{row.validation_accuracy:.4f}",
-            f"{accuracy.mean:.4f}",
-            f"{max(0.0, accuracy.low):.4f} to {min(1.0, accuracy.high):.4f}" if math.isfinite(accuracy.low) else "one seed",
-            *([f"{perplexity(row.test_loss):.2f}"] if language else []),
-            f"{row.flops / everything.flops:.0%}",
-            f"{row.trainable_parameters:,} ({row.trainable_parameters / max(1, everything.trainable_parameters):.0%})",
-            style="bold" if row is rows[0] else None,
+            name,
+            f"{row['validation_accuracy']:.4f}",
+            f"{row['test_accuracy']:.4f}",
+            "one seed" if low is None else f"{max(0.0, low):.4f} to {min(1.0, high):.4f}",
+            *([f"{row['test_perplexity']:.2f}"] if language else []),
+            f"{row['training_flops'] / everything['training_flops']:.0%}",
+            f"{row['trainable_parameters']:,} ({row['trainable_parameters'] / max(1, everything['trainable_parameters']):.0%})",
+            style="bold" if name == "found" else None,
         )
     return table
 
 
-def print_summary(
-    names: Sequence[str],
-    rows: Sequence[Row],
-    judgement: verdict.Verdict,
-    result: Mapping[str, Any],
-    *,
-    language: bool = False,
-) -> None:
-    """What was found, beside the baselines, and what that is worth."""
+def print_summary(result: Mapping[str, Any], out: os.PathLike[str]) -> None:
+    """What was found, beside the baselines, what that is worth, and where it is.
+
+    Args:
+      result: the content of `result.json`.
+      out: the run's folder.
+    """
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
-    found = rows[0]
-    mask = describe_mask(names, found.genome) if found.trainable_parameters else "train nothing"
-    console.print(f"Found mask: {mask}", style="bold", markup=False)
-    console.print(comparison(rows, language=language))
-    console.print(judgement.sentence, style="bold", markup=False)
+    console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)
+    console.print(comparison(result))
+    console.print(result["verdict"]["sentence"], style="bold", markup=False)
     if front := result.get("front"):
-        console.print(front_table(names, front["masks"]))
-        console.print("In front.png and masks/, too", markup=False)
-    if judgement.gap is not None:
-        console.print(f"Validation minus test accuracy of the found mask: {100 * judgement.gap:+.1f} points", markup=False)
-    console.print(f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s", markup=False)
+        console.print(front_table(result["stages"], front["masks"]))
+        console.print("In masks/, too", markup=False)
+    if (gap := result["verdict"]["gap"]) is not None:
+        console.print(f"Validation minus test accuracy of the found mask: {100 * gap:+.1f} points", markup=False)
+    console.print(
+        f"{result['num_evaluations']} evaluations in {result['seconds']:.0f} s. In {os.fspath(out)}: report.html, model/, "
+        "mask.json, evaluations.csv, result.json, plots/",
+        markup=False,
+    )
+
+
+def describe_found(result: Mapping[str, Any]) -> str:
+    """The found mask in words."""
+    if not result["results"]["found"]["trainable_parameters"]:
+        return "train nothing"
+    return describe_mask(result["stages"], "".join(map(str, result["best_genome"])))
 
 
 def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Table:
@@ -193,24 +202,6 @@ def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Tab
         mask = describe_mask(names, one["genome"])
         table.add_row(mask, f"{one['validation_accuracy']:.4f}", f"{one['flops']:.0%}", *counts)
     return table
-
-
-def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequence[Mapping[str, Any]]) -> None:
-    """Draws accuracy against training FLOPs: all masks that were evaluated, and, with optimizer bytes, those on the front."""
-    from matplotlib.figure import Figure  # takes half a second
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    column = lambda group, name: [one[name] for one in group]  # noqa: E731
-    points, own = ((column(group, "flops"), column(group, "validation_accuracy")) for group in (evaluated, masks))
-    axes.scatter(*points, color="0.7", s=18, label="evaluated")
-    front = axes.scatter(*own, c=column(masks, "optimizer_bytes"), s=50, edgecolors="black", label="front")
-    figure.colorbar(front, label="optimizer bytes")
-    axes.set(xlabel="training FLOPs, as a share of training everything", ylabel="validation accuracy")
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
 
 
 def fail(error: Exception) -> int:

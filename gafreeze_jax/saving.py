@@ -6,7 +6,7 @@ was in no time. The folder holds
   run.json         what the run is: options, versions, plan, and a fingerprint of model and data
   evaluations.csv  see `ledger.Journal`
   members/         finalists, until the run is over; see `Kept`
-  SHA256SUMS       of all files, for `sha256sum -c`; written last, so a run that has it is finished
+  SHA256SUMS       of the other files, for `sha256sum -c`; written last, so a run that has it is finished
 
 Every file is written whole or not at all, and what was damaged since is noticed. Folders may be local or remote, such as
 gs://bucket/run.
@@ -41,6 +41,7 @@ from gafreeze_jax.population import Member
 from gafreeze_jax.stages import PyTree
 
 RUN, JOURNAL, MEMBERS, SUMS = "run.json", "evaluations.csv", "members", "SHA256SUMS"
+NOT_LISTED = (MEMBERS, SUMS, "report.html", "plots")  # the last two are made from the others, and can be again
 WHERE = ("out", "resume")  # options that say where a run is, not what
 OptionsT = TypeVar("OptionsT", bound=Any)
 
@@ -125,8 +126,9 @@ class Saved:
                     to.parent.mkdir(parents=True, exist_ok=True)
                     with file.open("rb") as source, to.open("wb") as target:
                         shutil.copyfileobj(source, target)
-            sums = [f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in _files(epath.Path(folder))]
-            write_whole(self.path / SUMS, "".join(sums))
+            names = [file.relative_to(folder) for file in _files(epath.Path(folder))]
+            listed = [name for name in names if name.parts[0] not in NOT_LISTED and not name.name.startswith(".")]
+            write_whole(self.path / SUMS, "".join(f"{_sha256(epath.Path(folder) / name)}  {name}\n" for name in listed))
             self.kept.remove()
 
 
@@ -200,8 +202,7 @@ def verify(path: epath.Path) -> None:
     for line in (path / SUMS).read_bytes().decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
         sums[name] = digest
-    there = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
-    if damaged := sorted(name for name in sums if there.get(name) != sums[name]):
+    if damaged := [name for name, digest in sums.items() if not (path / name).is_file() or _sha256(path / name) != digest]:
         raise ValueError(
             f"{path}: damaged or missing: {', '.join(damaged)}. Delete {path / SUMS} and give the command again: what can be "
             "used is, the rest is made anew"
@@ -363,14 +364,8 @@ def _is_local(path: epath.Path) -> bool:
 
 
 def _files(path: epath.Path) -> list[epath.Path]:
-    """What `SHA256SUMS` lists: all but itself, finalists and hidden files."""
-    found: list[epath.Path] = []
-    for entry in sorted(path.iterdir()):
-        if entry.is_dir():
-            found += _files(entry) if entry.name != MEMBERS else []
-        elif entry.name != SUMS and not entry.name.startswith("."):
-            found.append(entry)
-    return found
+    """All files in a folder and below it."""
+    return [file for entry in sorted(path.iterdir()) for file in (_files(entry) if entry.is_dir() else [entry])]
 
 
 def _sha256(path: epath.Path) -> str:

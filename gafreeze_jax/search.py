@@ -261,8 +261,10 @@ class Search(Generic[M]):
                 rng.permutation(all_genomes(num_genes)) if 2**num_genes <= ENUMERABLE else rng.random((num, num_genes)) < 0.5
             )
             return self._allowed(self.ledger.unseen(np.concatenate([candidates, others])))[:num], False
-        if self.settings.screen and len(candidates) > num and (model := surrogate.fit(*self._estimates())).earns_trust:
-            return candidates[surrogate.screen(model, rng, candidates, num)], True
+        if self.settings.screen and len(candidates) > num:
+            model = surrogate.fit(*estimates({rung: self._accuracies(rung) for rung in self.settings.rungs}))
+            if model.earns_trust:
+                return candidates[surrogate.screen(model, rng, candidates, num)], True
         return candidates[:num], False
 
     def _allowed(self, genomes: np.ndarray) -> np.ndarray:
@@ -301,21 +303,6 @@ class Search(Generic[M]):
             recorded += members
         return recorded
 
-    def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is known of each genome's accuracy after all steps: genomes [N, G], estimates [N], and their weights [N].
-
-        To the accuracy at an earlier rung is added what the others gained from there on; it counts by its share of the steps.
-        """
-        *_, last = rungs = self.settings.rungs
-        at = {rung: self._accuracies(rung) for rung in rungs}
-        estimates: dict[str, tuple[float, float]] = {}
-        for rung in rungs:
-            gains = [at[last][genome] - at[rung][genome] for genome in at[rung].keys() & at[last].keys()]
-            gain = float(np.median([one for one in gains if math.isfinite(one)] or [0.0]))
-            estimates |= {genome: (accuracy + gain, rung / last) for genome, accuracy in at[rung].items()}
-        values = np.array(list(estimates.values()))
-        return np.array([genome_array(genome) for genome in estimates]), values[:, 0], values[:, 1]
-
     def _accuracies(self, rung: int) -> dict[str, float]:
         """Of all genomes that got there; -inf if one diverged."""
         return {one.genome: one.fitness[0] for one in self.ledger.at(rung, self.settings.seed)}
@@ -330,6 +317,24 @@ class Search(Generic[M]):
                 value: Any = spearmanr(first, second)
                 found.append(Correlation(steps, float(value.statistic), len(both)))
         return tuple(found)
+
+
+def estimates(accuracies: Mapping[int, Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is known of each genome's accuracy after all steps: genomes [N, G], estimates [N], and their weights [N].
+
+    To the accuracy at an earlier rung is added what the others gained from there on; it counts by its share of the steps.
+
+    Args:
+      accuracies: by rung, the last one being all steps, and genome; -inf if it diverged.
+    """
+    last = max(accuracies)
+    found: dict[str, tuple[float, float]] = {}
+    for rung, at in sorted(accuracies.items()):
+        gains = [accuracies[last][genome] - at[genome] for genome in at.keys() & accuracies[last].keys()]
+        gain = float(np.median([one for one in gains if math.isfinite(one)] or [0.0]))
+        found |= {genome: (accuracy + gain, rung / last) for genome, accuracy in at.items()}
+    values = np.array(list(found.values()))
+    return np.array([genome_array(genome) for genome in found]), values[:, 0], values[:, 1]
 
 
 _jitted = functools.cache(jax.jit)  # searches with the same GA share compiled code

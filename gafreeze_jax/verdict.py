@@ -151,13 +151,16 @@ def judge(found: Finalist, baselines: Sequence[Finalist], validation_accuracy: f
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """What `result.json` says of a verdict, in shares of 1; bounds that are unknown are null."""
+    """What `result.json` says of a verdict, in shares of 1."""
+    differences = {
+        name: {other: interval_as_json(given) for other, given in own.items()} for name, own in verdict.differences.items()
+    }
+    return verdict._asdict() | {"accuracy": interval_as_json(verdict.accuracy), "differences": differences}
 
-    def entry(given: Interval) -> dict[str, float | None]:
-        return {key: value if math.isfinite(value) else None for key, value in given._asdict().items()}
 
-    differences = {name: {other: entry(given) for other, given in own.items()} for name, own in verdict.differences.items()}
-    return verdict._asdict() | {"accuracy": entry(verdict.accuracy), "differences": differences}
+def interval_as_json(given: Interval) -> dict[str, float | None]:
+    """Bounds that are unknown are null."""
+    return {key: value if math.isfinite(value) else None for key, value in given._asdict().items()}
 
 
 def _words(

@@ -196,3 +196,4 @@ def test_what_all_masks_cost_follows_from_a_few(name):
     flops = members.step_flops(run)
     for genome in tasks.ALL_MASKS:
         assert flops(genome) == pytest.approx(members.flops_per_step(genome, run), rel=0.02)
+        assert flops.from_scratch(genome) == pytest.approx(members.flops_per_step(genome, run, enter=0), rel=0.02)

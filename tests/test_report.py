@@ -48,17 +48,27 @@ def test_the_two_lines_of_a_generation(capsys):
     assert capsys.readouterr().out == "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n"
 
 
+@dataclasses.dataclass
+class Options:
+    gens: int = 3
+    out: Path | None = None
+
+
+def result(rows=ROWS, evaluations=(), options=Options(), **facts):  # noqa: B008
+    return report.make_result(options, NAMES, rows, JUDGEMENT, evaluations, 12.34, **facts)
+
+
 def test_the_table_has_a_line_per_row():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.comparison(ROWS))
+    console.print(report.comparison(result()))
     lines = [line.split() for line in console.export_text().strip().splitlines()]
     assert [lines[1][i] for i in (0, 1, 2, 4, 6, 7, 8)] == ["found", "0.8500", "0.8000", "to", "75%", "900", "(90%)"]
     assert lines[2][:4] == ["train", "all", "0.8000", "0.7500"]
     assert lines[2][-3:] == ["100%", "1,000", "(100%)"]
 
 
-def test_the_summary_fits_and_says_the_verdict(capsys):
-    report.print_summary(NAMES, ROWS, JUDGEMENT, {"num_evaluations": 3, "seconds": 4.0})
+def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
+    report.print_summary(result(), tmp_path)
     printed = capsys.readouterr().out
     assert "Found mask: freeze embeddings; train layer_0 to layer_3" in printed
     assert JUDGEMENT.sentence in printed
@@ -67,27 +77,24 @@ def test_the_summary_fits_and_says_the_verdict(capsys):
 
 
 def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
-    @dataclasses.dataclass
-    class Options:
-        gens: int = 3
-        out: Path = tmp_path
-
     evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
-    report.write_json(tmp_path / "result.json", report.make_result(Options(), NAMES, ROWS, JUDGEMENT, evaluations, 12.34))
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["options"] == {"gens": 3, "out": str(tmp_path)}
-    assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(result["versions"])
-    assert result["stages"] == list(NAMES)
-    assert (result["best_genome"], result["fitness"]) == ([1, 0, 0, 0, 0], 0.85)
-    assert result["results"]["train all"]["test_accuracy"] == 0.75
-    assert result["results"]["train all"]["test_accuracy_by_seed"] == [0.7, 0.8]
-    assert result["results"]["found"]["frozen"] == ["embeddings"]
-    assert result["verdict"]["sentence"] == JUDGEMENT.sentence
-    assert (result["num_evaluations"], result["num_diverged"], result["seconds"]) == (2, 1, 12.3)
+    report.write_json(tmp_path / "result.json", result(evaluations=evaluations, options=Options(out=tmp_path)))
+    read = json.loads((tmp_path / "result.json").read_text())
+    assert read["options"] == {"gens": 3, "out": str(tmp_path)}
+    assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(read["versions"])
+    assert read["stages"] == list(NAMES)
+    assert (read["best_genome"], read["fitness"]) == ([1, 0, 0, 0, 0], 0.85)
+    assert read["results"]["train all"]["test_accuracy"] == 0.75
+    assert read["results"]["train all"]["test_accuracy_by_seed"] == [0.7, 0.8]
+    assert read["results"]["found"]["frozen"] == ["embeddings"]
+    differences = read["verdict"]["differences"]
+    assert differences["found"]["train all"]["mean"] == -differences["train all"]["found"]["mean"]
+    assert read["verdict"]["sentence"] == JUDGEMENT.sentence
+    assert (read["num_evaluations"], read["num_diverged"], read["seconds"]) == (2, 1, 12.3)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_perplexity_is_the_exponential_of_the_loss():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.comparison([ROWS[0]._replace(test_loss=np.log(20.0)), *ROWS[1:]], language=True))
+    console.print(report.comparison(result([ROWS[0]._replace(test_loss=np.log(20.0)), *ROWS[1:]], language=True)))
     assert console.export_text().strip().splitlines()[1].split()[6] == "20.00"

@@ -87,6 +87,8 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path):
         "evaluations.csv",
         "mask.json",
         "model",
+        "plots",
+        "report.html",
         "result.json",
         "run.json",
     ]

@@ -102,6 +102,8 @@ def test_the_script(small_model, corpus, tmp_path):
         "evaluations.csv",
         "mask.json",
         "model",
+        "plots",
+        "report.html",
         "result.json",
         "run.json",
     ]

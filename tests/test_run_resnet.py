@@ -72,7 +72,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     assert result["stages"] == ["stem", *(f"layer{stage}_{number}" for stage in (1, 2, 3) for number in (0, 1))]
     assert result["label_names"] == list("56789")
     assert set(result["results"]) == BASELINES
-    names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "result.json", "run.json"]
+    names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 
     checkpoint = resnet.load_resnet(run_resnet.find_model("digits"))  # from the cache
