@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, pareto, planning, population, report, verdict
+from gafreeze_jax import devices, genetic, masking, pareto, planning, population, report, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.finalists import GRADUAL, Finalist, Recall, Trainer, retrain
@@ -81,6 +81,12 @@ class Options:
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
     many calls run at the same time."""
+    coordinator: str | None = None
+    """With several processes: HOST:PORT of the first one. On Cloud TPU and under Slurm these three options are not needed."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0; that one writes the results."""
 
 
 class OptionError(ValueError):
@@ -111,8 +117,8 @@ def check(options: Options, **smallest: int) -> None:
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
-    if options.plan != "auto":
-        planning.parse(options.plan)
+    if options.plan != "auto" and planning.parse(options.plan).calls > 1 < jax.device_count():
+        raise ValueError(f"--plan: with {jax.device_count()} devices calls run one by one; leave out calls")
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -267,7 +273,10 @@ def run_search(task: Task, options: Options, out: Path | None = None) -> Result:
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 2) * num_steps
     dtype = compute_dtype(options.dtype)
-    with report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display:
+    with (
+        devices.over_all_devices(),
+        report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display,
+    ):
         members = population.Population(
             task.network,
             task.params,
@@ -458,10 +467,11 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
     """
     start = time.perf_counter()
     try:
+        devices.join(options.coordinator, options.num_processes, options.process_id)
         check(options)
         planning.keep_compiled_programs()
         prepared = prepare(options)
-        out = report.make_run_folder(options.out, kind)
+        out = report.make_run_folder(options.out, kind) if devices.is_first() else None
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
     print(*prepared.about, sep="\n")
@@ -471,7 +481,8 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
         result = run_search(prepared.task, options, out)
     except OptionError as error:
         sys.exit(report.fail(error))
-    finish(prepared, result, options, out, start)
+    if out is not None:
+        finish(prepared, result, options, out, start)
 
 
 def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> None:

@@ -7,14 +7,13 @@ opened then, they say what it is worth.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from gafreeze_jax.ledger import Ledger, genome_array, genome_text
-from gafreeze_jax.population import Member, Population, Run
+from gafreeze_jax.population import Member, Population, Run, side_by_side
 
 PHASES = 4  # of gradual unfreezing
 GRADUAL = "gradual unfreezing"
@@ -124,8 +123,8 @@ def retrain(
         for member in trainer.evaluate(genomes, seed, num_steps):
             record(member, seed)
             trained[genome_text(member.genome)].append(_on_host(member))
-    with ThreadPoolExecutor(trainer.population.plan.calls) as pool:  # one member at a time would leave cores idle
-        gradual = list(pool.map(lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps)), seeds))
+    unfreeze = lambda seed: _on_host(unfreeze_gradually(trainer, seed, num_steps))  # noqa: E731
+    gradual = list(side_by_side(unfreeze, seeds, trainer.population.plan.calls))  # one member at a time leaves cores idle
 
     population, run = trainer.population, trainer.run(seeds[0])
 
@@ -158,7 +157,5 @@ def unfreeze_gradually(trainer: Trainer, seed: int, num_steps: int) -> Member:
 
 
 def _on_host(member: Member) -> Member:
-    """Its own parameters in the host's memory; frozen ones are shared by all."""
-    frozen = dict(zip(list(member.params)[: len(member.genome)], member.genome, strict=True))
-    params = {name: tree if frozen.get(name, False) else jax.device_get(tree) for name, tree in member.params.items()}
-    return member._replace(params=params)
+    """Its parameters in the host's memory; JAX keeps one copy there of the frozen ones, which all members share."""
+    return member._replace(params=jax.device_get(dict(member.params)))

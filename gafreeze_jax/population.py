@@ -4,7 +4,8 @@ Every member starts from the same pretrained parameters and sees the same batche
 dropout (common random numbers), so members differ by their genomes alone. Up to its `depth`, its lowest trainable
 stage, a member computes what every other member computes there: these activations are kept, and a member starts at its
 depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, whether Python hands out the work
-stage by stage or many steps at a time, and how many calls run side by side.
+stage by stage or many steps at a time, and how many calls run side by side. With several devices (`devices.over_all_devices`)
+each has its share of a call's members.
 """
 
 import functools
@@ -12,7 +13,7 @@ import itertools
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from gafreeze_jax import masking, stages
+from gafreeze_jax import devices, masking, stages
 from gafreeze_jax.activations import Activations, Block, Budget, Source, default_budget, fetch, score_from
 from gafreeze_jax.stages import Axis, Batch, Network, PyTree, lowest_trainable, over_members
 
@@ -83,7 +84,8 @@ class Member(NamedTuple):
 
     Attributes:
       genome: [G] bool.
-      params: the network's parameters; frozen ones are the pretrained arrays themselves.
+      params: the network's parameters; frozen ones are the pretrained arrays themselves. With several devices it is a mapping
+        that fetches what it is asked for (`devices.Slot`).
       train_loss: mean over the training steps.
       accuracy: on the validation set, as share.
       loss: on the validation set, mean over examples; not finite if the run diverged.
@@ -118,7 +120,7 @@ class Plan(NamedTuple):
     """How the work is cut. All plans train alike.
 
     Attributes:
-      members: that are stacked in one call.
+      members: that are stacked in one call, over all devices; as many on each, by copies if need be.
       steps: that one compiled program does, scanned; 0 = every stage is a program of its own, which serves all masks.
       freezing: "static": what all members of a call freeze is left out, and programs of whole steps are compiled for every
         mask. "traced": one program serves all masks; it does the work of training everything.
@@ -177,7 +179,7 @@ class Population:
     ):
         self.network, self.recipe, self.plan = network, recipe, plan
         self._on_steps, self._counting = on_steps, threading.Lock()
-        self._params = jax.device_put({stage.name: params[stage.name] for stage in network.stages})
+        self._params = devices.replicate({stage.name: params[stage.name] for stage in network.stages})
         self._budget = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
         self._train = self.activations(train)
         self._validation = self.activations(validation)
@@ -238,10 +240,10 @@ class Population:
             calls = make_calls(self.plan, self.network, np.array([member.genome for member in waiting]))
             for activations in (self._train, self._validation):
                 activations.expect(call.depth for call in calls)
-            size = self.plan.members
-            jobs = [_Job(call, waiting[i * size : i * size + len(call.genomes)], until) for i, call in enumerate(calls)]
+            rest = iter(waiting)
+            jobs = [_Job(call, list(itertools.islice(rest, len(call.genomes))), until) for call in calls]
             try:
-                for done in _side_by_side(functools.partial(self._train_and_score, run=run), jobs, self.plan.calls):
+                for done in side_by_side(functools.partial(self._train_and_score, run=run), jobs, self.plan.calls):
                     yield from done
                     waiting = waiting[len(done) :]
             except jax.errors.JaxRuntimeError as error:
@@ -254,7 +256,8 @@ class Population:
         first, num_steps = members[0].steps, len(run.batches.examples)
         start = self._start(call, run, self.plan.steps) if first == 0 else self._restart(call, members)
         params, state, losses = self._fit(call, run, start, first, until, self.plan.steps, self._count)
-        scores = (np.asarray(losses, np.float64).reshape(-1), *self._score(call, params, self._validation))
+        losses = devices.gather(losses).astype(np.float64).reshape(-1)
+        scores = (losses, *self._score(call, params, self._validation))
         loss_sum, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
         return [
             Member(
@@ -277,10 +280,12 @@ class Population:
         self._train.clear()
         self._validation.clear()
         members, calls = self.plan.members, self.plan.calls
-        if members == calls == 1:
+        if members <= devices.num_shards() and calls == 1:
             raise MemoryError(
                 "A single member does not fit the device's memory: take smaller batches, shorter inputs or a smaller model"
             ) from error
+        if jax.process_count() > 1:  # the others may have had enough
+            raise MemoryError(f"{members} members at a time do not fit the devices' memory: give fewer by --plan") from error
         self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
         warnings.warn(f"Out of memory: going on with {self.plan.members} members at a time", stacklevel=3)
 
@@ -303,7 +308,7 @@ class Population:
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            list(_side_by_side(fit, calls, plan.calls))
+            list(side_by_side(fit, calls, plan.calls))
             seconds.append(time.perf_counter() - start)
         first, second = seconds
         return Timing(max(0.0, first - second), second / num_steps)
@@ -331,7 +336,7 @@ class Population:
         return analysis["flops"]
 
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
-        """Memory that a call takes beside what all members share: parameters, optimizer states, gradients, residuals.
+        """Memory that a call takes on a device: parameters, optimizer states, gradients, residuals; not what all members share.
 
         Args:
           genomes: [N, G], at most as many as the plan has members.
@@ -353,7 +358,9 @@ class Population:
 
         kept = jax.eval_shape(residuals, params, block, run.key)
         num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-        return 2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)
+        return (2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)) // (
+            1 if call.axis is None else devices.num_shards()
+        )
 
     def _lower(self, call: "Call", run: Run) -> jax.stages.Lowered:
         """A single training step as one program, from kept activations."""
@@ -378,9 +385,9 @@ class Population:
         params, state = {}, {}
         for name in (*call.trained, "head"):
             of_frozen = functools.cache(functools.partial(self._start_late, name, members[0].steps))
-            pairs = [
+            pairs = (
                 (member.params[name], own[name]) if name in (own := member.state or {}) else of_frozen() for member in members
-            ]
+            )
             params[name], state[name] = self._stack(call, pairs)
         return params, state
 
@@ -390,10 +397,13 @@ class Population:
         count = lambda leaf: jnp.full_like(leaf, steps) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf  # noqa: E731
         return params, jax.tree.map(count, state)
 
-    def _stack(self, call: "Call", trees: Sequence[PyTree]) -> PyTree:
+    def _stack(self, call: "Call", trees: Iterable[PyTree]) -> PyTree:
         """A copy of the trees of a call's members, stacked along its member axis if it has one."""
         if call.axis is None:
-            return jax.tree.map(jnp.array, trees[0])
+            return jax.tree.map(jnp.array, *trees)
+        if devices.num_shards() > 1:
+            return devices.stack(trees, call.size)
+        trees = list(trees)
         filled = [*trees, *[trees[-1]] * (call.size - len(trees))]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
 
@@ -445,19 +455,24 @@ class Population:
     def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
         """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        own = self._pick(call, {name: tree for name, tree in params.items() if not frozen[name]}, i)
-        return {name: self._params[name] if frozen[name] else own[name] for name in frozen}
+        trees = {name: self._params[name] if gene else params[name] for name, gene in frozen.items()}
+        return self._pick(call, trees, i, [name for name, gene in frozen.items() if not gene])
 
     def _state_of_member(self, call: "Call", state: PyTree, i: int) -> PyTree:
         """Optimizer states of what member i trains."""
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        return self._pick(call, {name: tree for name, tree in state.items() if not frozen[name]}, i)
+        own = {name: tree for name, tree in state.items() if not frozen[name]}
+        return self._pick(call, own, i, list(own))
 
-    def _pick(self, call: "Call", trees: PyTree, i: int) -> PyTree:
-        """Member i of {stage name: tree}."""
+    def _pick(self, call: "Call", trees: dict[str, PyTree], i: int, stacked: Sequence[str]) -> Mapping[str, PyTree]:
+        """Member i of {stage name: tree}; those named in `stacked` have a member axis if the call has one."""
         if call.axis is None:
             return trees
-        return _pick(trees, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in trees.items()}
+        if devices.num_shards() > 1:
+            return devices.Slot(trees, i, stacked)
+        if self.plan.steps:
+            return trees | devices.pick({name: trees[name] for name in stacked}, i)
+        return trees | {name: devices.pick(trees[name], i) for name in stacked}
 
 
 class Timing(NamedTuple):
@@ -477,7 +492,7 @@ class Call(NamedTuple):
 
     Attributes:
       genomes: [N, G].
-      size: so many members are trained; those beyond N are copies of the last one, so that all calls have one shape.
+      size: so many members are trained; those beyond N are copies, so that all calls have one shape, and all devices a share.
       frozen: for each stage, as in `stages.value_and_grad`.
       trained: names of the stages that are not frozen.
       gates: for stages of which `frozen` is None: [size] bool, or scalars where there is no member axis.
@@ -502,20 +517,21 @@ class Call(NamedTuple):
 def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
     """Cuts genomes [P, G] into calls."""
     calls = []
-    for first in range(0, len(genomes), plan.members):
-        own = genomes[first : first + plan.members]
-        filled = own[np.minimum(np.arange(plan.members), len(own) - 1)]
+    size = plan.members if plan.members == 1 else -(-plan.members // (shards := devices.num_shards())) * shards
+    for first in range(0, len(genomes), size):
+        own = genomes[first : first + size]
+        filled = own[np.minimum(np.arange(size), len(own) - 1)]
         frozen: list[bool | None] = [True if gene.all() else None if gene.any() else False for gene in own.T]
         if plan.freezing == "traced":
             frozen = [None] * len(frozen)
         gates = {
-            name: jnp.asarray(gene if plan.members > 1 else gene[0])
+            name: jnp.asarray(gene if size > 1 else gene[0])
             for name, gene, decided in zip(network.names, filled.T, frozen, strict=True)
             if decided is None
         }
         trained = tuple(name for name, decided in zip(network.names, frozen, strict=True) if decided is not True)
-        size = plan.members if trained else 1  # there is only one way to train nothing but the head
-        calls.append(Call(own, size, tuple(frozen), trained, gates))
+        # There is only one way to train nothing but the head.
+        calls.append(Call(own, size if trained else 1, tuple(frozen), trained, gates))
     return calls
 
 
@@ -527,8 +543,10 @@ class _Job(NamedTuple):
     until: int
 
 
-def _side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
+def side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
     """What `function` gives for each call, in order; `num` calls at a time."""
+    if num > 1 and devices.num_shards() > 1:
+        raise ValueError(f"with several devices calls run one by one, in an order that all processes share; got calls={num}")
     if num == 1:
         yield from map(function, calls)
     else:
@@ -542,7 +560,8 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     members = () if axis is None else (size,)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
     init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # said, as a head may have no parameters
-    return copies, init(stages.parameters(copies))
+    started = copies, init(stages.parameters(copies))
+    return started if axis is None else devices.shard(started)
 
 
 def _start_stages(
@@ -554,11 +573,6 @@ def _start_stages(
 
 
 _start_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size"))(_start_stages)
-
-
-@jax.jit
-def _pick(params: PyTree, i: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[i], params)
 
 
 class _Program(NamedTuple):

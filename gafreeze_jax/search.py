@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from scipy.stats import spearmanr
 
-from gafreeze_jax import surrogate
+from gafreeze_jax import devices, surrogate
 from gafreeze_jax.genetic import GA, all_genomes
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 
@@ -183,7 +183,7 @@ class Search(Generic[M]):
         rng = np.random.default_rng(int(jax.random.bits(key_rng)))
         best, since_best, why = "", 0, ""
         for number in itertools.count(1):
-            if number > 1 and (why := self._why_stop(number, since_best, time.perf_counter() - start)):
+            if number > 1 and (why := self._why_stop(number, since_best, float(devices.of_first(time.perf_counter() - start)))):
                 break
             key, key_ask = jax.random.split(key)
             screened = False
