@@ -158,11 +158,11 @@ class Activations:
         else:
             yield from _stream(self.per_example(depth), inputs, self._data.targets, batches, num_steps or STREAMED_STEPS)
 
-    def block_shape(self, depth: int, batches: Batch) -> Block:
-        """What a block of one step would be if the inputs of the stage at `depth` are on the device."""
-        one = jax.tree.map(lambda leaf: leaf[:1], batches)
+    def block_shape(self, depth: int, batches: Batch, num_steps: int = 1) -> Block:
+        """What a block of some steps would be if the inputs of the stage at `depth` are on the device."""
+        some = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
         inputs = self._data.inputs if depth == 0 else self._shapes[depth]
-        return jax.eval_shape(Block, inputs, self._data.targets, one)
+        return jax.eval_shape(Block, inputs, self._data.targets, some)
 
     def per_example(self, depth: int) -> bool:
         """Whether what enters the stage at `depth` has one row per example (or else per element)."""

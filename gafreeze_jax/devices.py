@@ -42,7 +42,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if any(one is not None for one in told):
         if None in told:
             raise ValueError(f"--coordinator, --num-processes and --process-id belong together, got {told}")
-    elif not (_on_cloud_tpu() or _under_slurm()):
+    elif jax.distributed.is_initialized() or not (_on_cloud_tpu() or _under_slurm()):
         return
     jax.distributed.initialize(*told, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LAST_WORDS)
     if not is_first():
@@ -102,6 +102,13 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.tree.map(put, tree)
 
 
+def shapes(tree: PyTree, spec: PartitionSpec = SHARED) -> PyTree:
+    """What stands for arrays on the devices of the mesh in context, for programs that are compiled and not run."""
+    mesh = jax.sharding.get_mesh()
+    sharding = None if mesh.empty else NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def gather(array: Any) -> np.ndarray:
     """An array of all members, in the memory of every process."""
     if isinstance(array, Array) and not (array.is_fully_addressable or array.is_fully_replicated):
@@ -146,7 +153,7 @@ def pick(stacked: PyTree, i: int) -> PyTree:
     if num_shards() == 1:
         return jax.tree.map(lambda leaf: leaf[i], stacked)
 
-    def own(stacked: PyTree, i: Array) -> PyTree:
+    def own(stacked: PyTree, i: int) -> PyTree:
         def send(leaf: Array) -> Array:
             shard, place = jnp.divmod(i, len(leaf))
             sent = jnp.where(shard == jax.lax.axis_index(AXIS), leaf[place], jnp.zeros((), leaf.dtype))
@@ -172,7 +179,7 @@ def _copies(member: PyTree, num: int) -> PyTree:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(stacked: PyTree, member: PyTree, i: int) -> PyTree:
-    def own(stacked: PyTree, member: PyTree, i: Array) -> PyTree:
+    def own(stacked: PyTree, member: PyTree, i: int) -> PyTree:
         def write(leaf: Array, new: Array) -> Array:
             place = i - jax.lax.axis_index(AXIS) * len(leaf)
             return leaf.at[jnp.where(place < 0, len(leaf), place)].set(new, mode="drop")
