@@ -332,7 +332,7 @@ class Population:
     def flops_per_step(self, genome: np.ndarray, run: Run) -> float:
         """Floating-point operations of a member's training step from kept activations, as XLA counts them."""
         (call,) = make_calls(Plan(steps=1), self.network, np.asarray(genome, bool)[None])
-        analysis: Any = self.lower(call, run).cost_analysis()
+        analysis: Any = self.trace(call, run).lower().cost_analysis()
         return analysis["flops"]
 
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
@@ -362,7 +362,7 @@ class Population:
             1 if call.axis is None else devices.num_shards()
         )
 
-    def lower(self, call: "Call", run: Run, num_steps: int = 1) -> jax.stages.Lowered:
+    def trace(self, call: "Call", run: Run, num_steps: int = 1) -> jax.stages.Traced:
         """Training steps as one program, from kept activations, for the devices of the mesh in context."""
         boundary = self._train.boundary(call.depth)
         program = self._program(call, boundary)
@@ -370,7 +370,7 @@ class Population:
         block = self._train.block_shape(boundary, run.batches, num_steps)
         params, state = started if call.axis is None else devices.shapes(started, devices.MEMBERS)
         shared = devices.shapes((self._params, block, run.key))
-        return _train_block.lower(program, params, state, *shared, 0, call.gates)
+        return _train_block.trace(program, params, state, *shared, 0, call.gates)
 
     def _program(self, call: "Call", boundary: int) -> "_Program":
         per_example = self._train.per_example(boundary)

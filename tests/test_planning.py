@@ -96,7 +96,7 @@ def test_the_memory_of_a_call_is_what_xla_says(num_members):
         tasks.ALL_MASKS[:num_members],
     )
     (call,) = population.make_calls(Plan(num_members, 1), task[0], genomes)
-    xla = members.lower(call, run).compile().memory_analysis()
+    xla = members.trace(call, run).lower().compile().memory_analysis()
     ours = members.bytes_of_call(Plan(num_members), genomes, run)
     assert ours == pytest.approx(xla.argument_size_in_bytes + xla.temp_size_in_bytes, rel=0.25)
 
