@@ -50,7 +50,7 @@ from gafreeze_jax.population import Call, Plan, Population, Run, adamw_recipe, m
 from gafreeze_jax.stages import Dataset
 
 COLLECTIVE = re.compile(r"\b(?:all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)\b")
-QUICKLY = {"exec_time_optimization_effort": -1.0}  # a quarter of the time to compile
+QUICKLY: Any = {"exec_time_optimization_effort": -1.0}  # a quarter of the time to compile
 
 
 class Slice(NamedTuple):
@@ -174,7 +174,7 @@ def compile_pieces(population: Population, call: Call, run: Run) -> Step:
 
 def compile_whole(population: Population, call: Call, run: Run) -> Step:
     """A step in one program, where XLA is free to compute again what it would else keep."""
-    compiled = population.trace(call, run).lower().compile(QUICKLY)
+    compiled: Any = population.trace(call, run).lower().compile(QUICKLY)
     flops = compiled.cost_analysis()["flops"]
     return Step(compiled.memory_analysis().peak_memory_in_bytes, flops, len(COLLECTIVE.findall(compiled.as_text())))
 
