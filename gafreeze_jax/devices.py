@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PyTree = Any
+T = TypeVar("T")
 AXIS = "population"
 HEARTBEAT = 30  # seconds without one, after which a process counts as dead and the others end
 LAST_WORDS = 3600  # seconds that the others wait for the first process, which scores the test split and saves the model
@@ -45,6 +47,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     elif jax.distributed.is_initialized() or not (_on_cloud_tpu() or _under_slurm()):
         return
     jax.distributed.initialize(*told, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LAST_WORDS)
+    sys.excepthook = _end_at_once
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
@@ -58,9 +61,36 @@ def _under_slurm() -> bool:
     return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
+def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends a process that has failed without waiting for the others, which wait for it; its heart stops, and so they end."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def is_first() -> bool:
     """Whether this process prints and writes."""
     return jax.process_index() == 0
+
+
+def on_first(function: Callable[[], T]) -> T | None:
+    """What a function gives in process 0; None in the others.
+
+    Raises:
+      ValueError, OSError: in all of them, if it does.
+    """
+    result, error = None, None
+    if is_first():
+        try:
+            result = function()
+        except (ValueError, OSError) as caught:
+            error = caught
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(multihost_utils.broadcast_one_to_all(np.array(failed)))
+    if failed:
+        raise error or OSError("the first process could not go on")
+    return result
 
 
 def over_all_devices() -> contextlib.AbstractContextManager:

@@ -471,7 +471,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
         check(options)
         planning.keep_compiled_programs()
         prepared = prepare(options)
-        out = report.make_run_folder(options.out, kind) if devices.is_first() else None
+        out = devices.on_first(lambda: report.make_run_folder(options.out, kind))
     except (ValueError, OSError) as error:
         sys.exit(report.fail(error))
     print(*prepared.about, sep="\n")
