@@ -6,7 +6,7 @@ XLA:TPU comes with libtpu and compiles on any CPU. The programs are those of `Po
 trains: its pieces, which Python hands out one by one, and where asked for the step in one program. Of pieces, memory is what
 XLA says of each, beside the arrays that live while it runs. Prints for each slice and network, per device: memory against HBM,
 GFLOP, collectives in the step, the largest population that fits, and how far off `Population.bytes_of_call` is. Takes about
-20 minutes on 2 cores.
+10 minutes on 2 cores.
 """
 
 import os
