@@ -1,7 +1,7 @@
 """Members over devices, and devices over processes: JAX's own distributed runtime, with what little goes between devices.
 
 A population's member axis is cut along the axis `population` of the mesh in context (`jax.set_mesh`); everything that members
-share is on every device. So train steps of members on different devices exchange nothing. `jax.pmap` did such things once.
+share is on every device. So train steps of members exchange nothing. (`jax.pmap`, now in maintenance, did such things once.)
 """
 
 import contextlib
@@ -106,8 +106,7 @@ def num_shards() -> int:
 
 
 def over_shards(function: Callable, axes: Sequence[int | None]) -> Callable:
-    """`function`, whose arguments have a leading member axis or None and whose results have one, run by each device on its own
-    members."""
+    """`function` of arrays with a leading member axis (None: without one) to such arrays, by each device for its own members."""
     if num_shards() == 1:
         return function
     specs = tuple(SHARED if axis is None else MEMBERS for axis in axes)

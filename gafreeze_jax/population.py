@@ -338,6 +338,8 @@ class Population:
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
         """Memory that a call takes on a device: parameters, optimizer states, gradients, residuals; not what all members share.
 
+        As it is stage by stage; in one program, XLA may need less (`benchmarks/tpu_compile.py`).
+
         Args:
           genomes: [N, G], at most as many as the plan has members.
         """
@@ -358,9 +360,8 @@ class Population:
 
         kept = jax.eval_shape(residuals, params, block, run.key)
         num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-        return (2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)) // (
-            1 if call.axis is None else devices.num_shards()
-        )
+        shards = 1 if call.axis is None else devices.num_shards()
+        return (2 * num_bytes(params) + num_bytes(state) + num_bytes(kept)) // shards
 
     def trace(self, call: "Call", run: Run, num_steps: int = 1) -> jax.stages.Traced:
         """Training steps as one program, from kept activations, for the devices of the mesh in context."""
@@ -518,8 +519,8 @@ class Call(NamedTuple):
 
 def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
     """Cuts genomes [P, G] into calls."""
-    calls = []
-    size = plan.members if plan.members == 1 else -(-plan.members // (shards := devices.num_shards())) * shards
+    calls, shards = [], devices.num_shards()
+    size = 1 if plan.members == 1 else -(-plan.members // shards) * shards
     for first in range(0, len(genomes), size):
         own = genomes[first : first + size]
         filled = own[np.minimum(np.arange(size), len(own) - 1)]
