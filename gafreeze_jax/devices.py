@@ -106,7 +106,7 @@ def num_shards() -> int:
 
 
 def over_shards(function: Callable, axes: Sequence[int | None]) -> Callable:
-    """`function` of arrays with a leading member axis (None: without one) to such arrays, by each device for its own members."""
+    """`function` of arrays with a leading member axis (or None) to such arrays, run by each device for its own members."""
     if num_shards() == 1:
         return function
     specs = tuple(SHARED if axis is None else MEMBERS for axis in axes)
