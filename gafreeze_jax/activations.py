@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import stages
+from gafreeze_jax import devices, stages
 from gafreeze_jax.stages import AnyArray, Axis, Batch, Dataset, Network, PyTree
 
 STREAMED_STEPS = 8  # of a block, where nothing else asks for more
@@ -71,8 +71,9 @@ class Budget(NamedTuple):
 
 
 def device_memory() -> int:
-    """Bytes of memory that the device has: an accelerator's own, or the machine's."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _host_memory()
+    """Bytes of memory that a device has: an accelerator's own, or its share of the machine's; of the first process."""
+    own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return int(devices.of_first(own or _host_memory() // jax.local_device_count()))
 
 
 def _host_memory() -> int:
@@ -82,8 +83,8 @@ def _host_memory() -> int:
 def default_budget() -> Budget:
     """A quarter of an accelerator's memory and of the machine's; on a CPU an eighth of the machine's."""
     if jax.default_backend() == "cpu":
-        return Budget(_host_memory() // 8, 0)
-    return Budget(device_memory() // 4, _host_memory() // 4)
+        return Budget(device_memory() // 8, 0)
+    return Budget(device_memory() // 4, int(devices.of_first(_host_memory() // 4)))
 
 
 class Activations:
@@ -102,7 +103,7 @@ class Activations:
         self._network, self._params, self._budget = network, params, budget
         self.augment = source.augment
         fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
-        self._data = jax.device_put(source.data) if fits else jax.tree.map(np.asarray, source.data)
+        self._data = devices.replicate(source.data) if fits else jax.tree.map(np.asarray, source.data)
         self._batches = source.batches
         self._tiers: tuple[dict[int, AnyArray], ...] = ({}, {})  # by depth: on the device, on the host
         self._expected_uses: dict[int, float] = {}
@@ -152,16 +153,16 @@ class Activations:
         steps = len(batches.examples)
         if isinstance(jax.tree.leaves(inputs)[0], jax.Array):
             targets = jnp.asarray(self._data.targets)
-            for part in _parts(jax.device_put(batches), num_steps or steps):
+            for part in _parts(devices.replicate(batches), num_steps or steps):
                 yield Block(inputs, targets, part)
         else:
             yield from _stream(self.per_example(depth), inputs, self._data.targets, batches, num_steps or STREAMED_STEPS)
 
-    def block_shape(self, depth: int, batches: Batch) -> Block:
-        """What a block of one step would be if the inputs of the stage at `depth` are on the device."""
-        one = jax.tree.map(lambda leaf: leaf[:1], batches)
+    def block_shape(self, depth: int, batches: Batch, num_steps: int = 1) -> Block:
+        """What a block of some steps would be if the inputs of the stage at `depth` are on the device."""
+        some = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
         inputs = self._data.inputs if depth == 0 else self._shapes[depth]
-        return jax.eval_shape(Block, inputs, self._data.targets, one)
+        return jax.eval_shape(Block, inputs, self._data.targets, some)
 
     def per_example(self, depth: int) -> bool:
         """Whether what enters the stage at `depth` has one row per example (or else per element)."""
@@ -347,7 +348,7 @@ def score_from(
         loss, correct = score_block(network, axes, boundary, activations.per_example(boundary), params, block)
         correct_sum, loss_sum = correct_sum + correct, loss_sum + loss
     correct, loss = (
-        np.reshape(np.asarray(total, np.float64), -1) / activations.num_examples for total in (correct_sum, loss_sum)
+        devices.gather(total).astype(np.float64).reshape(-1) / activations.num_examples for total in (correct_sum, loss_sum)
     )
     return correct, loss
 

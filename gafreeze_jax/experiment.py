@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import genetic, masking, page, pareto, planning, population, report, saving, verdict
+from gafreeze_jax import devices, genetic, masking, page, pareto, planning, population, report, saving, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
@@ -88,6 +88,12 @@ class Options:
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
     many calls run at the same time."""
+    coordinator: str | None = None
+    """With several processes: HOST:PORT of the first one. On Cloud TPU and under Slurm these three options are not needed."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0; that one writes the results."""
 
 
 class OptionError(ValueError):
@@ -118,8 +124,8 @@ def check(options: Options, **smallest: int) -> None:
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
-    if options.plan != "auto":
-        planning.parse(options.plan)
+    if options.plan != "auto" and planning.parse(options.plan).calls > 1 < jax.device_count():
+        raise ValueError(f"--plan: with {jax.device_count()} devices calls run one by one; leave out calls")
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -275,7 +281,10 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 1 + len(NO_MASKS)) * num_steps
     dtype = compute_dtype(options.dtype)
-    with report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display:
+    with (
+        devices.over_all_devices(),
+        report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display,
+    ):
         members = population.Population(
             task.network,
             task.params,
@@ -499,6 +508,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
     path = None
     with saving.stoppable(lambda: f"To go on: {_command()} --resume {path}" if path else "Nothing was done yet."):
         try:
+            devices.join(options.coordinator, options.num_processes, options.process_id)
             options, path, finished = saving.choose_folder(kind, options)
             if finished:
                 print(f"{path} holds this run; it is finished, nothing is left to do")
@@ -515,13 +525,15 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
         try:
             with saved:
                 result = run_search(prepared.task, options, saved)
+                if not devices.is_first():
+                    return
                 with saved.finishing() as folder:
                     entries = finish(prepared, result, options, folder, start - saved.seconds)
         except OptionError as error:
             sys.exit(report.fail(error))
         except OSError as error:
-            sys.exit(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
-    report.print_summary(entries, path)
+            devices.leave(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
+        report.print_summary(entries, path)
 
 
 def _command() -> str:

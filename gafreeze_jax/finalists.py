@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 
 from gafreeze_jax.ledger import Journal, genome_array, genome_text
-from gafreeze_jax.population import Member, Population, Recipe, Run, beginners
+from gafreeze_jax.population import Member, Population, Recipe, Run, beginners, side_by_side
 from gafreeze_jax.saving import Kept
 
 PHASES = 4  # of gradual unfreezing
@@ -172,9 +171,9 @@ def retrain(
         there = {seed: find(name, seed, everything) for seed in seeds}
         members = {seed: member for seed, member in there.items() if member is not None}
         missing = [seed for seed in seeds if seed not in members]
-        with ThreadPoolExecutor(population.plan.calls) as pool:  # one member at a time would leave cores idle
-            for seed, member in zip(missing, pool.map(lambda seed: train(make_run(seed)), missing), strict=True):
-                (members[seed],) = keep(name, seed, [member])
+        done = side_by_side(lambda seed: train(make_run(seed)), missing, population.plan.calls)  # one would leave cores idle
+        for seed, member in zip(missing, done, strict=True):
+            (members[seed],) = keep(name, seed, [member])
         return tuple(members[seed] for seed in seeds)
 
     scaled = population.with_recipe(scalable(population.recipe))
@@ -257,7 +256,5 @@ def _ends(num_steps: int, num_phases: int) -> list[int]:
 
 
 def _on_host(member: Member) -> Member:
-    """Its own parameters in the host's memory; frozen ones are shared by all."""
-    frozen = dict(zip(list(member.params)[: len(member.genome)], member.genome, strict=True))
-    params = {name: tree if frozen.get(name, False) else jax.device_get(tree) for name, tree in member.params.items()}
-    return member._replace(params=params)
+    """Its parameters in the host's memory; JAX keeps one copy there of the frozen ones, which all members share."""
+    return member._replace(params={name: jax.device_get(member.params[name]) for name in member.params})

@@ -67,6 +67,7 @@ class Journal:
 
     Args:
       path: of the file, local or such as gs://bucket/evaluations.csv, which may be there already; None = keep in memory only.
+      write: whether to write to it, and not only read.
 
     Raises:
       ValueError: if there is another kind of file.
@@ -74,8 +75,8 @@ class Journal:
 
     COLUMNS = ("phase", *Evaluation._fields, "diverged", "call")
 
-    def __init__(self, path: epath.Path | None = None):
-        self._path = path
+    def __init__(self, path: epath.Path | None = None, *, write: bool = True):
+        self._path = path if write else None
         self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
         self._together: dict[tuple[str, int, int], list[str]] = {}
         self._phases: dict[tuple[str, int, int], str] = {}

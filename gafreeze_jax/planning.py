@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import jax
 import numpy as np
 
+from gafreeze_jax import devices
 from gafreeze_jax.activations import device_memory
-from gafreeze_jax.population import STAGE_BY_STAGE, TIMED_STEPS, Plan, Population, Run, in_order, ran_out_of_memory
+from gafreeze_jax.population import STAGE_BY_STAGE, TIMED_STEPS, Plan, Population, Run, Timing, in_order, ran_out_of_memory
 
 HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled stage, on slow CPU cores
 TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out stage by stage
@@ -137,18 +138,22 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
     per_member = population.bytes_of_call(STAGE_BY_STAGE, train_all, run)
     flops = population.flops_per_step(train_all[0], run)
     num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
+    num_devices = devices.num_shards()
+    most = -(-len(genomes) // num_devices)
     work = Work(
         num_genes=genomes.shape[1],
         num_steps=len(run.batches.examples),
         at_a_time=at_a_time or len(run.batches.examples),
         num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
-        num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, len(genomes))),
+        num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, most)),
         tiny=flops < TINY_FLOPS,
         large=flops > LARGE_FLOPS * max(1, num_cores),
         num_cores=num_cores,
         in_stages=any(stage.apply is not None for stage in population.network.stages),
+        num_devices=num_devices,
     )
-    memory = f"{work.num_members} of {len(genomes)} members fit" if work.num_members < len(genomes) else "all members fit"
+    fit = num_devices * work.num_members
+    memory = f"{fit} of {len(genomes)} members fit" if fit < len(genomes) else "all members fit"
     plans = candidates(work)
     if len(plans) == 1:
         return Choice(plans[0], f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {num_cores} cores; {memory}")
@@ -171,12 +176,13 @@ class Work(NamedTuple):
     Attributes:
       num_genes, num_steps, num_evaluations: G; of one member; at most.
       at_a_time: steps that a program does at most.
-      num_members: that fit the device's memory together.
+      num_members: that fit a device's memory together.
       tiny: whether handing out a step stage by stage takes longer than doing it.
       large: whether handing it out takes no time to speak of.
       num_cores: on a CPU, where stacked members do not run faster than one by one, but for what is saved in handing out, and
         calls at the same time may; 0 elsewhere.
       in_stages: whether the network can be run stage by stage; or else every mask is a program of its own, or is traced.
+      num_devices: which share the members of a call.
     """
 
     num_genes: int
@@ -188,6 +194,7 @@ class Work(NamedTuple):
     large: bool
     num_cores: int
     in_stages: bool = True
+    num_devices: int = 1
 
     def seconds(self, trial: Trial) -> float:
         """How long the search would take with the plan of a trial; what that has compiled is there already."""
@@ -199,6 +206,13 @@ class Work(NamedTuple):
 
 def candidates(work: Work) -> list[Plan]:
     """Plans in the order in which they are considered, the likeliest one first."""
+    plans = _candidates_of_device(work)
+    if work.num_devices > 1:
+        plans = [plan._replace(members=work.num_devices * plan.members, calls=1) for plan in plans]
+    return list(dict.fromkeys(plans))
+
+
+def _candidates_of_device(work: Work) -> list[Plan]:
     all_in_one = Plan(work.num_members, work.at_a_time, "traced")
     if not work.in_stages:
         alone = work.num_cores > 0 and not work.tiny  # convolutions are slow on CPUs when they are stacked or scanned
@@ -264,6 +278,7 @@ def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Run) -> T
             if not ran_out_of_memory(error):
                 raise
             return Trial(plan, compile_seconds, len(chosen), math.inf)
+        timing = Timing(*devices.of_first(timing).tolist())
         compile_seconds += timing.compile_seconds
         step_seconds += timing.step_seconds / len(own) / len(chosen)
     return Trial(plan, compile_seconds, len(chosen), step_seconds)

@@ -4,7 +4,8 @@ Every member starts from the same pretrained parameters and sees the same batche
 dropout (common random numbers), so members differ by their genomes alone. Up to its `depth`, its lowest trainable
 stage, a member computes what every other member computes there: these activations are kept, and a member starts at its
 depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, whether Python hands out the work
-stage by stage or many steps at a time, and how many calls run side by side.
+stage by stage or many steps at a time, and how many calls run side by side. With several devices (`devices.over_all_devices`)
+each has its share of a call's members.
 """
 
 import copy
@@ -14,7 +15,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from gafreeze_jax import masking, stages
+from gafreeze_jax import devices, masking, stages
 from gafreeze_jax.activations import Activations, Block, Budget, Source, default_budget, fetch, score_from
 from gafreeze_jax.stages import Axis, Batch, Gradients, Network, PyTree, lowest_trainable, over_members
 
@@ -85,7 +86,8 @@ class Member(NamedTuple):
 
     Attributes:
       genome: [G] bool.
-      params: the network's parameters; frozen ones are the pretrained arrays themselves.
+      params: the network's parameters; frozen ones are the pretrained arrays themselves. With several devices it is a mapping
+        that fetches what it is asked for (`devices.Slot`).
       train_loss: mean over the training steps.
       accuracy: on the validation set, as share.
       loss: on the validation set, mean over examples; not finite if the run diverged.
@@ -127,7 +129,7 @@ class Plan(NamedTuple):
     """How the work is cut. All plans train alike.
 
     Attributes:
-      members: that are stacked in one call.
+      members: that are stacked in one call, over all devices; as many on each, by copies if need be.
       steps: that one compiled program does, scanned; 0 = every stage is a program of its own, which serves all masks.
       freezing: "static": what all members of a call freeze is left out, and programs of whole steps are compiled for every
         mask. "traced": one program serves all masks; it does the work of training everything.
@@ -186,7 +188,7 @@ class Population:
     ):
         self.network, self.recipe, self.plan = network, recipe, plan
         self._on_steps, self._counting = on_steps, threading.Lock()
-        self._params = jax.device_put({stage.name: params[stage.name] for stage in network.stages})
+        self._params = devices.replicate({stage.name: params[stage.name] for stage in network.stages})
         self._budget = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
         self._train = self.activations(train)
         self._validation = self.activations(validation)
@@ -247,7 +249,7 @@ class Population:
         for block in self._train.blocks(boundary, inputs, batches):
             for step in range(len(block.batches.examples)):
                 key = jax.random.fold_in(run.key, member.steps + len(norms))
-                gradients = _differentiate(program, member.params, self._params, block, step, key, {}).gradients
+                gradients = _differentiate(program, dict(member.params), self._params, block, step, key, {}).gradients
                 norms.append({name: optax.tree.norm(gradients[name]) for name in call.trained})
         relative = {}
         for name in call.trained:
@@ -292,10 +294,10 @@ class Population:
             calls = make_calls(self.plan, self.network, np.array([member.genome for member in waiting]))
             for activations in (self._train, self._validation):
                 activations.expect(call.depth for call in calls)
-            size = self.plan.members
-            jobs = [_Job(call, waiting[i * size : i * size + len(call.genomes)], until) for i, call in enumerate(calls)]
+            rest = iter(waiting)
+            jobs = [_Job(call, list(itertools.islice(rest, len(call.genomes))), until) for call in calls]
             try:
-                for done in _side_by_side(functools.partial(self._train_and_score, run=run), jobs, self.plan.calls):
+                for done in side_by_side(functools.partial(self._train_and_score, run=run), jobs, self.plan.calls):
                     yield done
                     waiting = waiting[len(done) :]
             except jax.errors.JaxRuntimeError as error:
@@ -309,7 +311,8 @@ class Population:
         first, num_steps = members[0].steps, len(run.batches.examples)
         start = self._start(call, run, self.plan.steps) if members[0].state is None else self._restart(call, members)
         params, state, losses = self._fit(call, run, start, first, until, self.plan.steps, self._count)
-        scores = (np.asarray(losses, np.float64).reshape(-1), *self._score(call, params, self._validation))
+        losses = devices.gather(losses).astype(np.float64).reshape(-1)
+        scores = (losses, *self._score(call, params, self._validation))
         loss_sum, accuracy, loss = (np.broadcast_to(score, call.size) for score in scores)  # as one, if nothing is trained
         seconds = (time.perf_counter() - clock) / (len(members) * self.plan.calls)
         return [
@@ -334,10 +337,12 @@ class Population:
         self._train.clear()
         self._validation.clear()
         members, calls = self.plan.members, self.plan.calls
-        if members == calls == 1:
+        if members <= devices.num_shards() and calls == 1:
             raise MemoryError(
                 "A single member does not fit the device's memory: take smaller batches, shorter inputs or a smaller model"
             ) from error
+        if jax.process_count() > 1:  # the others may have had enough
+            raise MemoryError(f"{members} members at a time do not fit the devices' memory: give fewer by --plan") from error
         self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
         warnings.warn(f"Out of memory: going on with {self.plan.members} members at a time", stacklevel=3)
 
@@ -360,7 +365,7 @@ class Population:
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            list(_side_by_side(fit, calls, plan.calls))
+            list(side_by_side(fit, calls, plan.calls))
             seconds.append(time.perf_counter() - start)
         first, second = seconds
         return Timing(max(0.0, first - second), second / num_steps)
@@ -381,7 +386,7 @@ class Population:
           enter: the stage whose kept input it starts from; default: the genome's lowest trainable one.
         """
         (call,) = make_calls(Plan(steps=1), self.network, np.asarray(genome, bool)[None])
-        analysis: Any = self._lower(call, run, enter).cost_analysis()
+        analysis: Any = self.trace(call, run, enter=enter).lower().cost_analysis()
         return analysis["flops"]
 
     def optimizer_bytes(self, run: Run) -> dict[str, int]:
@@ -390,7 +395,9 @@ class Population:
         return {name: _num_bytes(jax.eval_shape(self.recipe.of(name).init, tree)) for name, tree in params.items()}
 
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
-        """Memory that a call takes beside what all members share: parameters, optimizer states, gradients, residuals.
+        """Memory that a call takes on a device: parameters, optimizer states, gradients, residuals; not what all members share.
+
+        As it is stage by stage; in one program, XLA may need less (`benchmarks/tpu_compile.py`).
 
         Args:
           genomes: [N, G], at most as many as the plan has members.
@@ -411,15 +418,18 @@ class Population:
             return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
-        return 2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)
+        shards = 1 if call.axis is None else devices.num_shards()
+        return (2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)) // shards
 
-    def _lower(self, call: "Call", run: Run, enter: int | None = None) -> jax.stages.Lowered:
-        """A single training step as one program, from the kept input of a stage (see `flops_per_step`)."""
+    def trace(self, call: "Call", run: Run, num_steps: int = 1, enter: int | None = None) -> jax.stages.Traced:
+        """Training steps as one program, from the kept input of a stage (see `flops_per_step`), for the mesh in context."""
         boundary = self._train.boundary(call.depth if enter is None else enter)
         program = self._program(call, boundary)
-        params, state = jax.eval_shape(functools.partial(self._start, call, run))
-        block = self._train.block_shape(boundary, run.batches)
-        return _train_block.lower(program, params, state, self._params, block, run.key, 0, call.gates)
+        started = jax.eval_shape(functools.partial(self._start, call, run))
+        block = self._train.block_shape(boundary, run.batches, num_steps)
+        params, state = started if call.axis is None else devices.shapes(started, devices.MEMBERS)
+        shared = devices.shapes((self._params, block, run.key))
+        return _train_block.trace(program, params, state, *shared, 0, call.gates)
 
     def _program(self, call: "Call", boundary: int) -> "_Program":
         per_example = self._train.per_example(boundary)
@@ -436,9 +446,9 @@ class Population:
         params, state = {}, {}
         for name in (*call.trained, "head"):
             of_frozen = functools.cache(functools.partial(self._start_late, name, members[0].steps))
-            pairs = [
+            pairs = (
                 (member.params[name], own[name]) if name in (own := member.state or {}) else of_frozen() for member in members
-            ]
+            )
             params[name], state[name] = self._stack(call, pairs)
         return params, state
 
@@ -448,10 +458,13 @@ class Population:
         count = lambda leaf: jnp.full_like(leaf, steps) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf  # noqa: E731
         return params, jax.tree.map(count, state)
 
-    def _stack(self, call: "Call", trees: Sequence[PyTree]) -> PyTree:
+    def _stack(self, call: "Call", trees: Iterable[PyTree]) -> PyTree:
         """A copy of the trees of a call's members, stacked along its member axis if it has one."""
         if call.axis is None:
-            return jax.tree.map(jnp.array, trees[0])
+            return jax.tree.map(jnp.array, *trees)
+        if devices.num_shards() > 1:
+            return devices.stack(trees, call.size)
+        trees = list(trees)
         filled = [*trees, *[trees[-1]] * (call.size - len(trees))]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
 
@@ -503,19 +516,24 @@ class Population:
     def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
         """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        own = self._pick(call, {name: tree for name, tree in params.items() if not frozen[name]}, i)
-        return {name: self._params[name] if frozen[name] else own[name] for name in frozen}
+        trees = {name: self._params[name] if gene else params[name] for name, gene in frozen.items()}
+        return self._pick(call, trees, i, [name for name, gene in frozen.items() if not gene])
 
     def _state_of_member(self, call: "Call", state: PyTree, i: int) -> PyTree:
         """Optimizer states of what member i trains."""
         frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        return self._pick(call, {name: tree for name, tree in state.items() if not frozen[name]}, i)
+        own = {name: tree for name, tree in state.items() if not frozen[name]}
+        return self._pick(call, own, i, list(own))
 
-    def _pick(self, call: "Call", trees: PyTree, i: int) -> PyTree:
-        """Member i of {stage name: tree}."""
+    def _pick(self, call: "Call", trees: dict[str, PyTree], i: int, stacked: Sequence[str]) -> Mapping[str, PyTree]:
+        """Member i of {stage name: tree}; those named in `stacked` have a member axis if the call has one."""
         if call.axis is None:
             return trees
-        return _pick(trees, i) if self.plan.steps else {name: _pick(tree, i) for name, tree in trees.items()}
+        if devices.num_shards() > 1:
+            return devices.Slot(trees, i, stacked)
+        if self.plan.steps:
+            return trees | devices.pick({name: trees[name] for name in stacked}, i)
+        return trees | {name: devices.pick(trees[name], i) for name in stacked}
 
 
 def _num_bytes(tree: PyTree) -> int:
@@ -564,7 +582,7 @@ class Call(NamedTuple):
 
     Attributes:
       genomes: [N, G].
-      size: so many members are trained; those beyond N are copies of the last one, so that all calls have one shape.
+      size: so many members are trained; those beyond N are copies, so that all calls have one shape, and all devices a share.
       frozen: for each stage, as in `stages.value_and_grad`.
       trained: names of the stages that are not frozen.
       gates: for stages of which `frozen` is None: [size] bool, or scalars where there is no member axis.
@@ -588,21 +606,22 @@ class Call(NamedTuple):
 
 def make_calls(plan: Plan, network: Network, genomes: np.ndarray) -> list[Call]:
     """Cuts genomes [P, G] into calls."""
-    calls = []
-    for first in range(0, len(genomes), plan.members):
-        own = genomes[first : first + plan.members]
-        filled = own[np.minimum(np.arange(plan.members), len(own) - 1)]
+    calls, shards = [], devices.num_shards()
+    size = 1 if plan.members == 1 else -(-plan.members // shards) * shards
+    for first in range(0, len(genomes), size):
+        own = genomes[first : first + size]
+        filled = own[np.minimum(np.arange(size), len(own) - 1)]
         frozen: list[bool | None] = [True if gene.all() else None if gene.any() else False for gene in own.T]
         if plan.freezing == "traced":
             frozen = [None] * len(frozen)
         gates = {
-            name: jnp.asarray(gene if plan.members > 1 else gene[0])
+            name: jnp.asarray(gene if size > 1 else gene[0])
             for name, gene, decided in zip(network.names, filled.T, frozen, strict=True)
             if decided is None
         }
         trained = tuple(name for name, decided in zip(network.names, frozen, strict=True) if decided is not True)
-        size = plan.members if trained else 1  # there is only one way to train nothing but the head
-        calls.append(Call(own, size, tuple(frozen), trained, gates))
+        # There is only one way to train nothing but the head.
+        calls.append(Call(own, size if trained else 1, tuple(frozen), trained, gates))
     return calls
 
 
@@ -614,8 +633,10 @@ class _Job(NamedTuple):
     until: int
 
 
-def _side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
+def side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
     """What `function` gives for each call, in order; `num` calls at a time."""
+    if num > 1 and devices.num_shards() > 1:
+        raise ValueError(f"with several devices calls run one by one, in an order that all processes share; got calls={num}")
     if num == 1:
         yield from map(function, calls)
     else:
@@ -629,7 +650,8 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     members = () if axis is None else (size,)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
     init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # said, as a head may have no parameters
-    return copies, init(stages.parameters(copies))
+    started = copies, init(stages.parameters(copies))
+    return started if axis is None else devices.shard(started)
 
 
 def _start_stages(
@@ -641,11 +663,6 @@ def _start_stages(
 
 
 _start_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size"))(_start_stages)
-
-
-@jax.jit
-def _pick(params: PyTree, i: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[i], params)
 
 
 class _Program(NamedTuple):

@@ -36,18 +36,19 @@ import jax
 import numpy as np
 from etils import epath
 
+from gafreeze_jax import devices
 from gafreeze_jax.ledger import Journal, genome_text, write_whole
 from gafreeze_jax.population import Member
 from gafreeze_jax.stages import PyTree
 
 RUN, JOURNAL, MEMBERS, SUMS = "run.json", "evaluations.csv", "members", "SHA256SUMS"
 NOT_LISTED = (MEMBERS, SUMS, "report.html", "plots")  # the last two are made from the others, and can be again
-WHERE = ("out", "resume")  # options that say where a run is, not what
+WHERE = ("out", "resume", "coordinator", "num_processes", "process_id")  # options that say where a run is, not what
 OptionsT = TypeVar("OptionsT", bound=Any)
 
 
 class Saved:
-    """A run as it is kept; in memory only, unless it comes from `open`.
+    """A run as it is kept; in memory only, unless it comes from `open`. Of several processes, the first one writes.
 
     Attributes:
       path: its folder, or None.
@@ -59,8 +60,8 @@ class Saved:
 
     def __init__(self, path: epath.Path | None = None, facts: Mapping[str, Any] | None = None):
         self.path, self.facts = path, dict(facts or {})
-        self.journal = Journal(path / JOURNAL if path else None)
-        self.kept = Kept(path / MEMBERS if path else None)
+        self.journal = Journal(path / JOURNAL if path else None, write=devices.is_first())
+        self.kept = Kept(path / MEMBERS if path else None, write=devices.is_first())
         self.seconds = sum(one.seconds for one in self.journal)
 
     @classmethod
@@ -71,8 +72,18 @@ class Saved:
           facts: what the run is; "fingerprint" must be that of the run which is there already.
 
         Raises:
-          ValueError: if the folder cannot be written, is damaged, or belongs to other data or another model.
+          ValueError: if the folder cannot be written, is damaged, belongs to other data or another model, or is one that not
+            all processes see.
         """
+        saved = devices.on_first(lambda: cls._open(path, facts))
+        if saved is None:
+            saved = cls(path, read_facts(path)) if _is_run(path) else cls(facts=facts)
+        if not devices.agree(repr((saved.facts.get("plan"), list(saved.journal), saved.kept.names))):
+            raise ValueError(f"{path}: not all processes see what is kept of this run; put it where all do, such as gs://")
+        return saved
+
+    @classmethod
+    def _open(cls, path: epath.Path, facts: Mapping[str, Any]) -> "Saved":
         if _is_run(path):
             before = read_facts(path)
             if before["fingerprint"] != facts["fingerprint"]:
@@ -80,7 +91,7 @@ class Saved:
             changed = [f"{name} {old}" for name, old in before["versions"].items() if facts["versions"].get(name) != old]
             if changed or before["device"] != facts["device"]:
                 was = ", ".join([*changed, before["device"]])
-                warnings.warn(f"{path}: was begun with {was}; rounding may be different now", stacklevel=2)
+                warnings.warn(f"{path}: was begun with {was}; rounding may be different now", stacklevel=5)
             saved = cls(path, before)
         else:
             try:
@@ -90,9 +101,8 @@ class Saved:
             except OSError as error:
                 raise ValueError(f"--out {path}: cannot be written: {error.strerror or error}; choose another folder") from None
         if saved.journal.num_damaged:
-            warnings.warn(
-                f"{path / JOURNAL}: {saved.journal.num_damaged} damaged rows; these masks are trained again", stacklevel=2
-            )
+            damaged = f"{path / JOURNAL}: {saved.journal.num_damaged} damaged rows"
+            warnings.warn(f"{damaged}; these masks are trained again", stacklevel=5)
         return saved
 
     def __enter__(self) -> "Saved":
@@ -106,7 +116,7 @@ class Saved:
     def add_facts(self, **facts: Any) -> None:
         """Adds to `run.json`."""
         self.facts |= json.loads(json.dumps(facts, default=str))
-        if self.path is not None:
+        if self.path is not None and devices.is_first():
             text = json.dumps(self.facts | {"checksum": _checksum(self.facts)}, indent=2)
             write_whole(self.path / RUN, text + "\n")
 
@@ -226,10 +236,12 @@ class Kept:
 
     Args:
       folder: where; None = nothing is kept.
+      write: whether to write to it, and not only read.
     """
 
-    def __init__(self, folder: epath.Path | None = None):
-        self._folder = folder.absolute() if folder is not None and _is_local(folder) else folder
+    def __init__(self, folder: epath.Path | None = None, *, write: bool = True):
+        folder = folder.absolute() if folder is not None and _is_local(folder) else folder
+        self._folder = folder if write else None
         self._there: dict[str, dict[str, np.ndarray]] = {}
         self._waiting: list[dict[str, dict[str, np.ndarray]]] = []
         self._writer = ThreadPoolExecutor(1)
@@ -237,6 +249,11 @@ class Kept:
         for path in folder.iterdir() if folder is not None and folder.exists() else ():
             self._there |= _read_members(path)
         self._next = len(self._there)
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that were there at the beginning."""
+        return sorted(self._there)
 
     def keep(self, name: str, members: Sequence[Member]) -> None:
         """Keeps members that were trained together.
@@ -316,7 +333,10 @@ def _read_members(path: epath.Path) -> dict[str, dict[str, np.ndarray]]:
 def _checkpointer() -> Any:
     import orbax.checkpoint as ocp  # takes a second
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    own = jax.process_index()  # of several processes one writes, and each reads by itself
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _trained(genome: np.ndarray, params: PyTree) -> PyTree:
@@ -404,7 +424,7 @@ def stoppable(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         yield
     except _Stopped as stopped:
         print(f"\nStopped. {how_to_go_on()}", file=sys.stderr)
-        sys.exit(128 + stopped.args[0])
+        devices.leave(128 + stopped.args[0])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

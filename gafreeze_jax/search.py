@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from scipy.stats import spearmanr
 
-from gafreeze_jax import surrogate
+from gafreeze_jax import devices, surrogate
 from gafreeze_jax.genetic import GA, all_genomes
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 
@@ -245,7 +245,7 @@ class Search(Generic[M]):
             return f"after {settings.generations} generations"
         if self._genomes_left < 1:
             return f"after the training steps of {settings.evaluations:g} evaluations"
-        if self.ledger.seconds > settings.seconds:
+        if devices.of_first(self.ledger.seconds) > settings.seconds:
             return f"after {settings.seconds / 60:g} minutes"
         if settings.patience is not None and since_best >= settings.patience:
             return f"after {since_best} generations without a fitter mask"

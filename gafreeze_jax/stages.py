@@ -20,6 +20,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from gafreeze_jax import devices
+
 PyTree = Any
 Axis = int | None
 AnyArray = Array | np.ndarray
@@ -115,14 +117,18 @@ def has_statistics(tree: PyTree) -> bool:
 
 
 def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
-    """`function` mapped over those arguments that have a member axis; itself if none has."""
-    return function if all(axis is None for axis in axes) else jax.vmap(function, axes)
+    """`function` mapped over those arguments that have a member axis; itself if none has. Devices share the members out.
+
+    It may close over no arrays.
+    """
+    return function if all(axis is None for axis in axes) else devices.over_shards(jax.vmap(function, axes), axes)
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "axes"))
 def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree) -> Array:
     """A stage in inference mode. `axes` are those of `params` and `x`."""
-    return over_members(lambda params, x: apply(params, x, context, frozen=True, key=None), axes)(params, x)
+    run = lambda params, x, context: apply(params, x, context, frozen=True, key=None)  # noqa: E731
+    return over_members(run, (*axes, None))(params, x, context)
 
 
 class Wrt(NamedTuple):
@@ -183,7 +189,7 @@ def forward(
     """
     key = None if key is None else jax.random.fold_in(key, index)
 
-    def run(params, x, frozen):
+    def run(params, x, frozen, context, key):
         y = apply(params, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
         if not (wrt.params and has_statistics(params)):
             return y, None
@@ -196,7 +202,7 @@ def forward(
         tree = params
         if wrt.params:
             tree = params | variables["params"] if has_statistics(params) else variables["params"]
-        return over_members(run, axes)(tree, variables.get("x", x), frozen)
+        return over_members(run, (*axes, None, None))(tree, variables.get("x", x), frozen, context, key)
 
     variables = ({"params": parameters(params)} if wrt.params else {}) | ({"x": x} if wrt.input else {})
     y, pullback, statistics = jax.vjp(of_variables, variables, has_aux=True)
@@ -302,7 +308,7 @@ def head_step(
     """
     key = None if key is None else jax.random.fold_in(key, len(network.stages))
 
-    def run(params, shared, x):
+    def run(params, x, targets, weights, context, key, *shared):
         def mean_loss(variables):
             own, of_input, read = variables["params"], variables.get("x", x), dict(enumerate(shared)) | variables["shared"]
             output = network.head(with_shared(network, own, list(read.values())), of_input, context, frozen=False, key=key)
@@ -315,7 +321,9 @@ def head_step(
         by_name = {network.shared[i]: tree for i, tree in gradients["shared"].items()}
         return HeadGradients(loss, gradients["params"], by_name, gradients.get("x"), sum_of_squares(gradients["params"]))
 
-    return over_members(lambda params, *rest: run(params, rest[:-1], rest[-1]), axes)(params, *shared, x)
+    of_params, *of_shared, of_x = axes
+    mapped = over_members(run, (of_params, of_x, None, None, None, None, *of_shared))
+    return mapped(params, x, targets, weights, context, key, *shared)
 
 
 def head_residuals(
@@ -323,11 +331,12 @@ def head_residuals(
 ) -> list[Array]:
     """What the head keeps for its backward pass, logits above all; `axes` of `params`, `shared` and `x`."""
 
-    def losses(params, *rest):
-        *read, x = rest
-        return network.loss(network.head(with_shared(network, params, read), x, context, frozen=False, key=None), targets)[0]
+    def losses(params, x, targets, context, *shared):
+        return network.loss(network.head(with_shared(network, params, shared), x, context, frozen=False, key=None), targets)[0]
 
-    of_variables = lambda params, shared: over_members(losses, axes)(params, *shared, x)  # noqa: E731
+    of_params, *of_shared, of_x = axes
+    mapped = over_members(losses, (of_params, of_x, None, None, *of_shared))
+    of_variables = lambda params, shared: mapped(params, x, targets, context, *shared)  # noqa: E731
     _, pullback = jax.vjp(of_variables, params, shared)
     return Pullback.without((params, shared, x), pullback).arrays
 
@@ -475,13 +484,14 @@ def head_score(
 ) -> tuple[Array, Array]:
     """Sum of losses and number of right answers of a batch; `axes` of `params`, `shared` and `x`."""
 
-    def run(params, *rest):
-        *read, x = rest
-        output = network.head(with_shared(network, params, read), x, context, frozen=True, key=None)
+    def run(params, x, targets, weights, context, *shared):
+        output = network.head(with_shared(network, params, shared), x, context, frozen=True, key=None)
         losses, correct = network.loss(output, targets)
         return losses @ weights, correct @ weights
 
-    return over_members(run, axes)(params, *shared, x)
+    of_params, *of_shared, of_x = axes
+    mapped = over_members(run, (of_params, of_x, None, None, None, *of_shared))
+    return mapped(params, x, targets, weights, context, *shared)
 
 
 @functools.partial(jax.jit, static_argnames=("network",))

@@ -63,6 +63,12 @@ def test_on_an_accelerator_members_are_stacked_while_it_helps():
     assert planning.possible_saving(work, did_not, Plan(16)) == 0
 
 
+def test_several_devices_share_the_members_of_a_call():
+    several = planning.candidates(BIG._replace(num_cores=0, num_members=16, num_devices=8))
+    assert several == [Plan(8), Plan(32), Plan(128), Plan(128, 24, "traced")]
+    assert planning.candidates(BIG._replace(large=True, num_devices=4)) == [Plan(4)]  # no calls at the same time
+
+
 def test_static_programs_of_whole_steps_are_paid_for_every_mask():
     trial = Trial(Plan(1, 1, "static"), compile_seconds=30, num_timed=3, step_seconds=0.3)
     assert BIG.seconds(trial) == pytest.approx(10 * 57 + 60 * 24 * 0.3)
@@ -96,7 +102,7 @@ def test_the_memory_of_a_call_is_what_xla_says(num_members):
         tasks.ALL_MASKS[:num_members],
     )
     (call,) = population.make_calls(Plan(num_members, 1), task[0], genomes)
-    xla = members._lower(call, run).compile().memory_analysis()
+    xla = members.trace(call, run).lower().compile().memory_analysis()
     ours = members.bytes_of_call(Plan(num_members), genomes, run)
     assert ours == pytest.approx(xla.argument_size_in_bytes + xla.temp_size_in_bytes, rel=0.25)
 

@@ -1,0 +1,56 @@
+"""Trains members or searches over all devices there are, for test_devices.py, also in processes of their own.
+
+python tests/over_devices.py {train,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gafreeze_jax import devices
+from gafreeze_jax.ledger import genome_text
+from gafreeze_jax.population import Plan
+
+GENOMES = np.array([[0, 0, 0], [1, 0, 1], [0, 1, 1]], bool)
+SEARCH = (
+    "--gens 2 --population 3 --train-examples 48 --validation-examples 60 --epochs 8 --batch-size 8 --finalist-seeds 1 "
+    "--no-compare-random"
+)
+
+
+def train(folder: Path) -> None:
+    """Three members of a BERT to step 2, and two of them further on, stage by stage: scores and parameters."""
+    import test_population as tasks
+
+    task = tasks.TASKS["bert"]
+    arrays = {}
+    with devices.over_all_devices():
+        population = tasks.make_population(task, tasks.RECIPES["adamw"], plan=Plan(3))
+        run = tasks.make_run(task)
+        members = list(population.evaluate(GENOMES, run, until=2))
+        members += population.resume(members[:0:-1], run)
+        for member in members:
+            key = f"{genome_text(member.genome)} {member.steps}"
+            arrays[f"{key} scores"] = np.array([member.accuracy, member.loss, member.train_loss])
+            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(member.params)):
+                arrays[f"{key} {jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
+    if devices.is_first():
+        np.savez(folder / "trained.npz", **arrays)
+
+
+def search(folder: Path, *several: str) -> None:
+    """The tutorial, with early stopping and a plan that is measured."""
+    import run_custom
+    import tyro
+
+    words = [*SEARCH.split(), "--out", str(folder / "search")]
+    for name, word in zip(("--coordinator", "--num-processes", "--process-id"), several, strict=False):
+        words += [name, word]
+    run_custom.main(tyro.cli(run_custom.Options, args=words))
+
+
+if __name__ == "__main__":
+    what, where, *several = sys.argv[1:]
+    {"train": train, "search": search}[what](Path(where), *several)

@@ -1,0 +1,115 @@
+"""Over eight devices, in one process or two, all is as on one."""
+
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import over_devices
+import pytest
+
+from gafreeze_jax import devices
+
+TESTS = Path(__file__).parent
+COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter")
+
+
+def start(what, folder, num_devices, *several, dump=None):
+    """`over_devices.py` in a process of its own, with forced host devices."""
+    folder.mkdir(exist_ok=True)
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    if dump is not None:
+        flags += f" --xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=^jit_[a-z_]*$"
+    env = os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent / "experiments", TESTS.parent))),
+    }
+    words = [sys.executable, TESTS / "over_devices.py", what, folder, *several]
+    return subprocess.Popen(list(map(str, words)), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process):
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return out
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, quick_compilation):
+    """A folder with what eight devices have trained, and the programs that XLA made for them."""
+    folder = tmp_path_factory.mktemp("trained")
+    end(start("train", folder, 8, dump=folder / "programs"))
+    return folder
+
+
+def test_members_train_on_eight_devices_as_on_one(trained, tmp_path):
+    over_devices.train(tmp_path)
+    ours, expected = np.load(trained / "trained.npz"), np.load(tmp_path / "trained.npz")
+    assert set(ours) == set(expected)
+    for name, array in expected.items():
+        if not name.endswith("attention/key/bias"):  # rounding noise, see test_population.py
+            np.testing.assert_allclose(ours[name], array, rtol=2e-4, atol=5e-5, err_msg=name)
+
+
+def test_train_steps_of_members_exchange_nothing(trained):
+    programs: dict[str, list[str]] = {}
+    for path in (trained / "programs").glob("*after_optimizations.txt"):
+        programs.setdefault(path.name.split(".")[1], []).append(path.read_text())
+    for name in ("_start", "fetch", "infer", "forward", "head_step", "backward", "_update", "head_score"):
+        assert any("num_partitions=8" in text for text in programs[f"jit_{name}"])
+    exchanging = {name for name, texts in programs.items() if any(map(COLLECTIVE.search, texts))}
+    assert exchanging == {"jit_pick"}  # which fetches what is asked for
+
+
+def evaluations(folder):
+    with open(folder / "search" / "evaluations.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_of_two_processes_with_four_devices_each_is_that_of_one_device(cache, quick_compilation, tmp_path):
+    address = f"localhost:{free_port()}"
+    first, second = (start("search", tmp_path / "2x4", 4, address, 2, i) for i in range(2))
+    assert "=== Generation 2 ===" in end(first)
+    assert "Generation" not in end(second)
+    over_devices.search(tmp_path / "1")
+    for ours, expected in zip(evaluations(tmp_path / "2x4"), evaluations(tmp_path / "1"), strict=True):
+        for column in ("genome", "seed", "steps", "generation", "accuracy"):
+            assert ours[column] == expected[column]
+        for column in ("loss", "train_loss"):
+            assert float(ours[column]) == pytest.approx(float(expected[column]), rel=1e-4)
+    ours, expected = (json.loads((tmp_path / one / "search" / "result.json").read_text()) for one in ("2x4", "1"))
+    assert ours["plan"]["chosen"]["members"] == 8
+    for entry in ("best_genome", "verdict"):
+        assert ours[entry] == expected[entry]
+
+
+@pytest.mark.parametrize("told", [("localhost:1234", None, 0), (None, 2, None)])
+def test_half_of_what_a_process_must_know_is_refused(told):
+    with pytest.raises(ValueError, match="belong together"):
+        devices.join(*told)
+
+
+def test_alone_nothing_is_joined(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # a job's, but not one of its steps
+    devices.join()
+    assert over_devices.jax.process_count() == 1
