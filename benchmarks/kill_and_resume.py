@@ -7,12 +7,17 @@ stacked) one undisturbed run is made, then others are killed (SIGKILL), each whe
 a random time after that: while the network is loaded, programs are compiled, members trained, finalists kept, final files
 written. Half are resumed by `--resume`, half by the same command. Equal means: the same evaluations (all but their seconds),
 the same mask and verdict, and the same bytes of the model. Prints a line for each kill, and how many of all were equal.
+
+Then runs of two processes with two devices each: one of both is killed, the other one must end by itself with an error, and
+after both were started again all must be equal, too.
 """
 
 import csv
 import dataclasses
 import json
+import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,6 +49,8 @@ class Options:
     """Of each, so many runs are killed:"""
     kills: int = 25
     """How many runs are killed."""
+    kills_of_two: int = 3
+    """How many runs of two processes are killed."""
     seed: int = 0
     """Decides the moments."""
     out: Path | None = None
@@ -102,6 +109,36 @@ def kill_and_resume(command: list[str], folder: Path, moment: "Moment", *, same_
     return killed
 
 
+def start_two(command: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
+    """A run of two processes with two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    own = [*command, "--out", str(folder), "--coordinator", address, "--num-processes", "2", "--process-id"]
+    quiet = subprocess.DEVNULL
+    return [subprocess.Popen([*own, str(i)], env=env, stdout=quiet, stderr=quiet) for i in range(2)]
+
+
+def kill_one_of_two(command: list[str], folder: Path, moment: "Moment", victim: int) -> tuple[str, float]:
+    """Kills one of two processes, and starts both again; says how far they were, and how long the other one took to end."""
+    processes = start_two(command, folder)
+    while num_evaluations(folder) < moment.evaluations:
+        time.sleep(0.005)
+    time.sleep(moment.seconds)
+    processes[victim].kill()
+    start = time.perf_counter()
+    code = processes[1 - victim].wait()
+    seconds = time.perf_counter() - start
+    killed = where(folder)
+    if killed != "finished" and code == 0:
+        raise RuntimeError("the other process ended as if nothing had happened")
+    for process in start_two(command, folder):
+        if process.wait() != 0:
+            raise RuntimeError("the run could not be resumed")
+    return killed, seconds
+
+
 class Moment(NamedTuple):
     """To kill a run: when so many evaluations are there (-1: before it has begun), and so many seconds later."""
 
@@ -135,6 +172,19 @@ def main(options: Options) -> None:
                 rows.append({"plan": plan, **moment._asdict(), "killed": killed, "other": other})
                 verdict = "other " + ", ".join(other) if other else "equal"
                 print(f"killed {moment.seconds:.2f} s after {moment.evaluations} evaluations, {killed}: {verdict}", flush=True)
+        command = [sys.executable, str(EXPERIMENTS / script), *rest, "--plan", "members=4"]
+        for process in start_two(command, Path(name) / "two") if options.kills_of_two else ():
+            process.wait()
+        expected = outcome(Path(name) / "two") if options.kills_of_two else {}
+        for i, moment in enumerate(draw_moments(rng, options.kills_of_two, 20)):
+            folder, victim = Path(name) / f"two-{i}", i % 2
+            killed, seconds = kill_one_of_two(command, folder, moment, victim)
+            found = outcome(folder)
+            other = [part for part in expected if found[part] != expected[part]]
+            facts = {"plan": "two processes", "victim": victim, "other_ended_after_seconds": round(seconds, 1)}
+            rows.append({**facts, **moment._asdict(), "killed": killed, "other": other})
+            verdict = "other " + ", ".join(other) if other else "equal"
+            print(f"process {victim} of two killed, {killed}; the other one ended after {seconds:.0f} s: {verdict}", flush=True)
     num_equal = sum(not row["other"] for row in rows)
     print(f"{num_equal} of {len(rows)} equal; killed: {dict(Counter(row['killed'] for row in rows))}")
     if options.out is not None:

@@ -102,6 +102,21 @@ def test_a_search_of_two_processes_with_four_devices_each_is_that_of_one_device(
     for entry in ("best_genome", "verdict"):
         assert ours[entry] == expected[entry]
 
+    # What was interrupted goes on, with what there is in the folder.
+    folder = tmp_path / "2x4" / "search"
+    before = (folder / "evaluations.csv").read_text()
+    lines = before.splitlines(keepends=True)
+    (folder / "evaluations.csv").write_text("".join(lines[: len(lines) // 2]))
+    (folder / "SHA256SUMS").unlink()
+    address = f"localhost:{free_port()}"
+    first, second = (start("search", tmp_path / "2x4", 4, address, 2, i) for i in range(2))
+    assert "Going on with" in end(first)
+    end(second)
+    without_times = lambda text: sorted(line.split(",")[:-3] for line in text.splitlines())  # noqa: E731
+    assert without_times((folder / "evaluations.csv").read_text()) == without_times(before)
+    again = json.loads((folder / "result.json").read_text())
+    assert [again[entry] for entry in ("verdict", "results")] == [ours[entry] for entry in ("verdict", "results")]
+
 
 @pytest.mark.parametrize("told", [("localhost:1234", None, 0), (None, 2, None)])
 def test_half_of_what_a_process_must_know_is_refused(told):
