@@ -133,9 +133,8 @@ class Display:
         """Prints a generation's two lines."""
         best = generation.best
         self._generations.append(generation)
-        self.console.print(f"=== Generation {generation.number} ===", markup=False)
-        genome = ", ".join(best.genome)
-        self.console.print(f"Fittest chromosome: [{genome}] | Fitness: {best.accuracy:.4f}", markup=False)
+        fittest = f"Fittest chromosome: [{', '.join(best.genome)}] | Fitness: {best.accuracy:.4f}"
+        self.console.print(f"=== Generation {generation.number} ===\n{fittest}", markup=False)
         picked = ", picked by the surrogate" if generation.screened else ""
         self.line(
             f"{generation.num_new} new masks{picked}, {generation.num_full} of them trained to the end; mean of the population "
@@ -247,8 +246,8 @@ def memory_in_use() -> list[str]:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_in_use" not in stats:
         return []
-    of_all = f" of {stats['bytes_limit'] / 2**30:.1f}" if "bytes_limit" in stats else ""
-    return [f"{stats['bytes_in_use'] / 2**30:.1f}{of_all} GiB in use"]
+    limit = f"/{stats['bytes_limit'] / 2**30:.1f}" if "bytes_limit" in stats else ""
+    return [f"memory {stats['bytes_in_use'] / 2**30:.1f}{limit} GiB"]
 
 
 def clock(seconds: float) -> str:
