@@ -25,6 +25,79 @@ PRIOR = 0.1  # of a phase's steps, that its speed so far is outweighed by that o
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of the event
 
 
+class Progress:
+    """How far a run is, in steps, and how long it still takes. It consists of phases.
+
+    Attributes:
+      doing: what this phase does.
+      done: its steps so far.
+    """
+
+    def __init__(self):
+        self.doing, self.done = "starting", 0.0
+        self._training, self._worked = False, 0.0  # steps of this phase that were not skipped
+        self._expected: dict[str, float] = {}  # steps of this phase and later ones
+        self._before = 0.0, 0.0  # of earlier phases: steps that were not skipped, and seconds that they took
+        self._begun = self._start = time.perf_counter()  # the first phase, and this one
+
+    def expect(self, steps: Mapping[str, float]) -> None:
+        """Says how many steps this phase and later ones take in all, about; what was said of others stands."""
+        self._expected |= steps
+
+    def begin(self, doing: str, *, training: bool = True) -> None:
+        """Begins a phase.
+
+        Args:
+          training: whether its steps are training steps of members.
+        """
+        self._before, self._start = self._so_far(), time.perf_counter()
+        self._expected.pop(self.doing, None)
+        self.doing, self._training = doing, training
+        self.done = self._worked = 0.0
+
+    def step(self, num: float) -> None:
+        """Counts steps of this phase."""
+        self.done += num
+        self._worked += num
+
+    def skip(self, num: float) -> None:
+        """Counts steps of this phase that need not be done, as their outcome is known."""
+        self.done += num
+
+    @property
+    def expected(self) -> float:
+        """Steps of this phase; 0 if nobody knows."""
+        return self._expected.get(self.doing, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._begun
+
+    @property
+    def speed(self) -> float | None:
+        """Training steps in a second of this phase."""
+        return self._worked / (time.perf_counter() - self._start) if self._training and self._worked else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """This phase goes on as it went, the more of it is done, and later ones as all so far."""
+        steps, seconds = self._so_far()
+        if not steps:
+            return None
+        pace, prior = seconds / steps, PRIOR * self.expected
+        later = pace * (sum(list(self._expected.values())) - self.expected)
+        if not self.expected:
+            return later
+        own = (time.perf_counter() - self._start + prior * pace) / (self._worked + prior)
+        return own * max(0.0, self.expected - self.done) + later
+
+    def _so_far(self) -> tuple[float, float]:
+        """Steps that were not skipped, and seconds of the phases that had some."""
+        steps, seconds = self._before
+        return steps + self._worked, seconds + (time.perf_counter() - self._start if self._worked else 0.0)
+
+
 class Display:
     """Shows how a search goes. A context manager.
 
@@ -37,6 +110,9 @@ class Display:
       verbose: print details, too.
       tensorboard: folder for event files.
       console: where it is shown; default: stdout.
+
+    Attributes:
+      progress: how far the run is; to be told.
     """
 
     def __init__(
@@ -58,12 +134,7 @@ class Display:
         self._new: set[tuple[str, str, int]] = set()  # those that were trained
         self._latest: tuple[str, int] | None = None  # phase and generation
         self._num_evaluations = 0
-        self._expected: dict[str, float] = {}  # steps of this phase and later ones
-        self._doing, self._training = "starting", False
-        self._done = self._worked = 0.0  # steps of this phase, and those of them that were not known already
-        self._worked_before = 0.0
-        self._begun = self._start = time.perf_counter()  # all, and this phase
-        self._seconds_before = 0.0  # of earlier phases that `_worked_before` counts
+        self.progress = Progress()
         self._compiled: list[float] = []
         self._events: Any = None
         if tensorboard is not None:
@@ -88,37 +159,13 @@ class Display:
         if not self._quiet and (self._verbose or not detail):
             self.console.print(text, markup=False)
 
-    def expect(self, steps: Mapping[str, float]) -> None:
-        """Says how many steps this phase and later ones take in all, about; what was said of others stands."""
-        self._expected |= steps
-
-    def begin(self, doing: str, *, training: bool = True) -> None:
-        """Begins a phase.
-
-        Args:
-          training: whether its steps are training steps of members.
-        """
-
-        now = time.perf_counter()
-        if self._worked:
-            self._worked_before += self._worked
-            self._seconds_before += now - self._start
-        self._expected.pop(self._doing, None)
-        self._doing, self._training, self._start = doing, training, now
-        self._done = self._worked = 0.0
-
-    def steps(self, num: float) -> None:
-        """Counts steps of this phase that have been done."""
-        self._done += num
-        self._worked += num
-
     def evaluation(self, phase: str, one: Evaluation, new: bool) -> None:
         """Counts an evaluation; one that is not new was recalled or looked up."""
         key = phase, one.genome, one.seed
         if new:
             self._new.add(key)
         else:
-            self._done += one.steps - (self._reached[key].steps if key in self._reached else 0)
+            self.progress.skip(one.steps - (self._reached[key].steps if key in self._reached else 0))
         self._reached[key], self._latest = one, (phase, one.generation)
         self._num_evaluations += 1
         how = f"{one.seconds:.2f} s" if new else "known already"
@@ -169,9 +216,10 @@ class Display:
         line.add_column(no_wrap=True)
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
-        expected = self._expected.get(self._doing, 0.0)
-        bar = ProgressBar(total=expected or None, completed=min(self._done, expected))
-        line.add_row(self._doing, bar, self._times())
+        progress = self.progress
+        bar = ProgressBar(total=progress.expected or None, completed=min(progress.done, progress.expected))
+        left = progress.seconds_left
+        line.add_row(progress.doing, bar, clock(progress.seconds) + ("" if left is None else f", about {clock(left)} left"))
         yield line
 
     def _fitness_and_speed(self) -> list[str]:
@@ -179,8 +227,8 @@ class Display:
         if self._generations:
             last = self._generations[-1]
             fields += [f"Generation {last.number}", f"best {last.best.accuracy:.4f}", f"mean {last.mean:.4f}"]
-        if self._training and self._worked:
-            fields.append(f"{self._worked / (time.perf_counter() - self._start):,.1f} member-steps/s")
+        if (speed := self.progress.speed) is not None:
+            fields.append(f"{speed:,.1f} member-steps/s")
         return fields
 
     def _counts(self) -> list[str]:
@@ -190,22 +238,6 @@ class Display:
         num_reused = len(reached) - len(self._new)
         counts = f"Evaluations: {len(self._new):,} done, {num_reused:,} reused, {len(stopped):,} stopped early"
         return [*([counts] if reached else []), *memory_in_use()]
-
-    def _times(self) -> str:
-        left = self._seconds_left()
-        elapsed = clock(time.perf_counter() - self._begun)
-        return elapsed if left is None else f"{elapsed}, about {clock(left)} left"
-
-    def _seconds_left(self) -> float | None:
-        """That this phase takes at its own speed, the more of it is done, and later ones at that of all so far."""
-        seconds = time.perf_counter() - self._start
-        if not self._worked + self._worked_before:
-            return None
-        pace = (self._seconds_before + (seconds if self._worked else 0.0)) / (self._worked + self._worked_before)
-        expected = self._expected.get(self._doing, 0.0)
-        prior = PRIOR * expected
-        own = (seconds + prior * pace) / (self._worked + prior) if expected else 0.0
-        return own * max(0.0, expected - self._done) + pace * (sum(list(self._expected.values())) - expected)
 
 
 def heat_map(genes: Sequence[str], generations: Sequence[Generation], width: int, levels: str) -> Iterator[Text]:

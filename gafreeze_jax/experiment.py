@@ -292,24 +292,23 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     comparing = options.compare_random and not enumerated
     num_finalists = options.finalist_seeds * (NUM_LEADERS + len(groups) + comparing + len(NO_MASKS))
     dtype = compute_dtype(options.dtype)
-    with (
-        contextlib.nullcontext(display)
-        if display
-        else Display(task.network.names, quiet=options.quiet, verbose=options.verbose) as display
-    ):
-        display.expect({RANDOM: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCH: steps_of_search})
+    own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
+    with contextlib.nullcontext(display) if display else own as display:
+        display.progress.expect(
+            {RANDOM: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCH: steps_of_search}
+        )
         members = population.Population(
             task.network,
             task.params,
             population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
             task.train,
             task.validation,
-            on_steps=display.steps,
+            on_steps=display.progress.step,
         )
         if "plan" in saved.facts:
             choice = planning.from_json(saved.facts["plan"])
         elif options.plan == "auto":
-            display.begin("choosing a plan", training=False)
+            display.progress.begin("choosing a plan", training=False)
             random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
             like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
             num_evaluations = int(steps_of_search / num_steps)
@@ -337,7 +336,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         def on_generation(generation: Generation) -> None:
             screened.append(generation.screened)
             steps = ledger.steps_trained + generation.steps_left
-            display.expect({SEARCH: steps, RANDOM: steps * comparing})
+            display.progress.expect({SEARCH: steps, RANDOM: steps * comparing})
             display.generation(generation)
 
         costs = Costs(members, run)
@@ -359,7 +358,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
-        display.begin(SEARCH)
+        display.progress.begin(SEARCH)
         found = first.run(key)
         spent = ledger.steps_trained / num_steps
         display.line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
@@ -368,8 +367,8 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         baselines = dict(found.groups)
         random_masks = {}
         if comparing:
-            display.begin(RANDOM)
-            display.expect({RANDOM: ledger.steps_trained})
+            display.progress.begin(RANDOM)
+            display.progress.expect({RANDOM: ledger.steps_trained})
             others = Ledger(num_steps, saved.journal, "random", display.evaluation)
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
             nothing = np.zeros((0, num_genes), bool)
@@ -387,8 +386,8 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         )
 
         num_finalists = len(seeds) * (len({*leaders, *baselines.values()}) + len(NO_MASKS))
-        display.begin(FINALISTS)
-        display.expect({FINALISTS: num_finalists * num_steps})
+        display.progress.begin(FINALISTS)
+        display.progress.expect({FINALISTS: num_finalists * num_steps})
         final = Ledger(num_steps, saved.journal, "final", display.evaluation)
 
         def record(ready: Sequence[Member], seed: int) -> None:
@@ -396,7 +395,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
             final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
 
         winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
-        display.begin("counting FLOPs", training=False)
+        display.progress.begin("counting FLOPs", training=False)
         step_flops = costs.count()
     facts = {
         "dtype": dtype.name,
@@ -547,6 +546,8 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
             check(options)
+            if options.tensorboard and "://" in str(path):
+                raise ValueError(f"--tensorboard needs a local folder, got {path}")
             planning.keep_compiled_programs()
             prepared = prepare(options)
             saved = Saved.open(path, _facts(kind, options, prepared))
@@ -577,7 +578,7 @@ def make_display(prepared: Prepared, options: Options, path: Path) -> Display:
         tensorboard=path / saving.TENSORBOARD if options.tensorboard else None,
     )
     num_tested = options.finalist_seeds * (4 + options.compare_random + len(NO_MASKS))  # found, all, head only, best prefix
-    display.expect({TEST: num_tested * FORWARD * prepared.test.num_examples / options.batch_size})
+    display.progress.expect({TEST: num_tested * FORWARD * prepared.test.num_examples / options.batch_size})
     return display
 
 
@@ -609,8 +610,8 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     display.line(f"\nScoring the {prepared.num_test:,} test examples, which nothing has seen so far ...")
     finalists = result.found, *result.baselines
     work = FORWARD * prepared.test.num_examples / options.batch_size
-    display.begin(TEST, training=False)
-    display.expect({TEST: work * len({id(member) for finalist in finalists for member in finalist.members})})
+    display.progress.begin(TEST, training=False)
+    display.progress.expect({TEST: work * len({id(member) for finalist in finalists for member in finalist.members})})
     test = prepared.test.open(result)
     rows = []
     tested: dict[int, Predictions] = {}  # by member: the one found may be a baseline
@@ -618,9 +619,9 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         for member in finalist.members:
             if id(member) not in tested:
                 tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
-                display.steps(work)
+                display.progress.step(work)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
-    display.begin("writing files", training=False)
+    display.progress.begin("writing files", training=False)
     judged = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
     judgement = verdict.judge(judged[0], judged[1:], rows[0].validation_accuracy)
     found, saved = result.found, result.found.best

@@ -60,8 +60,8 @@ def pretrain(task: Task, options: Options) -> Member:
     num_steps = len(run.batches.examples)
     recipe = adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps)
     with Display(quiet=options.quiet) as display:
-        display.expect({"pretraining": num_steps})
-        display.begin("pretraining")
-        members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.steps)
+        display.progress.expect({"pretraining": num_steps})
+        display.progress.begin("pretraining")
+        members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.progress.step)
         (member,) = members.evaluate(np.zeros((1, len(task.network.stages)), bool), run)
     return member

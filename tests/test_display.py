@@ -3,8 +3,10 @@ import io
 import re
 import sys
 import time
+import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import run_custom
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from gafreeze_jax import display as module
 from gafreeze_jax import experiment
-from gafreeze_jax.display import Display, clock, heat_map
+from gafreeze_jax.display import Display, Progress, clock, heat_map
 from gafreeze_jax.ledger import Evaluation
 from gafreeze_jax.search import Generation
 
@@ -46,8 +48,8 @@ def test_off_a_terminal_there_are_the_lines_alone(capsys):
     with Display(["a", "b", "c"]) as display:
         display.line("Plan: [bold] :smile: one")
         display.line("a detail", detail=True)
-        display.begin("searching")
-        display.steps(2)
+        display.progress.begin("searching")
+        display.progress.step(2)
         display.evaluation("search", evaluation("010"), True)
         display.generation(generation(1, [0, 1, 0]))
         time.sleep(0.3)  # in which a live view would be drawn
@@ -76,7 +78,7 @@ def test_quiet_prints_generations_alone_and_verbose_details_too():
 def test_on_a_terminal_the_lines_stand_above_the_view_which_goes_at_the_end():
     console = terminal()
     with Display(["a", "b", "c"], console=console) as display:
-        display.begin("searching")
+        display.progress.begin("searching")
         display.generation(generation(1, [0, 1, 0]))
         display._live.refresh()
         shown = console.file.getvalue()
@@ -99,9 +101,9 @@ def test_the_view_fits(width, num_genes, ascii_only, monkeypatch):
     if ascii_only:
         monkeypatch.setattr(Console, "encoding", "ascii")
     display = Display([f"layer_{i}" for i in range(num_genes)], console=console)
-    display.expect({"scoring the test examples": 1e6})
-    display.begin("scoring the test examples")
-    display.steps(1234)
+    display.progress.expect({"scoring the test examples": 1e6})
+    display.progress.begin("scoring the test examples")
+    display.progress.step(1234)
     for number in range(1, 41):
         display._generations.append(generation(number, np.linspace(0, 1, num_genes)))
         for i in range(50):
@@ -149,47 +151,46 @@ def test_colours_say_no_more_than_the_blocks():
 
 def test_evaluations_are_counted_by_mask_and_seed():
     display = Display(["a", "b"])
-    display.begin("searching")
+    display.progress.begin("searching")
     for steps, genomes in ((6, ("00", "01", "10")), (24, ("00",))):
         for genome in genomes:
             display.evaluation("search", evaluation(genome, steps=steps), True)
     assert display._counts() == ["Evaluations: 3 done, 0 reused, 0 stopped early"]  # their generation is not over
     display.evaluation("search", evaluation("11", steps=6, generation=2), False)
     assert display._counts() == ["Evaluations: 3 done, 1 reused, 2 stopped early"]
-    display.begin("random masks")
-    display.expect({"random masks": 48})
+    display.progress.begin("random masks")
+    display.progress.expect({"random masks": 48})
     display.evaluation("random", evaluation("00", steps=6), False)
     display.evaluation("random", evaluation("00", steps=24), False)
     assert display._counts() == ["Evaluations: 3 done, 2 reused, 3 stopped early"]
-    assert (display._done, display._worked) == (24, 0)
+    assert (display.progress.done, display.progress.speed) == (24, None)
 
 
 def test_time_left(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    display = Display(["a"])
-    display.expect({"searching": 100, "finalists": 50, "random masks": 100})
-    display.begin("choosing a plan", training=False)
+    progress = Progress()
+    progress.expect({"searching": 100, "finalists": 50, "random masks": 100})
+    progress.begin("choosing a plan", training=False)
     now = 130.0  # no step is done in this time
-    display.begin("searching")
-    assert display._times() == "0:30"
+    progress.begin("searching")
+    assert (progress.seconds, progress.speed, progress.seconds_left) == (30, None, None)
     now = 140.0
-    display.steps(20)  # in 10 s
-    assert display._seconds_left() == pytest.approx((80 + 150) / 2)
-    display.expect({"searching": 40, "random masks": 40})  # as masks were stopped early
-    assert display._seconds_left() == pytest.approx((20 + 90) / 2)
-    assert display._times() == "0:40, about 0:55 left"
-    display.steps(20)
-    display.begin("random masks")
-    display.evaluation("random", evaluation("0", steps=30), False)  # no time for what is known
-    assert display._seconds_left() == pytest.approx((10 + 50) / 4)
-    display.begin("finalists")
+    progress.step(20)  # in 10 s
+    assert (progress.speed, progress.seconds_left) == (2, pytest.approx((80 + 150) / 2))
+    progress.expect({"searching": 40, "random masks": 40})  # as masks were stopped early
+    assert progress.seconds_left == pytest.approx((20 + 90) / 2)
+    progress.step(20)
+    progress.begin("random masks")
+    progress.skip(30)  # no time for what is known
+    assert (progress.done, progress.speed, progress.seconds_left) == (30, None, pytest.approx((10 + 50) / 4))
+    progress.begin("finalists")
     now = 150.0
-    display.steps(10)  # a second each, where a quarter had been expected
+    progress.step(10)  # a second each, where a quarter had been expected
     own = (10 + 5 * 20 / 50) / (10 + 5)  # and where all so far took 20 s for 50 steps
-    assert display._seconds_left() == pytest.approx(own * 40)
-    display.begin("writing files", training=False)
-    assert display._seconds_left() == 0
+    assert progress.seconds_left == pytest.approx(own * 40)
+    progress.begin("writing files", training=False)
+    assert (progress.expected, progress.seconds_left) == (0, 0)
 
 
 def test_the_clock():
@@ -269,3 +270,15 @@ def test_what_cannot_be_shown_is_said_before_the_start(options, message, monkeyp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         experiment.check(run_custom.Options(**options))
+
+
+def test_memory_is_shown_where_the_device_tells_it(monkeypatch):
+    for stats, expected in (
+        ({"bytes_in_use": 3 * 2**29, "bytes_limit": 2**34}, ["memory 1.5/16.0 GiB"]),
+        ({"bytes_in_use": 2**30}, ["memory 1.0 GiB"]),
+        ({}, []),
+        (None, []),  # a CPU
+    ):
+        device = types.SimpleNamespace(memory_stats=lambda stats=stats: stats)
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert module.memory_in_use() == expected
