@@ -50,10 +50,10 @@ class Progress:
         Args:
           training: whether its steps are training steps of members.
         """
-        self._before, self._start = self._so_far(), time.perf_counter()
-        self._expected.pop(self.doing, None)
-        self.doing, self._training = doing, training
+        self._before = self._so_far()
         self.done = self._worked = 0.0
+        self._expected.pop(self.doing, None)
+        self.doing, self._training, self._start = doing, training, time.perf_counter()
 
     def step(self, num: float) -> None:
         """Counts steps of this phase."""
@@ -85,12 +85,13 @@ class Progress:
         steps, seconds = self._so_far()
         if not steps:
             return None
-        pace, prior = seconds / steps, PRIOR * self.expected
-        later = pace * (sum(list(self._expected.values())) - self.expected)
-        if not self.expected:
+        pace, expected = seconds / steps, self.expected  # which another thread may change
+        later = pace * (sum(list(self._expected.values())) - expected)
+        if not expected:
             return later
+        prior = PRIOR * expected
         own = (time.perf_counter() - self._start + prior * pace) / (self._worked + prior)
-        return own * max(0.0, self.expected - self.done) + later
+        return own * max(0.0, expected - self.done) + later
 
     def _so_far(self) -> tuple[float, float]:
         """Steps that were not skipped, and seconds of the phases that had some."""
