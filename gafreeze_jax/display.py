@@ -22,7 +22,7 @@ from gafreeze_jax.search import Generation
 LEVELS, ASCII_LEVELS = "▁▂▃▄▅▆▇█", "0123456789"  # from no one who freezes a layer to all
 TRAINED, FROZEN = np.array([120, 120, 120]), np.array([86, 180, 233])  # grey, and Okabe & Ito's sky blue
 PRIOR = 0.1  # of a phase's steps, that its speed so far is outweighed by that of earlier phases
-COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of the event
+COMPILING, COMPILED = "/jax/core/compile/", "/jax/core/compile/backend_compile_duration"  # JAX's names of events
 
 
 class Progress:
@@ -38,7 +38,8 @@ class Progress:
         self._training, self._worked = False, 0.0  # steps of this phase that were not skipped
         self._expected: dict[str, float] = {}  # steps of this phase and later ones
         self._before = 0.0, 0.0  # of earlier phases: steps that were not skipped, and seconds that they took
-        self._begun = self._start = time.perf_counter()  # the first phase, and this one
+        self._begun = self._start = time.perf_counter()  # the first phase, and this one, later by its pauses
+        self._paused = self._start  # when the last pause ended
 
     def expect(self, steps: Mapping[str, float]) -> None:
         """Says how many steps this phase and later ones take in all, about; what was said of others stands."""
@@ -53,7 +54,8 @@ class Progress:
         self._before = self._so_far()
         self.done = self._worked = 0.0
         self._expected.pop(self.doing, None)
-        self.doing, self._training, self._start = doing, training, time.perf_counter()
+        self.doing, self._training = doing, training
+        self._start = self._paused = time.perf_counter()
 
     def step(self, num: float) -> None:
         """Counts steps of this phase."""
@@ -63,6 +65,12 @@ class Progress:
     def skip(self, num: float) -> None:
         """Counts steps of this phase that need not be done, as their outcome is known."""
         self.done += num
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out the last seconds, as compiling tells nothing of how long steps take; pauses may overlap."""
+        now = time.perf_counter()
+        self._start += now - max(now - seconds, self._paused)
+        self._paused = now
 
     @property
     def expected(self) -> float:
@@ -76,7 +84,7 @@ class Progress:
 
     @property
     def speed(self) -> float | None:
-        """Training steps in a second of this phase."""
+        """Training steps in a second of this phase, without pauses."""
         return self._worked / (time.perf_counter() - self._start) if self._training and self._worked else None
 
     @property
@@ -200,6 +208,8 @@ class Display:
                 self._events.add_scalar(name, value, step)
 
     def _on_event(self, event: str, seconds: float, **details: Any) -> None:
+        if event.startswith(COMPILING):
+            self.progress.pause(seconds)
         if event == COMPILED:
             self._compiled.append(seconds)
 

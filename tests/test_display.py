@@ -186,6 +186,30 @@ def test_time_left(monkeypatch):
     assert (progress.expected, progress.seconds_left) == (0, 0)
 
 
+def test_compiling_does_not_count_as_time_of_steps(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    progress = Progress()
+    now = 10.0
+    progress.begin("searching")
+    now = 16.0
+    progress.pause(8)  # of which 6 s belong to this phase
+    now = 18.0
+    progress.pause(4)  # of which 2 s are new
+    now = 22.0
+    progress.step(8)
+    assert (progress.seconds, progress.speed) == (22, 2)
+
+
+def test_a_display_hears_of_compiling():
+    with Display() as display:
+        jax.jit(lambda x: x + 1).lower(0.5).compile()
+    assert len(display._compiled) == 1
+    jax.jit(lambda x: x + 2).lower(0.5).compile()
+    assert len(display._compiled) == 1
+    assert display.progress._paused > display.progress._begun
+
+
 def test_the_clock():
     assert [clock(seconds) for seconds in (0, 59.6, 3599, 36000)] == ["0:00", "1:00", "59:59", "10:00:00"]
 
