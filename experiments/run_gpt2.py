@@ -80,10 +80,12 @@ def find_model(options: Options) -> Path:
     check_length(options, SMALL["n_positions"])  # before a minute has passed
     corpus = lm.load_corpus("pydoc")
     facts = {"config": SMALL, "options": pretraining.facts_of(PRETRAINING), "text": corpus._asdict()}
-    return pretraining.keep("gpt2-pydoc", facts, functools.partial(pretrain, corpus))
+    return pretraining.keep(
+        "gpt2-pydoc", facts, functools.partial(pretrain, corpus, dataclasses.replace(PRETRAINING, quiet=options.quiet))
+    )
 
 
-def pretrain(corpus: lm.Corpus, folder: Path) -> None:
+def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> None:
     """Pretrains the small GPT-2 and writes it to a folder in the Hugging Face layout."""
     (folder / "config.json").write_text(json.dumps(SMALL, indent=2))
     config = gpt2.read_config(folder)
@@ -94,14 +96,14 @@ def pretrain(corpus: lm.Corpus, folder: Path) -> None:
     )
     params = gpt2.init_params(jax.random.key(0), config, None)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(
+    say = (lambda text: None) if options.quiet else functools.partial(print, flush=True)
+    say(
         f"Pretraining a GPT-2 of {num_params:,} parameters on {len(train.targets):,} bytes of Python's language reference, "
-        "once, as it is kept ...",
-        flush=True,
+        "once, as it is kept ..."
     )
     start = time.perf_counter()
-    member = pretraining.pretrain(lm_task(gpt2.make_gpt2(config, "lm"), params, train, validation, PRETRAINING), PRETRAINING)
-    print(
+    member = pretraining.pretrain(lm_task(gpt2.make_gpt2(config, "lm"), params, train, validation, options), options)
+    say(
         f"It took {time.perf_counter() - start:.0f} s, and predicts {member.accuracy:.1%} of the validation bytes (perplexity "
         f"{report.perplexity(member.loss):.2f})"
     )

@@ -61,12 +61,14 @@ SMALL_FRAME = images.Frame(8, 1)
 PRETRAINING = experiment.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, quiet: bool = False) -> Path:
     if name == "digits":
         data = images.load_images("digits:0-4", SMALL_FRAME)
         digest = hashlib.sha256(data.train.images.tobytes() + data.train.labels.tobytes()).hexdigest()
         facts = {"config": dataclasses.asdict(SMALL), "options": pretraining.facts_of(PRETRAINING), "data": digest}
-        return pretraining.keep("resnet-digits", facts, functools.partial(pretrain, data))
+        return pretraining.keep(
+            "resnet-digits", facts, functools.partial(pretrain, data, dataclasses.replace(PRETRAINING, quiet=quiet))
+        )
     path = Path(os.path.expanduser(name))
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
@@ -75,19 +77,17 @@ def find_model(name: str) -> Path:
     return path if path.is_file() else checkpoints.find_model(name, embedded="digits")
 
 
-def pretrain(data: images.ImageData, folder: Path) -> None:
+def pretrain(data: images.ImageData, options: experiment.Options, folder: Path) -> None:
     """Pretrains the small ResNet and writes it to a folder."""
     params = resnet.init_params(jax.random.key(0), SMALL, len(data.label_names))
     train, validation = (Dataset(*split) for split in (data.train, data.validation))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(
-        f"Pretraining a ResNet of {num_params:,} parameters on {len(train.targets):,} digits 0 to 4, once, as it is kept ...",
-        flush=True,
-    )
+    say = (lambda text: None) if options.quiet else functools.partial(print, flush=True)
+    say(f"Pretraining a ResNet of {num_params:,} parameters on {len(train.targets):,} digits 0 to 4, once, as it is kept ...")
     start = time.perf_counter()
-    task = experiment.make_task(resnet.make_resnet(SMALL), params, train, validation, PRETRAINING)
-    member = pretraining.pretrain(task, PRETRAINING)
-    print(f"It took {time.perf_counter() - start:.0f} s, and tells {member.accuracy:.1%} of the validation digits")
+    task = experiment.make_task(resnet.make_resnet(SMALL), params, train, validation, options)
+    member = pretraining.pretrain(task, options)
+    say(f"It took {time.perf_counter() - start:.0f} s, and tells {member.accuracy:.1%} of the validation digits")
     resnet.write_new(folder, SMALL, SMALL_FRAME.size, member.params)
 
 
@@ -95,7 +95,7 @@ def prepare(options: Options) -> experiment.Prepared:
     """Loads model and data."""
     if options.image_size is not None and options.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {options.image_size}")
-    checkpoint = resnet.load_resnet(find_model(options.model))
+    checkpoint = resnet.load_resnet(find_model(options.model, options.quiet))
     config, wanted = checkpoint.config, checkpoint.preprocessing
     frame = images.Frame(options.image_size or wanted.size, config.num_channels, wanted.crop, wanted.resample)
     data = images.load_images(

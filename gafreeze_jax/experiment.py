@@ -4,9 +4,12 @@ An experiment has a function that loads a network and data and says in a `Prepar
 Nothing in here knows what kind of network or data that is.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib.util
 import math
+import os
 import re
 import sys
 import time
@@ -24,6 +27,7 @@ from jax import Array
 from gafreeze_jax import devices, genetic, masking, page, pareto, planning, population, report, saving, verdict
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.display import Display
 from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array
 from gafreeze_jax.population import Member
@@ -35,6 +39,8 @@ from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 OptionsT = TypeVar("OptionsT", bound="Options")
 LEAST_STEPS = 16  # after which a member is scored
 NUM_LEADERS = 2  # of a search, that are trained again
+SEARCH, RANDOM, FINALISTS, TEST = "searching", "random masks", "finalists", "scoring the test examples"  # phases of a run
+FORWARD = 1 / 3  # of a training step's work
 SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 
 
@@ -94,6 +100,12 @@ class Options:
     """How many there are."""
     process_id: int | None = None
     """Which of them this one is, from 0; that one writes the results."""
+    quiet: bool = False
+    """Print the generations, the verdict and the folder only."""
+    verbose: bool = False
+    """Print the plans tried, what was compiled, and each evaluation, too."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files, too, to tensorboard/ in the folder of results."""
 
 
 class OptionError(ValueError):
@@ -126,6 +138,10 @@ def check(options: Options, **smallest: int) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
     if options.plan != "auto" and planning.parse(options.plan).calls > 1 < jax.device_count():
         raise ValueError(f"--plan: with {jax.device_count()} devices calls run one by one; leave out calls")
+    if options.quiet and options.verbose:
+        raise ValueError("--quiet and --verbose contradict each other: give one of them")
+    if options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -259,11 +275,12 @@ def make_settings(options: Options, num_steps: int) -> Settings:
     )
 
 
-def run_search(task: Task, options: Options, saved: Saved | None = None) -> Result:
+def run_search(task: Task, options: Options, saved: Saved | None = None, display: Display | None = None) -> Result:
     """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
 
     Args:
       saved: the run as it is kept; what is there already is not done again.
+      display: where the progress is shown; default: one for this search.
     """
     saved = saved or Saved()
     make_run = functools.cache(task.run)
@@ -279,23 +296,26 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
     enumerated = in_full.enumerates(num_genes, *sizes)
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
-    steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 1 + len(NO_MASKS)) * num_steps
+    comparing = options.compare_random and not enumerated
+    num_finalists = options.finalist_seeds * (NUM_LEADERS + len(groups) + comparing + len(NO_MASKS))
     dtype = compute_dtype(options.dtype)
-    with (
-        devices.over_all_devices(),
-        report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display,
-    ):
+    own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
+    with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
+        display.progress.expect(
+            {RANDOM: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCH: steps_of_search}
+        )
         members = population.Population(
             task.network,
             task.params,
             population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
             task.train,
             task.validation,
-            on_steps=display.steps,
+            on_steps=display.progress.step,
         )
         if "plan" in saved.facts:
             choice = planning.from_json(saved.facts["plan"])
         elif options.plan == "auto":
+            display.progress.begin("choosing a plan", training=False)
             random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
             like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
             num_evaluations = int(steps_of_search / num_steps)
@@ -305,17 +325,25 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
         members.plan = choice.plan
         saved.add_facts(plan=planning.as_json(choice, choice.plan))
         display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
+        for trial in choice.trials:
+            display.line(
+                f"Tried: {planning.describe(trial.plan)}: {trial.step_seconds * 1e3:.3g} ms a member-step, "
+                f"{trial.compile_seconds:.1f} s compiling",
+                detail=True,
+            )
         if enumerated:
             display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
 
         if num_known := len(saved.journal):
             display.line(f"Going on with {num_known} evaluations that are there already")
-        ledger = Ledger(num_steps, saved.journal)
+        ledger = Ledger(num_steps, saved.journal, on_add=display.evaluation)
         trainer = Trainer(members, make_run, saved.journal)
         screened: list[bool] = []
 
         def on_generation(generation: Generation) -> None:
             screened.append(generation.screened)
+            steps = ledger.steps_trained + generation.steps_left
+            display.progress.expect({SEARCH: steps, RANDOM: steps * comparing})
             display.generation(generation)
 
         costs = Costs(members, run)
@@ -337,6 +365,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
+        display.progress.begin(SEARCH)
         found = first.run(key)
         spent = ledger.steps_trained / num_steps
         display.line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
@@ -344,8 +373,10 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
         baselines = dict(found.groups)
         random_masks = {}
-        if options.compare_random and not enumerated:
-            others = Ledger(num_steps, saved.journal, "random")
+        if comparing:
+            display.progress.begin(RANDOM)
+            display.progress.expect({RANDOM: ledger.steps_trained})
+            others = Ledger(num_steps, saved.journal, "random", display.evaluation)
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
             nothing = np.zeros((0, num_genes), bool)
             ga = genetic.make_random(num_genes, options.population)
@@ -361,16 +392,21 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             f"with fresh seeds ({len(seeds)} each) ..."
         )
 
-        final = Ledger(num_steps, saved.journal, "final")
+        num_finalists = len(seeds) * (len({*leaders, *baselines.values()}) + len(NO_MASKS))
+        display.progress.begin(FINALISTS)
+        display.progress.expect({FINALISTS: num_finalists * num_steps})
+        final = Ledger(num_steps, saved.journal, "final", display.evaluation)
 
         def record(ready: Sequence[Member], seed: int) -> None:
             generation = len(screened)
             final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
 
         winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
+        display.progress.begin("counting FLOPs", training=False)
+        step_flops = costs.count()
     facts = {
         "dtype": dtype.name,
-        "step_flops": costs.count()._asdict(),
+        "step_flops": step_flops._asdict(),
         "plan": planning.as_json(choice, members.plan),
         "search": {
             "rungs": settings.rungs,
@@ -452,6 +488,10 @@ class Locked:
         """Of its content."""
         return saving.fingerprint(self._source.data)
 
+    @property
+    def num_examples(self) -> int:
+        return len(self._source.data.targets)
+
     def open(self, result: Result) -> Source:
         """The split.
 
@@ -514,26 +554,42 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
             check(options)
+            if options.tensorboard and "://" in str(path):
+                raise ValueError(f"--tensorboard needs a local folder, got {path}")
             planning.keep_compiled_programs()
             prepared = prepare(options)
             saved = Saved.open(path, _facts(kind, options, prepared))
         except (ValueError, OSError) as error:
             sys.exit(report.fail(error))
-        print(*prepared.about, sep="\n")
         steps = saved.facts["num_steps"]
-        print(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}", flush=True)
         try:
-            with saved:
-                result = run_search(prepared.task, options, saved)
+            with saved, make_display(prepared, options, path) as display:
+                for text in prepared.about:
+                    display.line(text)
+                display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
+                result = run_search(prepared.task, options, saved, display)
                 if not devices.is_first():
                     return
                 with saved.finishing() as folder:
-                    entries = finish(prepared, result, options, folder, start - saved.seconds)
+                    entries = finish(prepared, result, options, folder, start - saved.seconds, display)
         except OptionError as error:
             sys.exit(report.fail(error))
         except OSError as error:
             devices.leave(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
-        report.print_summary(entries, path)
+        report.print_summary(entries, path, quiet=options.quiet)
+
+
+def make_display(prepared: Prepared, options: Options, path: os.PathLike[str]) -> Display:
+    """For a run from the search to its files."""
+    display = Display(
+        prepared.task.network.names,
+        quiet=options.quiet,
+        verbose=options.verbose,
+        tensorboard=Path(path) / saving.TENSORBOARD if options.tensorboard and devices.is_first() else None,
+    )
+    num_tested = options.finalist_seeds * (4 + options.compare_random + len(NO_MASKS))  # found, all, head only, best prefix
+    display.progress.expect({TEST: num_tested * FORWARD * prepared.test.num_examples / options.batch_size})
+    return display
 
 
 def _command() -> str:
@@ -554,24 +610,30 @@ def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float) -> dict[str, Any]:
+def finish(prepared: Prepared, result: Result, options: Options, out: Path, start: float, display: Display) -> dict[str, Any]:
     """Scores the test split, which nothing has seen before, and writes model, mask, result and page; returns the result.
 
     Args:
       start: `time.perf_counter()` when the run began.
     """
     task = prepared.task
-    print(f"\nScoring the {prepared.num_test:,} test examples, which nothing has seen so far ...", flush=True)
+    display.line(f"\nScoring the {prepared.num_test:,} test examples, which nothing has seen so far ...")
+    finalists = result.found, *result.baselines
+    work = FORWARD * prepared.test.num_examples / options.batch_size
+    display.progress.begin(TEST, training=False)
+    display.progress.expect({TEST: work * len({id(member) for finalist in finalists for member in finalist.members})})
     test = prepared.test.open(result)
     rows = []
     tested: dict[int, Predictions] = {}  # by member: the one found may be a baseline
-    for finalist in (result.found, *result.baselines):
+    for finalist in finalists:
         for member in finalist.members:
             if id(member) not in tested:
                 tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
+                display.progress.step(work)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
-    finalists = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
-    judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy)
+    display.progress.begin("writing files", training=False)
+    judged = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
+    judgement = verdict.judge(judged[0], judged[1:], rows[0].validation_accuracy)
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}

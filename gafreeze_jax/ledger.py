@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -174,10 +174,17 @@ class Ledger:
       num_steps: of a full evaluation; one that was stopped earlier has fewer.
       journal: where those that are not there are written, too.
       phase: what the journal says of them.
+      on_add: called with the phase, each evaluation as it is recorded, and whether it is new to the journal.
     """
 
-    def __init__(self, num_steps: int, journal: Journal | None = None, phase: str = "search"):
-        self.num_steps, self._phase = num_steps, phase
+    def __init__(
+        self,
+        num_steps: int,
+        journal: Journal | None = None,
+        phase: str = "search",
+        on_add: Callable[[str, Evaluation, bool], None] = lambda phase, evaluation, new: None,
+    ):
+        self.num_steps, self._phase, self._on_add = num_steps, phase, on_add
         self.journal = Journal() if journal is None else journal
         self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
         self._furthest: dict[str, dict[int, Evaluation]] = {}  # by genome and seed
@@ -205,6 +212,8 @@ class Ledger:
             self._evaluations[one.genome, one.seed, one.steps] = by_seed[one.seed] = one
         if new := [one for one in evaluations if self.journal.recall(one.genome, one.seed, one.steps) is None]:
             self.journal.write(self._phase, new)
+        for one in evaluations:
+            self._on_add(self._phase, one, one in new)
 
     def unseen(self, genomes: np.ndarray) -> np.ndarray:
         """Those of some genomes [P, G] that have not been evaluated at all, each once: [N, G]."""

@@ -16,6 +16,7 @@ from gafreeze_jax import charts
 from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.report import describe_found, describe_mask
 from gafreeze_jax.runs import FINAL, RANDOM, SEARCH, Run, furthest
+from gafreeze_jax.saving import NOT_COMPARED
 
 Node = Element | str
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser holds the page to its promise
@@ -108,7 +109,7 @@ def opening_of_several(runs: Sequence[Run]) -> list[Element]:
             tag("td", verdict_of(run), class_="words verdict"),
         ])  # fmt: skip
     titles = ["run", "mask", "validation", "test", "95 % interval", "FLOPs", "masks tried", "seconds", "verdict"]
-    names = [name for name in dict.fromkeys(name for run in runs for name in run.options) if name != "out"]
+    names = [name for name in dict.fromkeys(name for run in runs for name in run.options) if name not in NOT_COMPARED]
     options = [[name, *(plain(run.options.get(name)) for run in runs)] for name in names]
     options = [[name, *map(words, values)] for name, *values in options if len(set(values)) > 1]
     parts = [tag("h1", "gafreeze_jax"), tag("p", f"{len(runs)} runs side by side", class_="verdict"), table(titles, lines)]
@@ -337,9 +338,11 @@ def command(kind: str, options: Mapping[str, Any]) -> list[str]:
     parts = [f"python experiments/run_{kind}.py"]
     for name, value in options.items():
         flag = name.replace("_", "-")
+        if name in NOT_COMPARED:
+            continue
         if isinstance(value, bool):
             parts.append(f"--{flag}" if value else f"--no-{flag}")
-        elif name != "out" and value is not None and value != []:
+        elif value is not None and value != []:
             parts.append(shlex.join([f"--{flag}", *map(str, value if isinstance(value, list) else [value])]))
     return parts
 

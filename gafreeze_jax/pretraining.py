@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gafreeze_jax.display import Display
 from gafreeze_jax.experiment import Options, Task
 from gafreeze_jax.planning import cache_folder
 from gafreeze_jax.population import Member, Population, adamw_recipe
-from gafreeze_jax.report import Display
 
 
 def keep(kind: str, facts: Any, make: Callable[[Path], None]) -> Path:
@@ -59,7 +59,9 @@ def pretrain(task: Task, options: Options) -> Member:
     run = task.run(options.seed)
     num_steps = len(run.batches.examples)
     recipe = adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps)
-    with Display(num_steps, "pretraining") as display:
-        members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.steps)
+    with Display(quiet=options.quiet) as display:
+        display.progress.expect({"pretraining": num_steps})
+        display.progress.begin("pretraining")
+        members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.progress.step)
         (member,) = members.evaluate(np.zeros((1, len(task.network.stages)), bool), run)
     return member

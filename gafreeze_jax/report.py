@@ -1,4 +1,4 @@
-"""What a person sees of a search: the lines and the progress bar while it runs, the table and the files afterwards."""
+"""What a person sees of a search afterwards: the table and the files."""
 
 import contextlib
 import dataclasses
@@ -7,22 +7,18 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gafreeze_jax import verdict
 from gafreeze_jax.ledger import Evaluation
-from gafreeze_jax.search import Generation
 
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
 
@@ -81,57 +77,6 @@ def _ranges(names: Sequence[str], genome: str, gene: str) -> str:
     return ", ".join(parts)
 
 
-class Display:
-    """Prints each generation and, on a terminal, a progress bar with the time left. A context manager.
-
-    Args:
-      num_steps: training steps that are to come, about.
-      doing: what the bar says.
-    """
-
-    def __init__(self, num_steps: int, doing: str = "searching"):
-        self._doing = doing
-        self.console = Console(highlight=False, soft_wrap=True)
-        self._start = time.perf_counter()
-        self._trained_steps = 0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("time left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._progress.add_task("compiling", total=num_steps, speed="")
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def line(self, text: str) -> None:
-        """Prints a line above the progress bar."""
-        self.console.print(text, markup=False)
-
-    def steps(self, member_steps: int) -> None:
-        """Counts training steps of members."""
-        self._trained_steps += member_steps
-        speed = self._trained_steps / (time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=member_steps, description=self._doing, speed=f"{speed:.1f} member-steps/s")
-
-    def generation(self, generation: Generation) -> None:
-        """Prints a generation's two lines."""
-        best = generation.best
-        self.console.print(f"=== Generation {generation.number} ===", markup=False)
-        genome = ", ".join(best.genome)
-        self.console.print(f"Fittest chromosome: [{genome}] | Fitness: {best.accuracy:.4f}", markup=False)
-
-
 def perplexity(loss: float) -> float:
     """Of a language model: the exponential of its mean loss; infinite where that has no float."""
     return math.exp(loss) if loss < 700 else math.inf
@@ -161,13 +106,17 @@ def comparison(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_summary(result: Mapping[str, Any], out: os.PathLike[str]) -> None:
+def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bool = False) -> None:
     """What was found, beside the baselines, what that is worth, and where it is.
 
     Args:
       result: the content of `result.json`.
       out: the run's folder.
+      quiet: print what that is worth and where it is only.
     """
+    if quiet:
+        print(result["verdict"]["sentence"], os.fspath(out), sep="\n")
+        return
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
     console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)

@@ -42,8 +42,10 @@ from gafreeze_jax.population import Member
 from gafreeze_jax.stages import PyTree
 
 RUN, JOURNAL, MEMBERS, SUMS = "run.json", "evaluations.csv", "members", "SHA256SUMS"
-NOT_LISTED = (MEMBERS, SUMS, "report.html", "plots")  # the last two are made from the others, and can be again
-WHERE = ("out", "resume", "coordinator", "num_processes", "process_id")  # options that say where a run is, not what
+TENSORBOARD = "tensorboard"
+NOT_LISTED = (MEMBERS, SUMS, TENSORBOARD, "report.html", "plots")  # the last two are made from the others, and can be again
+OF_PROCESSES = ("coordinator", "num_processes", "process_id")
+NOT_COMPARED = ("out", "resume", "quiet", "verbose", "tensorboard", *OF_PROCESSES)  # they change nothing of what is computed
 OptionsT = TypeVar("OptionsT", bound=Any)
 
 
@@ -163,7 +165,7 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
         facts = _of_kind(path, kind)
         usual = _plain(type(options)())
         _refuse_others(path, facts["options"], {name: value for name, value in given.items() if value != usual[name]})
-        known = {name: facts["options"][name] for name in usual.keys() & facts["options"].keys() - set(WHERE)}
+        known = {name: facts["options"][name] for name in usual.keys() & facts["options"].keys() - set(NOT_COMPARED)}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         options = dataclasses.replace(options, **(known | lists))
     elif options.out is None:
@@ -224,7 +226,7 @@ def fingerprint(*trees: PyTree) -> str:
     crc = 0
     for leaf in jax.tree.leaves(trees):
         array = np.ascontiguousarray(leaf)
-        crc = zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(f"{array.dtype}{np.shape(leaf)}".encode(), crc))
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(f"{array.dtype}{np.shape(leaf)}".encode(), crc))
     return f"{crc:08x}"
 
 
@@ -366,7 +368,7 @@ def _of_kind(path: epath.Path, kind: str) -> dict[str, Any]:
 
 def _refuse_others(path: epath.Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raises a ValueError if given options are not those of a run."""
-    others = {name: value for name, value in given.items() if name not in WHERE and there.get(name) != value}
+    others = {name: value for name, value in given.items() if name not in NOT_COMPARED and there.get(name) != value}
     if others:
         words = [f"--{name.replace('_', '-')} {there.get(name)} there, {value} given" for name, value in others.items()]
         raise ValueError(f"{path}: holds a run with other options: {'; '.join(words)}. Choose another folder")

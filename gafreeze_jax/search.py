@@ -119,7 +119,9 @@ class Generation(NamedTuple):
       num_new: genomes that were evaluated.
       num_full: of which all steps were done.
       screened: whether the surrogate picked them.
-      frozen_share: [G], share of the genomes told to the GA that freezes each gene.
+      mean: accuracy of the population that the next one is bred from, without diverged ones.
+      frozen_share: [G], share of that population that freezes each gene.
+      steps_left: training steps that the search still takes, about.
     """
 
     number: int
@@ -127,7 +129,9 @@ class Generation(NamedTuple):
     num_new: int
     num_full: int
     screened: bool
+    mean: float
     frozen_share: np.ndarray
+    steps_left: float
 
 
 class Correlation(NamedTuple):
@@ -218,11 +222,15 @@ class Search(Generic[M]):
             told = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
             told = told[np.arange(max(len(told), 2 * size)) % len(told)]
             fitness = jnp.array([self.fitness(genome_text(genome)) for genome in told], jnp.float32)
-            state, info = self._tell(state, told, fitness)
+            state, _ = self._tell(state, told, fitness)
             full = ledger.at(self.settings.rungs[-1], self.settings.seed)
             fittest = next((one for one in full if self.allowed(genome_array(one.genome))), full[0])
             best, since_best = fittest.genome, 0 if fittest.genome != best else since_best + 1
-            self.on_generation(Generation(number, fittest, len(new), num_full, screened, np.asarray(info.frozen_share)))
+            bred = np.asarray(state.population)
+            steps_left = self._steps_to_come(number, size)
+            self.on_generation(
+                Generation(number, fittest, len(new), num_full, screened, self._mean(bred), bred.mean(0), steps_left)
+            )
         ranked = [one.genome for one in ledger.at(self.settings.rungs[-1], self.settings.seed)]
         groups = {name: next(genome for genome in ranked if genome in own) for name, own in self.groups.items()}
         leaders = [genome for genome in ranked if self.allowed(genome_array(genome))]
@@ -235,6 +243,19 @@ class Search(Generic[M]):
     @property
     def _genomes_left(self) -> float:
         return self._steps_left / self.settings.steps_of_genome
+
+    def _steps_to_come(self, number: int, size: int) -> float:
+        """Training steps of the generations after one, about: as many for a genome, and as fast, as so far."""
+        ledger, settings = self.ledger, self.settings
+        num_seen, trained = len(ledger.at(settings.rungs[0], settings.seed)), ledger.steps_trained
+        num_genomes = min((settings.generations - number) * size, 2 ** self.initial.shape[1] - num_seen)
+        in_time = trained * (settings.seconds / max(ledger.seconds, 1e-9) - 1)
+        return max(0.0, min(num_genomes * trained / num_seen, self._steps_left, in_time))
+
+    def _mean(self, genomes: np.ndarray) -> float:
+        """Of the accuracies of genomes that have been evaluated; NaN if all diverged."""
+        accuracies = [self.ledger.fitness(genome_text(genome))[1] for genome in genomes]
+        return float(np.mean([one for one in accuracies if math.isfinite(one)] or [math.nan]))
 
     def _why_stop(self, number: int, since_best: int) -> str:
         """Why no other generation is to begin, in words; empty if one is."""

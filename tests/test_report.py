@@ -8,7 +8,6 @@ from rich.console import Console
 
 from gafreeze_jax import report, verdict
 from gafreeze_jax.ledger import Evaluation
-from gafreeze_jax.search import Generation
 
 NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
 
@@ -39,13 +38,6 @@ JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], 0.85)
 )
 def test_a_mask_in_words(genome, words):
     assert report.describe_mask(NAMES, genome) == words
-
-
-def test_the_two_lines_of_a_generation(capsys):
-    with report.Display(num_steps=12) as display:
-        display.steps(2)
-        display.generation(Generation(1, evaluation("010"), 4, 2, False, np.zeros(3)))
-    assert capsys.readouterr().out == "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n"
 
 
 @dataclasses.dataclass

@@ -378,9 +378,40 @@ def test_the_best_so_far_is_never_lost():
     assert all(one.steps == RUNGS[-1] for one in course)
 
 
-def test_frozen_share_is_that_of_the_genomes_told():
-    (generation,) = run(generations=1, population=2).generations
-    np.testing.assert_allclose(generation.frozen_share, PREFIXES.mean(0), rtol=1e-6)
+def test_mean_and_frozen_share_are_those_of_the_population():
+    (generation,) = (outcome := run(generations=1, population=2)).generations
+    fitness = outcome.ledger.fitness
+    fittest = sorted({one.genome for one in outcome.ledger}, key=fitness)[-2:]
+    np.testing.assert_allclose(generation.frozen_share, np.mean([genome_array(genome) for genome in fittest], axis=0))
+    assert generation.mean == pytest.approx(np.mean([fitness(genome)[1] for genome in fittest]))
+
+
+def test_diverged_members_are_no_part_of_the_mean():
+    (generation,) = run(generations=1, diverges=lambda genome, steps: genome.any()).generations
+    assert generation.mean == pytest.approx(TABLE[0, -1])
+
+
+THREE_GENES = {"initial": masking.prefix_genomes(3), "groups": {}, "table": make_table(num_genes=3)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"generations": 3}, lambda trained: [2 * 6 * trained[0] / 7, 6 * trained[1] / 13, 0]),
+        ({"evaluations": 5}, lambda trained: [5 * 24 - one for one in trained]),
+        ({"seconds": 0.0}, lambda trained: [0]),
+        (THREE_GENES, lambda trained: [2 * trained[0] / 6, 0]),
+    ],
+    ids=["generations", "evaluations", "seconds", "all masks"],
+)
+def test_the_steps_that_are_left(settings, steps):
+    """Of new genomes as many as so far, on average; no more than there are, or than the limits leave."""
+    outcome = run(**settings)
+    trained = []
+    for generation in outcome.generations:
+        reached = {one.genome: one.steps for one in outcome.ledger if one.generation <= generation.number}
+        trained.append(sum(reached.values()))
+    assert [generation.steps_left for generation in outcome.generations] == pytest.approx(steps(trained))
 
 
 def test_same_key_same_search():
