@@ -207,11 +207,11 @@ class Display:
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
 
-    def _on_event(self, event: str, seconds: float, **details: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.startswith(COMPILING):
-            self.progress.pause(seconds)
+            self.progress.pause(duration_secs)
         if event == COMPILED:
-            self._compiled.append(seconds)
+            self._compiled.append(duration_secs)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """The live view."""
@@ -265,7 +265,7 @@ def heat_map(genes: Sequence[str], generations: Sequence[Generation], width: int
     cell = min(max(1, (width - len(margin)) // len(parts)), 1 + max(map(len, genes)))
     names, end = "", 0
     for i, part in enumerate(parts):
-        name = genes[part[0]]
+        name = genes[int(part[0])]
         if i * cell >= end and i * cell + len(name) <= width - len(margin):
             names = names.ljust(i * cell) + name
             end = len(names) + 1
