@@ -20,7 +20,7 @@ from gafreeze_jax.ledger import Evaluation
 from gafreeze_jax.search import Generation
 
 LEVELS, ASCII_LEVELS = "▁▂▃▄▅▆▇█", "0123456789"  # from no one who freezes a layer to all
-TRAINED, FROZEN = np.array([120, 120, 120]), np.array([86, 180, 233])  # grey, and Okabe & Ito's sky blue
+TRAINED, FROZEN = (120, 120, 120), (86, 180, 233)  # grey, and Okabe & Ito's sky blue
 PRIOR = 0.1  # of a phase's steps, that its speed so far is outweighed by that of earlier phases
 COMPILING, COMPILED = "/jax/core/compile/", "/jax/core/compile/backend_compile_duration"  # JAX's names of events
 
@@ -136,7 +136,11 @@ class Display:
         self._genes, self._quiet, self._verbose = genes, quiet, verbose
         self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self._live = Live(
-            get_renderable=lambda: self, console=self.console, transient=True, redirect_stderr=sys.stderr.isatty()
+            get_renderable=lambda: self,
+            console=self.console,
+            transient=True,
+            refresh_per_second=2,
+            redirect_stderr=sys.stderr.isatty(),
         )
         self._generations: list[Generation] = []
         self._reached: dict[tuple[str, str, int], Evaluation] = {}  # by phase of the journal, genome and seed
@@ -207,11 +211,11 @@ class Display:
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
 
-    def _on_event(self, event: str, seconds: float, **details: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.startswith(COMPILING):
-            self.progress.pause(seconds)
+            self.progress.pause(duration_secs)
         if event == COMPILED:
-            self._compiled.append(seconds)
+            self._compiled.append(duration_secs)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """The live view."""
@@ -265,22 +269,22 @@ def heat_map(genes: Sequence[str], generations: Sequence[Generation], width: int
     cell = min(max(1, (width - len(margin)) // len(parts)), 1 + max(map(len, genes)))
     names, end = "", 0
     for i, part in enumerate(parts):
-        name = genes[part[0]]
+        name = genes[int(part[0])]
         if i * cell >= end and i * cell + len(name) <= width - len(margin):
             names = names.ljust(i * cell) + name
             end = len(names) + 1
     title = f"Share of the population that freezes each layer, {levels[0]} none to {levels[-1]} all"
     yield Text(title, style="dim", no_wrap=True, overflow="ellipsis")
     yield Text(margin + names, style="dim", no_wrap=True, overflow="crop")
+    colours = np.linspace(TRAINED, FROZEN, len(levels)).round().astype(int)
+    styles = [Style(color=f"rgb({red},{green},{blue})") for red, green, blue in colours]
     for generation in generations:
         row = Text(
             f"{generation.number:4} {generation.best.accuracy:.4f} {generation.mean:6.4f}  ", no_wrap=True, overflow="crop"
         )
         for part in parts:
-            share = float(generation.frozen_share[part].mean())
-            red, green, blue = (TRAINED + share * (FROZEN - TRAINED)).round().astype(int)
-            block = levels[round(share * (len(levels) - 1))] * max(1, cell - 1)
-            row.append(block.ljust(cell), Style(color=f"rgb({red},{green},{blue})"))
+            level = round(float(generation.frozen_share[part].mean()) * (len(levels) - 1))
+            row.append((levels[level] * max(1, cell - 1)).ljust(cell), styles[level])
         yield row
 
 

@@ -563,7 +563,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
             sys.exit(report.fail(error))
         steps = saved.facts["num_steps"]
         try:
-            with saved, make_display(prepared, options, path) as display:
+            with saved, make_display(prepared, options, Path(path)) as display:
                 for text in prepared.about:
                     display.line(text)
                 display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
