@@ -213,9 +213,18 @@ def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequen
     figure.savefig(path, dpi=150)
 
 
+def printable(text: str) -> str:
+    """Text that may come from data, with what a terminal could take for commands written as escapes.
+
+    >>> printable("caf\u00e9 \x1b[2J")
+    'caf\u00e9 \\x1b[2J'
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def fail(error: Exception) -> int:
     """Prints an error on one line of stderr; returns the exit code, 2."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
     return 2
 
 
