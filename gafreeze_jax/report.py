@@ -214,10 +214,10 @@ def plot_front(path: Path, masks: Sequence[Mapping[str, Any]], evaluated: Sequen
 
 
 def printable(text: str) -> str:
-    """Text that may come from data, with what a terminal could take for commands written as escapes.
+    r"""Text that may come from data, with what a terminal could take for commands as escapes.
 
-    >>> printable("caf\u00e9 \x1b[2J")
-    'caf\u00e9 \\x1b[2J'
+    >>> print(printable("caf\u00e9 \x1b[2J"))
+    café \x1b[2J
     """
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
