@@ -71,9 +71,8 @@ def find_model(name: str, quiet: bool = False) -> Path:
         )
     path = Path(os.path.expanduser(name))
     if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(
-            f"{path}: expected a .safetensors file or a folder with one; other files may be pickles, which can run code"
-        )
+        hint = f"; {checkpoints.refusal(path)}" if path.suffix in checkpoints.PICKLES else ""
+        raise ValueError(f"{path}: expected a .safetensors file or a folder with one{hint}")
     return path if path.is_file() else checkpoints.find_model(name, embedded="digits")
 
 

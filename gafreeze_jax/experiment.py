@@ -127,11 +127,13 @@ def check(options: Options, **smallest: int) -> None:
         "finalist_seeds": 1,
     }
     for name, least in (common | smallest).items():
-        if (value := getattr(options, name)) is not None and value < least:
+        if (value := getattr(options, name)) is not None and not value >= least:  # NaN is not, either
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.seed >= 2**32:
+        raise ValueError(f"--seed must be below 2**32, got {options.seed}")
     if options.max_flops is not None and not 0 < options.max_flops <= 1:
         raise ValueError(f"--max-flops must be above 0 and at most 1, got {options.max_flops}")
-    if options.max_minutes is not None and options.max_minutes <= 0:
+    if options.max_minutes is not None and not options.max_minutes > 0:
         raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
@@ -563,9 +565,9 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
             sys.exit(report.fail(error))
         steps = saved.facts["num_steps"]
         try:
-            with saved, make_display(prepared, options, Path(path)) as display:
+            with saved, make_display(prepared, options, path) as display:
                 for text in prepared.about:
-                    display.line(text)
+                    display.line(report.printable(text))
                 display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
                 result = run_search(prepared.task, options, saved, display)
                 if not devices.is_first():
@@ -573,6 +575,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
                 with saved.finishing() as folder:
                     entries = finish(prepared, result, options, folder, start - saved.seconds, display)
         except OptionError as error:
+            saved.discard()
             sys.exit(report.fail(error))
         except OSError as error:
             devices.leave(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))

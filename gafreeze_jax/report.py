@@ -153,9 +153,18 @@ def front_table(names: Sequence[str], front: Sequence[Mapping[str, Any]]) -> Tab
     return table
 
 
+def printable(text: str) -> str:
+    r"""Text that may come from data, with what a terminal could take for commands as escapes.
+
+    >>> print(printable("caf\u00e9 \x1b[2J"))
+    café \x1b[2J
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def fail(error: Exception) -> int:
     """Prints an error on one line of stderr; returns the exit code, 2."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
     return 2
 
 

@@ -37,6 +37,7 @@ import numpy as np
 from etils import epath
 
 from gafreeze_jax import devices
+from gafreeze_jax.data.files import parse_json
 from gafreeze_jax.ledger import Journal, genome_text, write_whole
 from gafreeze_jax.population import Member
 from gafreeze_jax.stages import PyTree
@@ -122,6 +123,11 @@ class Saved:
             text = json.dumps(self.facts | {"checksum": _checksum(self.facts)}, indent=2)
             write_whole(self.path / RUN, text + "\n")
 
+    def discard(self) -> None:
+        """Deletes the folder, where nothing has been evaluated yet."""
+        if self.path is not None and devices.is_first() and not len(self.journal):
+            self.path.rmtree()
+
     @contextlib.contextmanager
     def finishing(self) -> Iterator[Path]:
         """A local folder for the final files; they are in the run's folder when the block is left, and the run is finished."""
@@ -196,7 +202,7 @@ def read_facts(path: epath.Path) -> dict[str, Any]:
       ValueError: if it is damaged.
     """
     try:
-        facts = json.loads((path / RUN).read_bytes())
+        facts = parse_json((path / RUN).read_text(encoding="utf-8"))
         if facts.pop("checksum") == _checksum(facts):
             return facts
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -65,38 +65,10 @@ def test_the_front_is_left_as_masks_and_plot(tmp_path, capsys):
     assert "In masks/, too" in capsys.readouterr().out
 
 
-def test_a_limit_of_flops_is_kept(tmp_path, capsys):
+def test_a_limit_of_flops_is_kept(tmp_path):
     result = search_in_process(tmp_path / "run", "--max-flops", "0.5")
     costs = {name: row["training_flops"] for name, row in result["results"].items()}
     assert costs["found"] <= 0.5 * costs["train all"]
-    with pytest.raises(SystemExit):
-        search_in_process(tmp_path / "other", "--max-flops", "1e-6")
-    assert "error: --max-flops 1e-06: no mask takes so little; the head alone takes 0.0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--network", "cnn", "--data", "mock"], "--network cnn needs images: take --data digits"),
-        (["--train-examples", "800"], "--train-examples and --validation-examples are 1056 together; there are 896"),
-        (["--gens", "0"], "--gens must be at least 1, got 0"),
-        (["--max-flops", "1.5"], "--max-flops must be above 0 and at most 1, got 1.5"),
-        (["--max-minutes", "0"], "--max-minutes must be above 0, got 0"),
-        (["--max-evaluations", "0.5"], "--max-evaluations must be at least 1, got 0.5"),
-        (["--finalist-seeds", "0"], "--finalist-seeds must be at least 1, got 0"),
-    ],
-)
-def test_bad_options_are_one_line(options, message, monkeypatch, capsys, tmp_path):
-    import tyro
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        run_custom.main(tyro.cli(run_custom.Options, args=options))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
-    assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -1,11 +1,18 @@
-"""Text files, plain or gzipped, and folders of them with one for each split."""
+"""Text files, plain or gzipped, and folders of them with one for each split; JSON."""
 
 import gzip
+import io
+import json
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gafreeze_jax.data.splits import SPLIT_NAMES
+
+LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
+BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
 
 
 def kind(path: Path, suffixes: Sequence[str]) -> str | None:
@@ -37,16 +44,20 @@ def read_utf8(path: Path) -> str:
     """The text of a file.
 
     Raises:
-      ValueError: if it is empty, damaged or not UTF-8, with the line.
+      ValueError: if it is empty, damaged, not UTF-8 or no text, with the line.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: expected a file, got a folder")
+        raise ValueError(f"{path}: expected a file, got a {'folder' if path.is_dir() else 'device or pipe'}")
     data = path.read_bytes()
     if path.name.lower().endswith(".gz"):
         try:
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as file:
+                unpacked = file.read(most_unpacked(len(data)) + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+        if len(unpacked) > most_unpacked(len(data)):
+            raise ValueError(f"{path}: {BOMB}")
+        data = unpacked
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,4 +66,39 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); convert the file to UTF-8") from None
     if not text.strip():
         raise ValueError(f"{path}: the file is empty")
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise ValueError(f"{path}: line {line} has a NUL byte; expected text in UTF-8, not UTF-16 or a binary file")
     return text
+
+
+def most_unpacked(size: int) -> int:
+    """How many bytes an archive of some size may give."""
+    return max(LARGE_UNPACKED, 100 * size)
+
+
+def parse_json(text: str) -> Any:
+    """JSON as RFC 8259 has it; Python's own parser lets more pass.
+
+    Raises:
+      ValueError: also for NaN, numbers that a float cannot hold, names that occur twice in an object, and deep nesting.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in an object")
+    return entries
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number

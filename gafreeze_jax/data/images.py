@@ -15,10 +15,13 @@ import numpy as np
 from jax import Array
 from PIL import Image, ImageOps
 
-from gafreeze_jax.data import splits
+from gafreeze_jax.data import files, splits
 from gafreeze_jax.data.splits import Labelled, Rows
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+FORMATS = ("JPEG", "PNG")  # pillow goes by content, and runs a program for some others
+MOST_PIXELS = 4096  # of a side of the images that a network takes
+MOST_ELONGATED = 100
 GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 SHIFT = 8  # random crops move an image by up to its size divided by this: 4 of 32 pixels
 _DIGITS = re.compile(r"digits(:(\d)-(\d))?")
@@ -89,6 +92,8 @@ def load_images(
     """
     if frame.channels not in (1, 3):
         raise ValueError(f"{source}: images have 1 or 3 channels, the model takes {frame.channels}")
+    if frame.size > MOST_PIXELS:
+        raise ValueError(f"{source}: images cannot be larger than {MOST_PIXELS} x {MOST_PIXELS} pixels, got {frame.size}")
     notes: list[str] = []
     raw = _read(source, skip_broken, notes)
     whole = splits.complete(source, raw, notes, unit="images")
@@ -157,10 +162,15 @@ def _read_digits(first: int, last: int) -> Rows[Picture]:
 
 
 def _read_npz(path: Path) -> Rows[Picture]:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > files.most_unpacked(path.stat().st_size):
+                raise ValueError(files.BOMB)
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {name: np.asarray(file[name]) for name in file}
+    except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
         raise ValueError(f"{path}: not a whole .npz file of plain arrays: {error}") from None
     if missing := [name for name in ("images", "labels") if name not in arrays]:
         raise ValueError(f"{path}: no array {missing[0]!r}; expected images and labels, it has {splits.listed(arrays)}")
@@ -212,11 +222,11 @@ def _read_folders(path: Path, skip_broken: bool, notes: list[str]) -> Rows[Pictu
     strange, empty = [], []
     for folder in classes:
         entries = visible(folder)
-        files = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
-        strange += [entry for entry in entries if entry not in files]
-        empty += [] if files else [folder.name]
-        rows.examples.extend(files)
-        rows.labels.extend([folder.name] * len(files))
+        own = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+        strange += [entry for entry in entries if entry not in own]
+        empty += [] if own else [folder.name]
+        rows.examples.extend(own)
+        rows.labels.extend([folder.name] * len(own))
     _check_broken(path, [f"{file.relative_to(path)} (not {', '.join(SUFFIXES)})" for file in strange], skip_broken, notes)
     if empty:
         raise ValueError(f"{path}: no images in {splits.listed(empty)}; remove empty class folders")
@@ -255,9 +265,11 @@ def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: b
 def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
-    with Image.open(picture) as image:
+    with Image.open(picture, formats=FORMATS) as image:
         if image.mode not in GRAY_MODES + COLOR_MODES:
             raise ValueError(f"pixels of kind {image.mode}; convert it to 8 bits a channel")
+        if max(image.size) > MOST_ELONGATED * min(image.size):  # resized, it could take all memory
+            raise ValueError(f"{image.width} x {image.height} pixels; one side is more than {MOST_ELONGATED} times the other")
         return ImageOps.exif_transpose(image)  # reads it whole
 
 

@@ -1,5 +1,6 @@
 """What all labelled data sets share: train, validation and test splits that are always the same for the same source."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -65,7 +66,7 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
             notes.append(f"The {name} split has no labels (all are -1) and is not used.")
             del splits[name]
     all_labels = {str(label) for label in splits["train"].labels}
-    numeric = all(label.removeprefix("-").isdecimal() for label in all_labels)
+    numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in all_labels)
     label_names = tuple(sorted(all_labels, key=lambda label: (int(label) if numeric else 0, label)))
     num_train = len(splits["train"].examples)
     if len(all_labels) < 2:

@@ -54,7 +54,7 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
     from transformers import AutoTokenizer  # takes a second to import
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
     except Exception as error:  # whatever a damaged file makes transformers and tokenizers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder}: the tokenizer files cannot be read: {reason}") from None

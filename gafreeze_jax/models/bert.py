@@ -75,7 +75,7 @@ class BertConfig:
 CONFIG_RULES: dict[str, configs.Rule] = {
     "vocab_size": configs.COUNT,
     "hidden_size": configs.COUNT,
-    "num_hidden_layers": configs.COUNT,
+    "num_hidden_layers": configs.DEPTH,
     "num_attention_heads": configs.COUNT,
     "intermediate_size": configs.COUNT,
     "hidden_act": configs.one_of(list(layers.ACTIVATIONS)),

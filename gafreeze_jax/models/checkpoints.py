@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import urllib.request
@@ -17,6 +18,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from gafreeze_jax.data import files
 
 # (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number, and in the
 # tensor's name {-1} for one less than the path's.
@@ -34,6 +37,11 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CONVERT = (  # weights_only has PyTorch refuse code
+    "import sys, torch, safetensors.torch as s; tensors = torch.load(sys.argv[1], 'cpu', weights_only=True); "
+    "s.save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, sys.argv[2])"
+)
 _HUB = "huggingface.co"
 
 
@@ -52,7 +60,8 @@ def find_model(name: str, embedded: str = "minilm") -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file")
+        hint = f"; {refusal(path)}" if path.suffix in PICKLES else ""
+        raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file{hint}")
     return _download(name, embedded)
 
 
@@ -111,6 +120,12 @@ def _download(name: str, embedded: str) -> Path:
         raise FileNotFoundError(f"{name}: cannot be downloaded: {reason}; {alternatives}") from None
 
 
+def refusal(pickle: Path) -> str:
+    """Why a checkpoint of PyTorch's is not read, and the command that converts it."""
+    paths = shlex.join(map(str, (pickle, pickle.with_name("model.safetensors"))))
+    return f'{pickle.name} is a pickle, which can run code and is not read. To convert it: python -c "{CONVERT}" {paths}'
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of `model.safetensors`, or of the shards that its index lists, floats as float32.
 
@@ -118,14 +133,14 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
       ValueError, FileNotFoundError: if files are missing, damaged or disagree with the index.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
+    if single.is_file():
         return read_file(single)
-    if not index.exists():
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f"; {pickles[0]} is a pickle, which can run code and is not read: convert it to safetensors" if pickles else ""
+    if not index.is_file():
+        pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+        hint = f"; {refusal(pickles[0])}" if pickles else ""
         raise FileNotFoundError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = files.parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from None
@@ -151,6 +166,8 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if it is damaged.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file")
     try:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
@@ -206,6 +223,10 @@ def to_tree(
             problems.append(f"{name} is missing")
         elif tensors[name].shape != need:
             problems.append(f"{name} has shape {list(tensors[name].shape)}, the config needs {list(need)}")
+        elif tensors[name].dtype.kind != "f":
+            problems.append(f"{name} has numbers of kind {tensors[name].dtype}, expected floats")
+        elif not np.isfinite(tensors[name]).all():
+            problems.append(f"{name} has NaN or infinite numbers")
         else:
             *parents, last = path.split("/")
             node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)

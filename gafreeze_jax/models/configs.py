@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gafreeze_jax.data import files
+
 # What a field must be, and a test for it.
 Rule = tuple[str, Callable[[Any], bool]]
 
@@ -16,7 +18,8 @@ def _is_rate(value: Any) -> bool:
 
 
 # `type`, not `isinstance`: to that a bool is an int.
-COUNT: Rule = ("a positive integer", lambda value: type(value) is int and value > 0)
+COUNT: Rule = ("a positive integer below 2**31", lambda value: type(value) is int and 0 < value < 2**31)
+DEPTH: Rule = ("an integer from 1 to 1000", lambda value: type(value) is int and 0 < value <= 1000)
 POSITIVE: Rule = ("a positive number", lambda value: type(value) in (int, float) and 0 < value < math.inf)
 RATE: Rule = ("a number from 0 to below 1", _is_rate)
 FLAG: Rule = ("true or false", lambda value: type(value) is bool)
@@ -25,6 +28,14 @@ FLAG: Rule = ("true or false", lambda value: type(value) is bool)
 def or_null(rule: Rule) -> Rule:
     expected, is_right = rule
     return f"null or {expected}", lambda value: value is None or is_right(value)
+
+
+def list_of(rule: Rule) -> Rule:
+    expected, is_right = rule
+    return (
+        f"a list, each {expected}",
+        lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(is_right, value)),
+    )
 
 
 def one_of(names: Sequence[str]) -> Rule:
@@ -40,10 +51,10 @@ def read(path: Path, model_type: str, kind: str) -> dict[str, Any]:
     Raises:
       ValueError, FileNotFoundError: if there is none, or it is of another kind of model.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a folder in the Hugging Face layout")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; expected a folder in the Hugging Face layout") from None
+        raw = files.parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("model_type") != model_type:

@@ -71,7 +71,7 @@ class GPT2Config:
 CONFIG_RULES: dict[str, configs.Rule] = {
     "vocab_size": configs.COUNT,
     "n_embd": configs.COUNT,
-    "n_layer": configs.COUNT,
+    "n_layer": configs.DEPTH,
     "n_head": configs.COUNT,
     "n_inner": configs.or_null(configs.COUNT),
     "activation_function": configs.one_of(list(layers.ACTIVATIONS)),

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.data import files
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.convolutions import convolve
 from gafreeze_jax.stages import STATISTICS, Network, Stage, classification, parameters
@@ -317,15 +318,11 @@ def init_params(key: Array, config: ResNetConfig, num_classes: int) -> dict:
 
 # Checkpoints
 
-_SIZES: configs.Rule = (
-    "a list of positive integers",
-    lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(configs.COUNT[1], value)),
-)
 CONFIG_RULES: dict[str, configs.Rule] = {
     "num_channels": configs.COUNT,
     "embedding_size": configs.COUNT,
-    "hidden_sizes": _SIZES,
-    "depths": _SIZES,
+    "hidden_sizes": configs.list_of(configs.COUNT),
+    "depths": configs.list_of(configs.DEPTH),
     "layer_type": configs.one_of(["basic", "bottleneck"]),
     "downsample_in_first_stage": configs.FLAG,
     "downsample_in_bottleneck": configs.FLAG,
@@ -416,7 +413,7 @@ def read_preprocessing(folder: Path, config: ResNetConfig) -> Preprocessing:
     if not path.exists():
         return default
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = files.parse_json(path.read_text(encoding="utf-8"))
         size, crop = _size_and_crop(raw, default.size)
         mean, std = (0.0,) * config.num_channels, (1.0,) * config.num_channels
         if raw.get("do_normalize", True):
@@ -432,7 +429,7 @@ def read_preprocessing(folder: Path, config: ResNetConfig) -> Preprocessing:
             and min(std) > 0,
             f"rescale_factor must be 1 / 255, got {scale}": abs(scale * 255 - 1) < 1e-3,
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: not the config of an image processor: {error!r}") from None
     if problems := [problem for problem, is_right in are_right.items() if not is_right]:
         raise ValueError(f"{path}: " + "; ".join(problems))

@@ -162,7 +162,7 @@ def test_folder_without_tensors(tmp_path):
 
 def test_pickles_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is a pickle.*not read: convert it to safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is a pickle.*not read\. To convert it: python -c "):
         checkpoints.read_tensors(tmp_path)
 
 

@@ -379,12 +379,12 @@ def test_an_output_layer_of_its_own_is_refused_for_language_modelling_alone(conf
         ({"n_head": 5}, "5 attention heads do not divide n_embd 24"),
         ({"activation_function": "mish"}, "activation_function must be one of gelu, .*, got 'mish'"),
         ({"add_cross_attention": True}, "it has cross-attention to an encoder"),
-        ({"n_embd": "32"}, "n_embd must be a positive integer, got '32'"),
-        ({"n_inner": 0}, "n_inner must be null or a positive integer, got 0"),
+        ({"n_embd": "32"}, "n_embd must be a positive integer below .*, got '32'"),
+        ({"n_inner": 0}, "n_inner must be null or a positive integer below .*, got 0"),
         ({"scale_attn_weights": 1}, "scale_attn_weights must be true or false, got 1"),
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon must be a positive number, got 0"),
         ({"attn_pdrop": 1.0}, r"attn_pdrop must be a number from 0 to below 1, got 1\.0"),
-        ({"n_layer": 0, "n_positions": None}, "n_layer must be .*; n_positions must be a positive integer, got None"),
+        ({"n_layer": 0, "n_positions": None}, "n_layer must be .*; n_positions must be a positive integer below .*, got None"),
     ],
 )
 def test_config_with_a_wrong_value(changes, reason, tmp_path):
