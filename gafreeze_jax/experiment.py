@@ -25,7 +25,7 @@ from gafreeze_jax import genetic, masking, page, pareto, planning, population, r
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_array
+from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
 from gafreeze_jax.runs import Run
 from gafreeze_jax.saving import Saved
@@ -84,6 +84,8 @@ class Options:
     """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
     compare_random: bool = True
     """Compare with the best random mask, too, searched with as many training steps."""
+    mask: str | Path | None = None
+    """A mask.json, such as a run's: train with this mask, beside training everything, in place of a search."""
     plan: str = "auto"
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
@@ -274,33 +276,13 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     steps_of_finale = options.finalist_seeds * (NUM_LEADERS + len(groups) + 1 + len(NO_MASKS)) * num_steps
-    dtype = compute_dtype(options.dtype)
     with report.Display(steps_of_search * (1 + options.compare_random) + steps_of_finale) as display:
-        members = population.Population(
-            task.network,
-            task.params,
-            population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
-            task.train,
-            task.validation,
-            on_steps=display.steps,
-        )
-        if "plan" in saved.facts:
-            choice = planning.from_json(saved.facts["plan"])
-        elif options.plan == "auto":
-            random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
-            like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
-            num_evaluations = int(steps_of_search / num_steps)
-            choice = planning.choose(members, like_the_first, run, num_evaluations, settings.rungs[0])
-        else:
-            choice = planning.Choice(planning.parse(options.plan), "given by --plan")
-        members.plan = choice.plan
-        saved.add_facts(plan=planning.as_json(choice, choice.plan))
-        display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
+        random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
+        like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
+        num_evaluations = int(steps_of_search / num_steps)
+        members, choice = _populate(task, options, saved, display, run, like_the_first, num_evaluations, settings.rungs[0])
         if enumerated:
             display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
-
-        if num_known := len(saved.journal):
-            display.line(f"Going on with {num_known} evaluations that are there already")
         ledger = Ledger(num_steps, saved.journal)
         trainer = Trainer(members, make_run, saved.journal)
         screened: list[bool] = []
@@ -352,15 +334,10 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
             f"with fresh seeds ({len(seeds)} each) ..."
         )
 
-        final = Ledger(num_steps, saved.journal, "final")
-
-        def record(ready: Sequence[Member], seed: int) -> None:
-            generation = len(screened)
-            final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
-
+        record = _recorder(task, saved, num_steps, len(screened))
         winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
     facts = {
-        "dtype": dtype.name,
+        "dtype": compute_dtype(options.dtype).name,
         "step_flops": costs.count()._asdict(),
         "plan": planning.as_json(choice, members.plan),
         "search": {
@@ -375,6 +352,74 @@ def run_search(task: Task, options: Options, saved: Saved | None = None) -> Resu
         **({"front": find_front(ledger, costs, options.seed)} if in_pareto else {}),
     }
     return Result(winner, rivals, list(saved.journal), facts)
+
+
+def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = None) -> Result:
+    """Trains with a genome, and everything, with fresh seeds, in place of a search; else as `run_search`."""
+    saved = saved or Saved()
+    everything = "0" * len(genome)
+    make_run = functools.cache(task.run)
+    seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
+    run = make_run(seeds[0])
+    num_steps, num_runs = len(run.batches.examples), len({genome, everything}) * len(seeds)
+    with report.Display(num_runs * num_steps, "training") as display:
+        genomes = np.array([genome_array(everything), genome_array(genome)])
+        members, choice = _populate(task, options, saved, display, run, genomes, num_runs)
+        display.line(f"Training with the mask, and everything, with {len(seeds)} fresh seeds each ...")
+        baselines = {"train all": everything}
+        record = _recorder(task, saved, num_steps)
+        found, rivals = retrain(members, make_run, [genome], baselines, seeds, None, saved.kept, record)
+    facts = {
+        "dtype": compute_dtype(options.dtype).name,
+        "step_flops": members.step_flops(run)._asdict(),
+        "plan": planning.as_json(choice, members.plan),
+        "transferred": True,
+    }
+    return Result(found, rivals, list(saved.journal), facts)
+
+
+def _populate(
+    task: Task,
+    options: Options,
+    saved: Saved,
+    display: report.Display,
+    run: population.Run,
+    genomes: np.ndarray,
+    num_evaluations: int,
+    at_a_time: int | None = None,
+) -> tuple[population.Population, planning.Choice]:
+    """The task's population, with the plan that the run has, or that is given, or else chosen (see `planning.choose`)."""
+    members = population.Population(
+        task.network,
+        task.params,
+        population.adamw_recipe(options.learning_rate, options.head_learning_rate, len(run.batches.examples)),
+        task.train,
+        task.validation,
+        on_steps=display.steps,
+    )
+    if "plan" in saved.facts:
+        choice = planning.from_json(saved.facts["plan"])
+    elif options.plan == "auto":
+        choice = planning.choose(members, genomes, run, num_evaluations, at_a_time)
+    else:
+        choice = planning.Choice(planning.parse(options.plan), "given by --plan")
+    members.plan = choice.plan
+    saved.add_facts(plan=planning.as_json(choice, choice.plan))
+    dtype = compute_dtype(options.dtype)
+    display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
+    if num_known := len(saved.journal):
+        display.line(f"Going on with {num_known} evaluations that are there already")
+    return members, choice
+
+
+def _recorder(task: Task, saved: Saved, num_steps: int, generation: int = 0) -> Callable[[Sequence[Member], int], None]:
+    """Puts finalists into the journal."""
+    final = Ledger(num_steps, saved.journal, "final")
+
+    def record(ready: Sequence[Member], seed: int) -> None:
+        final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
+
+    return record
 
 
 class Costs:
@@ -488,16 +533,34 @@ class Prepared(NamedTuple):
     rows: np.ndarray | None = None
 
 
-def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) -> None:
+class Unlabelled(NamedTuple):
+    """A saved model and N inputs that it is to label; one text, for a model of language.
+
+    Attributes:
+      source: the inputs, and for a model of language the next tokens; other targets mean nothing.
+      columns: what tells the inputs apart, {title: [N]}.
+      notes: what was decided on the way and should be told, a sentence each.
+    """
+
+    network: Network
+    params: PyTree
+    source: Source
+    columns: Mapping[str, Sequence[Any]]
+    notes: Sequence[str] = ()
+
+
+def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, go_on: str | None = None) -> None:
     """Runs an experiment from its options to its files; what is wrong with them ends it in one line before it starts.
 
     Args:
       kind: what its folder under runs/ begins with.
       prepare: loads network and data; raises ValueError or OSError if an option is wrong.
+      go_on: the command that goes on with a run that was stopped, up to the run's folder.
     """
     start = time.perf_counter()
     path = None
-    with saving.stoppable(lambda: f"To go on: {_command()} --resume {path}" if path else "Nothing was done yet."):
+    go_on = go_on or f"python {sys.argv[0]} --resume"
+    with saving.stoppable(lambda: f"To go on: {go_on} {path}" if path else "Nothing was done yet."):
         try:
             options, path, finished = saving.choose_folder(kind, options)
             if finished:
@@ -506,6 +569,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
             check(options)
             planning.keep_compiled_programs()
             prepared = prepare(options)
+            mask = None if options.mask is None else masking.read_mask(options.mask, prepared.task.genes)
             saved = Saved.open(path, _facts(kind, options, prepared))
         except (ValueError, OSError) as error:
             sys.exit(report.fail(error))
@@ -514,18 +578,17 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
         print(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}", flush=True)
         try:
             with saved:
-                result = run_search(prepared.task, options, saved)
+                if mask is None:
+                    result = run_search(prepared.task, options, saved)
+                else:
+                    result = train_mask(prepared.task, genome_text(list(mask.values())), options, saved)
                 with saved.finishing() as folder:
                     entries = finish(prepared, result, options, folder, start - saved.seconds)
         except OptionError as error:
             sys.exit(report.fail(error))
         except OSError as error:
-            sys.exit(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
+            sys.exit(report.fail(OSError(f"{error}. What was done is kept; to go on: {go_on} {path}")))
     report.print_summary(entries, path)
-
-
-def _command() -> str:
-    return f"python {sys.argv[0]}"
 
 
 def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
@@ -559,7 +622,8 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
                 tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     finalists = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
-    judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy)
+    transferred = result.engine.get("transferred", False)
+    judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy, transferred=transferred)
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
