@@ -581,7 +581,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, 
                 if mask is None:
                     result = run_search(prepared.task, options, saved)
                 else:
-                    result = train_mask(prepared.task, genome_text(list(mask.values())), options, saved)
+                    result = train_mask(prepared.task, genome_text(np.array(list(mask.values()))), options, saved)
                 with saved.finishing() as folder:
                     entries = finish(prepared, result, options, folder, start - saved.seconds)
         except OptionError as error:

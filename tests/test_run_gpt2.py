@@ -19,6 +19,7 @@ from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.models import gpt2
+from gafreeze_jax.tasks import gpt2 as gpt2_task
 
 BASELINES = ("train all", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN")
 SCRIPT = Path(run_gpt2.__file__)
@@ -40,7 +41,7 @@ def small_model(tmp_path_factory):
     """A random GPT-2 of 2 blocks for bytes, with a tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(
-        json.dumps(run_gpt2.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64})
+        json.dumps(gpt2_task.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64})
     )
     tokens.make_byte_tokenizer().save_pretrained(folder)
     gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), gpt2.read_config(folder), None))

@@ -133,13 +133,14 @@ def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> U
         pictures: list[Picture] = _read_npz(path, labelled=False).examples
         title, names = "row", list(range(1, len(pictures) + 1))
     else:
-        found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        pictures = [file for file in found if file.is_file() and file.suffix.lower() in SUFFIXES]
-        title, names = "file", [str(file.relative_to(path if path.is_dir() else path.parent)) for file in pictures]
-    if not pictures:
-        raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(SUFFIXES)} files")
+        found = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
+        files = [file for file in found if file.is_file() and file.suffix.lower() in SUFFIXES]
+        title, names = "file", [str(file.relative_to(path if path.is_dir() else path.parent)) for file in files]
+        pictures = list(files)
     numbers = np.arange(len(pictures), dtype=np.int32)  # in place of labels, to know which could be read
     images, numbers = _fit_all(str(path), Labelled(pictures, numbers), frame, skip_broken, notes)
+    if not len(images):
+        raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(SUFFIXES)} files")
     return Unlabelled(images, {title: [names[number] for number in numbers]}, tuple(notes))
 
 
