@@ -373,7 +373,6 @@ def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = 
         "dtype": compute_dtype(options.dtype).name,
         "step_flops": members.step_flops(run)._asdict(),
         "plan": planning.as_json(choice, members.plan),
-        "transferred": True,
     }
     return Result(found, rivals, list(saved.journal), facts)
 
@@ -622,8 +621,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
                 tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     finalists = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
-    transferred = result.engine.get("transferred", False)
-    judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy, transferred=transferred)
+    judgement = verdict.judge(finalists[0], finalists[1:], rows[0].validation_accuracy, transferred=options.mask is not None)
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}

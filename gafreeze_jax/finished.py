@@ -76,13 +76,15 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
     Raises:
       ValueError, OSError: if the run is not finished or of another kind; what else is wrong ends the program.
     """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
     run, task, options = _open(path, changes)
     options = dataclasses.replace(
         options,
         mask=path / "mask.json",
         out=out,
         seed=options.seed + options.finalist_seeds,
-        finalist_seeds=seeds or options.finalist_seeds,
+        finalist_seeds=options.finalist_seeds if seeds is None else seeds,
     )
     experiment.main(run.facts["kind"], task.prepare, options, go_on="the same command with --out")
 

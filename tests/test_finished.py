@@ -79,8 +79,14 @@ def runs(tmp_path_factory, quick_compilation):
     return run
 
 
-def start(kind, task, folder, **options):
-    experiment.main(kind, task.prepare, task.Options(**TINY | options | {"out": folder / "run"}))
+def start(kind, module, folder, **options):
+    experiment.main(kind, module.prepare, module.Options(**TINY | options | {"out": folder / "run"}))
+
+
+def write_mask(path, **frozen):
+    mask = {"format": "gafreeze_jax mask", "version": 1, "genome": [int(flag) for flag in frozen.values()], "frozen": frozen}
+    path.write_text(json.dumps(mask))
+    return path
 
 
 def write_test_texts(folder, data):
@@ -96,15 +102,20 @@ def make_bert_run(folder):
     return write_test_texts(folder, text.load_text(str(data)))
 
 
+def options_of_gpt2(folder):
+    mask = write_mask(folder / "mask.json", embeddings=True, block_0=True, block_1=False, final_norm=False)
+    return {"model": str(small_gpt2(folder)), "max_tokens": 16, "mask": mask}
+
+
 def make_classifying_run(folder):
     data = write_reviews(folder / "reviews.csv", 0, 80)
-    start("gpt2", gpt2_task, folder, task="classify", model=str(small_gpt2(folder)), data=str(data), max_tokens=16)
+    start("gpt2", gpt2_task, folder, **options_of_gpt2(folder), task="classify", data=str(data))
     return write_test_texts(folder, text.load_text(str(data)))
 
 
 def make_language_run(folder):
     (folder / "text.txt").write_text(lm.load_corpus("reviews").train[:5000], encoding="utf-8")
-    start("gpt2", gpt2_task, folder, model=str(small_gpt2(folder)), data=str(folder / "text.txt"), max_tokens=16)
+    start("gpt2", gpt2_task, folder, **options_of_gpt2(folder), data=str(folder / "text.txt"))
     (folder / "test.txt").write_text(lm.load_corpus(str(folder / "text.txt")).test, encoding="utf-8")
     return folder / "test.txt", None
 
@@ -120,7 +131,8 @@ def make_image_run(folder):
     config = resnet.ResNetConfig(3, 4, (4, 8), (1, 1), "basic", stem="cifar")
     (folder / "model").mkdir()
     resnet.write_new(folder / "model", config, 8, resnet.init_params(jax.random.key(0), config, 4))
-    start("resnet", resnet_task, folder, model=str(folder / "model"), data=str(folder / "photos"))
+    mask = write_mask(folder / "mask.json", stem=True, layer1_0=False, layer2_0=False)
+    start("resnet", resnet_task, folder, model=str(folder / "model"), data=str(folder / "photos"), mask=mask)
     test = images.load_images(str(folder / "photos"), images.Frame(8)).test
     for i, pixels in enumerate(test.images):
         (folder / "test" / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -252,14 +264,16 @@ def test_a_mask_on_other_data(runs, gafreeze, tmp_path):
     assert len(read(gafreeze("predict", out, "--data", data)[1])) == 80
 
 
-def test_a_mask_given_to_a_script(tmp_path, capsys):
-    frozen = {"dense_0": True, "dense_1": False, "dense_2": True}
-    mask = {"format": "gafreeze_jax mask", "version": 1, "genome": [1, 0, 1], "frozen": frozen}
-    (tmp_path / "mask.json").write_text(json.dumps(mask))
-    run_custom.main(run_custom.Options(mask=tmp_path / "mask.json", out=tmp_path / "run", finalist_seeds=3, plan="steps=35"))
+def test_a_mask_given_to_a_script(tmp_path, gafreeze):
+    mask = write_mask(tmp_path / "mask.json", dense_0=True, dense_1=False, dense_2=True)
+    run_custom.main(run_custom.Options(mask=mask, out=tmp_path / "run", finalist_seeds=3, plan="steps=35"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["results"]["found"]["genome"] == [1, 0, 1]
     assert "transfer" in result["verdict"]["sentence"]
+    for command in ("predict", "apply"):
+        code, _, failed = gafreeze(command, tmp_path / "run", "--data", "other.csv")
+        assert code == 2
+        assert "is a run of run_custom.py, and only that script knows its network and data" in failed
 
 
 # Errors: one line, exit code 2, before any training
@@ -289,7 +303,7 @@ def test_errors_end_in_one_line(runs, gafreeze, tmp_path):
         (["predict", pictures, "--data", photos, "--text-columns", "a"], "runs of run_resnet.py have no --text-columns"),
         (["predict", runs("lm")[0], "--data", data], "unknown kind of file; expected .txt"),
         (["apply", folder, "--data", photos], "no train file"),
-        (["apply", folder, "--data", labelled, "--seeds", 0], "--finalist-seeds must be at least 1, got 0"),
+        (["apply", folder, "--data", labelled, "--seeds", 0], "--seeds must be at least 1, got 0"),
         (["apply", folder, "--data", labelled, "--model", deeper], "the mask has the genes embeddings, layer_0, layer_1; the"),
         (["apply", folder, "--data", labelled, "--model", pictures.parent / "model"], "config.json"),
     ]
@@ -300,15 +314,3 @@ def test_errors_end_in_one_line(runs, gafreeze, tmp_path):
         assert message in failed
         assert "Training" not in printed
         assert not (tmp_path / "out").exists()
-
-
-def test_a_run_of_a_network_of_ones_own(tmp_path, gafreeze):
-    run_custom.main(
-        run_custom.Options(
-            gens=1, population=2, epochs=1, finalist_seeds=1, out=tmp_path / "run", compare_random=False, plan="steps=7"
-        )
-    )
-    for command in ("predict", "apply"):
-        code, _, failed = gafreeze(command, tmp_path / "run", "--data", "x.csv")
-        assert code == 2
-        assert "is a run of run_custom.py, and only that script knows its network and data" in failed
