@@ -6,88 +6,10 @@ runs without a network: it takes the embedded all-MiniLM-L6-v2 and 1,988 embedde
 5 minutes. It leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
 """
 
-import functools
-from dataclasses import dataclass
-
-import numpy as np
 import tyro
 
-from gafreeze_jax import experiment, masking
-from gafreeze_jax.activations import Source
-from gafreeze_jax.data import text, tokens
-from gafreeze_jax.models import bert, checkpoints, trees
-from gafreeze_jax.stages import Dataset
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(experiment.Options):
-    """Search which layers of a pretrained BERT to freeze when fine-tuning it to classify texts."""
-
-    model: str = "minilm"
-    """minilm (embedded), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
-    data: str = "reviews"
-    """reviews (embedded), a .csv, .tsv or .jsonl file (or .gz), a folder with a train file and, if there are any, validation
-    and test files, or tfds:NAME such as tfds:glue/sst2."""
-    max_tokens: int = 64
-    """Longer texts are cut."""
-    granularity: trees.Granularity = "layer"
-    """layer: a gene for every encoder layer; sublayer: one for its attention and one for its MLP."""
-    text_columns: tuple[str, ...] = ()
-    """Name of the text column, or of two for pairs of texts. Default: found by convention."""
-    label_column: str | None = None
-    """Name of the label column. Default: found by convention."""
-
-
-def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
-    """Loads model and data.
-
-    Args:
-      trim: leave words that occur in no text out of what a member trains, until the model is saved.
-    """
-    experiment.check(options, max_tokens=8)
-    data = text.load_text(
-        options.data,
-        text_columns=options.text_columns,
-        label_column=options.label_column,
-        max_train=options.train_examples,
-        max_validation=options.validation_examples,
-    )
-    folder = checkpoints.find_model(options.model)
-    num_classes, dtype = len(data.label_names), experiment.compute_dtype(options.dtype)
-    load = functools.partial(bert.load_bert, folder, num_classes=num_classes)
-    config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
-    tokenizer = tokens.load_tokenizer(folder)
-    limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
-    if options.max_tokens > config.max_position_embeddings:
-        raise ValueError(f"--max-tokens must be at most the model's {config.max_position_embeddings}, got {options.max_tokens}")
-    train, validation, test = (tokens.tokenize(tokenizer, split.texts, **limits) for split in data[:3])
-    occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
-    trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, *occurring)
-    network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
-    genes = experiment.stage_genes(network, pretrained)
-    task = experiment.Task(
-        network,
-        trees.split_layers(params) if options.granularity == "sublayer" else params,
-        Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
-        Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-        lambda key: load(key)[1]["head"],
-        tokens.batch_maker(train, options.batch_size, options.epochs),
-        genes,
-        functools.partial(masking.count_trainable, pretrained, genes),
-        bert.tensor_names(pretrained),
-    )
-    return experiment.Prepared(
-        task,
-        [
-            f"Model: {options.model}, genes {', '.join(genes.names)}; pooler and classifier always train",
-            *text.describe(options.data, data),
-        ],
-        bert.make_bert(config, num_classes, dtype=dtype),
-        experiment.Locked(Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))),
-        len(data.test.texts),
-        lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
-        lambda to, params: bert.save_bert(to, folder, params, data.label_names),
-    )
+from gafreeze_jax import experiment
+from gafreeze_jax.tasks.bert import Options, prepare
 
 
 def main(options: Options) -> None:

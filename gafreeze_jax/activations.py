@@ -310,19 +310,36 @@ class Predictions(NamedTuple):
 
 def predict(network: Network, params: PyTree, source: Source) -> Predictions:
     """What one network makes of every example of a data set."""
-    activations = Activations(network, params, source, Budget(_host_memory(), 0))
-    correct, loss = np.zeros((2, activations.num_examples))
+    correct, loss = np.zeros((2, len(source.data.targets)))
+    for rows, scores in each_batch(network, params, source, stages.head_predict):
+        loss[rows], correct[rows] = scores
+    return Predictions(correct, loss)
+
+
+def each_batch(
+    network: Network, params: PyTree, source: Source, head: Callable[..., PyTree]
+) -> Iterator[tuple[np.ndarray, PyTree]]:
+    """What one network makes of a data set, batch by batch.
+
+    Args:
+      head: `stages.head_predict`, or another function of what that takes.
+
+    Yields:
+      The rows [B] of the examples, and arrays [B, ...] that `head` gave for them.
+    """
+    activations = Activations(network, params, source, default_budget())
     shared = tuple(params[name] for name in network.shared)
+    examples = iter(np.asarray(source.batches.examples))  # a block that is read from the host has its own numbers
     _, inputs = activations.inputs(0)
     for block in activations.blocks(0, inputs):
-        for step, rows in enumerate(np.asarray(block.batches.examples)):
+        for step in range(len(block.batches.examples)):
+            rows = next(examples)
             x, targets, _, context = fetch(False, block, step)
             for stage in network.stages:
                 if stage.apply is not None:
                     x = stages.infer(stage.apply, (None, None), params[stage.name], x, context)
-            scores = stages.head_predict(network, params["head"], shared, x, targets, context)
-            loss[rows[rows >= 0]], correct[rows[rows >= 0]] = (np.asarray(one)[rows >= 0] for one in scores)
-    return Predictions(correct, loss)
+            output = head(network, params["head"], shared, x, targets, context)
+            yield rows[rows >= 0], jax.tree.map(lambda leaf, real=rows >= 0: np.asarray(leaf)[real], output)
 
 
 def score(network: Network, params: PyTree, source: Source) -> tuple[float, float]:

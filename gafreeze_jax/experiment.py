@@ -29,7 +29,7 @@ from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.display import Display
 from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_array
+from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
 from gafreeze_jax.runs import Run
 from gafreeze_jax.saving import Saved
@@ -90,6 +90,8 @@ class Options:
     """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
     compare_random: bool = True
     """Compare with the best random mask, too, searched with as many training steps."""
+    mask: str | Path | None = None
+    """A mask.json, such as a run's: train with this mask, beside training everything, in place of a search."""
     plan: str = "auto"
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
@@ -300,44 +302,17 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     comparing = options.compare_random and not enumerated
     num_finalists = options.finalist_seeds * (NUM_LEADERS + len(groups) + comparing + len(NO_MASKS))
-    dtype = compute_dtype(options.dtype)
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect(
             {RANDOM: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCH: steps_of_search}
         )
-        members = population.Population(
-            task.network,
-            task.params,
-            population.adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps),
-            task.train,
-            task.validation,
-            on_steps=display.progress.step,
-        )
-        if "plan" in saved.facts:
-            choice = planning.from_json(saved.facts["plan"])
-        elif options.plan == "auto":
-            display.progress.begin("choosing a plan", training=False)
-            random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
-            like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
-            num_evaluations = int(steps_of_search / num_steps)
-            choice = planning.choose(members, like_the_first, run, num_evaluations, settings.rungs[0])
-        else:
-            choice = planning.Choice(planning.parse(options.plan), "given by --plan")
-        members.plan = choice.plan
-        saved.add_facts(plan=planning.as_json(choice, choice.plan))
-        display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
-        for trial in choice.trials:
-            display.line(
-                f"Tried: {planning.describe(trial.plan)}: {trial.step_seconds * 1e3:.3g} ms a member-step, "
-                f"{trial.compile_seconds:.1f} s compiling",
-                detail=True,
-            )
+        random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
+        like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
+        num_evaluations = int(steps_of_search / num_steps)
+        members, choice = _populate(task, options, saved, display, run, like_the_first, num_evaluations, settings.rungs[0])
         if enumerated:
             display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
-
-        if num_known := len(saved.journal):
-            display.line(f"Going on with {num_known} evaluations that are there already")
         ledger = Ledger(num_steps, saved.journal, on_add=display.evaluation)
         trainer = Trainer(members, make_run, saved.journal)
         screened: list[bool] = []
@@ -397,17 +372,12 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         num_finalists = len(seeds) * (len({*leaders, *baselines.values()}) + len(NO_MASKS))
         display.progress.begin(FINALISTS)
         display.progress.expect({FINALISTS: num_finalists * num_steps})
-        final = Ledger(num_steps, saved.journal, "final", display.evaluation)
-
-        def record(ready: Sequence[Member], seed: int) -> None:
-            generation = len(screened)
-            final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
-
+        record = _recorder(task, saved, num_steps, display, len(screened))
         winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
         display.progress.begin("counting FLOPs", training=False)
         step_flops = costs.count()
     facts = {
-        "dtype": dtype.name,
+        "dtype": compute_dtype(options.dtype).name,
         "step_flops": step_flops._asdict(),
         "plan": planning.as_json(choice, members.plan),
         "search": {
@@ -422,6 +392,87 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         **({"front": find_front(ledger, costs, options.seed)} if in_pareto else {}),
     }
     return Result(winner, rivals, list(saved.journal), facts)
+
+
+def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = None, display: Display | None = None) -> Result:
+    """Trains with a genome, and everything, with fresh seeds, in place of a search; else as `run_search`."""
+    saved = saved or Saved()
+    everything = "0" * len(genome)
+    make_run = functools.cache(task.run)
+    seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
+    run = make_run(seeds[0])
+    num_steps, num_runs = len(run.batches.examples), len({genome, everything}) * len(seeds)
+    own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
+    with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
+        display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM: 0, SEARCH: 0})
+        genomes = np.array([genome_array(everything), genome_array(genome)])
+        members, choice = _populate(task, options, saved, display, run, genomes, num_runs)
+        display.line(f"Training with the mask, and everything, with {len(seeds)} fresh seeds each ...")
+        baselines = {"train all": everything}
+        display.progress.begin(FINALISTS)
+        record = _recorder(task, saved, num_steps, display)
+        found, rivals = retrain(members, make_run, [genome], baselines, seeds, None, saved.kept, record)
+        display.progress.begin("counting FLOPs", training=False)
+        step_flops = members.step_flops(run)
+    facts = {
+        "dtype": compute_dtype(options.dtype).name,
+        "step_flops": step_flops._asdict(),
+        "plan": planning.as_json(choice, members.plan),
+    }
+    return Result(found, rivals, list(saved.journal), facts)
+
+
+def _populate(
+    task: Task,
+    options: Options,
+    saved: Saved,
+    display: Display,
+    run: population.Run,
+    genomes: np.ndarray,
+    num_evaluations: int,
+    at_a_time: int | None = None,
+) -> tuple[population.Population, planning.Choice]:
+    """The task's population, with the plan that the run has, or that is given, or else chosen (see `planning.choose`)."""
+    members = population.Population(
+        task.network,
+        task.params,
+        population.adamw_recipe(options.learning_rate, options.head_learning_rate, len(run.batches.examples)),
+        task.train,
+        task.validation,
+        on_steps=display.progress.step,
+    )
+    if "plan" in saved.facts:
+        choice = planning.from_json(saved.facts["plan"])
+    elif options.plan == "auto":
+        display.progress.begin("choosing a plan", training=False)
+        choice = planning.choose(members, genomes, run, num_evaluations, at_a_time)
+    else:
+        choice = planning.Choice(planning.parse(options.plan), "given by --plan")
+    members.plan = choice.plan
+    saved.add_facts(plan=planning.as_json(choice, choice.plan))
+    dtype = compute_dtype(options.dtype)
+    display.line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
+    for trial in choice.trials:
+        display.line(
+            f"Tried: {planning.describe(trial.plan)}: {trial.step_seconds * 1e3:.3g} ms a member-step, "
+            f"{trial.compile_seconds:.1f} s compiling",
+            detail=True,
+        )
+    if num_known := len(saved.journal):
+        display.line(f"Going on with {num_known} evaluations that are there already")
+    return members, choice
+
+
+def _recorder(
+    task: Task, saved: Saved, num_steps: int, display: Display, generation: int = 0
+) -> Callable[[Sequence[Member], int], None]:
+    """Puts finalists into the journal."""
+    final = Ledger(num_steps, saved.journal, "final", display.evaluation)
+
+    def record(ready: Sequence[Member], seed: int) -> None:
+        final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))
+
+    return record
 
 
 class Costs:
@@ -539,16 +590,34 @@ class Prepared(NamedTuple):
     rows: np.ndarray | None = None
 
 
-def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) -> None:
+class Unlabelled(NamedTuple):
+    """A saved model and N inputs that it is to label; one text, for a model of language.
+
+    Attributes:
+      source: the inputs, and for a model of language the next tokens; other targets mean nothing.
+      columns: what tells the inputs apart, {title: [N]}.
+      notes: what was decided on the way and should be told, a sentence each.
+    """
+
+    network: Network
+    params: PyTree
+    source: Source
+    columns: Mapping[str, Sequence[Any]]
+    notes: Sequence[str] = ()
+
+
+def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, go_on: str | None = None) -> None:
     """Runs an experiment from its options to its files; what is wrong with them ends it in one line before it starts.
 
     Args:
       kind: what its folder under runs/ begins with.
       prepare: loads network and data; raises ValueError or OSError if an option is wrong.
+      go_on: the command that goes on with a run that was stopped, up to the run's folder.
     """
     start = time.perf_counter()
     path = None
-    with saving.stoppable(lambda: f"To go on: {_command()} --resume {path}" if path else "Nothing was done yet."):
+    go_on = go_on or f"python {sys.argv[0]} --resume"
+    with saving.stoppable(lambda: f"To go on: {go_on} {path}" if path else "Nothing was done yet."):
         try:
             devices.join(options.coordinator, options.num_processes, options.process_id)
             options, path, finished = saving.choose_folder(kind, options)
@@ -560,6 +629,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
                 raise ValueError(f"--tensorboard needs a local folder, got {path}")
             planning.keep_compiled_programs()
             prepared = prepare(options)
+            mask = None if options.mask is None else masking.read_mask(options.mask, prepared.task.genes)
             saved = Saved.open(path, _facts(kind, options, prepared))
         except (ValueError, OSError) as error:
             sys.exit(report.fail(error))
@@ -569,7 +639,10 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
                 for text in prepared.about:
                     display.line(report.printable(text))
                 display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
-                result = run_search(prepared.task, options, saved, display)
+                if mask is None:
+                    result = run_search(prepared.task, options, saved, display)
+                else:
+                    result = train_mask(prepared.task, genome_text(np.array(list(mask.values()))), options, saved, display)
                 if not devices.is_first():
                     return
                 with saved.finishing() as folder:
@@ -578,7 +651,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT) 
             saved.discard()
             sys.exit(report.fail(error))
         except OSError as error:
-            devices.leave(report.fail(OSError(f"{error}. What was done is kept; to go on: {_command()} --resume {path}")))
+            devices.leave(report.fail(OSError(f"{error}. What was done is kept; to go on: {go_on} {path}")))
         report.print_summary(entries, path, quiet=options.quiet)
 
 
@@ -593,10 +666,6 @@ def make_display(prepared: Prepared, options: Options, path: os.PathLike[str]) -
     num_tested = options.finalist_seeds * (4 + options.compare_random + len(NO_MASKS))  # found, all, head only, best prefix
     display.progress.expect({TEST: num_tested * FORWARD * prepared.test.num_examples / options.batch_size})
     return display
-
-
-def _command() -> str:
-    return f"python {sys.argv[0]}"
 
 
 def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
@@ -636,7 +705,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     display.progress.begin("writing files", training=False)
     judged = [verdict.Finalist(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
-    judgement = verdict.judge(judged[0], judged[1:], rows[0].validation_accuracy)
+    judgement = verdict.judge(judged[0], judged[1:], rows[0].validation_accuracy, transferred=options.mask is not None)
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}

@@ -125,7 +125,7 @@ def retrain(
     leaders: Sequence[str],
     baselines: Mapping[str, str],
     seeds: Sequence[int],
-    num_epochs: int,
+    num_epochs: int | None,
     kept: Kept,
     record: Callable[[Sequence[Member], int], None] = lambda members, seed: None,
 ) -> tuple[Finalist, list[Finalist]]:
@@ -135,12 +135,12 @@ def retrain(
       make_run: what a seed decides.
       leaders: genomes as text, the most promising first.
       baselines: name and genome of each.
-      num_epochs: for Auto-RGN.
+      num_epochs: for Auto-RGN; None = train masks alone, without gradual unfreezing and Auto-RGN.
       kept: those that were trained before, and then all.
       record: called with members that were trained together and their seed.
 
     Returns:
-      The winner, named "found", and the baselines; the last of these are gradual unfreezing and Auto-RGN.
+      The winner, named "found", and the baselines; the last of these are gradual unfreezing and Auto-RGN, if asked for.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array(list(map(genome_array, texts)))
@@ -176,13 +176,21 @@ def retrain(
             (members[seed],) = keep(name, seed, [member])
         return tuple(members[seed] for seed in seeds)
 
-    scaled = population.with_recipe(scalable(population.recipe))
-    gradual = train_without_mask("gradual", functools.partial(unfreeze_gradually, population))
-    by_norms = train_without_mask("auto-rgn", functools.partial(auto_rgn, scaled, num_epochs=num_epochs))
-    kept.close()
-
     run = make_run(seeds[0])
     num_steps = len(run.batches.examples)
+    others = []
+    if num_epochs is not None:
+        scaled = population.with_recipe(scalable(population.recipe))
+        gradual = train_without_mask("gradual", functools.partial(unfreeze_gradually, population))
+        by_norms = train_without_mask("auto-rgn", functools.partial(auto_rgn, scaled, num_epochs=num_epochs))
+        of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
+        num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
+        costs = num_steps * float(np.mean(of_phases)), (num_steps + num_measured) * of_phases[-1]
+        others = [
+            Finalist(name, genome_text(everything), members, flops)
+            for name, members, flops in zip(NO_MASKS, (gradual, by_norms), costs, strict=True)
+        ]
+    kept.close()
 
     def finalist(name: str, text: str) -> Finalist:
         flops = num_steps * population.flops_per_step(genome_array(text), run)
@@ -190,13 +198,6 @@ def retrain(
 
     found = max((finalist("found", text) for text in leaders), key=lambda one: (one.validation[0], -one.validation[1]))
     masks = [finalist(name, text) for name, text in baselines.items()]
-    of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
-    num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
-    costs = num_steps * float(np.mean(of_phases)), (num_steps + num_measured) * of_phases[-1]
-    others = [
-        Finalist(name, genome_text(everything), members, flops)
-        for name, members, flops in zip(NO_MASKS, (gradual, by_norms), costs, strict=True)
-    ]
     return found, [*masks, *others]
 
 

@@ -171,9 +171,7 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
         facts = _of_kind(path, kind)
         usual = _plain(type(options)())
         _refuse_others(path, facts["options"], {name: value for name, value in given.items() if value != usual[name]})
-        known = {name: facts["options"][name] for name in usual.keys() & facts["options"].keys() - set(NOT_COMPARED)}
-        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-        options = dataclasses.replace(options, **(known | lists))
+        options = with_options(options, facts["options"])
     elif options.out is None:
         name = time.strftime(f"{kind}-%Y%m%d-%H%M%S")
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -193,6 +191,13 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
     if finished := (path / SUMS).exists():
         verify(path)
     return options, path, finished
+
+
+def with_options(options: OptionsT, there: Mapping[str, Any]) -> OptionsT:
+    """Options as `run.json` has them, but for where the run is; what it lacks stays as it is."""
+    names = {field.name for field in dataclasses.fields(options)} & there.keys() - set(NOT_COMPARED)
+    known = {name: tuple(there[name]) if isinstance(there[name], list) else there[name] for name in names}
+    return dataclasses.replace(options, **known)
 
 
 def read_facts(path: epath.Path) -> dict[str, Any]:

@@ -499,5 +499,12 @@ def head_predict(
     network: Network, params: PyTree, shared: tuple[PyTree, ...], x: Array, targets: Array, context: PyTree
 ) -> tuple[Array, Array]:
     """Loss of each example of a batch, and whether the answer is right: [B] each."""
-    output = network.head(with_shared(network, params, shared), x, context, frozen=True, key=None)
-    return network.loss(output, targets)
+    return network.loss(head_output(network, params, shared, x, targets, context), targets)
+
+
+@functools.partial(jax.jit, static_argnames=("network",))
+def head_output(
+    network: Network, params: PyTree, shared: tuple[PyTree, ...], x: Array, targets: Array, context: PyTree
+) -> Array:
+    """What the head makes of a batch, such as logits [B, C]; as `head_predict`, it is given targets, and needs none."""
+    return network.head(with_shared(network, params, shared), x, context, frozen=True, key=None)

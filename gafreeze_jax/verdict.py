@@ -118,7 +118,13 @@ def difference(first: ArrayLike, second: ArrayLike) -> Interval:
     return interval(np.subtract(first, second, dtype=float))
 
 
-def judge(found: Finalist, baselines: Sequence[Finalist], validation_accuracy: float | None = None) -> Verdict:
+def judge(
+    found: Finalist,
+    baselines: Sequence[Finalist],
+    validation_accuracy: float | None = None,
+    *,
+    transferred: bool = False,
+) -> Verdict:
     """Says whether a mask that a search found beats baselines, by 95 % intervals of the differences in test accuracy.
 
     The outcome is
@@ -133,6 +139,7 @@ def judge(found: Finalist, baselines: Sequence[Finalist], validation_accuracy: f
     Args:
       baselines: chosen on validation data, as `found` was, and retrained with the same seeds.
       validation_accuracy: of the found mask, by which it was chosen.
+      transferred: whether the mask was found on other data, so that the sentence is not about a search.
 
     Raises:
       ValueError: for finalists that cannot be compared, with all reasons.
@@ -146,7 +153,7 @@ def judge(found: Finalist, baselines: Sequence[Finalist], validation_accuracy: f
         for one in finalists
     }
     gap = None if validation_accuracy is None else validation_accuracy - accuracy.mean
-    outcome, sentence = _words(found, baselines, accuracy, differences[found.name])
+    outcome, sentence = _words(found, baselines, accuracy, differences[found.name], transferred)
     return Verdict(outcome, sentence, accuracy, differences, gap)
 
 
@@ -164,10 +171,18 @@ def interval_as_json(given: Interval) -> dict[str, float | None]:
 
 
 def _words(
-    found: Finalist, baselines: Sequence[Finalist], accuracy: Interval, differences: Mapping[str, Interval]
+    found: Finalist,
+    baselines: Sequence[Finalist],
+    accuracy: Interval,
+    differences: Mapping[str, Interval],
+    transferred: bool,
 ) -> tuple[Literal["better", "cheaper", "not better"], str]:
     """Outcome and sentence."""
     mask, seeds = f"found mask {found.genome}", f"{len(found.correct)} seeds"
+    not_beaten, nothing_better, gained = "The search did not beat", "The search found nothing better than", "The"
+    if transferred:
+        not_beaten = nothing_better = "The mask does not transfer, as it does not beat"
+        gained = "The mask transfers: the"
     ranked = sorted(baselines, key=lambda baseline: differences[baseline.name].mean)  # the most accurate first
     unbeaten = [baseline for baseline in ranked if not differences[baseline.name].low > 0]
 
@@ -176,24 +191,24 @@ def _words(
 
     for baseline in unbeaten:
         if differences[baseline.name].high < 0:
-            return "not better", f"The search did not beat {baseline.name}: the {mask} is worse {noted(baseline)}."
+            return "not better", f"{not_beaten} {baseline.name}: the {mask} is worse {noted(baseline)}."
     for baseline in ranked:
         if baseline.genome == found.genome:
-            return "not better", f"The search found nothing better than {baseline.name}: the {mask} is the same mask."
+            return "not better", f"{nothing_better} {baseline.name}: the {mask} is the same mask."
     if len(found.correct) == 1:
         best, points = ranked[0].name, f"{100 * differences[ranked[0].name].mean:+z.1f} points"
         return "not better", f"One seed cannot tell whether the {mask} beats {best} ({points}): retrain with 5 seeds or more."
     if not unbeaten:
         percent = f"{100 * accuracy.mean:z.1f} % {_bounds(accuracy)}"
         more = f"{_points(differences[ranked[0].name])} more than the best of them, {ranked[0].name}"
-        return "better", f"The {mask} is better than all baselines: test accuracy {percent} over {seeds}, {more}."
+        return "better", f"{gained} {mask} is better than all baselines: test accuracy {percent} over {seeds}, {more}."
     for baseline in unbeaten:
         if baseline.cost <= found.cost:
             equal = f"the {mask} is equal within noise {noted(baseline)} and costs no less to train"
-            return "not better", f"The search did not beat {baseline.name}: {equal}."
+            return "not better", f"{not_beaten} {baseline.name}: {equal}."
     rival = unbeaten[0]
     share = f"{100 * found.cost / rival.cost:.1f} % of its training FLOPs"
-    return "cheaper", f"The {mask} is equal to {rival.name} within noise {noted(rival)} at {share}."
+    return "cheaper", f"{gained} {mask} is equal to {rival.name} within noise {noted(rival)} at {share}."
 
 
 def _points(given: Interval, sign: str = "") -> str:

@@ -9,11 +9,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
-import run_gpt2
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.models import bert, checkpoints, gpt2, resnet
+from gafreeze_jax.tasks import gpt2 as gpt2_task
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -52,7 +52,7 @@ def small_bert(tmp_path_factory):
 def small_gpt2(tmp_path_factory):
     """A random GPT-2 of 2 blocks for bytes, with a tokenizer."""
     folder = tmp_path_factory.mktemp("gpt2")
-    raw = run_gpt2.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
+    raw = gpt2_task.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
     (folder / "config.json").write_text(json.dumps(raw))
     tokens.make_byte_tokenizer().save_pretrained(folder)
     gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), gpt2.read_config(folder), None))

@@ -17,6 +17,7 @@ from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.data.images import Frame, load_images
 from gafreeze_jax.models import resnet
 from gafreeze_jax.stages import Dataset, parameters
+from gafreeze_jax.tasks import resnet as resnet_task
 
 BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"}
 SCRIPT = Path(run_resnet.__file__)
@@ -64,7 +65,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 
-    checkpoint = resnet.load_resnet(run_resnet.find_model("digits"))  # from the cache
+    checkpoint = resnet.load_resnet(resnet_task.find_model("digits"))  # from the cache
     assert not capsys.readouterr().out
     assert (checkpoint.config, checkpoint.preprocessing.size) == (resnet.cifar_config(14, num_channels=1), 8)
 

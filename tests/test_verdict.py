@@ -270,6 +270,23 @@ def test_the_sentence(baselines, outcome, sentence):
         assert judge(FOUND, order)[:2] == (outcome, sentence)
 
 
+TRANSFERS = {
+    "better": "The mask transfers: the found mask 1101001 is better than all baselines: ",
+    "cheaper": "The mask transfers: the found mask 1101001 is equal to train all within noise (-2.0 points",
+    "a_baseline_costs_as_little": "The mask does not transfer, as it does not beat best prefix mask: the found mask",
+    "worse": "The mask does not transfer, as it does not beat head only: the found mask 1101001 is worse (-10.0 points",
+    "the_found_mask_is_a_baseline": "The mask does not transfer, as it does not beat best prefix mask: the found mask",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TRANSFERS)
+def test_the_sentence_on_a_mask_from_elsewhere(case):
+    baselines, outcome, _ = CASES[case]
+    verdict = judge(FOUND, baselines, transferred=True)
+    assert verdict.outcome == outcome
+    assert verdict.sentence.startswith(TRANSFERS[case])
+
+
 def test_nothing_is_minus_nothing():
     almost = FOUND.correct.astype(float)
     almost[:, 0] = 0.99  # -0.01 points [-0.03, 0.01]

@@ -5,6 +5,7 @@ They come out as bytes, all of one size; what scales them to a network's numbers
 
 import re
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +108,47 @@ def load_images(
 describe = splits.describe
 
 
+class Unlabelled(NamedTuple):
+    """Images without labels.
+
+    Attributes:
+      images: [N, size, size, channels] uint8.
+      columns: what tells them apart, {title: [N]}: "file", or for an array "row", their numbers in it, from 1.
+      notes: what was decided on the way and should be told, a sentence each.
+    """
+
+    images: np.ndarray
+    columns: dict[str, Sequence[Any]]
+    notes: tuple[str, ...]
+
+
+def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> Unlabelled:
+    """Loads the images of a .npz file, a JPEG or PNG file, or all such files in a folder and below; labels are not read.
+
+    Args:
+      skip_broken: leave out files that cannot be read; else they are an error.
+
+    Raises:
+      ValueError, FileNotFoundError: if the source cannot be used, with the file and what to do.
+    """
+    notes: list[str] = []
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; expected a .npz file, or {', '.join(SUFFIXES)} files")
+    if path.suffix.lower() == ".npz":
+        pictures: list[Picture] = _read_npz(path, labelled=False).examples
+        title, names = "row", list(range(1, len(pictures) + 1))
+    else:
+        found = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
+        files = [file for file in found if file.is_file() and file.suffix.lower() in SUFFIXES]
+        title, names = "file", [str(file.relative_to(path if path.is_dir() else path.parent)) for file in files]
+        pictures = list(files)
+    numbers = np.arange(len(pictures), dtype=np.int32)  # in place of labels, to know which could be read
+    images, numbers = _fit_all(str(path), Labelled(pictures, numbers), frame, skip_broken, notes)
+    if not len(images):
+        raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(SUFFIXES)} files")
+    return Unlabelled(images, {title: [names[number] for number in numbers]}, tuple(notes))
+
+
 def augment(key: Array, images: Array) -> Array:
     """Moves each image by a random number of pixels, black moving in, and mirrors half of them: [B, H, W, C] uint8."""
     key_shift, key_flip = jax.random.split(key)
@@ -161,7 +203,7 @@ def _read_digits(first: int, last: int) -> Rows[Picture]:
     return Rows(list(images), digits.target[wanted].tolist())
 
 
-def _read_npz(path: Path) -> Rows[Picture]:
+def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a file")
     try:
@@ -172,9 +214,12 @@ def _read_npz(path: Path) -> Rows[Picture]:
             arrays = {name: np.asarray(file[name]) for name in file}
     except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
         raise ValueError(f"{path}: not a whole .npz file of plain arrays: {error}") from None
-    if missing := [name for name in ("images", "labels") if name not in arrays]:
-        raise ValueError(f"{path}: no array {missing[0]!r}; expected images and labels, it has {splits.listed(arrays)}")
-    images, labels = arrays["images"], arrays["labels"]
+    expected = ("images", "labels") if labelled else ("images",)
+    if missing := [name for name in expected if name not in arrays]:
+        wanted = " and ".join(expected)
+        raise ValueError(f"{path}: no array {missing[0]!r}; expected {wanted}, it has {splits.listed(arrays)}")
+    images = arrays["images"]
+    labels = arrays["labels"] if labelled else np.zeros(images.shape[:1], int)
     problems = []
     if images.dtype != np.uint8:
         problems.append(f"images must be uint8, from 0 to 255, got {images.dtype}")

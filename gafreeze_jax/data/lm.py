@@ -87,13 +87,21 @@ def _read_path(path: Path) -> dict[str, str]:
             f"{path}: no such file or folder; expected a .txt file (or .gz), a folder with a train.txt, or the words reviews "
             "or pydoc"
         )
-    if path.is_dir():
-        found = files.find_splits(path, SUFFIXES)
-    elif files.kind(path, SUFFIXES):
-        found = {"train": path}
-    else:
+    found = files.find_splits(path, SUFFIXES) if path.is_dir() else {"train": path}
+    return {split: read_text(file) for split, file in found.items()}
+
+
+def read_text(path: Path) -> str:
+    """The text of a .txt or .txt.gz file.
+
+    Raises:
+      ValueError, FileNotFoundError: if there is none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected a .txt file, plain or .gz")
+    if not files.kind(path, SUFFIXES):
         raise ValueError(f"{path}: unknown kind of file; expected .txt, plain or .gz, or a folder of them")
-    return {split: files.read_utf8(file) for split, file in found.items()}
+    return files.read_utf8(path)
 
 
 def encode(tokenizer: Any, text: str, *, vocabulary: int) -> np.ndarray:

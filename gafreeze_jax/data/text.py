@@ -105,6 +105,47 @@ def load_text(
 describe = splits.describe
 
 
+class Unlabelled(NamedTuple):
+    """Texts without labels.
+
+    Attributes:
+      texts: N tuples of one text, or two for sentence pairs.
+      columns: what tells them apart, {title: [N]}: "row", their numbers in the file, from 1, and the text columns.
+      notes: what was decided on the way and should be told, a sentence each.
+    """
+
+    texts: list[tuple[str, ...]]
+    columns: dict[str, Sequence[Any]]
+    notes: tuple[str, ...]
+
+
+def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> Unlabelled:
+    """Loads the texts of a .csv, .tsv or .jsonl file (or .gz); labels in it are not read.
+
+    Args:
+      text_columns: as for `load_text`.
+
+    Raises:
+      ValueError, FileNotFoundError: if the file cannot be used, with the row and what to do.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected a {', '.join(SUFFIXES)} file, plain or .gz")
+    if not files.kind(path, SUFFIXES):
+        raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz")
+    titles: tuple[str, ...] = ()
+    texts = []
+    for place, record in _parse(path):
+        titles = titles or find_text_columns(str(path), list(record), text_columns)
+        texts.append(_texts_of(str(path), place, record, titles))
+    rows = [row for row, values in enumerate(texts) if all(value.strip() for value in values)]
+    if not rows:
+        raise ValueError(f"{path}: no rows with text")
+    notes = (f"{path}: {len(texts) - len(rows)} rows without text left out.",) if len(rows) < len(texts) else ()
+    texts = [texts[row] for row in rows]
+    columns = dict(zip(titles, zip(*texts, strict=True), strict=True))
+    return Unlabelled(texts, {"row": [row + 1 for row in rows], **columns}, notes)
+
+
 def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> dict[str, TextRows]:
     if not path.exists():
         raise FileNotFoundError(
@@ -121,9 +162,13 @@ def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None
 
 
 def _read_table(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> TextRows:
-    text = files.read_utf8(path)
+    return rows_from_records(str(path), _parse(path), text_columns, label_column, notes)
+
+
+def _parse(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a file, with their places for errors."""
     parse = _parse_jsonl if files.kind(path, SUFFIXES) == ".jsonl" else _parse_delimited
-    return rows_from_records(str(path), parse(path, text), text_columns, label_column, notes)
+    return parse(path, files.read_utf8(path))
 
 
 def _parse_delimited(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -181,17 +226,9 @@ def rows_from_records(
         if columns is None:
             columns = find_columns(where, list(record), text_columns, label_column)
         texts, label = columns
-        for name in (*texts, label):
-            if record.get(name) is None:
-                raise ValueError(f"{where}: {place}: no value for column {name!r}")
-        values = tuple(record[name] for name in texts)
-        for name, value in zip(texts, values, strict=True):
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {value!r}")
-            try:
-                value.encode()
-            except UnicodeEncodeError:  # JSON can escape it, tokenizers cannot read it
-                raise ValueError(f"{where}: {place}: column {name!r} has half a surrogate pair; complete it") from None
+        values = _texts_of(where, place, record, texts)
+        if record.get(label) is None:
+            raise ValueError(f"{where}: {place}: no value for column {label!r}")
         if not all(value.strip() for value in values):
             num_empty += 1
             continue
@@ -211,34 +248,64 @@ def rows_from_records(
     return rows
 
 
+def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """The text columns of a record."""
+    for name in names:
+        if (value := record.get(name)) is None:
+            raise ValueError(f"{where}: {place}: no value for column {name!r}")
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {value!r}")
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can escape it, tokenizers cannot read it
+            raise ValueError(f"{where}: {place}: column {name!r} has half a surrogate pair; complete it") from None
+    return tuple(record[name] for name in names)
+
+
 def find_columns(
     where: str, columns: Sequence[str], text_columns: Sequence[str], label_column: str | None
 ) -> tuple[tuple[str, ...], str]:
     """Names of the text column(s) and of the label column: the ones asked for, or the first convention that fits."""
-    by_lower = {column.strip().lower(): column for column in columns}
+    texts = find_text_columns(where, columns, text_columns)
     listed = splits.listed(columns)
-
-    def named(name: str) -> str:
-        if name not in columns and name.lower() not in by_lower:
-            raise ValueError(f"{where}: no column {name!r}; the columns are {listed}")
-        return name if name in columns else by_lower[name.lower()]
-
-    if len(text_columns) > 2:
-        raise ValueError(f"expected one text column, or two for sentence pairs; got {splits.listed(text_columns)}")
-    if text_columns:
-        texts = tuple(named(name) for name in text_columns)
-    else:
-        conventions = (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS))
-        found = next((names for names in conventions if all(name in by_lower for name in names)), None)
-        if found is None:
-            raise ValueError(f"{where}: no text column found; name it with --text-columns. The columns are {listed}")
-        texts = tuple(by_lower[name] for name in found)
     if label_column is not None:
-        label = named(label_column)
+        label = _named(where, columns, label_column)
     else:
+        by_lower = _by_lower(columns)
         label = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
         if label is None:
             raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed}")
-    if label in texts or len(set(texts)) < len(texts):
+    if label in texts:
         raise ValueError(f"{where}: text and label columns must differ, got {splits.listed((*texts, label))}")
     return texts, label
+
+
+def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence[str]) -> tuple[str, ...]:
+    """Names of the text column(s): the ones asked for, or the first convention that fits."""
+    if len(text_columns) > 2:
+        raise ValueError(f"expected one text column, or two for sentence pairs; got {splits.listed(text_columns)}")
+    if text_columns:
+        texts = tuple(_named(where, columns, name) for name in text_columns)
+    else:
+        by_lower = _by_lower(columns)
+        conventions = (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS))
+        found = next((names for names in conventions if all(name in by_lower for name in names)), None)
+        if found is None:
+            listed = splits.listed(columns)
+            raise ValueError(f"{where}: no text column found; name it with --text-columns. The columns are {listed}")
+        texts = tuple(by_lower[name] for name in found)
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"{where}: text columns must differ, got {splits.listed(texts)}")
+    return texts
+
+
+def _named(where: str, columns: Sequence[str], name: str) -> str:
+    """The column that is called so, or else so in lower case."""
+    found = name if name in columns else _by_lower(columns).get(name.lower())
+    if found is None:
+        raise ValueError(f"{where}: no column {name!r}; the columns are {splits.listed(columns)}")
+    return found
+
+
+def _by_lower(columns: Sequence[str]) -> dict[str, str]:
+    return {column.strip().lower(): column for column in columns}

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gafreeze_jax.data import images
-from gafreeze_jax.data.images import Frame, load_images
+from gafreeze_jax.data.images import Frame, load_images, load_unlabelled
 
 SHARED = Path(__file__).parents[2] / "../shared/data/images"
 SPLITS = ("train", "validation", "test")
@@ -334,3 +334,19 @@ def test_missing_and_other_files(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([]))
     fails(tmp_path / "a.json", "unknown kind of file; expected .npz")
     fails("digits:7-5", "no digits from 7 to 5")
+
+
+def test_images_without_labels(tmp_path):
+    folder = write_folders(tmp_path / "photos", num=2)
+    (folder / "ant" / "1.png").write_bytes(b"no image")
+    (folder / ".hidden.png").touch()
+    with pytest.raises(ValueError, match=r"cannot be read as images: 1\.png"):
+        load_unlabelled(folder, FRAME)
+    found, columns, (note,) = load_unlabelled(folder, FRAME, skip_broken=True)
+    assert columns == {"file": ["ant/0.png", "bee/0.png", "bee/1.png"]}
+    assert "1 no whole images, and left out" in note
+    one, columns, _ = load_unlabelled(folder / "bee" / "1.png", FRAME)
+    assert columns == {"file": ["1.png"]}
+    np.testing.assert_array_equal(one, found[2:])
+    array, columns, _ = load_unlabelled(write_npz(tmp_path / "a.npz", num=3, labels=None), FRAME)
+    assert (array.shape, columns) == ((3, 8, 8, 3), {"row": [1, 2, 3]})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gafreeze_jax.data.text import TextData, describe, find_columns, load_text
+from gafreeze_jax.data.text import TextData, describe, find_columns, load_text, load_unlabelled
 
 SHARED = Path(__file__).parents[2] / "../shared/data/text"
 SPLITS = ("train", "validation", "test")
@@ -201,6 +201,17 @@ def test_rows_without_text_are_left_out_and_noted(tmp_path):
     assert data.notes[0] == f"{path}: 2 rows without text left out."
 
 
+def test_texts_without_labels(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"Sentence1": "a", "sentence2": "b"}, {"Sentence1": " ", "sentence2": "c"}, {"Sentence1": "d", "sentence2": "e"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    loaded = load_unlabelled(path)
+    assert loaded.texts == [("a", "b"), ("d", "e")]
+    assert loaded.columns == {"row": [1, 3], "Sentence1": ("a", "d"), "sentence2": ("b", "e")}
+    assert loaded.notes == (f"{path}: 1 rows without text left out.",)
+    assert load_unlabelled(path, ["sentence2"]).texts == [("b",), ("c",), ("e",)]
+
+
 def test_description(tmp_path):
     data = load_text(str(write(tmp_path / "set.csv", make_rows(5000, labels=[str(i) for i in range(10)]))))
     assert describe("set.csv", data) == [
@@ -363,7 +374,7 @@ def test_labels_that_are_no_classes(tmp_path, label):
         ({"label_column": "stars"}, "no column 'stars'; the columns are text, label"),
         ({"text_columns": ("a", "b", "c")}, "expected one text column, or two for sentence pairs; got a, b, c"),
         ({"label_column": "text"}, "text and label columns must differ, got text, text"),
-        ({"text_columns": ("text", "Text")}, "text and label columns must differ, got text, text, label"),
+        ({"text_columns": ("text", "Text")}, "text columns must differ, got text, text"),
     ],
 )
 def test_bad_columns(tmp_path, options, message):
