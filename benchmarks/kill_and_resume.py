@@ -35,7 +35,7 @@ from gafreeze_jax import report
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TIMES = ("seconds", "call")  # columns that tell how long something took, or follow from that
 MOST_SECONDS = 0.5  # after the last evaluation that is waited for
-STARTING = 10  # times as long where none is
+LONGER = 20  # times as long where the run starts, and after the last one
 PLANS = ("members=2", "members=4,steps=70,freezing=traced")
 
 
@@ -150,7 +150,7 @@ def draw_moments(rng: np.random.Generator, num: int, num_evaluations: int) -> li
     """Uniformly over the numbers of evaluations, in strata, and a time that an evaluation takes, about."""
     shares = (np.arange(num) + rng.random(num)) / num
     rows = np.floor(-1 + (num_evaluations + 2) * shares).astype(int)
-    return [Moment(int(row), MOST_SECONDS * rng.random() * (STARTING if row < 0 else 1)) for row in rows]
+    return [Moment(int(row), MOST_SECONDS * rng.random() * (LONGER if row in (-1, num_evaluations) else 1)) for row in rows]
 
 
 def main(options: Options) -> None:

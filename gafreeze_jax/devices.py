@@ -183,7 +183,11 @@ class Slot(Mapping[str, PyTree]):
         self._trees, self._index, self._stacked = trees, index, stacked
 
     def __getitem__(self, name: str) -> PyTree:
-        return pick(self._trees[name], self._index) if name in self._stacked else self._trees[name]
+        if name not in self._stacked:
+            return self._trees[name]
+        picked = pick(self._trees[name], self._index)
+        # On a CPU what runs at the same time can take the threads that a collective waits for, in another process, for ever.
+        return jax.block_until_ready(picked) if jax.default_backend() == "cpu" else picked
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._trees)
