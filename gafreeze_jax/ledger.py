@@ -7,6 +7,7 @@ import math
 import operator
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -160,10 +161,10 @@ def _with_checksum(rows: Sequence[str]) -> str:
     return "".join(f"{row},{_checksum(rows)}\n" for row in rows)
 
 
-def write_whole(path: epath.Path, text: str) -> None:
+def write_whole(path: epath.Path | Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     partial = path.parent / f".{path.name}.partial"
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

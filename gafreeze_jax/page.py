@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from gafreeze_jax import charts
 from gafreeze_jax.finalists import NO_MASKS
+from gafreeze_jax.ledger import write_whole
 from gafreeze_jax.report import describe_found, describe_mask
 from gafreeze_jax.runs import FINAL, RANDOM, SEARCH, Run, furthest
 from gafreeze_jax.saving import NOT_COMPARED
@@ -30,9 +31,7 @@ CHARTS = {
 
 def write(runs: Sequence[Run], path: Path) -> None:
     """Writes the page; for a single run, its charts as PNG and SVG to plots/ beside it, too."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(render(runs), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, render(runs))
     if len(runs) == 1:
         (path.parent / "plots").mkdir(exist_ok=True)
         for name, needed in CHARTS.items():

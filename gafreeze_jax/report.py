@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gafreeze_jax import verdict
-from gafreeze_jax.ledger import Evaluation
+from gafreeze_jax.ledger import Evaluation, write_whole
 
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
 
@@ -237,6 +237,4 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2, default=str) + "\n")
