@@ -13,19 +13,17 @@ uses are trained along, as nobody leaves them out by hand.
 # pyright: reportMissingImports=false
 
 import copy
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import machine
 import numpy as np
 import torch
 import transformers
 from torch.nn.utils import clip_grad_norm_
 from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
 
-from gafreeze_jax import report
 from gafreeze_jax.data.batches import NONE, orders_by_length
 from gafreeze_jax.data.tokens import SCORING_BATCH, Tokens
 from gafreeze_jax.models import bert, checkpoints
@@ -151,17 +149,13 @@ class Finetuner:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
-    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-        "versions": report.versions() | {"torch": torch.__version__},
-    }
+    """Processor, cores and versions, PyTorch's too."""
+    described = machine.describe_machine()
+    versions = described["versions"] | {"torch": torch.__version__}
+    return described | {"torch_threads": torch.get_num_threads(), "versions": versions}
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(described: dict[str, Any]) -> str:
     """The same for people."""
-    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "jax", "transformers"))
-    return f"{machine['processor']}, {machine['cores']} cores; {versions}"
+    versions = ", ".join(f"{name} {described['versions'][name]}" for name in ("torch", "jax", "transformers"))
+    return f"{described['processor']}, {described['cores']} cores; {versions}"

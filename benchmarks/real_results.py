@@ -1,0 +1,122 @@
+"""Whole searches on real data, by the scripts as anybody would run them: the table of results in the README.
+
+    python benchmarks/real_results.py --out benchmarks/results/real_results.json --data FOLDER
+
+Takes about 20 minutes on 2 cores. FOLDER holds sst2/ and trec/ (train.tsv, test.tsv and, if there is one, validation.tsv, or
+.tsv.gz), fashion_mnist/ (train.npz and test.npz with `images` and `labels`) and resnet20-cifar10.safetensors (PyTorch's names);
+without it, only the searches that need nothing are run. Each run's folder is left in runs/real_results/.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from machine import describe_machine
+
+from gafreeze_jax import report
+
+ROOT = Path(__file__).parent.parent
+SEARCHES = {
+    "MiniLM: embedded reviews": "run_bert.py --gens 10",
+    "MiniLM: SST-2": "run_bert.py --gens 10 --data FOLDER/sst2 --train-examples 512",
+    "MiniLM: TREC": "run_bert.py --gens 10 --data FOLDER/trec --train-examples 512",
+    "ResNet-20 (CIFAR-10): Fashion-MNIST": "run_resnet.py --gens 10 --model FOLDER/resnet20-cifar10.safetensors "
+    "--data FOLDER/fashion_mnist --train-examples 512 --epochs 4 --batch-size 32",
+    "small ResNet (digits 0-4): digits 5-9": "run_resnet.py --gens 10",
+    "small GPT-2 (Python reference): the rest of it": "run_gpt2.py --gens 10",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run searches on real data."""
+
+    data: Path | None = None
+    """Folder of the data sets."""
+    only: tuple[str, ...] = ()
+    """Run these only: words that their names begin with, such as "MiniLM: TREC"."""
+    out: Path | None = None
+    """JSON file to write; searches that it has and that are not run again stay in it."""
+
+
+def summary(command: str, seconds: float, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a run.
+
+    Args:
+      command: what anybody would type.
+      seconds: of wall clock, from the start of the command.
+      result: the content of its `result.json`.
+    """
+    rows = result["results"]
+    kept = (
+        "genome",
+        "validation_accuracy",
+        "test_accuracy",
+        "test_accuracy_interval",
+        "training_flops",
+        "trainable_parameters",
+    )
+    return {
+        "command": command,
+        "seconds": round(seconds),
+        "evaluations": result["num_evaluations"],
+        "stages": result["stages"],
+        "verdict": {key: result["verdict"][key] for key in ("outcome", "sentence", "differences")},
+        "results": {name: {key: row[key] for key in kept} for name, row in rows.items()},
+    }
+
+
+def table(searches: Mapping[str, Mapping[str, Any]]) -> str:
+    """In Markdown: of each search the mask found, beside training everything with the same seeds."""
+    lines = ["| network: data | frozen | test accuracy | train all | difference | FLOPs | best of the others | seconds |"]
+    lines.append("|" + " --- |" * 2 + " ---: |" * 4 + " --- | ---: |")
+    for name, search in searches.items():
+        rows = dict(search["results"])
+        found, everything = rows.pop("found"), rows["train all"]
+        mask = "".join(map(str, found["genome"]))
+        low, high = found["test_accuracy_interval"]
+        difference = search["verdict"]["differences"]["train all"]
+        best = max(rows, key=lambda row: rows[row]["validation_accuracy"])
+        cells = [
+            name,
+            f"`{mask}`",
+            f"{100 * found['test_accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+            f"{100 * everything['test_accuracy']:.1f}",
+            "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format(**{key: 100 * value for key, value in difference.items()}),
+            f"{found['training_flops'] / everything['training_flops']:.0%}",
+            f"{best}, {100 * rows[best]['test_accuracy']:.1f}",
+            str(search["seconds"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    known = json.loads(options.out.read_text())["searches"] if options.out is not None and options.out.exists() else {}
+    for name, command in SEARCHES.items():
+        if (options.only and not name.startswith(options.only)) or (options.data is None and "FOLDER" in command):
+            continue
+        out = ROOT / "runs" / "real_results" / "".join(one if one.isalnum() else "-" for one in name)
+        script, *words = shlex.split(command.replace("FOLDER", str(options.data)))
+        shutil.rmtree(out, ignore_errors=True)
+        print(f"\n{name}: experiments/{command}", flush=True)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, ROOT / "experiments" / script, *words, "--out", out], check=True)
+        seconds = time.perf_counter() - start
+        known[name] = summary(command, seconds, json.loads((out / "result.json").read_text()))
+        if options.out is not None:
+            ordered = {name: known[name] for name in SEARCHES if name in known}
+            report.write_json(options.out, {"machine": describe_machine(), "searches": ordered})
+    print("\n" + table(known))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
