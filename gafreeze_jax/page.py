@@ -83,9 +83,7 @@ def opening_of_one(run: Run) -> list[Element]:
             f"({percent(share_of(found, run, 'trainable_parameters'), 0)})",
         }
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
-    heading = " · ".join(
-        [run.name, *([run.facts["kind"]] if "kind" in run.facts else []), *(["unfinished"] * (not run.finished))]
-    )
+    heading = " · ".join([run.name, run.facts["kind"], *(["unfinished"] * (not run.finished))])
     return [tag("h1", heading), tag("p", verdict_of(run), class_="verdict"), tag("dl", *entries, class_="facts")]
 
 
@@ -317,17 +315,13 @@ TRACED_NOTE = "This run traced its masks: one program served all of them, and di
 
 
 def repeat(run: Run, place: str) -> list[Element]:
-    nodes = []
-    if "kind" in run.facts:
-        parts = command(run.facts["kind"], run.options)
-        nodes.append(tag("pre", *(node for one in parts for node in (tag("span", one), " "))))
+    parts = command(run.facts["kind"], run.options)
     options = [[name, words(plain(value))] for name, value in run.options.items()]
-    versions = ", ".join(f"{name} {version}" for name, version in run.facts.get("versions", {}).items())
-    machine = [str(run.facts["device"])] if "device" in run.facts else []
-    machine += [f"{run.facts['cpus']} CPU cores"] if "cpus" in run.facts else []
+    versions = ", ".join(f"{name} {version}" for name, version in run.facts["versions"].items())
+    cores = [f"{run.facts['cpus']} CPU cores"] if "cpus" in run.facts else []
     return [
-        *nodes,
-        note(", ".join([*machine, versions])),
+        tag("pre", *(node for one in parts for node in (tag("span", one), " "))),
+        note(", ".join([run.facts["device"], *cores, versions])),
         tag("details", tag("summary", "All options"), table(["option", "value"], options)),
     ]
 

@@ -128,7 +128,7 @@ class Run:
     @cached_property
     def num_steps(self) -> int:
         """Of a full evaluation."""
-        return int(self.facts.get("num_steps") or max((row.steps for row in self.rows), default=0))
+        return self.facts["num_steps"]
 
     @cached_property
     def searched(self) -> dict[str, Row]:

@@ -44,6 +44,9 @@ from gafreeze_jax.stages import PyTree
 
 RUN, JOURNAL, MEMBERS, SUMS = "run.json", "evaluations.csv", "members", "SHA256SUMS"
 TENSORBOARD = "tensorboard"
+FACTS = {
+    "kind": str, "options": dict, "versions": dict, "device": str, "stages": list, "num_steps": int, "fingerprint": str,
+}  # fmt: skip
 NOT_LISTED = (MEMBERS, SUMS, TENSORBOARD, "report.html", "plots")  # the last two are made from the others, and can be again
 OF_PROCESSES = ("coordinator", "num_processes", "process_id")
 NOT_COMPARED = ("out", "resume", "quiet", "verbose", "tensorboard", *OF_PROCESSES)  # they change nothing of what is computed
@@ -190,6 +193,8 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
         _refuse_others(path, _of_kind(path, kind)["options"], given)
     if finished := (path / SUMS).exists():
         verify(path)
+        if devices.is_first() and (path / MEMBERS).exists():
+            (path / MEMBERS).rmtree()  # it was killed just when it had finished
     return options, path, finished
 
 
@@ -204,15 +209,18 @@ def read_facts(path: epath.Path) -> dict[str, Any]:
     """The content of `run.json`.
 
     Raises:
-      ValueError: if it is damaged.
+      ValueError: if it is damaged, or not all of `FACTS` are there.
     """
     try:
         facts = parse_json((path / RUN).read_text(encoding="utf-8"))
-        if facts.pop("checksum") == _checksum(facts):
-            return facts
+        whole = facts.pop("checksum") == _checksum(facts)
     except (ValueError, KeyError, AttributeError, TypeError):
-        pass
-    raise ValueError(f"{path / RUN}: damaged; restore it, or begin again in a new folder")
+        facts, whole = {}, False
+    if not whole:
+        raise ValueError(f"{path / RUN}: damaged; restore it, or begin again in a new folder")
+    if wrong := [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]:
+        raise ValueError(f"{path / RUN}: missing, or of another type: {', '.join(wrong)}; begin again in a new folder")
+    return facts
 
 
 def verify(path: epath.Path) -> None:

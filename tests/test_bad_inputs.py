@@ -257,6 +257,7 @@ def run_there(damage=lambda folder: None, kind="custom", options=None, **given):
         path = folder / "there"
         known = run_custom.Options(**RUN | (options or {}), out=path)
         facts = {"kind": kind, "options": saving._plain(known), "versions": {}, "device": "1 x cpu", "fingerprint": "0"}
+        facts |= {"stages": [], "num_steps": 1}
         saving.Saved.open(epath.Path(path), facts)
         damage(path)
         return {name: path if value == "there" else value for name, value in given.items()}

@@ -9,6 +9,8 @@ from gafreeze_jax.genetic import all_genomes
 from gafreeze_jax.ledger import Evaluation, Journal
 
 OPTIONS = {"seed": 0, "population": 2}
+FACTS = {"kind": "custom", "options": OPTIONS, "versions": {}, "device": "1 x cpu", "stages": ["a", "b"], "num_steps": 8}
+FACTS |= {"fingerprint": "0"}
 ROWS = [
     ("11", 0, 4, 1, 0.5, 0.9, 0.9, 10, 1.5),
     ("10", 0, 4, 1, 0.6, 0.8, 0.8, 20, 1.5),
@@ -24,7 +26,7 @@ ROWS = [
 def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
     """The folder of an unfinished run."""
     saved = saving.Saved(epath.Path(folder))
-    saved.add_facts(**{"kind": "custom", "options": OPTIONS, "stages": ["a", "b"], "num_steps": 8} | facts)
+    saved.add_facts(**FACTS | facts)
     for row, phase in zip(rows, phases, strict=False):
         saved.journal.write(phase, [Evaluation(*row)])
     return runs.Run(folder)
@@ -94,7 +96,11 @@ WRONG = Evaluation("1x", *ROWS[0][1:])
         (lambda folder: (folder / "run.json").write_text("{}"), "damaged"),
         (lambda folder: (folder / "result.json").write_text("{"), "cannot be read: JSONDecodeError"),
         (lambda folder: (folder / "result.json").write_text("[1]"), "cannot be read: TypeError"),
-        (lambda folder: saving.Saved(epath.Path(folder)).add_facts(kind="bert"), "cannot be read: KeyError: 'stages'"),
+        (lambda folder: saving.Saved(epath.Path(folder)).add_facts(kind="bert"), "missing, or of another type: options"),
+        (
+            lambda folder: saving.Saved(epath.Path(folder)).add_facts(**FACTS | {"options": {}}),
+            "cannot be read: KeyError: 'seed'",
+        ),
         (lambda folder: (folder / "evaluations.csv").write_text("a,b\n"), "expected the columns phase,genome"),
         (
             lambda folder: Journal(epath.Path(folder) / "evaluations.csv").write("search", [Evaluation("1x", *ROWS[0][1:])]),

@@ -28,6 +28,7 @@ from gafreeze_jax.saving import Kept, Saved
 SCRIPT = str(Path(run_custom.__file__))
 OPTIONS = run_custom.Options(gens=2, population=2, finalist_seeds=2, plan="members=2,steps=35,freezing=traced")
 FACTS = {"kind": "bert", "options": {"gens": 3}, "versions": {"jax": "1"}, "device": "1 x cpu", "fingerprint": "12345678"}
+FACTS |= {"stages": ["low", "high"], "num_steps": 8}
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ def test_a_finished_run_is_left_alone(folder):
     assert saving.choose_folder("bert", Options(resume=folder))[2] is True
 
 
+def test_a_run_that_was_killed_just_when_it_had_finished_keeps_no_finalists(folder):
+    make_run(folder, options := Options(4, folder), finished=True)
+    keep(epath.Path(folder) / "members")
+    assert saving.choose_folder("bert", options)[2] is True
+    assert not (folder / "members").exists()
+
+
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -161,6 +169,16 @@ def test_any_damage_to_run_json_is_noticed(folder):
                 saving.choose_folder("bert", Options(resume=folder))
     file.write_bytes(text)
     assert saving.read_facts(epath.Path(folder)) == facts
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_that_run_json_lacks_are_named(name, folder):
+    make_run(folder, Options())
+    saved = Saved(epath.Path(folder), {other: value for other, value in FACTS.items() if other != name})
+    for facts in ({}, {name: None}):
+        saved.add_facts(**facts)
+        with pytest.raises(ValueError, match=rf"run\.json: missing, or of another type: {name}; begin again in a new folder"):
+            saving.choose_folder("bert", Options(resume=folder))
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes() + b" ")])
