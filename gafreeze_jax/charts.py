@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gafreeze_jax.runs import Generation, Row
+from gafreeze_jax.ledger import Evaluation
+from gafreeze_jax.runs import Generation
 from gafreeze_jax.verdict import Interval
 
 INK, MUTED, RULE = "#1f2328", "#6a737d", "#d0d7de"
@@ -47,7 +48,7 @@ STYLE: dict[Any, Any] = {
 
 
 @matplotlib.rc_context(STYLE)
-def progress(generations: Sequence[Generation], baselines: Mapping[str, Row], num_steps: int) -> Figure:
+def progress(generations: Sequence[Generation], baselines: Mapping[str, Evaluation], num_steps: int) -> Figure:
     """Accuracy over generations: of the population the best, the mean and the spread, new masks, and baselines."""
     figure, axes = _start(250, "validation accuracy")
     numbers = [generation.number for generation in generations]
@@ -114,9 +115,9 @@ def effects(stages: Sequence[str], intervals: Sequence[Interval]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def trade_off(
-    points: Sequence[tuple[float, Row]],
-    front: Sequence[tuple[float, Row]],
-    baselines: Mapping[str, Row],
+    points: Sequence[tuple[float, Evaluation]],
+    front: Sequence[tuple[float, Evaluation]],
+    baselines: Mapping[str, Evaluation],
     found: str | None,
     cost: str,
 ) -> Figure:

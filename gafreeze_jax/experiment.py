@@ -29,7 +29,7 @@ from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.display import Display
 from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
+from gafreeze_jax.ledger import FINAL, RANDOM, Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
 from gafreeze_jax.runs import Run
 from gafreeze_jax.saving import Saved
@@ -39,7 +39,8 @@ from gafreeze_jax.stages import Batch, Dataset, Network, PyTree, parameters
 OptionsT = TypeVar("OptionsT", bound="Options")
 LEAST_STEPS = 16  # after which a member is scored
 NUM_LEADERS = 2  # of a search, that are trained again
-SEARCH, RANDOM, FINALISTS, TEST = "searching", "random masks", "finalists", "scoring the test examples"  # phases of a run
+SEARCHING, RANDOM_MASKS, FINALISTS = "searching", "random masks", "finalists"  # what the progress bar says
+TEST = "scoring the test examples"
 FORWARD = 1 / 3  # of a training step's work
 SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
 
@@ -305,7 +306,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect(
-            {RANDOM: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCH: steps_of_search}
+            {RANDOM_MASKS: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCHING: steps_of_search}
         )
         random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
         like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
@@ -320,7 +321,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         def on_generation(generation: Generation) -> None:
             screened.append(generation.screened)
             steps = ledger.steps_trained + generation.steps_left
-            display.progress.expect({SEARCH: steps, RANDOM: steps * comparing})
+            display.progress.expect({SEARCHING: steps, RANDOM_MASKS: steps * comparing})
             display.generation(generation)
 
         costs = Costs(members, run)
@@ -342,7 +343,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
-        display.progress.begin(SEARCH)
+        display.progress.begin(SEARCHING)
         found = first.run(key)
         spent = ledger.steps_trained / num_steps
         display.line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
@@ -351,9 +352,9 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         baselines = dict(found.groups)
         random_masks = {}
         if comparing:
-            display.progress.begin(RANDOM)
-            display.progress.expect({RANDOM: ledger.steps_trained})
-            others = Ledger(num_steps, saved.journal, "random", display.evaluation)
+            display.progress.begin(RANDOM_MASKS)
+            display.progress.expect({RANDOM_MASKS: ledger.steps_trained})
+            others = Ledger(num_steps, saved.journal, RANDOM, display.evaluation)
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
             nothing = np.zeros((0, num_genes), bool)
             ga = genetic.make_random(num_genes, options.population)
@@ -404,7 +405,7 @@ def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = 
     num_steps, num_runs = len(run.batches.examples), len({genome, everything}) * len(seeds)
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
-        display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM: 0, SEARCH: 0})
+        display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM_MASKS: 0, SEARCHING: 0})
         genomes = np.array([genome_array(everything), genome_array(genome)])
         members, choice = _populate(task, options, saved, display, run, genomes, num_runs)
         display.line(f"Training with the mask, and everything, with {len(seeds)} fresh seeds each ...")
@@ -467,7 +468,7 @@ def _recorder(
     task: Task, saved: Saved, num_steps: int, display: Display, generation: int = 0
 ) -> Callable[[Sequence[Member], int], None]:
     """Puts finalists into the journal."""
-    final = Ledger(num_steps, saved.journal, "final", display.evaluation)
+    final = Ledger(num_steps, saved.journal, FINAL, display.evaluation)
 
     def record(ready: Sequence[Member], seed: int) -> None:
         final.add(*(evaluation_of(one, seed, num_steps, generation, task.count_trainable) for one in ready))

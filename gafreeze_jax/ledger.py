@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+SEARCH, RANDOM, FINAL = "search", "random", "final"  # phases of a run
+
 
 class Evaluation(NamedTuple):
     """One genome, trained and scored.
@@ -96,7 +98,7 @@ class Journal:
         """Records what was trained together.
 
         Args:
-          phase: of the run, such as "search".
+          phase: of the run, such as `SEARCH`.
 
         Raises:
           OSError: if it cannot be written.
@@ -182,7 +184,7 @@ class Ledger:
         self,
         num_steps: int,
         journal: Journal | None = None,
-        phase: str = "search",
+        phase: str = SEARCH,
         on_add: Callable[[str, Evaluation, bool], None] = lambda phase, evaluation, new: None,
     ):
         self.num_steps, self._phase, self._on_add = num_steps, phase, on_add

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from gafreeze_jax import charts
 from gafreeze_jax.finalists import NO_MASKS
-from gafreeze_jax.ledger import write_whole
+from gafreeze_jax.ledger import FINAL, RANDOM, SEARCH, write_whole
 from gafreeze_jax.report import describe_found, describe_mask
-from gafreeze_jax.runs import FINAL, RANDOM, SEARCH, Run, furthest
+from gafreeze_jax.runs import Run, furthest
 from gafreeze_jax.saving import NOT_COMPARED
 
 Node = Element | str
@@ -275,8 +275,8 @@ def costs(run: Run, place: str) -> list[Element]:
         return []
     names = {SEARCH: "search", RANDOM: "random masks, for comparison", FINAL: "finalists, with fresh seeds"}
     lines = []
-    for phase in dict.fromkeys(row.phase for row in run.rows):
-        rows = [row for row in run.rows if row.phase == phase]
+    for phase in dict.fromkeys(map(run.phase, run.rows)):
+        rows = [row for row in run.rows if run.phase(row) == phase]
         longest = furthest(rows)
         full = sum(row.steps == run.num_steps for row in longest)
         seconds = sum(row.seconds for row in rows if row.seconds == row.seconds)

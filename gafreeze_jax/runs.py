@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -14,33 +13,10 @@ from etils import epath
 from scipy import stats
 
 from gafreeze_jax import masking, pareto, saving
-from gafreeze_jax.ledger import Evaluation, Journal, genome_array, genome_text
+from gafreeze_jax.ledger import RANDOM, SEARCH, Evaluation, Journal, genome_array, genome_text
 from gafreeze_jax.population import StepFlops
 from gafreeze_jax.search import estimates
 from gafreeze_jax.verdict import Interval
-
-SEARCH, RANDOM, FINAL = "search", "random", "final"
-
-
-class Row(NamedTuple):
-    """A line of `evaluations.csv`: what it has of `ledger.Evaluation`, and the phase of the run, such as "search"."""
-
-    genome: str
-    seed: int
-    steps: int
-    generation: int
-    accuracy: float
-    loss: float
-    trainable_parameters: int
-    seconds: float
-    phase: str
-
-    @property
-    def fitness(self) -> tuple[float, ...]:
-        """By which a search compares genomes: those that trained longer come first (see `Ledger.fitness`)."""
-        if not math.isfinite(self.loss):
-            return (-math.inf,)
-        return (self.steps, self.accuracy, -self.loss, -self.trainable_parameters)
 
 
 class Generation(NamedTuple):
@@ -54,8 +30,8 @@ class Generation(NamedTuple):
     """
 
     number: int
-    new: list[Row]
-    population: list[Row]
+    new: list[Evaluation]
+    population: list[Evaluation]
     frozen_share: np.ndarray
 
 
@@ -83,7 +59,7 @@ class Run:
     Attributes:
       path: of the folder.
       facts: what `run.json` and, once there is one, `result.json` say.
-      rows: of `evaluations.csv`.
+      rows: the evaluations in `evaluations.csv`.
 
     Raises:
       ValueError: if the folder holds no run, or something else than the run has left there.
@@ -103,10 +79,14 @@ class Run:
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-        journal = Journal(folder / saving.JOURNAL)
-        self.rows = [_row(one, journal.phase(one.genome, one.seed, one.steps)) for one in journal]
+        self._journal = Journal(folder / saving.JOURNAL)
+        self.rows = list(self._journal)
         if wrong := {row.genome for row in self.rows if len(row.genome) != len(self.stages) or set(row.genome) - set("01")}:
             raise ValueError(f"{path}: expected genomes of {len(self.stages)} genes, 0 or 1, got {wrong.pop()!r}")
+
+    def phase(self, row: Evaluation) -> str:
+        """Of the run, in which an evaluation was made, such as `SEARCH`."""
+        return self._journal.phase(row.genome, row.seed, row.steps)
 
     @property
     def name(self) -> str:
@@ -131,14 +111,14 @@ class Run:
         return self.facts["num_steps"]
 
     @cached_property
-    def searched(self) -> dict[str, Row]:
+    def searched(self) -> dict[str, Evaluation]:
         """What the search evaluated, each genome as far as it was trained."""
-        return {row.genome: row for row in furthest(row for row in self.rows if row.phase == SEARCH)}
+        return {row.genome: row for row in furthest(row for row in self.rows if self.phase(row) == SEARCH)}
 
     @cached_property
-    def full(self) -> list[Row]:
+    def full(self) -> list[Evaluation]:
         """Those that were trained to the end, the fittest first."""
-        rows = [row for row in self.searched.values() if row.steps == self.num_steps and math.isfinite(row.loss)]
+        rows = [row for row in self.searched.values() if row.steps == self.num_steps and not row.diverged]
         return sorted(rows, key=lambda row: row.fitness, reverse=True)
 
     @cached_property
@@ -149,7 +129,7 @@ class Run:
         return self.full[0].genome if self.full else None
 
     @cached_property
-    def baselines(self) -> dict[str, Row]:
+    def baselines(self) -> dict[str, Evaluation]:
         """Masks that need no search, as the search's own seed has them, by name."""
         prefixes = [genome_text(genome) for genome in masking.prefix_genomes(len(self.stages))]
         least = "head only" if self.has_head else "train nothing"
@@ -163,29 +143,29 @@ class Run:
         counted = self.facts.get("step_flops")
         return None if counted is None else StepFlops(**counted)
 
-    def cost(self, row: Row) -> float:
+    def cost(self, row: Evaluation) -> float:
         """Training FLOPs of a genome as a share of those of training everything; without them, trainable parameters."""
         if self.flops is not None:
             return self.flops(genome_array(row.genome)) / self.flops.above[0]
         return row.trainable_parameters / max(1, *(row.trainable_parameters for row in self.rows))
 
     @cached_property
-    def front(self) -> list[Row]:
+    def front(self) -> list[Evaluation]:
         """Masks that no other one beats in both accuracy and cost, the most accurate first."""
         return self._front(self.full)
 
-    def _front(self, rows: Sequence[Row]) -> list[Row]:
+    def _front(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
         chosen = pareto.front(np.array([(row.accuracy, -self.cost(row)) for row in rows])) if rows else []
         return [rows[i] for i in chosen]
 
     @cached_property
     def generations(self) -> list[Generation]:
         in_order = sorted(self.searched.values(), key=lambda row: row.generation)
-        known: list[Row] = []
+        known: list[Evaluation] = []
         found = []
         for number, group in itertools.groupby(in_order, key=lambda row: row.generation):
-            new = [row for row in group if math.isfinite(row.loss)]
-            known = sorted([*known, *new], key=lambda row: row.fitness, reverse=True)
+            new = [row for row in group if not row.diverged]
+            known = sorted([*known, *new], key=lambda row: (row.steps, *row.fitness), reverse=True)
             population = self._front(known) if self.in_pareto else known[: int(self.options["population"])]
             if population:
                 shares = np.mean([genome_array(row.genome) for row in population], axis=0)
@@ -198,10 +178,10 @@ class Run:
         reached: dict[str, int] = {}
         done, best, steps = [], [], 0
         for row in self.rows:
-            if row.phase == SEARCH:
+            if self.phase(row) == SEARCH:
                 steps += row.steps - reached.get(row.genome, 0)
                 reached[row.genome] = row.steps
-                if row.steps == self.num_steps and math.isfinite(row.loss):
+                if row.steps == self.num_steps and not row.diverged:
                     done.append(steps / self.num_steps)
                     best.append(max([row.accuracy, *best[-1:]]))
         return done, best
@@ -212,8 +192,8 @@ class Run:
 
         From the masks of the search and the random ones beside it; one that was stopped early counts as the search takes it.
         """
-        rows = [row for row in self.rows if row.seed == self.seed and row.phase in (SEARCH, RANDOM)]
-        diverged = {row.genome for row in rows if not math.isfinite(row.loss)}
+        rows = [row for row in self.rows if row.seed == self.seed and self.phase(row) in (SEARCH, RANDOM)]
+        diverged = {row.genome for row in rows if row.diverged}
         rows = [row for row in rows if row.genome not in diverged]
         if not any(row.steps == self.num_steps for row in rows):
             return None
@@ -240,11 +220,7 @@ class Run:
         return Spent(in_full, early, freezing, keeping)
 
 
-def _row(one: Evaluation, phase: str) -> Row:
-    return Row(**{name: getattr(one, name) for name in Row._fields[:-1]}, phase=phase)
-
-
-def furthest(rows: Iterable[Row]) -> list[Row]:
+def furthest(rows: Iterable[Evaluation]) -> list[Evaluation]:
     """The longest evaluation of each genome with each seed."""
     return list({(row.genome, row.seed): row for row in sorted(rows, key=lambda row: row.steps)}.values())
 

@@ -35,7 +35,7 @@ def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
 def test_an_unfinished_run_is_read(tmp_path):
     run = write(tmp_path)
     assert (run.name, run.finished, run.stages, run.num_steps) == (tmp_path.name, False, ["a", "b"], 8)
-    assert [row.phase for row in run.rows] == 7 * ["search"] + ["final"]
+    assert list(map(run.phase, run.rows)) == 7 * ["search"] + ["final"]
     assert [row.genome for row in run.full] == ["00", "10"]
     assert {name: row.genome for name, row in run.baselines.items()} == {"train all": "00", "best prefix mask": "10"}
     assert run.found == "00"
@@ -43,7 +43,7 @@ def test_an_unfinished_run_is_read(tmp_path):
 
 def test_phases_are_told_apart(tmp_path):
     run = write(tmp_path, phases=[*5 * ["search"], "random", "random", "final"])
-    assert [row.phase for row in run.rows] == 5 * ["search"] + 2 * ["random"] + ["final"]
+    assert list(map(run.phase, run.rows)) == 5 * ["search"] + 2 * ["random"] + ["final"]
     assert set(run.searched) == {"11", "10", "00"}
 
 
