@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,6 +121,9 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {"report": report, "show": show, "predict": predict, "apply": apply}, prog="gafreeze"
         )
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
     except (ValueError, OSError) as error:
         sys.exit(fail(error))
 

@@ -193,3 +193,11 @@ def test_numbers_read_well():
     assert page.percent(0.98765) == "98.8 %"
     assert page.between([-0.1, 1.2]) == "[0.0, 100.0]"
     assert page.between([None, None]) == "one seed"
+
+
+def test_a_reader_may_stop_reading(run):
+    code = "import sys; from gafreeze_jax.__main__ import main; sys.stdin.read(); main()"
+    process = subprocess.Popen([sys.executable, "-c", code, "show", run], stdin=-1, stdout=-1, stderr=-1)
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert errors == b""
