@@ -154,11 +154,7 @@ make_cached_ga = functools.cache(make_ga)  # searches with the same one share co
 def run_ours(table: Table, seed: int, budget: int, variant: Variant) -> tuple[int, float]:
     """The mask that our search names, and the full evaluations that it took."""
     num, num_steps = len(table.genes), table.stops[-1]
-    if variant.prefixes:
-        initial = prefix_genomes(num)[[0, -1, *range(1, num)]]
-        groups = {"train all": initial[:1], "head only": initial[1:2], "best prefix mask": initial[2:]}
-    else:
-        initial, groups = np.zeros((0, num), bool), {}
+    initial = prefix_genomes(num) if variant.prefixes else np.zeros((0, num), bool)
     trained_with = seed % table.test.shape[1]
     ledger = Ledger(num_steps)
     found = search.Search(
@@ -170,7 +166,7 @@ def run_ours(table: Table, seed: int, budget: int, variant: Variant) -> tuple[in
         ),
         initial=initial,
         count_trainable=lambda genome: int(table.trainable[number_of(genome)]),
-        groups=groups,
+        groups={"best prefix mask": initial[1:-1]} if variant.prefixes else {},
     ).run(jax.random.key(seed))
     return int(found.leaders[0], 2), ledger.steps_trained / num_steps
 
