@@ -292,7 +292,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     num_genes, num_steps = len(task.network.stages), len(run.batches.examples)
     prefixes = masking.prefix_genomes(num_genes)
     least = "head only" if jax.tree.leaves(run.head) else "train nothing"
-    single = {"train all": genome_text(prefixes[0]), least: genome_text(prefixes[-1])}  # need no choice, so no evaluation
+    fixed = {"train all": genome_text(prefixes[0]), least: genome_text(prefixes[-1])}  # no search has to choose these
     groups = {"best prefix mask": prefixes[1:-1]} if num_genes > 1 else {}
     settings = make_settings(options, num_steps)
     sizes = max(len(prefixes), options.population), options.population
@@ -301,7 +301,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     comparing = options.compare_random and not enumerated
-    num_finalists = options.finalist_seeds * (NUM_LEADERS + len(single) + len(groups) + comparing + len(NO_MASKS))
+    num_finalists = options.finalist_seeds * (NUM_LEADERS + len(fixed) + len(groups) + comparing + len(NO_MASKS))
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect(
@@ -348,7 +348,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         display.line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
         for (start, stop), value, num in found.correlations:
             display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
-        baselines = single | found.groups
+        baselines = fixed | found.groups
         random_masks = {}
         if comparing:
             display.progress.begin(RANDOM)
