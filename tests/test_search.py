@@ -260,7 +260,7 @@ def frozen_is_better():
 STOPS = {
     "generations": ({"generations": 3}, 3, "after 3 generations"),
     "one generation": ({"generations": 1}, 1, "after 1 generations"),
-    "evaluations": ({"evaluations": 6}, 2, "after the training steps of 6 evaluations"),
+    "evaluations": ({"evaluations": 7}, 2, "after the training steps of 7 evaluations"),
     "seconds": ({"seconds": 0}, 1, "after 0 minutes"),
     "patience": ({"patience": 2}, 3, "after 2 generations without a fitter mask"),
     "what comes first": ({"generations": 4, "patience": 3, "evaluations": 100}, 4, "after 4 generations"),
