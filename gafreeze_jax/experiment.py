@@ -293,8 +293,8 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     num_genes, num_steps = len(task.network.stages), len(run.batches.examples)
     prefixes = masking.prefix_genomes(num_genes)
     least = "head only" if jax.tree.leaves(run.head) else "train nothing"
-    groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
-    groups = {name: genomes for name, genomes in groups.items() if len(genomes)}
+    fixed = {"train all": genome_text(prefixes[0]), least: genome_text(prefixes[-1])}  # no search has to choose these
+    groups = {"best prefix mask": prefixes[1:-1]} if num_genes > 1 else {}
     settings = make_settings(options, num_steps)
     sizes = max(len(prefixes), options.population), options.population
     in_full = settings._replace(rungs=settings.rungs[-1:])
@@ -302,7 +302,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     settings = in_full if enumerated else settings
     steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     comparing = options.compare_random and not enumerated
-    num_finalists = options.finalist_seeds * (NUM_LEADERS + len(groups) + comparing + len(NO_MASKS))
+    num_finalists = options.finalist_seeds * (NUM_LEADERS + len(fixed) + len(groups) + comparing + len(NO_MASKS))
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect(
@@ -337,7 +337,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
             trainer,
             ledger,
             settings,
-            initial=prefixes[[0, -1, *range(1, num_genes)]],
+            initial=prefixes,
             groups=groups,
             fitness=functools.partial(pareto_fitness, ledger, costs) if in_pareto else None,
             on_generation=on_generation,
@@ -349,7 +349,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         display.line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
         for (start, stop), value, num in found.correlations:
             display.line(f"Rank correlation of accuracies after {start} and {stop} steps: {value:.2f}, over {num} masks")
-        baselines = dict(found.groups)
+        baselines = fixed | found.groups
         random_masks = {}
         if comparing:
             display.progress.begin(RANDOM_MASKS)

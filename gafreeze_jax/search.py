@@ -22,7 +22,7 @@ from gafreeze_jax import devices, surrogate
 from gafreeze_jax.genetic import GA, all_genomes
 from gafreeze_jax.ledger import Evaluation, Ledger, genome_array, genome_text
 
-SHARE = 0.5  # of the genomes seen at a rung that may go on
+SHARE = 0.6  # of the genomes seen at a rung that may go on
 ASKS = 16  # populations of offspring among which the surrogate picks
 ENUMERABLE = 2**12  # masks, of which all that are unseen can be listed
 
@@ -313,8 +313,9 @@ class Search(Generic[M]):
         chosen = list(dict.fromkeys([*protected, *among_best]))
         steps_spare = self._steps_left - len(protected) * (self.settings.rungs[-1] - steps)
         num_others = int(max(0, min(len(among_best), steps_spare / (until - steps))))
-        least = not self.ledger.num_full  # someone must lead
-        return [here[genome] for genome in chosen[: max(least, len(protected) + num_others)]]
+        full = [one.genome for one in self.ledger.at(self.settings.rungs[-1], self.settings.seed)]
+        least = not any(self.allowed(genome_array(genome)) for genome in [*protected, *full])  # someone must lead
+        return [here[genome] for genome in chosen[: len(protected) + max(least, num_others)]]
 
     def _record(self, calls: Iterable[Sequence[M]], steps: int, number: int) -> list[M]:
         """Puts members into the ledger as they come."""

@@ -12,14 +12,14 @@ import pytest
 
 from gafreeze_jax import genetic, masking
 from gafreeze_jax.ledger import Ledger, genome_array, genome_text
-from gafreeze_jax.search import ASKS, Found, Search, Settings
+from gafreeze_jax.search import ASKS, SHARE, Found, Search, Settings
 
 NUM_GENES = 6
 ALL = genetic.all_genomes(NUM_GENES)
 PREFIXES = masking.prefix_genomes(NUM_GENES)
 GROUPS = {"train all": PREFIXES[:1], "head only": PREFIXES[-1:], "prefix": PREFIXES[1:-1]}
 RUNGS = (6, 12, 24)
-PER_GENOME = 6 + 6 / 2 + 12 / 4  # steps that a new genome takes, about
+PER_GENOME = 6 + 6 * SHARE + 12 * SHARE**2  # steps that a new genome takes, about
 NOBODY = np.zeros((0, NUM_GENES), bool)
 make_ga = functools.cache(genetic.make_ga)  # compiled once
 
@@ -143,7 +143,7 @@ def test_no_genome_is_evaluated_twice(screen):
 
 @pytest.mark.parametrize("key", range(3))
 def test_who_goes_on(key):
-    """The better half of those that were ever seen at a rung, and the best of each group."""
+    """The better part of those that were ever seen at a rung, and the best of each group."""
     outcome = run(key)
     number_of = {one.genome: one.generation for one in outcome.ledger}
     num_remembered = 0
@@ -151,9 +151,9 @@ def test_who_goes_on(key):
         accuracy = lambda genome, column=column: TABLE[int(genome, 2), column]  # noqa: E731
         seen = sorted((genome for genome in outcome.at(rung) if number_of[genome] <= number), key=accuracy, reverse=True)
         best_of_groups = [max(outcome.at(rung) & set(map(genome_text, own)), key=accuracy) for own in GROUPS.values()]
-        go_on = {*seen[: math.ceil(len(seen) / 2)], *best_of_groups} & outcome.at(rung, number)
+        go_on = {*seen[: math.ceil(SHARE * len(seen))], *best_of_groups} & outcome.at(rung, number)
         assert outcome.at(2 * rung, number) == go_on
-        num_remembered += len(go_on) != math.ceil(len(outcome.at(rung, number)) / 2)
+        num_remembered += len(go_on) != math.ceil(SHARE * len(outcome.at(rung, number)))
     assert num_remembered > 0, "earlier generations made no difference"
 
 
@@ -260,7 +260,7 @@ def frozen_is_better():
 STOPS = {
     "generations": ({"generations": 3}, 3, "after 3 generations"),
     "one generation": ({"generations": 1}, 1, "after 1 generations"),
-    "evaluations": ({"evaluations": 6}, 2, "after the training steps of 6 evaluations"),
+    "evaluations": ({"evaluations": 7}, 2, "after the training steps of 7 evaluations"),
     "seconds": ({"seconds": 0}, 1, "after 0 minutes"),
     "patience": ({"patience": 2}, 3, "after 2 generations without a fitter mask"),
     "what comes first": ({"generations": 4, "patience": 3, "evaluations": 100}, 4, "after 4 generations"),
@@ -453,12 +453,20 @@ def test_only_allowed_masks_are_evaluated_and_lead(population):
 
 
 def test_masks_that_are_not_allowed_take_no_places_among_the_best():
-    """All that are allowed are worse, and still the better half of them goes on."""
+    """All that are allowed are worse, and still the better part of them goes on."""
     table = 1 - frozen_is_better()
-    outcome = run(table=table, allowed=lambda genome: genome.sum() >= 4, groups={}, generations=1)
-    assert outcome.at(RUNGS[-1]) == {"111100"}
-    assert outcome.at(RUNGS[1]) == {"111100", "111110"}
-    assert outcome.generations[0].best.genome == outcome.found.leaders[0] == "111100"
+    outcome = run(table=table, allowed=lambda genome: genome.sum() >= 2, groups={}, generations=1)
+    assert outcome.at(RUNGS[1]) == {"110000", "111000", "111100"}
+    assert outcome.at(RUNGS[-1]) == {"110000", "111000"}
+    assert outcome.generations[0].best.genome == outcome.found.leaders[0] == "110000"
+
+
+def test_the_smallest_budget_has_a_leader_that_is_allowed():
+    """The group's best, which is protected, may not lead."""
+    outcome = run(allowed=lambda genome: genome.sum() >= 4, groups={"prefix": PREFIXES[1:4]}, evaluations=1)
+    best = max(("111100", "111110", "111111"), key=lambda genome: TABLE[int(genome, 2), 0])
+    assert outcome.found.leaders == [best]
+    assert len(outcome.at(RUNGS[-1])) == 2
 
 
 A_THIRD = np.random.default_rng(0).random(len(ALL)) < 1 / 3

@@ -97,6 +97,15 @@ def test_regret_is_in_points_below_the_best_mean_test_accuracy(tmp_path):
 # What they come to
 
 
+def test_regret_of_all_masks_is_the_mean_over_seeds_and_ties():
+    table = make_table(num_seeds=2)
+    table.test[...] = 0.5
+    table.test[[3, 9, 5], :, 0] = [[0.6], [0.7], [0.8]]
+    table.validation[:, :, -1, 0] = 0
+    table.validation[3, 0, -1, 0] = table.validation[[9, 5], 1, -1, 0] = 1
+    assert search_quality.regret_of_all(table) == pytest.approx(80 - (60 + 75) / 2, abs=1e-4)
+
+
 def course(*means, spent=BUDGETS):
     """Three replays, around means with each budget; in all of them, two such courses differ by the same."""
     return Course(np.array(means) + np.array([[-0.5], [0.0], [0.5]]), np.tile(np.array(spent, float), (3, 1)))
