@@ -318,13 +318,13 @@ class Population:
         return [
             Member(
                 member.genome,
-                self._params_of_member(call, params, i),
+                self._member_of(call, i, params, self.params),
                 float(member.train_loss * first + loss_sum[i]) / until,
                 float(accuracy[i]),
                 float(loss[i]),
                 until,
                 seconds,
-                self._state_of_member(call, state, i) if until < num_steps else None,
+                self._member_of(call, i, state, {}) if until < num_steps else None,
             )
             for i, member in enumerate(members)
         ]
@@ -513,27 +513,19 @@ class Population:
         whole = self.plan.steps > 0
         return score_from(self.network, self._params | params, axes, activations, call.depth, scan=whole)
 
-    def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
-        """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
-        frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        trees = {name: self._params[name] if gene else params[name] for name, gene in frozen.items()}
-        return self._pick(call, trees, i, [name for name, gene in frozen.items() if not gene])
-
-    def _state_of_member(self, call: "Call", state: PyTree, i: int) -> PyTree:
-        """Optimizer states of what member i trains."""
-        frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        own = {name: tree for name, tree in state.items() if not frozen[name]}
-        return self._pick(call, own, i, list(own))
-
-    def _pick(self, call: "Call", trees: dict[str, PyTree], i: int, stacked: Sequence[str]) -> Mapping[str, PyTree]:
-        """Member i of {stage name: tree}; those named in `stacked` have a member axis if the call has one."""
+    def _member_of(self, call: "Call", i: int, stacked: dict[str, PyTree], frozen: dict[str, PyTree]) -> Mapping[str, PyTree]:
+        """Member i of {stage name: tree}: what it trains from `stacked`, which has the call's axis; the rest from `frozen`."""
+        genes = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
+        own = [name for name in stacked if not genes[name]]
+        trees = frozen | {name: stacked[name] for name in own}
         if call.axis is None:
             return trees
         if devices.num_shards() > 1:
-            return devices.Slot(trees, i, stacked)
-        if self.plan.steps:
-            return trees | devices.pick({name: trees[name] for name in stacked}, i)
-        return trees | {name: devices.pick(trees[name], i) for name in stacked}
+            return devices.Slot(trees, i, own)
+        if self.plan.steps:  # all that is stacked, as one program for all masks
+            picked = devices.pick(stacked, i)
+            return trees | {name: picked[name] for name in own}
+        return trees | {name: devices.pick(trees[name], i) for name in own}
 
 
 def _num_bytes(tree: PyTree) -> int:
