@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
     Attributes:
       body: optimizer of the stages; it runs stage by stage, so it must treat every leaf by itself (AdamW, SGD, Lion, ...).
       head: optimizer of the head.
-      max_norm: gradients of trainable parameters are clipped to this global norm (Pascanu et al. 2013).
+      max_norm: gradients of trainable parameters are clipped to this global norm (Pascanu et al. 2013); infinite = not clipped.
     """
 
     body: optax.GradientTransformation
@@ -705,14 +705,14 @@ def _train_block(
 ) -> tuple[PyTree, PyTree, Array]:
     """All steps of a block, of which the first has the number `first`: like `_train_step`, with the sum of losses."""
 
-    def body(carry, step):
+    def body(step, carry):
+        params, state, total = carry
         key_step = jax.random.fold_in(key, first + step)
-        params, state = carry
         params, state, loss = _train_step(program, params, state, pretrained, block, step, key_step, gates)
-        return (params, state), loss
+        return params, state, total + loss
 
-    (params, state), losses = jax.lax.scan(body, (params, state), jnp.arange(len(block.batches.examples)))
-    return params, state, losses.sum(0)
+    members = () if program.axis is None else jax.tree.leaves(params)[0].shape[:1]
+    return jax.lax.fori_loop(0, len(block.batches.examples), body, (params, state, jnp.zeros(members)))
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "max_norm", "axis"), donate_argnames=("params", "state"))
@@ -735,8 +735,9 @@ def _update(
     """
 
     def run(params, state, gradients, square_norm, frozen):
-        scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
-        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        if max_norm < math.inf:
+            scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
         if frozen is None:
             updates, state = tx.update(gradients, state, params)
         else:
