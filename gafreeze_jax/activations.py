@@ -364,7 +364,7 @@ def score_from(
         for block in activations.blocks(boundary, inputs)
     ]
     loss, correct = (
-        sum(devices.gather(part).astype(np.float64) for part in parts).reshape(-1) / activations.num_examples
+        np.sum([devices.gather(part) for part in parts], axis=0, dtype=np.float64).reshape(-1) / activations.num_examples
         for parts in zip(*scores, strict=True)
     )
     return correct, loss

@@ -104,8 +104,7 @@ class Batch(NamedTuple):
 
 def classification(logits: Array, labels: Array) -> tuple[Array, Array]:
     """Cross-entropy and whether the prediction is right, for logits [B, C] and labels [B]."""
-    # With one-hot labels the gradient is no scatter, which takes XLA long to compile and, on a CPU, to run.
-    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])), logits.argmax(-1) == labels
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits.argmax(-1) == labels
 
 
 def parameters(tree: PyTree) -> PyTree:
