@@ -359,13 +359,13 @@ def score_from(
     """
     boundary, inputs = activations.inputs(depth)
     score_block = _score_block_in_one if scan else _score_block
-    correct_sum: Array | float = 0.0
-    loss_sum: Array | float = 0.0
-    for block in activations.blocks(boundary, inputs):
-        loss, correct = score_block(network, axes, boundary, activations.per_example(boundary), params, block)
-        correct_sum, loss_sum = correct_sum + correct, loss_sum + loss
-    correct, loss = (
-        devices.gather(total).astype(np.float64).reshape(-1) / activations.num_examples for total in (correct_sum, loss_sum)
+    scores = [
+        score_block(network, axes, boundary, activations.per_example(boundary), params, block)
+        for block in activations.blocks(boundary, inputs)
+    ]
+    loss, correct = (
+        np.sum([devices.gather(part) for part in parts], axis=0, dtype=np.float64).reshape(-1) / activations.num_examples
+        for parts in zip(*scores, strict=True)
     )
     return correct, loss
 

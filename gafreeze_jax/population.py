@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
     Attributes:
       body: optimizer of the stages; it runs stage by stage, so it must treat every leaf by itself (AdamW, SGD, Lion, ...).
       head: optimizer of the head.
-      max_norm: gradients of trainable parameters are clipped to this global norm (Pascanu et al. 2013).
+      max_norm: gradients of trainable parameters are clipped to this global norm (Pascanu et al. 2013); infinite = not clipped.
     """
 
     body: optax.GradientTransformation
@@ -318,13 +318,13 @@ class Population:
         return [
             Member(
                 member.genome,
-                self._params_of_member(call, params, i),
+                self._member_of(call, i, params, self.params),
                 float(member.train_loss * first + loss_sum[i]) / until,
                 float(accuracy[i]),
                 float(loss[i]),
                 until,
                 seconds,
-                self._state_of_member(call, state, i) if until < num_steps else None,
+                self._member_of(call, i, state, {}) if until < num_steps else None,
             )
             for i, member in enumerate(members)
         ]
@@ -513,27 +513,19 @@ class Population:
         whole = self.plan.steps > 0
         return score_from(self.network, self._params | params, axes, activations, call.depth, scan=whole)
 
-    def _params_of_member(self, call: "Call", params: PyTree, i: int) -> PyTree:
-        """All parameters of member i, without a member axis; frozen ones are the pretrained arrays themselves."""
-        frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        trees = {name: self._params[name] if gene else params[name] for name, gene in frozen.items()}
-        return self._pick(call, trees, i, [name for name, gene in frozen.items() if not gene])
-
-    def _state_of_member(self, call: "Call", state: PyTree, i: int) -> PyTree:
-        """Optimizer states of what member i trains."""
-        frozen = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
-        own = {name: tree for name, tree in state.items() if not frozen[name]}
-        return self._pick(call, own, i, list(own))
-
-    def _pick(self, call: "Call", trees: dict[str, PyTree], i: int, stacked: Sequence[str]) -> Mapping[str, PyTree]:
-        """Member i of {stage name: tree}; those named in `stacked` have a member axis if the call has one."""
+    def _member_of(self, call: "Call", i: int, stacked: dict[str, PyTree], frozen: dict[str, PyTree]) -> Mapping[str, PyTree]:
+        """Member i of {stage name: tree}: what it trains from `stacked`, which has the call's axis; the rest from `frozen`."""
+        genes = dict(zip(self.network.names, call.genomes[i], strict=True)) | {"head": False}
+        own = [name for name in stacked if not genes[name]]
+        trees = frozen | {name: stacked[name] for name in own}
         if call.axis is None:
             return trees
         if devices.num_shards() > 1:
-            return devices.Slot(trees, i, stacked)
-        if self.plan.steps:
-            return trees | devices.pick({name: trees[name] for name in stacked}, i)
-        return trees | {name: devices.pick(trees[name], i) for name in stacked}
+            return devices.Slot(trees, i, own)
+        if self.plan.steps:  # all that is stacked, as one program for all masks
+            picked = devices.pick(stacked, i)
+            return trees | {name: picked[name] for name in own}
+        return trees | {name: devices.pick(trees[name], i) for name in own}
 
 
 def _num_bytes(tree: PyTree) -> int:
@@ -713,14 +705,14 @@ def _train_block(
 ) -> tuple[PyTree, PyTree, Array]:
     """All steps of a block, of which the first has the number `first`: like `_train_step`, with the sum of losses."""
 
-    def body(carry, step):
+    def body(step, carry):
+        params, state, total = carry
         key_step = jax.random.fold_in(key, first + step)
-        params, state = carry
         params, state, loss = _train_step(program, params, state, pretrained, block, step, key_step, gates)
-        return (params, state), loss
+        return params, state, total + loss
 
-    (params, state), losses = jax.lax.scan(body, (params, state), jnp.arange(len(block.batches.examples)))
-    return params, state, losses.sum(0)
+    members = () if program.axis is None else jax.tree.leaves(params)[0].shape[:1]
+    return jax.lax.fori_loop(0, len(block.batches.examples), body, (params, state, jnp.zeros(members)))
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "max_norm", "axis"), donate_argnames=("params", "state"))
@@ -743,8 +735,9 @@ def _update(
     """
 
     def run(params, state, gradients, square_norm, frozen):
-        scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
-        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        if max_norm < math.inf:
+            scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
         if frozen is None:
             updates, state = tx.update(gradients, state, params)
         else:

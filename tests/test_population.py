@@ -1,5 +1,7 @@
 """However a member is trained, its trajectory is that of the plain static `optax.multi_transform` run."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ TASKS = {"bert": bert_task(), "convolutional": convolutional_task()}
 NUM_STEPS = 6
 RECIPES = {
     "adamw": adamw_recipe(3e-3, 1e-2, NUM_STEPS)._replace(max_norm=0.5),
-    "sgd": Recipe(optax.sgd(0.1, momentum=0.9), optax.sgd(0.2), max_norm=1.0),
+    "sgd": Recipe(optax.sgd(0.1, momentum=0.9), optax.sgd(0.2), max_norm=math.inf),
     "lion": Recipe(optax.lion(1e-3, weight_decay=0.1), optax.lion(3e-3), max_norm=0.3),
 }
 
