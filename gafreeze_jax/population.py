@@ -397,13 +397,18 @@ class Population:
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
         """Memory that a call takes on a device: parameters, optimizer states, gradients, residuals; not what all members share.
 
-        As it is stage by stage; in one program, XLA may need less (`benchmarks/tpu_compile.py`).
+        Stage by stage it is counted from shapes. A plan of whole steps is compiled, and it is what XLA says: that may keep half
+        of what stages hand over (`benchmarks/tpu_compile.py`).
 
         Args:
           genomes: [N, G], at most as many as the plan has members.
         """
         (call,) = make_calls(plan, self.network, genomes)
         params, state = jax.eval_shape(functools.partial(self._start, call, run))
+        shards = 1 if call.axis is None else devices.num_shards()
+        if plan.steps:
+            program = self.trace(call, run, plan.steps).lower().compile()
+            return _num_bytes((params, state)) // shards + _bytes_beside_arguments(program)
         boundary = self._train.boundary(call.depth)
         block = self._train.block_shape(boundary, run.batches)
 
@@ -418,7 +423,6 @@ class Population:
             return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
-        shards = 1 if call.axis is None else devices.num_shards()
         return (2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)) // shards
 
     def trace(self, call: "Call", run: Run, num_steps: int = 1, enter: int | None = None) -> jax.stages.Traced:
@@ -534,6 +538,14 @@ class Population:
         if self.plan.steps:
             return trees | devices.pick({name: trees[name] for name in stacked}, i)
         return trees | {name: devices.pick(trees[name], i) for name in stacked}
+
+
+def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
+    """Memory that a program takes on a device at most, but for what goes in."""
+    memory: Any = program.memory_analysis()
+    if jax.default_backend() == "cpu":  # whose peak leaves out what is temporary
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
 
 
 def _num_bytes(tree: PyTree) -> int:
