@@ -149,7 +149,7 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
         num_members=int(np.clip(memory // per_member, 1, most)),
         tiny=flops < TINY_FLOPS,
         large=flops > LARGE_FLOPS * max(1, num_cores),
-        num_cores=num_cores,
+        num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # calls run one by one
         in_stages=any(stage.apply is not None for stage in population.network.stages),
         num_devices=num_devices,
     )

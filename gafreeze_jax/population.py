@@ -5,7 +5,7 @@ dropout (common random numbers), so members differ by their genomes alone. Up to
 stage, a member computes what every other member computes there: these activations are kept, and a member starts at its
 depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, whether Python hands out the work
 stage by stage or many steps at a time, and how many calls run side by side. With several devices (`devices.over_all_devices`)
-each has its share of a call's members.
+each has its share of a call's members, or, where devices are more, of their batches.
 """
 
 import copy
@@ -423,7 +423,8 @@ class Population:
             return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
-        return (2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)) // shards
+        of_parts = _num_bytes(kept) // devices.num_shards(devices.DATA)
+        return (2 * _num_bytes(params) + _num_bytes(state) + of_parts) // shards
 
     def trace(self, call: "Call", run: Run, num_steps: int = 1, enter: int | None = None) -> jax.stages.Traced:
         """Training steps as one program, from the kept input of a stage (see `flops_per_step`), for the mesh in context."""
@@ -647,7 +648,7 @@ class _Job(NamedTuple):
 
 def side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
     """What `function` gives for each call, in order; `num` calls at a time."""
-    if num > 1 and devices.num_shards() > 1:
+    if num > 1 and devices.are_many():
         raise ValueError(f"with several devices calls run one by one, in an order that all processes share; got calls={num}")
     if num == 1:
         yield from map(function, calls)
@@ -663,7 +664,7 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
     init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # said, as a head may have no parameters
     started = copies, init(stages.parameters(copies))
-    return started if axis is None else devices.shard(started)
+    return devices.shard(started, axis)
 
 
 def _start_stages(
@@ -766,4 +767,4 @@ def _update(
 
     axes = (axis, axis, axis, axis, None if frozen is None else axis)
     updated, state = over_members(run, axes)(stages.parameters(params), state, gradients, square_norm, frozen)
-    return updated if statistics is None else updated | {stages.STATISTICS: statistics}, state
+    return devices.shard((updated if statistics is None else updated | {stages.STATISTICS: statistics}, state), axis)
