@@ -116,12 +116,16 @@ def over_all_devices(num_members: int | None = None) -> contextlib.AbstractConte
     """A context in which members are spread over all devices of all processes; none if a mesh is in context already.
 
     Args:
-      num_members: trained at a time, about; if devices are twice as many or more, they share the batches of members as well.
+      num_members: trained at a time, about; if devices are twice as many or more, they share the batches of members as well,
+        but for several processes on CPUs.
     """
     num = jax.device_count()
     if num == 1 or are_many():
         return contextlib.nullcontext()
-    most = max(1, num // (num_members or num))
+    waiting = (
+        jax.default_backend() == "cpu" and jax.process_count() > 1
+    )  # in collectives devices take each other's threads there
+    most = 1 if waiting else max(1, num // (num_members or num))
     parts = next(part for part in range(most, 0, -1) if num % part == 0)
     return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
 

@@ -544,9 +544,11 @@ class Population:
 def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
     """Memory that a program takes on a device at most, but for what goes in."""
     memory: Any = program.memory_analysis()
-    if jax.default_backend() == "cpu":  # whose peak leaves out what is temporary
-        return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
+    if jax.default_backend() == "tpu":
+        return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
+    return (
+        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )  # XLA:CPU's peak lacks the first
 
 
 def _num_bytes(tree: PyTree) -> int:
