@@ -122,10 +122,9 @@ def over_all_devices(num_members: int | None = None) -> contextlib.AbstractConte
     num = jax.device_count()
     if num == 1 or are_many():
         return contextlib.nullcontext()
-    waiting = (
-        jax.default_backend() == "cpu" and jax.process_count() > 1
-    )  # in collectives devices take each other's threads there
-    most = 1 if waiting else max(1, num // (num_members or num))
+    most = max(1, num // (num_members or num))
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        most = 1  # devices that wait for each other at every step can take the threads of those they wait for, for ever
     parts = next(part for part in range(most, 0, -1) if num % part == 0)
     return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
 

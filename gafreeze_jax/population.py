@@ -546,9 +546,8 @@ def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
     memory: Any = program.memory_analysis()
     if jax.default_backend() == "tpu":
         return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
-    return (
-        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )  # XLA:CPU's peak lacks the first
+    # XLA:CPU leaves what is temporary out of its peak.
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def _num_bytes(tree: PyTree) -> int:
