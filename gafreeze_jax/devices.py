@@ -124,7 +124,7 @@ def over_all_devices(num_members: int | None = None) -> contextlib.AbstractConte
         return contextlib.nullcontext()
     most = max(1, num // (num_members or num))
     if jax.default_backend() == "cpu" and jax.process_count() > 1:
-        most = 1  # devices that wait for each other at every step can take the threads of those they wait for, for ever
+        most = 1  # there, steps with collectives were seen to wait for ever, with jaxlib 0.10.2 and its Gloo
     parts = next(part for part in range(most, 0, -1) if num % part == 0)
     return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
 
