@@ -251,7 +251,7 @@ def fetch(per_example: bool, block: Block, step: int) -> Step:
     """A step of a block, whose inputs have a row per example or per element."""
     batch = jax.tree.map(lambda leaf: leaf[step], block.batches)
     rows = batch.examples if per_example else batch.elements
-    x = jax.tree.map(lambda leaf: leaf[rows], block.inputs)
+    x = devices.cut(jax.tree.map(lambda leaf: leaf[rows], block.inputs))
     return Step(x, block.targets[batch.examples], batch.weights, batch.context)
 
 
@@ -287,7 +287,7 @@ def _put(array: AnyArray, rows: Array, values: Array) -> AnyArray:
     if isinstance(array, jax.Array):
         return _put_on_device(array, rows, values)
     real = np.asarray(rows) >= 0
-    array[np.asarray(rows)[real]] = np.asarray(values)[real]
+    array[np.asarray(rows)[real]] = devices.gather(values)[real]
     return array
 
 

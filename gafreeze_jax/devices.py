@@ -2,6 +2,9 @@
 
 A population's member axis is cut along the axis `population` of the mesh in context (`jax.set_mesh`); everything that members
 share is on every device. So train steps of members exchange nothing. (`jax.pmap`, now in maintenance, did such things once.)
+Where there are several devices for each member, the rows of a batch are cut along a second axis, `data`. What that takes XLA
+works out by itself: sums over the batch (gradients, the statistics of a batch normalisation) go between these devices, and
+random numbers are those of the whole batch, so that all is as on one device.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PyTree = Any
 T = TypeVar("T")
-AXIS = "population"
+AXIS, DATA = "population", "data"
 HEARTBEAT = 30  # seconds without one, after which a process counts as dead and the others end
 LAST_WORDS = 3600  # seconds that the others wait for the first process, which scores the test split and saves the model
 MEMBERS, SHARED = PartitionSpec(AXIS), PartitionSpec()
@@ -109,16 +112,31 @@ def agree(text: str) -> bool:
     return len(set(multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode()))).tolist())) == 1
 
 
-def over_all_devices() -> contextlib.AbstractContextManager:
-    """A context in which members are spread over all devices of all processes; none if a mesh is in context already."""
-    if jax.device_count() == 1 or not jax.sharding.get_mesh().empty:
+def over_all_devices(num_members: int | None = None) -> contextlib.AbstractContextManager:
+    """A context in which members are spread over all devices of all processes; none if a mesh is in context already.
+
+    Args:
+      num_members: trained at a time, about; if devices are twice as many or more, they share the batches of members as well,
+        but for several processes on CPUs.
+    """
+    num = jax.device_count()
+    if num == 1 or are_many():
         return contextlib.nullcontext()
-    return jax.set_mesh(jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,)))
+    most = max(1, num // (num_members or num))
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        most = 1  # there, steps with collectives were seen to wait for ever, with jaxlib 0.10.2 and its Gloo
+    parts = next(part for part in range(most, 0, -1) if num % part == 0)
+    return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
 
 
-def num_shards() -> int:
-    """Parts into which the member axis is cut."""
-    return jax.sharding.get_abstract_mesh().shape.get(AXIS, 1)
+def are_many() -> bool:
+    """Whether there is a mesh in context."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def num_shards(axis: str = AXIS) -> int:
+    """Parts into which the member axis is cut, or the rows of a batch."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def over_shards(function: Callable, axes: Sequence[int | None]) -> Callable:
@@ -126,17 +144,26 @@ def over_shards(function: Callable, axes: Sequence[int | None]) -> Callable:
     if num_shards() == 1:
         return function
     specs = tuple(SHARED if axis is None else MEMBERS for axis in axes)
-    return jax.shard_map(function, in_specs=specs, out_specs=MEMBERS, check_vma=False)
+    return jax.shard_map(function, in_specs=specs, out_specs=MEMBERS, axis_names={AXIS}, check_vma=False)
 
 
-def shard(tree: PyTree) -> PyTree:
-    """Under `jax.jit`: arrays with a leading member axis, cut over devices."""
-    return tree if num_shards() == 1 else jax.lax.with_sharding_constraint(tree, MEMBERS)
+def cut(tree: PyTree) -> PyTree:
+    """Under `jax.jit`: arrays with a row for each element or example of a batch, cut over devices where that comes out even."""
+    parts = num_shards(DATA)
+    if parts == 1:
+        return tree
+    rows = PartitionSpec(DATA)
+    return jax.tree.map(lambda x: x if len(x) % parts else jax.lax.with_sharding_constraint(x, rows), tree)
+
+
+def shard(tree: PyTree, axis: int | None = 0) -> PyTree:
+    """Under `jax.jit`: arrays with a leading member axis, cut over devices; without one (None), the same on all of them."""
+    return jax.lax.with_sharding_constraint(tree, SHARED if axis is None else MEMBERS) if are_many() else tree
 
 
 def replicate(tree: PyTree) -> PyTree:
     """The arrays of a tree on every device; each process has the same ones."""
-    if num_shards() == 1:
+    if not are_many():
         return jax.device_put(tree)
     sharding = NamedSharding(jax.sharding.get_mesh(), SHARED)
 
@@ -163,7 +190,7 @@ def gather(array: Any) -> np.ndarray:
 
 def of_first(numbers: Any) -> np.ndarray:
     """Numbers as process 0 has them, for what is measured: all processes must decide alike."""
-    alone = jax.process_count() == 1 or num_shards() == 1
+    alone = jax.process_count() == 1 or not are_many()
     return np.asarray(numbers if alone else multihost_utils.broadcast_one_to_all(np.asarray(numbers)))
 
 

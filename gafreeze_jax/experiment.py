@@ -304,7 +304,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     comparing = options.compare_random and not enumerated
     num_finalists = options.finalist_seeds * (NUM_LEADERS + len(fixed) + len(groups) + comparing + len(NO_MASKS))
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
-    with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
+    with devices.over_all_devices(options.population), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect(
             {RANDOM_MASKS: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCHING: steps_of_search}
         )
@@ -404,7 +404,7 @@ def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = 
     run = make_run(seeds[0])
     num_steps, num_runs = len(run.batches.examples), len({genome, everything}) * len(seeds)
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
-    with devices.over_all_devices(), contextlib.nullcontext(display) if display else own as display:
+    with devices.over_all_devices(len({genome, everything})), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM_MASKS: 0, SEARCHING: 0})
         genomes = np.array([genome_array(everything), genome_array(genome)])
         members, choice = _populate(task, options, saved, display, run, genomes, num_runs)

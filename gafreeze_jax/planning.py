@@ -140,34 +140,52 @@ def choose(population: Population, genomes: np.ndarray, run: Run, num_evaluation
     num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
     num_devices = devices.num_shards()
     most = -(-len(genomes) // num_devices)
+    memory = SHARE_OF_MEMORY * device_memory()
     work = Work(
         num_genes=genomes.shape[1],
         num_steps=len(run.batches.examples),
         at_a_time=at_a_time or len(run.batches.examples),
         num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
-        num_members=int(np.clip(SHARE_OF_MEMORY * device_memory() // per_member, 1, most)),
+        num_members=int(np.clip(memory // per_member, 1, most)),
         tiny=flops < TINY_FLOPS,
         large=flops > LARGE_FLOPS * max(1, num_cores),
-        num_cores=num_cores,
+        num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # calls run one by one
         in_stages=any(stage.apply is not None for stage in population.network.stages),
         num_devices=num_devices,
     )
     fit = num_devices * work.num_members
-    memory = f"{fit} of {len(genomes)} members fit" if fit < len(genomes) else "all members fit"
     plans = candidates(work)
     if len(plans) == 1:
-        return Choice(plans[0], f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {num_cores} cores; {memory}")
+        reason = f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {num_cores} cores"
+        return Choice(plans[0], f"{reason}; {_fitting(fit, len(genomes))}")
     trials: list[Trial] = []
     for plan in plans:
         if not trials or possible_saving(work, trials, plan) > cost_of_trying(trials, plan):
+            if plan.steps and plan.members == fit < len(genomes):
+                plan = plan._replace(members=num_devices * min(most, _num_fitting(population, plan, genomes, run, memory)))
             trials.append(_try(population, plan, genomes, run))
     best = min(trials, key=work.seconds)
     tried = "the only plan tried" if len(trials) == 1 else f"the fastest of {len(trials)} plans tried"
     reason = (
         f"{tried}, in {time.perf_counter() - start:.1f} s: {best.step_seconds * 1e3:.3g} ms a member-step, "
-        f"{best.compile_seconds:.1f} s compiling; {memory}"
+        f"{best.compile_seconds:.1f} s compiling; {_fitting(max(fit, best.plan.members), len(genomes))}"
     )
     return Choice(best.plan, reason, tuple(trials))
+
+
+def _fitting(num: int, num_genomes: int) -> str:
+    return f"{num} of {num_genomes} members fit" if num < num_genomes else "all members fit"
+
+
+def _num_fitting(population: Population, plan: Plan, genomes: np.ndarray, run: Run, memory: float) -> int:
+    """Members of a plan of whole steps for which a device has memory, as XLA says of fewer of them."""
+    of_device = plan.members // devices.num_shards()
+    try:
+        return int(of_device * memory / population.bytes_of_call(plan, genomes[: plan.members], run))
+    except jax.errors.JaxRuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        return of_device  # as trying it will show, too many
 
 
 class Work(NamedTuple):

@@ -5,7 +5,7 @@ dropout (common random numbers), so members differ by their genomes alone. Up to
 stage, a member computes what every other member computes there: these activations are kept, and a member starts at its
 depth. A `Plan` says how many members run in one call, stacked and mapped by `jax.vmap`, whether Python hands out the work
 stage by stage or many steps at a time, and how many calls run side by side. With several devices (`devices.over_all_devices`)
-each has its share of a call's members.
+each has its share of a call's members, or, where devices are more, of their batches.
 """
 
 import copy
@@ -397,13 +397,18 @@ class Population:
     def bytes_of_call(self, plan: Plan, genomes: np.ndarray, run: Run) -> int:
         """Memory that a call takes on a device: parameters, optimizer states, gradients, residuals; not what all members share.
 
-        As it is stage by stage; in one program, XLA may need less (`benchmarks/tpu_compile.py`).
+        Stage by stage it is counted from shapes. A plan of whole steps is compiled, and it is what XLA says: that may keep half
+        of what stages hand over (`benchmarks/tpu_compile.py`).
 
         Args:
           genomes: [N, G], at most as many as the plan has members.
         """
         (call,) = make_calls(plan, self.network, genomes)
         params, state = jax.eval_shape(functools.partial(self._start, call, run))
+        shards = 1 if call.axis is None else devices.num_shards()
+        if plan.steps:
+            program = self.trace(call, run, plan.steps).lower().compile()
+            return _num_bytes((params, state)) // shards + _bytes_beside_arguments(program)
         boundary = self._train.boundary(call.depth)
         block = self._train.block_shape(boundary, run.batches)
 
@@ -418,8 +423,8 @@ class Population:
             return x, kept, statistics, of_head
 
         kept = jax.eval_shape(residuals, params, block, run.key)
-        shards = 1 if call.axis is None else devices.num_shards()
-        return (2 * _num_bytes(params) + _num_bytes(state) + _num_bytes(kept)) // shards
+        of_parts = _num_bytes(kept) // devices.num_shards(devices.DATA)
+        return (2 * _num_bytes(params) + _num_bytes(state) + of_parts) // shards
 
     def trace(self, call: "Call", run: Run, num_steps: int = 1, enter: int | None = None) -> jax.stages.Traced:
         """Training steps as one program, from the kept input of a stage (see `flops_per_step`), for the mesh in context."""
@@ -528,6 +533,15 @@ class Population:
         return trees | {name: devices.pick(trees[name], i) for name in own}
 
 
+def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
+    """Memory that a program takes on a device at most, but for what goes in."""
+    memory: Any = program.memory_analysis()
+    if jax.default_backend() == "tpu":
+        return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
+    # XLA:CPU leaves what is temporary out of its peak.
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
 def _num_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -627,7 +641,7 @@ class _Job(NamedTuple):
 
 def side_by_side(function: Callable[[Any], Any], calls: Sequence[Any], num: int) -> Iterator[Any]:
     """What `function` gives for each call, in order; `num` calls at a time."""
-    if num > 1 and devices.num_shards() > 1:
+    if num > 1 and devices.are_many():
         raise ValueError(f"with several devices calls run one by one, in an order that all processes share; got calls={num}")
     if num == 1:
         yield from map(function, calls)
@@ -643,7 +657,7 @@ def _start(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTr
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
     init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # said, as a head may have no parameters
     started = copies, init(stages.parameters(copies))
-    return started if axis is None else devices.shard(started)
+    return devices.shard(started, axis)
 
 
 def _start_stages(
@@ -747,4 +761,4 @@ def _update(
 
     axes = (axis, axis, axis, axis, None if frozen is None else axis)
     updated, state = over_members(run, axes)(stages.parameters(params), state, gradients, square_norm, frozen)
-    return updated if statistics is None else updated | {stages.STATISTICS: statistics}, state
+    return devices.shard((updated if statistics is None else updated | {stages.STATISTICS: statistics}, state), axis)

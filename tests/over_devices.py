@@ -1,17 +1,19 @@
 """Trains members or searches over all devices there are, for test_devices.py, also in processes of their own.
 
-python tests/over_devices.py {train,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
+python tests/over_devices.py {train,share,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from gafreeze_jax import devices
+from gafreeze_jax.activations import Budget
 from gafreeze_jax.ledger import genome_text
-from gafreeze_jax.population import Plan
+from gafreeze_jax.population import Member, Plan
 
 GENOMES = np.array([[0, 0, 0], [1, 0, 1], [0, 1, 1]], bool)
 SEARCH = (
@@ -20,24 +22,40 @@ SEARCH = (
 )
 
 
-def train(folder: Path) -> None:
-    """Three members of a BERT to step 2, and two of them further on, stage by stage: scores and parameters."""
+def train(folder: Path, num_members: int | None = None) -> None:
+    """Three members of a BERT with dropout to step 2, and two of them further on, stage by stage."""
     import test_population as tasks
 
     task = tasks.TASKS["bert"]
-    arrays = {}
-    with devices.over_all_devices():
+    with devices.over_all_devices(num_members):
         population = tasks.make_population(task, tasks.RECIPES["adamw"], plan=Plan(3))
         run = tasks.make_run(task)
         members = list(population.evaluate(GENOMES, run, until=2))
         members += population.resume(members[:0:-1], run)
-        for member in members:
-            key = f"{genome_text(member.genome)} {member.steps}"
-            arrays[f"{key} scores"] = np.array([member.accuracy, member.loss, member.train_loss])
-            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(member.params)):
-                arrays[f"{key} {jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
-    if devices.is_first():
-        np.savez(folder / "trained.npz", **arrays)
+        save(folder / "bert.npz", members)
+
+
+def share(folder: Path) -> None:
+    """The same for two members at a time, and two of a ResNet with batch normalisation, whose data are streamed."""
+    import test_population as tasks
+    from models import test_resnet
+
+    train(folder, 2)
+    task = test_resnet.small_task()
+    with devices.over_all_devices(2):
+        population = tasks.make_population(task, tasks.RECIPES["sgd"], plan=Plan(2), budget=Budget(0, 10**9))
+        save(folder / "resnet.npz", population.evaluate(GENOMES[:2], tasks.make_run(task)))
+
+
+def save(path: Path, members: Iterable[Member]) -> None:
+    """Scores and parameters."""
+    arrays = {}
+    for member in members:
+        key = f"{genome_text(member.genome)} {member.steps}"
+        arrays[f"{key} scores"] = np.array([member.accuracy, member.loss, member.train_loss])
+        for place, leaf in jax.tree_util.tree_leaves_with_path(dict(member.params)):
+            arrays[f"{key} {jax.tree_util.keystr(place, simple=True, separator='/')}"] = np.asarray(leaf)
+    np.savez(path, **arrays)
 
 
 def search(folder: Path, *several: str) -> None:
@@ -53,4 +71,4 @@ def search(folder: Path, *several: str) -> None:
 
 if __name__ == "__main__":
     what, where, *several = sys.argv[1:]
-    {"train": train, "search": search}[what](Path(where), *several)
+    {"train": train, "share": share, "search": search}[what](Path(where), *several)

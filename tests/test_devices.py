@@ -55,30 +55,46 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, quick_compilation):
-    """A folder with what eight devices have trained, and the programs that XLA made for them."""
-    folder = tmp_path_factory.mktemp("trained")
-    end(start("train", folder, 8, dump=folder / "programs"))
+def alone(tmp_path_factory, quick_compilation):
+    """A folder with what one device has trained."""
+    folder = tmp_path_factory.mktemp("alone")
+    over_devices.share(folder)
     return folder
 
 
-def test_members_train_on_eight_devices_as_on_one(trained, tmp_path):
-    over_devices.train(tmp_path)
-    ours, expected = np.load(trained / "trained.npz"), np.load(tmp_path / "trained.npz")
-    assert set(ours) == set(expected)
-    for name, array in expected.items():
-        if not name.endswith("attention/key/bias"):  # rounding noise, see test_population.py
-            np.testing.assert_allclose(ours[name], array, rtol=2e-4, atol=5e-5, err_msg=name)
+@pytest.fixture(scope="module", params=["train", "share"])
+def trained(request, tmp_path_factory):
+    """What was asked of eight devices, and a folder with what they have trained and the programs that XLA made for them."""
+    folder = tmp_path_factory.mktemp("trained")
+    end(start(request.param, folder, 8, dump=folder / "programs"))
+    return request.param, folder
 
 
-def test_train_steps_of_members_exchange_nothing(trained):
+def test_members_train_on_eight_devices_as_on_one(trained, alone):
+    """Each on a device of its own, or two at a time on four devices each."""
+    what, folder = trained
+    for name in ("bert.npz", "resnet.npz") if what == "share" else ("bert.npz",):
+        ours, expected = np.load(folder / name), np.load(alone / name)
+        assert set(ours) == set(expected)
+        for key, array in expected.items():
+            if not key.endswith("attention/key/bias"):  # rounding noise, see test_population.py
+                np.testing.assert_allclose(ours[key], array, rtol=2e-4, atol=5e-5, err_msg=key)
+
+
+def test_train_steps_exchange_nothing_but_sums_over_a_batch_that_devices_share(trained):
+    what, folder = trained
     programs: dict[str, list[str]] = {}
-    for path in (trained / "programs").glob("*after_optimizations.txt"):
+    for path in (folder / "programs").glob("*after_optimizations.txt"):
         programs.setdefault(path.name.split(".")[1], []).append(path.read_text())
     for name in ("_start", "fetch", "infer", "forward", "head_step", "backward", "_update", "head_score"):
         assert any("num_partitions=8" in text for text in programs[f"jit_{name}"])
     exchanging = {name for name, texts in programs.items() if any(map(COLLECTIVE.search, texts))}
-    assert exchanging == {"jit_pick"}  # which fetches what is asked for
+    if what == "train":
+        assert exchanging == {"jit_pick"}  # which fetches what is asked for
+    else:
+        of_gradients = re.findall(r"all-reduce\(.*replica_groups=([^ ]*),", "".join(programs["jit_backward"]))
+        assert "[2,4]<=[8]" in of_gradients  # over the devices of a member
+        assert "jit__update" not in exchanging
 
 
 def evaluations(folder):

@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import test_population as tasks
 
-from gafreeze_jax import planning, population
+from gafreeze_jax import planning
 from gafreeze_jax.planning import Trial, Work
 from gafreeze_jax.population import Plan
 
 BIG = Work(num_genes=7, num_steps=24, at_a_time=24, num_evaluations=60, num_members=8, tiny=False, large=False, num_cores=2)
 STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
+
+
+def with_many_classes():
+    """Convolutions, with 3,000 classes in place of 3."""
+    network, *rest = tasks.TASKS["convolutional"]
+    return network._replace(head=lambda *args, **kwargs: jnp.repeat(network.head(*args, **kwargs), 1000, axis=-1)), *rest
 
 
 @pytest.mark.parametrize(
@@ -96,15 +102,22 @@ def test_nothing_is_timed_where_only_one_plan_makes_sense(monkeypatch):
 @pytest.mark.parametrize("num_members", [1, 3])
 def test_the_memory_of_a_call_is_what_xla_says(num_members):
     task = tasks.TASKS["bert"]
-    members, run, genomes = (
-        tasks.make_population(task, tasks.RECIPES["sgd"]),
-        tasks.make_run(task),
-        tasks.ALL_MASKS[:num_members],
-    )
-    (call,) = population.make_calls(Plan(num_members, 1), task[0], genomes)
-    xla = members.trace(call, run).lower().compile().memory_analysis()
-    ours = members.bytes_of_call(Plan(num_members), genomes, run)
-    assert ours == pytest.approx(xla.argument_size_in_bytes + xla.temp_size_in_bytes, rel=0.25)
+    members, run = tasks.make_population(task, tasks.RECIPES["sgd"]), tasks.make_run(task)
+    of_call = lambda plan: members.bytes_of_call(plan, tasks.ALL_MASKS[:num_members], run)  # noqa: E731
+    assert of_call(Plan(num_members)) == pytest.approx(of_call(Plan(num_members, 1)), rel=0.25)
+
+
+def test_members_of_one_program_are_as_many_as_xla_says_fit(monkeypatch):
+    task = with_many_classes()
+    members, run = tasks.make_population(task, tasks.RECIPES["sgd"]), tasks.make_run(task)
+    in_one = lambda num: members.bytes_of_call(Plan(num, tasks.NUM_STEPS, "traced"), tasks.ALL_MASKS[:num], run)  # noqa: E731
+    memory = 5.5 * members.bytes_of_call(Plan(), np.zeros((1, 3), bool), run)  # for 5 by shapes; XLA:CPU keeps logits twice
+    monkeypatch.setattr(planning, "device_memory", lambda: memory / planning.SHARE_OF_MEMORY)
+    choice = planning.choose(members, tasks.ALL_MASKS, run, num_evaluations=50)
+    assert choice.plan == Plan(int(5 * memory / in_one(5)), tasks.NUM_STEPS, "traced")
+    assert 1 < choice.plan.members < 5
+    assert in_one(choice.plan.members) <= memory
+    assert in_one(choice.plan.members) == pytest.approx(choice.plan.members / 5 * in_one(5), rel=0.15)
 
 
 def test_a_call_that_runs_out_of_memory_is_halved_and_tried_again(monkeypatch):
@@ -137,11 +150,9 @@ def test_a_member_that_does_not_fit_is_an_error(monkeypatch):
 
 
 def test_the_memory_of_a_call_counts_logits():
-    """Two members, 8 examples, 3,000 classes in place of 3."""
-    network, params, source, steps = tasks.TASKS["convolutional"]
-    few = tasks.make_population((network, params, source, steps), tasks.RECIPES["sgd"])
-    wide = network._replace(head=lambda *args, **kwargs: jnp.repeat(network.head(*args, **kwargs), 1000, axis=-1))
-    many = tasks.make_population((wide, params, source, steps), tasks.RECIPES["sgd"])
+    """Of two members and 8 examples."""
+    few = tasks.make_population(tasks.TASKS["convolutional"], tasks.RECIPES["sgd"])
+    many = tasks.make_population(with_many_classes(), tasks.RECIPES["sgd"])
     run = tasks.make_run(tasks.TASKS["convolutional"])
     extra = many.bytes_of_call(Plan(2), tasks.ALL_MASKS[:2], run) - few.bytes_of_call(Plan(2), tasks.ALL_MASKS[:2], run)
     logits = 2 * 8 * (3000 - 3) * 4

@@ -299,10 +299,15 @@ def image_task(config):
     return resnet.make_resnet(config), params, source, steps
 
 
+def small_task():
+    """Of three genes."""
+    return image_task(small_config(num_channels=1, hidden_sizes=(8, 16), depths=(1, 1), stem="cifar"))
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A task of three genes and the reference parameters for all masks."""
-    task = image_task(small_config(num_channels=1, hidden_sizes=(8, 16), depths=(1, 1), stem="cifar"))
+    task = small_task()
     return task, {tuple(genome): tasks.plain_run(task, tasks.RECIPES["sgd"], genome) for genome in tasks.ALL_MASKS}
 
 
