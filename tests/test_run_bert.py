@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import run_bert
+from command_line import words
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
@@ -31,14 +32,10 @@ TINY = {
 GENES = ["embeddings", "layer_0", "layer_1"]
 
 
-def arguments(**options):
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
 def test_the_script_with_the_embedded_model_and_data(tmp_path):
     out = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, SCRIPT, *arguments(**TINY, out=out)], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, SCRIPT, *words(**TINY, out=out)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
     lines = re.findall(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import run_gpt2
+from command_line import words
 
 from gafreeze_jax import pretraining
 from gafreeze_jax.activations import Source, score
@@ -47,16 +48,12 @@ def run(out, **options):
     return json.loads((out / "result.json").read_text())
 
 
-def arguments(**options):
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
 # Language modelling
 
 
 def test_the_script(small_gpt2, corpus, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, SCRIPT, *arguments(**TINY, model=small_gpt2, data=corpus, out=out)]
+    command = [sys.executable, SCRIPT, *words(**TINY, model=small_gpt2, data=corpus, out=out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     lines = re.findall(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import run_resnet
+from command_line import words
 from PIL import Image
 
 from gafreeze_jax.activations import Source, score
@@ -53,8 +54,7 @@ def options(model, data, out, **changes):
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tiny = TINY | {"gens": 1, "plan": "members=1", "out": tmp_path / "run"}
-    arguments = [word for name, value in tiny.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run([sys.executable, SCRIPT, *words(**tiny)], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "Pretraining a ResNet" in done.stdout
     assert "=== Generation 1 ===\nFittest chromosome: [" in done.stdout

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import run_custom
+from command_line import words
 from etils import epath
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.memory import MemoryFileSystem
@@ -300,9 +301,8 @@ def test_what_cannot_be_written_stops_the_run(folder):
 
 
 def start(*arguments, **options):
-    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, SCRIPT, *arguments, *words(**options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
