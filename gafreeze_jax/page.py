@@ -451,7 +451,8 @@ def scale_of(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def share_of(row: Mapping[str, Any], run: Run, name: str) -> float:
-    return row[name] / max(1, *(other[name] for other in run.facts["results"].values()))
+    """Of what training everything takes."""
+    return row[name] / max(1, run.facts["results"]["train all"][name])
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -90,6 +90,14 @@ def test_a_browser_shows_all_of_it_and_asks_for_nothing_else(run, chromium, widt
     assert chromium.reported("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded") == []
 
 
+def test_costs_are_shares_of_training_everything(run):
+    """Not of the dearest row, which is Auto-RGN."""
+    rows = json.loads((run / "result.json").read_text())["results"]
+    shares = {name: row["training_flops"] / rows["train all"]["training_flops"] for name, row in rows.items()}
+    assert max(shares, key=shares.__getitem__) == "auto-RGN"
+    assert f"{100 * shares['found']:.0f} % of training everything" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_browser_would_tell_of_requests_and_errors(chromium, tmp_path):
     (tmp_path / "bad.html").write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('no')</script>")
     chromium.open((tmp_path / "bad.html").as_uri(), 375)
