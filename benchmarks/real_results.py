@@ -2,7 +2,7 @@
 
     python benchmarks/real_results.py --out benchmarks/results/real_results.json --data FOLDER
 
-Takes about 20 minutes on 2 cores. FOLDER holds sst2/ and trec/ (train.tsv, test.tsv and, if there is one, validation.tsv, or
+Takes about 40 minutes on 2 cores. FOLDER holds sst2/ and trec/ (train.tsv, test.tsv and, if there is one, validation.tsv, or
 .tsv.gz), fashion_mnist/ (train.npz and test.npz with `images` and `labels`) and resnet20-cifar10.safetensors (PyTorch's names);
 without it, only the searches that need nothing are run. Each run's folder is left in runs/real_results/.
 """
@@ -28,8 +28,9 @@ SEARCHES = {
     "MiniLM: embedded reviews": "run_bert.py --gens 10",
     "MiniLM: SST-2": "run_bert.py --gens 10 --data FOLDER/sst2 --train-examples 512",
     "MiniLM: TREC": "run_bert.py --gens 10 --data FOLDER/trec --train-examples 512",
+    "MiniLM: TREC, lower learning rate": "run_bert.py --gens 10 --data FOLDER/trec --train-examples 512 --learning-rate 1e-4",
     "ResNet-20 (CIFAR-10): Fashion-MNIST": "run_resnet.py --gens 10 --model FOLDER/resnet20-cifar10.safetensors "
-    "--data FOLDER/fashion_mnist --train-examples 256",
+    "--data FOLDER/fashion_mnist --train-examples 256 --epochs 4",
     "small ResNet (digits 0-4): digits 5-9": "run_resnet.py --gens 10",
     "small GPT-2 (Python reference): the rest of it": "run_gpt2.py --gens 10",
 }
@@ -42,7 +43,7 @@ class Options:
     data: Path | None = None
     """Folder of the data sets."""
     only: tuple[str, ...] = ()
-    """Run these only: words that their names begin with, such as "MiniLM: TREC"."""
+    """Run these only: words that their names begin with, such as "MiniLM: TREC,"."""
     out: Path | None = None
     """JSON file to write; searches that it has and that are not run again stay in it."""
 
