@@ -8,6 +8,7 @@ evaluation, the finalists through Orbax) is written again, with nothing else goi
 
 import dataclasses
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import run_bert
 import tyro
 from etils import epath
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import run_bert
 
 from gafreeze_jax import report
 from gafreeze_jax.ledger import Journal
