@@ -55,6 +55,8 @@ from gafreeze_jax.population import Population, Recipe, Run
 from gafreeze_jax.stages import Dataset, Network
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
+ADAM = optax.flatten(optax.adam(LEARNING_RATE))  # one update for all leaves of a stage, which XLA compiles faster
+RECIPE = Recipe(ADAM, ADAM, max_norm=math.inf)
 
 
 @dataclass(frozen=True)
@@ -244,10 +246,10 @@ def run_keras(task: Task, genomes: Sequence[str], python: Path) -> tuple[list[Ev
     return list(map(Evaluation, genomes, result["accuracies"], result["seconds"])), result["versions"]
 
 
-def run_ours(task: Task, recipe: Recipe, generations: Sequence[np.ndarray]) -> list[Evaluation]:
+def run_ours(task: Task, generations: Sequence[np.ndarray]) -> list[Evaluation]:
     """Evaluates the genomes [P, G] of each generation that are new."""
     start = time.perf_counter()
-    population = Population(task.network, task.params, recipe, make_source(task.train), make_source(task.validation))
+    population = Population(task.network, task.params, RECIPE, make_source(task.train), make_source(task.validation))
     run = Run(task.params["head"], make_batches(task.batches), jax.random.key(0))
     population.plan = planning.choose(population, generations[0], run, sum(map(len, generations))).plan
     done: dict[str, Evaluation] = {}
@@ -275,12 +277,10 @@ def compare(task: Task, options: Options, keras_python: Path | None) -> dict[str
     pytorch = PyTorchLoop(task)
     rng = np.random.default_rng(options.seed)
     generations = list(run_ga(rng, pytorch, len(task.network.stages), options.population, options.generations))
-    adam = optax.flatten(optax.adam(LEARNING_RATE))  # one update for all leaves of a stage, which XLA compiles faster
-    recipe = Recipe(adam, adam, max_norm=math.inf)
     evaluations = {
         "PyTorch": pytorch.evaluations,
-        "gafreeze_jax": run_ours(task, recipe, generations),
-        "gafreeze_jax, compiled before": run_ours(task, recipe, generations),
+        "gafreeze_jax": run_ours(task, generations),
+        "gafreeze_jax, compiled before": run_ours(task, generations),
     }
     versions = {}
     if keras_python is not None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from gafreeze_jax.population import Population, Recipe, Run
+from gafreeze_jax.population import Population, Run
 
 torch = pytest.importorskip("torch")
 
@@ -42,10 +41,9 @@ def task(request, folder):
 def test_pytorch_trains_the_same_parameters(task, genome):
     genome = np.array([gene == "1" for gene in genome])
     learning_rate = small_networks.LEARNING_RATE
-    recipe = Recipe(optax.adam(learning_rate), optax.adam(learning_rate), small_networks.NO_CLIPPING)
     sources = (small_networks.make_source(data) for data in (task.train, task.validation))
     run = Run(task.params["head"], small_networks.make_batches(task.batches), jax.random.key(0))
-    (member,) = Population(task.network, task.params, recipe, *sources).evaluate(genome[None], run)
+    (member,) = Population(task.network, task.params, small_networks.RECIPE, *sources).evaluate(genome[None], run)
 
     loop = small_networks.PyTorchLoop(task)
     accuracy = loop(genome)
