@@ -1,7 +1,6 @@
 """Tests run offline, on the CPU, and forbid silent rank promotion."""
 
 import csv
-import json
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,11 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+import small_models
 
-from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
-from gafreeze_jax.models import bert, checkpoints, gpt2, resnet
-from gafreeze_jax.tasks import gpt2 as gpt2_task
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,35 +33,17 @@ def quick_compilation():
 
 @pytest.fixture(scope="session")
 def small_bert(tmp_path_factory):
-    """A random BERT of 2 layers with MiniLM's vocabulary."""
-    folder, source = tmp_path_factory.mktemp("bert") / "small", checkpoints.find_model("minilm")
-    raw = json.loads((source / "config.json").read_text())
-    raw |= {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    written = tmp_path_factory.mktemp("source")
-    (written / "config.json").write_text(json.dumps(raw))
-    checkpoints.copy_tokenizer(source, written)
-    params = bert.init_params(jax.random.key(0), bert.read_config(written), 2)
-    bert.save_bert(folder, written, params, ("negative", "positive"))
-    return folder
+    return small_models.write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="session")
 def small_gpt2(tmp_path_factory):
-    """A random GPT-2 of 2 blocks for bytes, with a tokenizer."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    raw = gpt2_task.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
-    (folder / "config.json").write_text(json.dumps(raw))
-    tokens.make_byte_tokenizer().save_pretrained(folder)
-    gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), gpt2.read_config(folder), None))
-    return folder
+    return small_models.write_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.fixture(scope="session")
 def small_resnet(tmp_path_factory):
-    """A random ResNet of three genes for images of 8 x 8 pixels, with PyTorch's names."""
-    folder, config = tmp_path_factory.mktemp("resnet"), resnet.ResNetConfig(3, 4, (4, 8), (1, 1), "basic", stem="cifar")
-    resnet.write_new(folder, config, 8, resnet.init_params(jax.random.key(0), config, 4))
-    return folder
+    return small_models.write_resnet(tmp_path_factory.mktemp("resnet"))
 
 
 @pytest.fixture

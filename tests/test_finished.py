@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 import run_custom
+import small_models
 from PIL import Image
 
 from gafreeze_jax import __main__, activations, experiment
-from gafreeze_jax.data import images, lm, text, tokens
-from gafreeze_jax.models import bert, checkpoints, gpt2, resnet
+from gafreeze_jax.data import images, lm, text
+from gafreeze_jax.models import bert
 from gafreeze_jax.tasks import bert as bert_task
 from gafreeze_jax.tasks import gpt2 as gpt2_task
 from gafreeze_jax.tasks import resnet as resnet_task
@@ -43,26 +44,6 @@ def write_reviews(path, first, last, titles=("review", "sentiment")):
             (*words, "good" if label else "bad") for words, label in zip(texts[first:last], labels[first:last], strict=True)
         )
     return path
-
-
-def small_bert(folder, num_layers):
-    source, written = checkpoints.find_model("minilm"), folder / "source"
-    written.mkdir(parents=True)
-    raw = json.loads((source / "config.json").read_text())
-    raw |= {"hidden_size": 16, "num_hidden_layers": num_layers, "num_attention_heads": 2, "intermediate_size": 32}
-    (written / "config.json").write_text(json.dumps(raw))
-    checkpoints.copy_tokenizer(source, written)
-    params = bert.init_params(jax.random.key(0), bert.read_config(written), 2)
-    bert.save_bert(folder / "model", written, params, ("negative", "positive"))
-    return folder / "model"
-
-
-def small_gpt2(folder):
-    raw = gpt2_task.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
-    (folder / "config.json").write_text(json.dumps(raw))
-    tokens.make_byte_tokenizer().save_pretrained(folder)
-    gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), gpt2.read_config(folder), None))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +80,13 @@ def write_test_texts(folder, data):
 def make_bert_run(folder):
     data = write_reviews(folder / "reviews.csv", 0, 80)
     mask = write_mask(folder / "mask.json", embeddings=True, layer_0=False, layer_1=False)
-    start("bert", bert_task, folder, model=str(small_bert(folder, 2)), data=str(data), mask=mask)
+    start("bert", bert_task, folder, model=str(small_models.write_bert(folder)), data=str(data), mask=mask)
     return write_test_texts(folder, text.load_text(str(data)))
 
 
 def options_of_gpt2(folder):
     mask = write_mask(folder / "mask.json", embeddings=True, block_0=True, block_1=False, final_norm=False)
-    return {"model": str(small_gpt2(folder)), "max_tokens": 16, "mask": mask}
+    return {"model": str(small_models.write_gpt2(folder)), "max_tokens": 16, "mask": mask}
 
 
 def make_classifying_run(folder):
@@ -129,9 +110,8 @@ def make_image_run(folder):
         for i in range(30):
             pixels = rng.integers(low, low + 200, (8, 8, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.png")
-    config = resnet.ResNetConfig(3, 4, (4, 8), (1, 1), "basic", stem="cifar")
     (folder / "model").mkdir()
-    resnet.write_new(folder / "model", config, 8, resnet.init_params(jax.random.key(0), config, 4))
+    small_models.write_resnet(folder / "model")
     mask = write_mask(folder / "mask.json", stem=True, layer1_0=False, layer2_0=False)
     start("resnet", resnet_task, folder, model=str(folder / "model"), data=str(folder / "photos"), mask=mask)
     test = images.load_images(str(folder / "photos"), images.Frame(8)).test
@@ -288,7 +268,7 @@ def test_errors_end_in_one_line(runs, gafreeze, tmp_path):
         shutil.copytree(folder, copy)
     (unfinished / "SHA256SUMS").unlink()
     (damaged / "mask.json").write_text("{}")
-    deeper = small_bert(tmp_path / "deeper", 3)
+    deeper = small_models.write_bert(tmp_path / "deeper", 3)
     labelled = write_reviews(tmp_path / "labelled.csv", 0, 40)
     cases = [
         (["predict", unfinished, "--data", data], "the run is not finished; to go on with it: python experiments/run_bert.py"),
