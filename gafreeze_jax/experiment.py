@@ -254,7 +254,7 @@ class Result(NamedTuple):
     Attributes:
       found: the winner among the search's leaders.
       baselines: "train all", "head only" ("train nothing" if the head has no parameters), "best prefix mask", "best random
-        mask", "gradual unfreezing" and "auto-RGN", as far as there are such.
+        mask" and `finalists.NO_MASKS`, as far as there are such.
       evaluations: all, in order.
       engine: facts about the search and how members were trained, for `result.json`.
     """

@@ -22,7 +22,9 @@ from gafreeze_jax.saving import Kept
 
 PHASES = 4  # of gradual unfreezing
 MEASURED = 5  # batches, for relative gradient norms
-GRADUAL, AUTO_RGN = NO_MASKS = "gradual unfreezing", "auto-RGN"
+GRADUAL, AUTO_RGN = "gradual unfreezing", "auto-RGN"
+LOWER_RATES = {"train all, half rate": 1 / 2, "train all, quarter rate": 1 / 4}  # of the stages; the head keeps its own
+NO_MASKS = (GRADUAL, AUTO_RGN, *LOWER_RATES)
 M = TypeVar("M", bound="Member | Recalled")
 
 
@@ -135,12 +137,12 @@ def retrain(
       make_run: what a seed decides.
       leaders: genomes as text, the most promising first.
       baselines: name and genome of each.
-      num_epochs: for Auto-RGN; None = train masks alone, without gradual unfreezing and Auto-RGN.
+      num_epochs: for Auto-RGN; None = train masks alone, and none of `NO_MASKS`.
       kept: those that were trained before, and then all.
       record: called with members that were trained together and their seed.
 
     Returns:
-      The winner, named "found", and the baselines; the last of these are gradual unfreezing and Auto-RGN, if asked for.
+      The winner, named "found", and the baselines; the last of these are `NO_MASKS`, if asked for.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array(list(map(genome_array, texts)))
@@ -181,14 +183,18 @@ def retrain(
     others = []
     if num_epochs is not None:
         scaled = population.with_recipe(scalable(population.recipe))
-        gradual = train_without_mask("gradual", functools.partial(unfreeze_gradually, population))
-        by_norms = train_without_mask("auto-rgn", functools.partial(auto_rgn, scaled, num_epochs=num_epochs))
         of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
         num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
-        costs = num_steps * float(np.mean(of_phases)), (num_steps + num_measured) * of_phases[-1]
+        flops = num_steps * of_phases[-1]  # of training everything
+        ways = {
+            GRADUAL: (functools.partial(unfreeze_gradually, population), num_steps * float(np.mean(of_phases))),
+            AUTO_RGN: (functools.partial(auto_rgn, scaled, num_epochs=num_epochs), flops + num_measured * of_phases[-1]),
+        }
+        for name, factor in LOWER_RATES.items():
+            ways[name] = functools.partial(train_all, scaled, factor=factor), flops
         others = [
-            Finalist(name, genome_text(everything), members, flops)
-            for name, members, flops in zip(NO_MASKS, (gradual, by_norms), costs, strict=True)
+            Finalist(name, genome_text(everything), train_without_mask(name, train), cost)
+            for name, (train, cost) in ways.items()
         ]
     kept.close()
 
@@ -232,7 +238,23 @@ def auto_rgn(population: Population, run: Run, num_epochs: int) -> Member:
     member = population.begin(run)
     for until in _ends(len(run.batches.examples), num_epochs):
         norms = population.relative_gradient_norms(member, run, min(member.steps + MEASURED, until))
-        (member,) = population.resume([scale_learning_rates(member, norms)], run, until)
+        (member,) = population.resume([scale_learning_rates(member, shares_of_largest(norms))], run, until)
+    return member
+
+
+def shares_of_largest(norms: Mapping[str, float]) -> dict[str, float]:
+    """Each as a share of the largest finite one; infinite ones count as 1."""
+    largest = max((norm for norm in norms.values() if 0 < norm < math.inf), default=1.0)
+    return {name: min(1.0, norm / largest) for name, norm in norms.items()}
+
+
+def train_all(population: Population, run: Run, factor: float) -> Member:
+    """Trains everything, stages with their learning rate times `factor`; the population's recipe is `scalable`.
+
+    A mask may win by nothing but that it holds back what too high a learning rate would spoil. This shows it.
+    """
+    member = population.begin(run)
+    (member,) = population.resume([scale_learning_rates(member, dict.fromkeys(population.network.names, factor))], run)
     return member
 
 
@@ -241,12 +263,11 @@ def scalable(recipe: Recipe) -> Recipe:
     return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
 
 
-def scale_learning_rates(member: Member, norms: Mapping[str, float]) -> Member:
-    """The member with learning rates of stages in proportion to `norms`, those of the largest finite one unscaled."""
-    largest = max((norm for norm in norms.values() if 0 < norm < math.inf), default=1.0)
+def scale_learning_rates(member: Member, factors: Mapping[str, float]) -> Member:
+    """The member with the learning rates of stages, by name, multiplied."""
     state = dict(member.state or {})
-    for name, norm in norms.items():
-        state[name] = optax.tree.set(state[name], step_size=jnp.float32(min(1.0, norm / largest)))
+    for name, factor in factors.items():
+        state[name] = optax.tree.set(state[name], step_size=jnp.float32(factor))
     return member._replace(state=state)
 
 

@@ -11,7 +11,7 @@ from test_population import RECIPES, TASKS, apply_network, make_population, make
 from gafreeze_jax import experiment, finalists
 from gafreeze_jax.finalists import Recalled, Trainer
 from gafreeze_jax.ledger import Journal, Ledger, genome_array, genome_text
-from gafreeze_jax.population import Member, Plan, Population, Recipe
+from gafreeze_jax.population import Member, Plan, Population, Recipe, adamw_recipe
 from gafreeze_jax.saving import Kept
 from gafreeze_jax.search import evaluation_of
 
@@ -99,16 +99,16 @@ def test_parameters_that_are_zero_have_an_infinite_relative_norm():
     assert members.relative_gradient_norms(members.begin(run), run, 1)["dense"] == math.inf
 
 
-def train_scaled(norms, recipe=RECIPES["adamw"], num_steps=NUM_STEPS):
+def train_scaled(factors, recipe=RECIPES["adamw"], num_steps=NUM_STEPS):
     members, run = make_population(TASK, finalists.scalable(recipe)), make_run(TASK)
-    (member,) = members.resume([finalists.scale_learning_rates(members.begin(run), norms)], run, num_steps)
+    (member,) = members.resume([finalists.scale_learning_rates(members.begin(run), factors)], run, num_steps)
     return member
 
 
 @pytest.mark.parametrize("norm", [2.0, math.inf])
 def test_equal_norms_train_everything_alike(norm):
     (expected,) = make_population(TASK, RECIPES["adamw"]).evaluate(np.zeros((1, 3), bool), make_run(TASK), NUM_STEPS)
-    member = train_scaled(dict.fromkeys(("low", "high", "dense"), norm))
+    member = train_scaled(finalists.shares_of_largest(dict.fromkeys(("low", "high", "dense"), norm)))
     chex.assert_trees_all_close(member.params, expected.params, rtol=1e-6)
     assert (member.steps, member.state) == (NUM_STEPS, None)
 
@@ -117,7 +117,7 @@ def test_norms_scale_what_a_step_moves():
     """Of plain SGD, the first."""
 
     def moved(norms):
-        member = train_scaled(norms, Recipe(optax.sgd(0.1), optax.sgd(0.1)), 1)
+        member = train_scaled(finalists.shares_of_largest(norms), Recipe(optax.sgd(0.1), optax.sgd(0.1)), 1)
         return {name: jax.tree.map(np.subtract, member.params[name], PRETRAINED[name]) for name in PRETRAINED}
 
     everything = moved({})
@@ -125,6 +125,17 @@ def test_norms_scale_what_a_step_moves():
     for name, scale in (("low", 0.0), ("high", 0.25), ("dense", 1.0), ("head", 1.0)):
         expected = jax.tree.map(lambda leaf, scale=scale: scale * leaf, everything[name])
         chex.assert_trees_all_close(scaled[name], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("train all, half rate", 2), ("train all, quarter rate", 4)])
+def test_a_lower_rate_is_that_of_the_stages_alone(name, divisor):
+    run, body, head = make_run_of(1), 0.02, 0.01
+    scaled = make_population(TASK, finalists.scalable(adamw_recipe(body, head, 6)))
+    member = finalists.train_all(scaled, run, finalists.LOWER_RATES[name])
+    (expected,) = make_population(TASK, adamw_recipe(body / divisor, head, 6)).evaluate(np.zeros((1, 3), bool), run)
+    chex.assert_trees_all_close(member.params, expected.params, rtol=1e-5, atol=1e-7)
+    (full,) = make_population(TASK, adamw_recipe(body, head, 6)).evaluate(np.zeros((1, 3), bool), run)
+    assert not np.allclose(member.params["dense"]["kernel"], full.params["dense"]["kernel"])
 
 
 def test_a_stage_with_norm_zero_does_not_move():
@@ -138,9 +149,9 @@ def test_auto_rgn_measures_before_each_epoch(monkeypatch):
     monkeypatch.setattr(finalists, "scale_learning_rates", lambda *given: scaled.append(given) or scale(*given))
     member = finalists.auto_rgn(population.with_recipe(finalists.scalable(RECIPES["adamw"])), run, 2)
     assert [before.steps for before, _ in scaled] == [0, 3]
-    for before, norms in scaled:
-        steps = range(before.steps, before.steps + 3)
-        assert norms == pytest.approx(relative_gradient_norms(before.params, run, steps), rel=1e-5)
+    for before, factors in scaled:
+        norms = relative_gradient_norms(before.params, run, range(before.steps, before.steps + 3))
+        assert factors == pytest.approx({name: norm / max(norms.values()) for name, norm in norms.items()}, rel=1e-5)
     (expected,) = population.evaluate(np.zeros((1, 3), bool), run)
     assert not np.allclose(member.params["dense"]["kernel"], expected.params["dense"]["kernel"])
 
@@ -158,8 +169,10 @@ def test_leaders_and_baselines_share_seeds_and_members():
         lambda members, seed: recorded.extend((tuple(one.genome.astype(int)), seed) for one in members),
     )
     assert sorted(recorded) == [(genome, seed) for genome in ((0, 0, 0), (1, 0, 0), (1, 1, 1)) for seed in (1, 2)]
-    assert [one.name for one in baselines] == ["train all", "head only", "gradual unfreezing", "auto-RGN"]
-    everything, head, gradual, by_norms = baselines
+    assert [one.name for one in baselines] == ["train all", "head only", *finalists.NO_MASKS]
+    everything, head, gradual, by_norms, half, quarter = baselines
+    assert half.flops == quarter.flops == everything.flops
+    assert len({tuple(one.loss for one in rates.members) for rates in (everything, half, quarter)}) == 3
     assert head.flops < gradual.flops < everything.flops
     assert by_norms.flops == 2 * everything.flops  # two epochs of three steps, all of them measured before
     scores = {one.genome: one.validation for one in (found, everything)}

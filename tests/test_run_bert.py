@@ -16,9 +16,10 @@ from command_line import words
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
+from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.models import bert
 
-BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"}
+BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
 SCRIPT = Path(run_bert.__file__)
 TINY = {
     "gens": 2,

@@ -18,9 +18,10 @@ from gafreeze_jax import pretraining
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
+from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.models import gpt2
 
-BASELINES = ("train all", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN")
+BASELINES = ("train all", "best prefix mask", "best random mask", *NO_MASKS)
 SCRIPT = Path(run_gpt2.__file__)
 TINY = {
     "finalist_seeds": 1,

@@ -16,11 +16,12 @@ from PIL import Image
 from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.data.images import Frame, load_images
+from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.models import resnet
 from gafreeze_jax.stages import Dataset, parameters
 from gafreeze_jax.tasks import resnet as resnet_task
 
-BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"}
+BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
 SCRIPT = Path(run_resnet.__file__)
 SHARED = Path(__file__).parents[1] / "../shared/data/images"
 TINY = {

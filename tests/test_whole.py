@@ -13,6 +13,7 @@ from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
 from gafreeze_jax import experiment, masking, planning, stages, whole
 from gafreeze_jax.activations import Source
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.ledger import genome_text
 from gafreeze_jax.population import Plan, Population, Recipe, Run
 from gafreeze_jax.saving import Saved
@@ -124,7 +125,7 @@ def test_a_search_in_a_few_lines(tmp_path):
     task = experiment.make_task(NETWORK, whole.split(PARAMS, GENES), DATA, DATA, options, GENES)
     result = experiment.run_search(task, options, Saved(epath.Path(tmp_path)))
     names = [finalist.name for finalist in result.baselines]
-    assert names == ["train all", "head only", "best prefix mask", "best random mask", "gradual unfreezing", "auto-RGN"]
+    assert names == ["train all", "head only", "best prefix mask", "best random mask", *NO_MASKS]
     for finalist in (result.found, *result.baselines):
         assert len(finalist.members) == 2
         assert {genome_text(member.genome) for member in finalist.members} == {finalist.genome}
