@@ -189,9 +189,8 @@ def retrain(
         ways = {
             GRADUAL: (functools.partial(unfreeze_gradually, population), num_steps * float(np.mean(of_phases))),
             AUTO_RGN: (functools.partial(auto_rgn, scaled, num_epochs=num_epochs), flops + num_measured * of_phases[-1]),
+            **{name: (functools.partial(train_all, scaled, factor=factor), flops) for name, factor in LOWER_RATES.items()},
         }
-        for name, factor in LOWER_RATES.items():
-            ways[name] = functools.partial(train_all, scaled, factor=factor), flops
         others = [
             Finalist(name, genome_text(everything), train_without_mask(name, train), cost)
             for name, (train, cost) in ways.items()

@@ -169,7 +169,8 @@ def test_leaders_and_baselines_share_seeds_and_members():
         lambda members, seed: recorded.extend((tuple(one.genome.astype(int)), seed) for one in members),
     )
     assert sorted(recorded) == [(genome, seed) for genome in ((0, 0, 0), (1, 0, 0), (1, 1, 1)) for seed in (1, 2)]
-    assert [one.name for one in baselines] == ["train all", "head only", *finalists.NO_MASKS]
+    others = ["gradual unfreezing", "auto-RGN", "train all, half rate", "train all, quarter rate"]
+    assert [one.name for one in baselines] == ["train all", "head only", *others]
     everything, head, gradual, by_norms, half, quarter = baselines
     assert half.flops == quarter.flops == everything.flops
     assert len({tuple(one.loss for one in rates.members) for rates in (everything, half, quarter)}) == 3
