@@ -117,16 +117,29 @@ def over_all_devices(num_members: int | None = None) -> contextlib.AbstractConte
 
     Args:
       num_members: trained at a time, about; if devices are twice as many or more, they share the batches of members as well,
-        but for several processes on CPUs.
+        but for CPUs without threads enough (`collectives_can_wait`).
     """
     num = jax.device_count()
     if num == 1 or are_many():
         return contextlib.nullcontext()
     most = max(1, num // (num_members or num))
-    if jax.default_backend() == "cpu" and jax.process_count() > 1:
-        most = 1  # there, steps with collectives were seen to wait for ever, with jaxlib 0.10.2 and its Gloo
+    if collectives_can_wait():
+        most = 1
     parts = next(part for part in range(most, 0, -1) if num % part == 0)
     return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
+
+
+def collectives_can_wait() -> bool:
+    """Whether a collective within training steps may wait for ever, on CPUs with fewer than two threads for each device.
+
+    XLA's pool has a thread for each core, or device (`PJRT_NPROC` sets another number). A device with 32 programs under way
+    takes another thread for the launch of the next one; a collective takes one for each of its devices until the last comes.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    given = (os.environ.get(name, "") for name in ("PJRT_NPROC", "NPROC"))
+    threads = next((int(number) for number in given if number.isdecimal()), os.cpu_count() or 1)
+    return threads < 2 * jax.local_device_count()
 
 
 def are_many() -> bool:
@@ -213,7 +226,7 @@ class Slot(Mapping[str, PyTree]):
         if name not in self._stacked:
             return self._trees[name]
         picked = pick(self._trees[name], self._index)
-        # On a CPU what runs at the same time can take the threads that a collective waits for, in another process, for ever.
+        # On a CPU what is launched in the meantime can take the threads that a collective waits for.
         return jax.block_until_ready(picked) if jax.default_backend() == "cpu" else picked
 
     def __iter__(self) -> Iterator[str]:

@@ -20,7 +20,7 @@ COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|co
 
 
 def start(what, folder, num_devices, *several, dump=None):
-    """`over_devices.py` in a process of its own, with forced host devices."""
+    """`over_devices.py` in a process of its own, with forced host devices, and threads enough that they can share batches."""
     folder.mkdir(exist_ok=True)
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     if dump is not None:
@@ -28,6 +28,7 @@ def start(what, folder, num_devices, *several, dump=None):
     env = os.environ | {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
+        "PJRT_NPROC": str(2 * num_devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent / "experiments", TESTS.parent))),
     }
@@ -114,7 +115,7 @@ def test_a_search_of_two_processes_with_four_devices_each_is_that_of_one_device(
         for column in ("loss", "train_loss"):
             assert float(ours[column]) == pytest.approx(float(expected[column]), rel=1e-4)
     ours, expected = (json.loads((tmp_path / one / "search" / "result.json").read_text()) for one in ("2x4", "1"))
-    assert ours["plan"]["chosen"]["members"] == 8
+    assert ours["plan"]["chosen"]["members"] == 4  # two devices each
     for entry in ("best_genome", "verdict"):
         assert ours[entry] == expected[entry]
 
@@ -132,6 +133,13 @@ def test_a_search_of_two_processes_with_four_devices_each_is_that_of_one_device(
     assert without_times((folder / "evaluations.csv").read_text()) == without_times(before)
     again = json.loads((folder / "result.json").read_text())
     assert [again[entry] for entry in ("verdict", "results")] == [ours[entry] for entry in ("verdict", "results")]
+
+
+@pytest.mark.parametrize(("threads", "can_wait"), [("1", True), ("2", False), ("", os.cpu_count() == 1)])
+def test_collectives_need_two_threads_for_each_device(monkeypatch, threads, can_wait):
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setenv("PJRT_NPROC", threads)
+    assert devices.collectives_can_wait() is can_wait
 
 
 @pytest.mark.parametrize("told", [("localhost:1234", None, 0), (None, 2, None)])
