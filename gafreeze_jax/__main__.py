@@ -98,7 +98,7 @@ class Changes:
 def apply(
     run: Positional[Path], /, changes: OmitArgPrefixes[Changes], seeds: int | None = None, out: Path | None = None
 ) -> None:
-    """Fine-tunes with the mask that a run has found on other data, without a search, beside training everything.
+    """Fine-tunes with the mask that a run has found on other data, beside training everything at three learning rates.
 
     Says in one sentence whether the mask transfers, and leaves the same files as a run.
 

@@ -31,9 +31,11 @@ class Progress:
     Attributes:
       doing: what this phase does.
       done: its steps so far.
+      took: seconds of each earlier phase, since the process began.
     """
 
     def __init__(self):
+        self.took: dict[str, float] = {}
         self.doing, self.done = "starting", 0.0
         self._training, self._worked = False, 0.0  # steps of this phase that were not skipped
         self._expected: dict[str, float] = {}  # steps of this phase and later ones
@@ -51,6 +53,7 @@ class Progress:
         Args:
           training: whether its steps are training steps of members.
         """
+        self.took[self.doing] = self.took.get(self.doing, 0.0) + self.seconds - sum(self.took.values())
         self._before = self._so_far()
         self.done = self._worked = 0.0
         self._expected.pop(self.doing, None)

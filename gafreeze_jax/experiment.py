@@ -28,7 +28,7 @@ from gafreeze_jax import devices, genetic, masking, page, pareto, planning, popu
 from gafreeze_jax.activations import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.display import Display
-from gafreeze_jax.finalists import NO_MASKS, Finalist, Trainer, retrain
+from gafreeze_jax.finalists import LOWER_RATES, NO_MASKS, Finalist, Trainer, retrain
 from gafreeze_jax.ledger import FINAL, RANDOM, Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.population import Member
 from gafreeze_jax.runs import Run
@@ -92,7 +92,7 @@ class Options:
     compare_random: bool = True
     """Compare with the best random mask, too, searched with as many training steps."""
     mask: str | Path | None = None
-    """A mask.json, such as a run's: train with this mask, beside training everything, in place of a search."""
+    """A mask.json, such as a run's: train with this mask, beside training everything at three rates, in place of a search."""
     plan: str = "auto"
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
@@ -396,23 +396,24 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
 
 
 def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = None, display: Display | None = None) -> Result:
-    """Trains with a genome, and everything, with fresh seeds, in place of a search; else as `run_search`."""
+    """Trains with a genome, and everything at three rates, with fresh seeds, in place of a search; else as `run_search`."""
     saved = saved or Saved()
     everything = "0" * len(genome)
     make_run = functools.cache(task.run)
     seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
     run = make_run(seeds[0])
-    num_steps, num_runs = len(run.batches.examples), len({genome, everything}) * len(seeds)
+    num_steps, num_runs = len(run.batches.examples), (len({genome, everything}) + len(LOWER_RATES)) * len(seeds)
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(len({genome, everything})), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM_MASKS: 0, SEARCHING: 0})
         genomes = np.array([genome_array(everything), genome_array(genome)])
         members, choice = _populate(task, options, saved, display, run, genomes, num_runs)
-        display.line(f"Training with the mask, and everything, with {len(seeds)} fresh seeds each ...")
+        display.line(f"Training with the mask, and everything, also at lower rates, with {len(seeds)} fresh seeds each ...")
         baselines = {"train all": everything}
         display.progress.begin(FINALISTS)
         record = _recorder(task, saved, num_steps, display)
-        found, rivals = retrain(members, make_run, [genome], baselines, seeds, None, saved.kept, record)
+        kept, epochs = saved.kept, options.epochs
+        found, rivals = retrain(members, make_run, [genome], baselines, seeds, epochs, kept, record, LOWER_RATES)
         display.progress.begin("counting FLOPs", training=False)
         step_flops = members.step_flops(run)
     facts = {
@@ -664,7 +665,9 @@ def make_display(prepared: Prepared, options: Options, path: os.PathLike[str]) -
         verbose=options.verbose,
         tensorboard=Path(path) / saving.TENSORBOARD if options.tensorboard and devices.is_first() else None,
     )
-    num_tested = options.finalist_seeds * (4 + options.compare_random + len(NO_MASKS))  # found, all, head only, best prefix
+    found_all_head_prefix = 4
+    num_rows = 2 + len(LOWER_RATES) if options.mask else found_all_head_prefix + options.compare_random + len(NO_MASKS)
+    num_tested = options.finalist_seeds * num_rows
     display.progress.expect({TEST: num_tested * FORWARD * prepared.test.num_examples / options.batch_size})
     return display
 
@@ -722,6 +725,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         options, names, rows, judgement, result.evaluations, seconds,
         language=prepared.language, **result.engine, **prepared.facts,
         model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
+        seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
     )  # fmt: skip
     report.write_json(out / "result.json", entries)
     page.write([Run(out)], out / "report.html")

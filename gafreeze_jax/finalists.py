@@ -8,7 +8,7 @@ opened then, they say what it is worth.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -127,9 +127,10 @@ def retrain(
     leaders: Sequence[str],
     baselines: Mapping[str, str],
     seeds: Sequence[int],
-    num_epochs: int | None,
+    num_epochs: int,
     kept: Kept,
     record: Callable[[Sequence[Member], int], None] = lambda members, seed: None,
+    no_masks: Collection[str] = NO_MASKS,
 ) -> tuple[Finalist, list[Finalist]]:
     """Trains leaders and baselines with fresh seeds, and names the leader that is fittest on the validation split.
 
@@ -137,12 +138,13 @@ def retrain(
       make_run: what a seed decides.
       leaders: genomes as text, the most promising first.
       baselines: name and genome of each.
-      num_epochs: for Auto-RGN; None = train masks alone, and none of `NO_MASKS`.
+      num_epochs: for Auto-RGN.
       kept: those that were trained before, and then all.
       record: called with members that were trained together and their seed.
+      no_masks: which of `NO_MASKS` are baselines, too.
 
     Returns:
-      The winner, named "found", and the baselines; the last of these are `NO_MASKS`, if asked for.
+      The winner, named "found", and the baselines; the last of these are no masks.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
     genomes = np.array(list(map(genome_array, texts)))
@@ -180,30 +182,30 @@ def retrain(
 
     run = make_run(seeds[0])
     num_steps = len(run.batches.examples)
-    others = []
-    if num_epochs is not None:
-        scaled = population.with_recipe(scalable(population.recipe))
-        of_phases = [population.flops_per_step(genome, run) for genome in phases(genomes.shape[1])]
-        num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
-        flops = num_steps * of_phases[-1]  # of training everything
-        ways = {
-            GRADUAL: (functools.partial(unfreeze_gradually, population), num_steps * float(np.mean(of_phases))),
-            AUTO_RGN: (functools.partial(auto_rgn, scaled, num_epochs=num_epochs), flops + num_measured * of_phases[-1]),
-            **{name: (functools.partial(train_all, scaled, factor=factor), flops) for name, factor in LOWER_RATES.items()},
-        }
-        others = [
-            Finalist(name, genome_text(everything), train_without_mask(name, train), cost)
-            for name, (train, cost) in ways.items()
-        ]
+    scaled = population.with_recipe(scalable(population.recipe))
+    ways: dict[str, Callable[[Run], Member]] = {
+        GRADUAL: functools.partial(unfreeze_gradually, population),
+        AUTO_RGN: functools.partial(auto_rgn, scaled, num_epochs=num_epochs),
+        **{name: functools.partial(train_all, scaled, factor=factor) for name, factor in LOWER_RATES.items()},
+    }
+    trained_without = {name: train_without_mask(name, ways[name]) for name in no_masks}
     kept.close()
 
-    def finalist(name: str, text: str) -> Finalist:
-        flops = num_steps * population.flops_per_step(genome_array(text), run)
-        return Finalist(name, text, tuple(trained[text]), flops)
+    flops = functools.cache(lambda text: num_steps * population.flops_per_step(genome_array(text), run))
 
-    found = max((finalist("found", text) for text in leaders), key=lambda one: (one.validation[0], -one.validation[1]))
-    masks = [finalist(name, text) for name, text in baselines.items()]
-    return found, [*masks, *others]
+    def flops_without(name: str) -> float:
+        if name == GRADUAL:
+            return float(np.mean([flops(genome_text(genome)) for genome in phases(genomes.shape[1])]))
+        num_measured = np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum() if name == AUTO_RGN else 0
+        return flops(genome_text(everything)) * float(1 + num_measured / num_steps)
+
+    masks = [Finalist("found", text, tuple(trained[text]), flops(text)) for text in leaders]
+    found = max(masks, key=lambda one: (one.validation[0], -one.validation[1]))
+    rivals = [Finalist(name, text, tuple(trained[text]), flops(text)) for name, text in baselines.items()]
+    rivals += [
+        Finalist(name, genome_text(everything), members, flops_without(name)) for name, members in trained_without.items()
+    ]
+    return found, rivals
 
 
 def phases(num_genes: int) -> np.ndarray:

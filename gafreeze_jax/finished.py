@@ -63,7 +63,7 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
 
 
 def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None, **changes: Any) -> None:
-    """Fine-tunes with the mask that a run has found, beside training everything, and leaves a run's folder.
+    """Fine-tunes with the mask that a run has found, beside training everything at three rates, and leaves a run's folder.
 
     Options are those of the run but for `changes`. Seeds are others than the run has used.
 

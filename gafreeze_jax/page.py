@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from gafreeze_jax import charts
 from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.ledger import FINAL, RANDOM, SEARCH, write_whole
-from gafreeze_jax.report import describe_found, describe_mask
+from gafreeze_jax.report import advise, describe_found, describe_mask
 from gafreeze_jax.runs import Run, furthest
 from gafreeze_jax.saving import NOT_COMPARED
 
@@ -84,7 +84,13 @@ def opening_of_one(run: Run) -> list[Element]:
         }
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
     heading = " · ".join([run.name, run.facts["kind"], *(["unfinished"] * (not run.finished))])
-    return [tag("h1", heading), tag("p", verdict_of(run), class_="verdict"), tag("dl", *entries, class_="facts")]
+    advice = advise(run.facts) if run.finished else None
+    return [
+        tag("h1", heading),
+        tag("p", verdict_of(run), class_="verdict"),
+        *([tag("p", advice)] if advice else []),
+        tag("dl", *entries, class_="facts"),
+    ]
 
 
 def opening_of_several(runs: Sequence[Run]) -> list[Element]:
@@ -292,6 +298,9 @@ def costs(run: Run, place: str) -> list[Element]:
     if run.finished:
         diverged = run.facts["num_diverged"]
         nodes.append(note(f"{run.facts['seconds']:,.0f} s in all, with preparation and test; {diverged} evaluations diverged."))
+        if phases := run.facts.get("seconds_of_phases"):
+            took = ", ".join(f"{phase} {seconds:,.0f}" for phase, seconds in phases.items() if round(seconds))
+            nodes.append(note(f"Seconds of the process that finished the run, baselines that are no masks among them: {took}."))
     if spent := run.spent:
         lines = [
             ["every mask in full", flop(spent.in_full), "100 %"],

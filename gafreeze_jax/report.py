@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gafreeze_jax import verdict
+from gafreeze_jax.finalists import LOWER_RATES
 from gafreeze_jax.ledger import Evaluation, write_whole
 
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
@@ -122,6 +123,8 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
     console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)
     console.print(comparison(result))
     console.print(result["verdict"]["sentence"], style="bold", markup=False)
+    if (advice := advise(result)) is not None:
+        console.print(advice, markup=False)
     if front := result.get("front"):
         console.print(front_table(result["stages"], front["masks"]))
         console.print("In masks/, too", markup=False)
@@ -132,6 +135,16 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
         "mask.json, evaluations.csv, result.json, plots/",
         markup=False,
     )
+
+
+def advise(result: Mapping[str, Any]) -> str | None:
+    """What to try next, if training everything at a lower learning rate is ahead of all other rows on the validation split."""
+    results = result["results"]
+    best = max(results, key=lambda name: (results[name]["validation_accuracy"], -results[name]["validation_loss"]))
+    if best not in LOWER_RATES:
+        return None
+    rate = LOWER_RATES[best] * result["options"]["learning_rate"]
+    return f"On validation, training everything at a lower learning rate is best: try again with --learning-rate {rate:g}"
 
 
 def describe_found(result: Mapping[str, Any]) -> str:

@@ -184,6 +184,8 @@ def test_time_left(monkeypatch):
     assert progress.seconds_left == pytest.approx(own * 40)
     progress.begin("writing files", training=False)
     assert (progress.expected, progress.seconds_left) == (0, 0)
+    took = {"starting": 0, "choosing a plan": 30, "searching": 10, "random masks": 0, "finalists": 10}
+    assert progress.took == pytest.approx(took)
 
 
 def test_compiling_does_not_count_as_time_of_steps(monkeypatch):

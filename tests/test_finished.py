@@ -223,7 +223,7 @@ def test_a_mask_on_other_data(runs, gafreeze, tmp_path):
     result, of_run = (json.loads((path / "result.json").read_text()) for path in (out, folder))
     assert "=== Generation" not in printed
     assert result["verdict"]["sentence"] in printed
-    assert list(result["results"]) == ["found", "train all"]
+    assert list(result["results"]) == ["found", "train all", "train all, half rate", "train all, quarter rate"]
     assert result["best_genome"] == of_run["best_genome"]
     masks = [json.loads((path / "mask.json").read_text())["frozen"] for path in (out, folder)]
     assert masks[0] == masks[1]

@@ -98,6 +98,14 @@ def test_costs_are_shares_of_training_everything(run):
     assert f"{100 * shares['found']:.0f} % of training everything" in (run / "report.html").read_text(encoding="utf-8")
 
 
+def test_costs_tell_of_all_that_took_time(run):
+    facts = json.loads((run / "result.json").read_text())
+    phases = facts["seconds_of_phases"]
+    assert list(phases) == ["starting", "searching", "random masks", "finalists", "counting FLOPs", "scoring the test examples"]
+    assert sum(phases.values()) <= facts["seconds"] + 0.05 * len(phases)
+    assert f"finalists {phases['finalists']:,.0f}" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_browser_would_tell_of_requests_and_errors(chromium, tmp_path):
     (tmp_path / "bad.html").write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('no')</script>")
     chromium.open((tmp_path / "bad.html").as_uri(), 375)

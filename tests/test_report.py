@@ -44,6 +44,7 @@ def test_a_mask_in_words(genome, words):
 class Options:
     gens: int = 3
     out: Path | None = None
+    learning_rate: float = 5e-5
 
 
 def result(rows=ROWS, evaluations=(), options=Options(), **facts):  # noqa: B008
@@ -68,11 +69,22 @@ def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
     assert "…" not in printed
 
 
+@pytest.mark.parametrize(("validation", "rate"), [(0.86, "2.5e-05"), (0.84, None)])
+def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, capsys, tmp_path):
+    rows = [*ROWS, row("train all, half rate", "00000", 0.82, [75, 75], 1000, 4e9)]
+    rows += [row("train all, quarter rate", "00000", validation, [75, 75], 1000, 4e9)]
+    facts = result(rows, options=Options(learning_rate=1e-4))
+    report.print_summary(facts, tmp_path)
+    printed = capsys.readouterr().out
+    assert (f"--learning-rate {rate}\n" in printed) == (rate is not None)
+    assert (report.advise(facts) is None) == (rate is None)
+
+
 def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
     evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
     report.write_json(tmp_path / "result.json", result(evaluations=evaluations, options=Options(out=tmp_path)))
     read = json.loads((tmp_path / "result.json").read_text())
-    assert read["options"] == {"gens": 3, "out": str(tmp_path)}
+    assert read["options"] == {"gens": 3, "out": str(tmp_path), "learning_rate": 5e-5}
     assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(read["versions"])
     assert read["stages"] == list(NAMES)
     assert (read["best_genome"], read["fitness"]) == ([1, 0, 0, 0, 0], 0.85)
