@@ -50,6 +50,7 @@ FACTS = {
 NOT_LISTED = (MEMBERS, SUMS, TENSORBOARD, "report.html", "plots")  # the last two are made from the others, and can be again
 OF_PROCESSES = ("coordinator", "num_processes", "process_id")
 NOT_COMPARED = ("out", "resume", "quiet", "verbose", "tensorboard", *OF_PROCESSES)  # they change nothing of what is computed
+AGAIN_SECONDS = 0.05  # after which a signal comes again that was lost
 OptionsT = TypeVar("OptionsT", bound=Any)
 
 
@@ -438,14 +439,27 @@ def stoppable(how_to_go_on: Callable[[], str]) -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)  # the next one ends it at once
         raise _Stopped(number)
 
-    before = {}
+    def not_raised(what: Any) -> None:
+        """Python ignores exceptions in what the garbage collector calls, as it does for JAX. Then the signal comes again."""
+        if not isinstance(what.exc_value, _Stopped):
+            hook(what)
+            return
+        for each in before:
+            signal.signal(each, stop)
+        again = threading.Timer(AGAIN_SECONDS, signal.raise_signal, what.exc_value.args)
+        again.daemon = True
+        again.start()
+
+    before, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         before |= {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        sys.unraisablehook = not_raised
     try:
         yield
     except _Stopped as stopped:
         print(f"\nStopped. {how_to_go_on()}", file=sys.stderr)
         devices.leave(128 + stopped.args[0])
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
