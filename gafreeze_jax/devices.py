@@ -169,6 +169,14 @@ def cut(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x if len(x) % parts else jax.lax.with_sharding_constraint(x, rows), tree)
 
 
+def whole(tree: PyTree) -> PyTree:
+    """Under `jax.jit`: arrays that devices may have parts of, in whole on each; for gathers from anywhere in them.
+
+    From arrays with fewer rows than devices XLA cannot gather by itself in jax 0.11 and 0.12: it ends the process.
+    """
+    return tree if num_shards(DATA) == 1 else jax.lax.with_sharding_constraint(tree, SHARED)
+
+
 def shard(tree: PyTree, axis: int | None = 0) -> PyTree:
     """Under `jax.jit`: arrays with a leading member axis, cut over devices; without one (None), the same on all of them."""
     return jax.lax.with_sharding_constraint(tree, SHARED if axis is None else MEMBERS) if are_many() else tree

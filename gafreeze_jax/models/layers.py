@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from gafreeze_jax import devices
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_new": nn.gelu,
@@ -100,6 +102,7 @@ def attend(
             mask &= jnp.tri(length, dtype=bool)[None]
     else:  # one query per text: [B, 1, ...] against its row
         row = at // length
+        key, value, segments = devices.whole((key, value, segments))
         queries, key, value = split(query, -1, 1), key[row], value[row]
         mask = (segments[row] == segments.reshape(-1)[at][:, None])[:, None]
     scores = jnp.einsum("bqhd,bkhd->bhqk", queries, key, preferred_element_type=jnp.float32) * scale
