@@ -122,9 +122,7 @@ def over_all_devices(num_members: int | None = None) -> contextlib.AbstractConte
     num = jax.device_count()
     if num == 1 or are_many():
         return contextlib.nullcontext()
-    most = max(1, num // (num_members or num))
-    if collectives_can_wait():
-        most = 1
+    most = 1 if collectives_can_wait() else max(1, num // (num_members or num))
     parts = next(part for part in range(most, 0, -1) if num % part == 0)
     return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
 

@@ -412,8 +412,9 @@ def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = 
         baselines = {"train all": everything}
         display.progress.begin(FINALISTS)
         record = _recorder(task, saved, num_steps, display)
-        kept, epochs = saved.kept, options.epochs
-        found, rivals = retrain(members, make_run, [genome], baselines, seeds, epochs, kept, record, LOWER_RATES)
+        found, rivals = retrain(
+            members, make_run, [genome], baselines, seeds, options.epochs, saved.kept, record, no_masks=LOWER_RATES
+        )
         display.progress.begin("counting FLOPs", training=False)
         step_flops = members.step_flops(run)
     facts = {
@@ -665,8 +666,8 @@ def make_display(prepared: Prepared, options: Options, path: os.PathLike[str]) -
         verbose=options.verbose,
         tensorboard=Path(path) / saving.TENSORBOARD if options.tensorboard and devices.is_first() else None,
     )
-    found_all_head_prefix = 4
-    num_rows = 2 + len(LOWER_RATES) if options.mask else found_all_head_prefix + options.compare_random + len(NO_MASKS)
+    # Found and train all; of a search, head only and the best prefix mask, too.
+    num_rows = 2 + len(LOWER_RATES) if options.mask else 4 + options.compare_random + len(NO_MASKS)
     num_tested = options.finalist_seeds * num_rows
     display.progress.expect({TEST: num_tested * FORWARD * prepared.test.num_examples / options.batch_size})
     return display

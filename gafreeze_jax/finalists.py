@@ -182,30 +182,31 @@ def retrain(
 
     run = make_run(seeds[0])
     num_steps = len(run.batches.examples)
-    scaled = population.with_recipe(scalable(population.recipe))
-    ways: dict[str, Callable[[Run], Member]] = {
-        GRADUAL: functools.partial(unfreeze_gradually, population),
-        AUTO_RGN: functools.partial(auto_rgn, scaled, num_epochs=num_epochs),
-        **{name: functools.partial(train_all, scaled, factor=factor) for name, factor in LOWER_RATES.items()},
-    }
-    trained_without = {name: train_without_mask(name, ways[name]) for name in no_masks}
-    kept.close()
-
+    num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
     flops = functools.cache(lambda text: num_steps * population.flops_per_step(genome_array(text), run))
-
-    def flops_without(name: str) -> float:
-        if name == GRADUAL:
-            return float(np.mean([flops(genome_text(genome)) for genome in phases(genomes.shape[1])]))
-        num_measured = np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum() if name == AUTO_RGN else 0
-        return flops(genome_text(everything)) * float(1 + num_measured / num_steps)
+    of_all = functools.partial(flops, genome_text(everything))
+    scaled = population.with_recipe(scalable(population.recipe))
+    ways: dict[str, tuple[Callable[[Run], Member], Callable[[], float]]] = {  # how each trains, and what that costs
+        GRADUAL: (
+            functools.partial(unfreeze_gradually, population),
+            lambda: float(np.mean([flops(genome_text(genome)) for genome in phases(genomes.shape[1])])),
+        ),
+        AUTO_RGN: (
+            functools.partial(auto_rgn, scaled, num_epochs=num_epochs),
+            lambda: of_all() * (1 + num_measured / num_steps),
+        ),
+        **{name: (functools.partial(train_all, scaled, factor=factor), of_all) for name, factor in LOWER_RATES.items()},
+    }
+    others = []
+    for name in no_masks:
+        train, cost = ways[name]
+        others.append(Finalist(name, genome_text(everything), train_without_mask(name, train), cost()))
+    kept.close()
 
     masks = [Finalist("found", text, tuple(trained[text]), flops(text)) for text in leaders]
     found = max(masks, key=lambda one: (one.validation[0], -one.validation[1]))
     rivals = [Finalist(name, text, tuple(trained[text]), flops(text)) for name, text in baselines.items()]
-    rivals += [
-        Finalist(name, genome_text(everything), members, flops_without(name)) for name, members in trained_without.items()
-    ]
-    return found, rivals
+    return found, [*rivals, *others]
 
 
 def phases(num_genes: int) -> np.ndarray:

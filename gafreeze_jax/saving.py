@@ -460,6 +460,7 @@ def stoppable(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         print(f"\nStopped. {how_to_go_on()}", file=sys.stderr)
         devices.leave(128 + stopped.args[0])
     finally:
-        sys.unraisablehook = hook
+        if before:
+            sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
