@@ -26,12 +26,12 @@ from steps import MOST_STEPS, NUM_CLASSES, make_texts, seconds_per_step, step_fl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gafreeze_jax import report
-from gafreeze_jax.activations import Source
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Batch, Dataset
+from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert, checkpoints, trees
-from gafreeze_jax.population import Population, Run, adamw_recipe
-from gafreeze_jax.stages import Batch, Dataset
+from gafreeze_jax.report import summary
 
 MASKS = {
     "train all": "0000000",
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     steps: Batch = tokens.pack_batches(texts, examples, NUM_TOKENS)
 
     def train_ours(genome: np.ndarray, num_steps: int) -> None:
-        run = Run(params["head"], jax.tree.map(lambda leaf: leaf[:num_steps], steps), jax.random.key(0))
+        run = Replicate(params["head"], jax.tree.map(lambda leaf: leaf[:num_steps], steps), jax.random.key(0))
         list(members.evaluate(genome[None], run))
 
     genomes = {name: np.array([gene == "1" for gene in genes]) for name, genes in MASKS.items()}
@@ -104,7 +104,7 @@ def main(options: Options) -> None:
     machine = pytorch_bert.describe_machine()
     print_result(machine, rows)
     if options.out is not None:
-        report.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "masks": rows})
+        summary.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "masks": rows})
 
 
 def print_result(machine: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:

@@ -23,9 +23,9 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import run_bert
 
-from gafreeze_jax import report
-from gafreeze_jax.ledger import Journal
-from gafreeze_jax.saving import Kept
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs.saving import FinalistStore
+from gafreeze_jax.search.history import Journal
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main(options: Options) -> None:
         folder = epath.Path(name)
         keeping, writing = (
             patch.object(kind, method, autospec=True, side_effect=getattr(kind, method))
-            for kind, method in ((Kept, "keep"), (Journal, "write"))
+            for kind, method in ((FinalistStore, "keep"), (Journal, "write"))
         )
         with keeping as keep, writing as write:
             run = timed(lambda: run_bert.main(run_bert.Options(gens=options.gens, out=name + "/run")))
@@ -61,7 +61,7 @@ def main(options: Options) -> None:
                 journal.write(*call.args[1:])
 
         def keep_finalists() -> None:
-            kept = Kept(folder / "members")
+            kept = FinalistStore(folder / "members")
             for call in keep.call_args_list:
                 kept.keep(*call.args[1:])
             kept.close()
@@ -79,8 +79,8 @@ def main(options: Options) -> None:
         share = seconds["processor"] / run["processor"]
         print(f"{part}: {seconds['processor']:.2f} s of processor time, {share:.2%}; alone it takes {seconds['wall']:.2f} s")
     if options.out is not None:
-        about = {"options": dataclasses.asdict(options), "versions": report.versions(), "device": report.device()}
-        report.write_json(options.out, about | {"cpus": os.cpu_count()} | facts)
+        about = {"options": dataclasses.asdict(options), "versions": summary.versions(), "device": summary.device()}
+        summary.write_json(options.out, about | {"cpus": os.cpu_count()} | facts)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,16 @@ import run_bert
 import run_resnet
 from tables import TABLES, Table, load_table, save_table
 
-from gafreeze_jax import experiment, planning, pretraining, report
 from gafreeze_jax.data import images
-from gafreeze_jax.genetic import all_genomes
-from gafreeze_jax.ledger import genome_text
+from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.network import Block, Dataset, Network, classification
+from gafreeze_jax.engine.population import Plan, Population, adamw_recipe, in_order
 from gafreeze_jax.models import checkpoints, plain
-from gafreeze_jax.population import Plan, Population, adamw_recipe, in_order
-from gafreeze_jax.stages import Dataset, Network, Stage, classification
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.search.genetic import all_genomes
+from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.tasks import pretraining
 
 SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
 STOPS = (16, 32, 64)  # steps: epochs 1, 2 and 4
@@ -90,7 +93,7 @@ def cnn_problem(options: Options) -> experiment.Prepared:
     """A small CNN in float32, pretrained on the classes 0 to 4; the masks are for the classes 5 to 9."""
     single, pooled = plain.convolution, plain.pooled_convolution
     functions = (single, pooled, single, pooled, single, plain.hidden, plain.hidden)
-    network = Network(tuple(map(Stage, CNN, functions)), plain.linear, classification)
+    network = Network(tuple(map(Block, CNN, functions)), plain.linear, classification)
     data = images.load_images(options.data, images.Frame(28, 1))
     splits = [Dataset(np.float32(split.images / 255), split.labels) for split in data[:3]]
     low, high = (
@@ -132,7 +135,7 @@ def make_population(prepared: experiment.Prepared, plan: Plan) -> Population:
 def empty_table(prepared: experiment.Prepared, population: Population, options: Options) -> Table:
     """A table in which nothing has been trained yet."""
     task = prepared.task
-    masks = all_genomes(len(task.network.stages))
+    masks = all_genomes(len(task.network.blocks))
     run = task.run(0)
     if len(run.batches.examples) != STOPS[-1]:
         raise ValueError(
@@ -150,7 +153,7 @@ def empty_table(prepared: experiment.Prepared, population: Population, options: 
             "settings": {name: getattr(SETTINGS, name) for name in COUNTED},
             "dtype": "float32" if options.table.startswith("cnn") else experiment.compute_dtype(options.dtype).name,
             "device": jax.devices()[0].device_kind,
-            "versions": report.versions(),
+            "versions": summary.versions(),
             "num_test": prepared.num_test,
         },
     )
@@ -165,7 +168,7 @@ def main(options: Options) -> None:
         population = make_population(prepared, planning.parse(plan if options.plan == "auto" else options.plan))
         table = load_table(path) if path.exists() else empty_table(prepared, population, options)
     except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
+        sys.exit(summary.fail(error))
     test = population.activations(prepared.test.break_open())
     masks = all_genomes(len(table.genes))
     order = in_order(masks)

@@ -2,7 +2,7 @@
 
     python benchmarks/kill_and_resume.py
 
-Takes about 20 minutes on 2 cores. Of two plans (stage by stage, two members stacked; whole runs in one program, four members
+Takes about 20 minutes on 2 cores. Of two plans (block by block, two members stacked; whole runs in one program, four members
 stacked) one undisturbed run is made, then others are killed (SIGKILL), each when a random number of evaluations is there and
 a random time after that: while the network is loaded, programs are compiled, members trained, finalists kept, final files
 written. Half are resumed by `--resume`, half by the same command. Equal means: the same evaluations (all but their seconds),
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from gafreeze_jax import report
+from gafreeze_jax.report import summary
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TIMES = ("seconds", "call")  # columns that tell how long something took, or follow from that
@@ -188,8 +188,8 @@ def main(options: Options) -> None:
     num_equal = sum(not row["other"] for row in rows)
     print(f"{num_equal} of {len(rows)} equal; killed: {dict(Counter(row['killed'] for row in rows))}")
     if options.out is not None:
-        facts = {"options": dataclasses.asdict(options), "versions": report.versions(), "device": report.device()}
-        report.write_json(options.out, facts | {"num_equal": num_equal, "kills": rows})
+        facts = {"options": dataclasses.asdict(options), "versions": summary.versions(), "device": summary.device()}
+        summary.write_json(options.out, facts | {"num_equal": num_equal, "kills": rows})
     if num_equal < len(rows):
         sys.exit(1)
 

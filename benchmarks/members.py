@@ -24,12 +24,13 @@ import numpy as np
 import tyro
 from steps import MOST_STEPS, NUM_CLASSES, make_texts, seconds_per_step, step_flops
 
-from gafreeze_jax import planning, report
-from gafreeze_jax.activations import Source, device_memory
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.cache import Source, device_memory
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.population import Plan, Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert
-from gafreeze_jax.population import Plan, Population, Run, adamw_recipe
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax.report import summary
 
 BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
 MINILM = bert.BertConfig(2000, 384, 6, 12, 1536)  # with so many words as a search leaves
@@ -71,13 +72,15 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
     for plan in plans:
         population.plan = plan
         genomes = np.zeros((plan.members * plan.calls, config.num_hidden_layers + 1), bool)
-        num_bytes = population.bytes_of_call(plan, genomes[: plan.members], Run(params["head"], batches, jax.random.key(0)))
+        num_bytes = population.bytes_of_call(
+            plan, genomes[: plan.members], Replicate(params["head"], batches, jax.random.key(0))
+        )
         if num_bytes > planning.SHARE_OF_MEMORY * device_memory():
             break
 
         def train(num_steps: int, genomes: np.ndarray = genomes) -> None:
             steps = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
-            for member in population.evaluate(genomes, Run(params["head"], steps, jax.random.key(0))):
+            for member in population.evaluate(genomes, Replicate(params["head"], steps, jax.random.key(0))):
                 jax.block_until_ready(member.params)
 
         try:
@@ -143,9 +146,11 @@ def main(options: Options) -> None:
         share = f"{rows[name]['tflops'] / peak:8.1%}" if peak else f"{'':8}"
         print(f"{name:12} {time * 1e3:10.2f} {rate:15.2f} {rows[name]['tflops']:9.3f} {share}")
     if options.out is not None:
-        machine = {"device": device.device_kind, "versions": report.versions()}
+        machine = {"device": device.device_kind, "versions": summary.versions()}
         step = work._replace(config=dataclasses.asdict(work.config))._asdict()
-        report.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "step": step, "rows": rows})
+        summary.write_json(
+            options.out, {"options": dataclasses.asdict(options), "machine": machine, "step": step, "rows": rows}
+        )
 
 
 if __name__ == "__main__":

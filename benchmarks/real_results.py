@@ -21,8 +21,8 @@ from typing import Any
 import tyro
 from machine import describe_machine
 
-from gafreeze_jax import report
-from gafreeze_jax.finalists import LOWER_RATES
+from gafreeze_jax.report.summary import write_json
+from gafreeze_jax.runs.finalists import LOWER_RATES
 
 ROOT = Path(__file__).parent.parent
 SEARCHES = {
@@ -118,7 +118,7 @@ def main(options: Options) -> None:
         known[name] = summary(command, seconds, json.loads((out / "result.json").read_text()))
         if options.out is not None:
             ordered = {name: known[name] for name in SEARCHES if name in known}
-            report.write_json(options.out, {"machine": describe_machine(), "searches": ordered})
+            write_json(options.out, {"machine": describe_machine(), "searches": ordered})
     print("\n" + table(known))
 
 

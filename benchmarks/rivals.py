@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gafreeze_jax import genetic
+from gafreeze_jax.search import genetic
 
 Evaluate = Callable[[np.ndarray], float]
 

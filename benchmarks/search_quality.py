@@ -58,11 +58,12 @@ import tyro
 from rivals import RIVALS, Budget, BudgetSpent, Rival
 from tables import TABLES, Table, load_table
 
-from gafreeze_jax import report, search
-from gafreeze_jax.genetic import make_ga
-from gafreeze_jax.ledger import Ledger, genome_text
 from gafreeze_jax.masking import prefix_genomes
-from gafreeze_jax.verdict import Interval, difference, interval
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs.verdict import Interval, difference, interval
+from gafreeze_jax.search import loop
+from gafreeze_jax.search.genetic import make_ga
+from gafreeze_jax.search.history import Ledger, genome_text
 
 BUDGETS = (8, 16, 32, 64)
 POPULATION = 6
@@ -158,11 +159,11 @@ def run_ours(table: Table, seed: int, budget: int, variant: Variant) -> tuple[in
     initial = prefix_genomes(num) if variant.prefixes else np.zeros((0, num), bool)
     trained_with = seed % table.test.shape[1]
     ledger = Ledger(num_steps)
-    found = search.Search(
+    found = loop.Search(
         make_cached_ga(num, POPULATION),
         Replayed(table),
         ledger,
-        search.Settings(
+        loop.Settings(
             table.stops if variant.halving else (num_steps,), trained_with, screen=variant.surrogate, evaluations=budget
         ),
         initial=initial,
@@ -399,8 +400,8 @@ def main(options: Options) -> None:
     try:
         paths = find_tables(options)
     except (ValueError, OSError) as error:
-        sys.exit(report.fail(error))
-    versions = report.versions() | {name: version(name) for name in RIVALS_NEED}
+        sys.exit(summary.fail(error))
+    versions = summary.versions() | {name: version(name) for name in RIVALS_NEED}
     print(f"{options.seeds} replays of each algorithm; 95 % intervals over them")
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}  # workers inherit it; many threads slow them down
     tables, entries = {}, {}
@@ -424,7 +425,7 @@ def main(options: Options) -> None:
     print(f"\n{seconds:.0f} s")
     if options.out is not None:
         facts = {"seeds": options.seeds, "workers": options.workers, "cpus": os.cpu_count(), "seconds": round(seconds)}
-        report.write_json(options.out, facts | {"versions": versions, "budgets": BUDGETS, "tables": entries})
+        summary.write_json(options.out, facts | {"versions": versions, "budgets": BUDGETS, "tables": entries})
     if options.plot is not None:
         draw(options.plot, tables)
 

@@ -46,16 +46,17 @@ import torch
 import tyro
 from torch import nn
 
-from gafreeze_jax import planning, report
 from gafreeze_jax.data.batches import NONE, balanced_batches, make_batches
-from gafreeze_jax.experiment import SCORING_BATCH, make_source
-from gafreeze_jax.ledger import genome_text
+from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.network import Dataset, Network
+from gafreeze_jax.engine.population import Population, Recipe, Replicate
 from gafreeze_jax.models import plain
-from gafreeze_jax.population import Population, Recipe, Run
-from gafreeze_jax.stages import Dataset, Network
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs.experiment import SCORING_BATCH, make_source
+from gafreeze_jax.search.history import genome_text
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
-ADAM = optax.flatten(optax.adam(LEARNING_RATE))  # one update for all leaves of a stage, which XLA compiles faster
+ADAM = optax.flatten(optax.adam(LEARNING_RATE))  # one update for all leaves of a block, which XLA compiles faster
 RECIPE = Recipe(ADAM, ADAM, max_norm=math.inf)
 
 
@@ -177,7 +178,7 @@ class PyTorchLoop:
             (torch.from_numpy(np.moveaxis(data.inputs, -1, 1)), torch.from_numpy(data.targets).long())  # a view
             for data in (task.train, task.validation)
         )
-        self.fit(np.zeros(len(task.network.stages), bool), num_steps=1)
+        self.fit(np.zeros(len(task.network.blocks), bool), num_steps=1)
         self.score()
 
     def __call__(self, genome: np.ndarray) -> float:
@@ -208,7 +209,7 @@ class PyTorchLoop:
 
 
 def make_pytorch_model(params: dict[str, dict[str, np.ndarray]]) -> nn.Sequential:
-    """The same network: a module per stage, and the head."""
+    """The same network: a module per block, and the head."""
     layers = {}
     channels = 1
     for name, layer in params.items():
@@ -250,7 +251,7 @@ def run_ours(task: Task, generations: Sequence[np.ndarray]) -> list[Evaluation]:
     """Evaluates the genomes [P, G] of each generation that are new."""
     start = time.perf_counter()
     population = Population(task.network, task.params, RECIPE, make_source(task.train), make_source(task.validation))
-    run = Run(task.params["head"], make_batches(task.batches), jax.random.key(0))
+    run = Replicate(task.params["head"], make_batches(task.batches), jax.random.key(0))
     population.plan = planning.choose(population, generations[0], run, sum(map(len, generations))).plan
     done: dict[str, Evaluation] = {}
     for genomes in generations:
@@ -276,7 +277,7 @@ def compare(task: Task, options: Options, keras_python: Path | None) -> dict[str
     """Runs all loops on a task."""
     pytorch = PyTorchLoop(task)
     rng = np.random.default_rng(options.seed)
-    generations = list(run_ga(rng, pytorch, len(task.network.stages), options.population, options.generations))
+    generations = list(run_ga(rng, pytorch, len(task.network.blocks), options.population, options.generations))
     evaluations = {
         "PyTorch": pytorch.evaluations,
         "gafreeze_jax": run_ours(task, generations),
@@ -317,7 +318,7 @@ def main(options: Options) -> None:
         results[name] = compare(task, options, keras_python)
         print_result(name, results[name], machine["versions"])
     if options.out is not None:
-        report.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "tasks": results})
+        summary.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "tasks": results})
 
 
 def print_result(name: str, result: dict[str, Any], versions: dict[str, str]) -> None:

@@ -5,7 +5,7 @@
 XLA:TPU comes with libtpu and compiles on any CPU. The programs are those of `Population`, for a step in which everything
 trains: its pieces, which Python hands out one by one, and where asked for the step in one program. Of pieces, memory is what
 XLA says of each, beside the arrays that live while it runs. Prints for each slice and network, per device: memory against HBM,
-GFLOP, collectives in the step, the largest population that fits, and how far off the planner is: stage by stage it counts
+GFLOP, collectives in the step, the largest population that fits, and how far off the planner is: block by block it counts
 bytes from shapes, and of whole steps in one program it takes what XLA says for fewer members, here half as many, in proportion.
 Takes about 10 minutes on 2 cores.
 """
@@ -43,12 +43,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from members import BERT_BASE, MINILM
 from steps import NUM_CLASSES, make_texts
 
-from gafreeze_jax import devices, report
-from gafreeze_jax.activations import Source
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.population import Cohort, Plan, Population, Replicate, adamw_recipe, make_cohorts
 from gafreeze_jax.models import bert
-from gafreeze_jax.population import Call, Plan, Population, Run, adamw_recipe, make_calls
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax.report import summary
 
 COLLECTIVE = re.compile(r"\b(?:all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)\b")
 QUICKLY: Any = {"exec_time_optimization_effort": -1.0}  # a quarter of the time to compile
@@ -104,7 +105,7 @@ class Step(NamedTuple):
     collectives: int
 
 
-def make_population(config: bert.BertConfig, num_texts: int, length: int) -> tuple[Population, Run]:
+def make_population(config: bert.BertConfig, num_texts: int, length: int) -> tuple[Population, Replicate]:
     """Random texts, and parameters that are zero, as nothing is run."""
     init = functools.partial(bert.init_params, config=config, num_classes=NUM_CLASSES)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(init, jax.random.key(0)))
@@ -112,7 +113,7 @@ def make_population(config: bert.BertConfig, num_texts: int, length: int) -> tup
     batches = tokens.pack_batches(texts, np.arange(num_texts)[None], length)
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), batches)
     network = bert.make_bert(config, NUM_CLASSES, dtype=jnp.bfloat16)
-    run = Run(params["head"], batches, jax.random.key(0))
+    run = Replicate(params["head"], batches, jax.random.key(0))
     return Population(network, params, adamw_recipe(1e-5, 1e-4, 100), source, source), run
 
 
@@ -131,8 +132,8 @@ def compile_piece(equation: Any, arguments: list[jax.ShapeDtypeStruct]) -> Any:
     return function.lower(*arguments).compile(QUICKLY)
 
 
-def compile_pieces(population: Population, call: Call, run: Run) -> Step:
-    """A step that is handed out stage by stage. Arrays are followed through it: they live until they are last used."""
+def compile_pieces(population: Population, call: Cohort, run: Replicate) -> Step:
+    """A step that is handed out block by block. Arrays are followed through it: they live until they are last used."""
     (scan,) = [one for one in population.trace(call, run).jaxpr.eqns if one.primitive.name == "scan"]
     step = scan.params["jaxpr"].jaxpr
     mesh = jax.sharding.get_mesh()
@@ -173,22 +174,22 @@ def compile_pieces(population: Population, call: Call, run: Run) -> Step:
     return Step(peak, flops, collectives)
 
 
-def compile_whole(population: Population, call: Call, run: Run) -> Step:
+def compile_whole(population: Population, call: Cohort, run: Replicate) -> Step:
     """A step in one program, where XLA is free to compute again what it would else keep."""
     compiled: Any = population.trace(call, run).lower().compile(QUICKLY)
     flops = compiled.cost_analysis()["flops"]
     return Step(compiled.memory_analysis().peak_memory_in_bytes, flops, len(COLLECTIVE.findall(compiled.as_text())))
 
 
-def measure(population: Population, run: Run, where: Slice, num: int, *, whole: bool) -> dict[str, dict[str, Any]]:
+def measure(population: Population, run: Replicate, where: Slice, num: int, *, whole: bool) -> dict[str, dict[str, Any]]:
     """Rows of the table: the step in pieces with `num` members on each device and, perhaps, in one program."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **where.options)
     mesh = Mesh(np.array(topology.devices), (devices.AXIS,), axis_types=(AxisType.Auto,))
 
-    def compiled_with(per_device: int, compile_step: Callable[[Population, Call, Run], Step]) -> tuple[Step, int]:
+    def compiled_with(per_device: int, compile_step: Callable[[Population, Cohort, Replicate], Step]) -> tuple[Step, int]:
         plan = Plan(per_device * mesh.size)
-        genomes = np.zeros((plan.members, len(population.network.stages)), bool)
-        (call,) = make_calls(plan, population.network, genomes)
+        genomes = np.zeros((plan.members, len(population.network.blocks)), bool)
+        (call,) = make_cohorts(plan, population.network, genomes)
         with jax.set_mesh(mesh):
             return compile_step(population, call, run), population.bytes_of_call(plan, genomes, run)
 
@@ -230,8 +231,8 @@ def main(options: Options) -> None:
                     flush=True,
                 )
     if options.out is not None:
-        facts = {"options": dataclasses.asdict(options), "versions": report.versions() | {"libtpu": version("libtpu")}}
-        report.write_json(options.out, facts | {"rows": results})
+        facts = {"options": dataclasses.asdict(options), "versions": summary.versions() | {"libtpu": version("libtpu")}}
+        summary.write_json(options.out, facts | {"rows": results})
 
 
 if __name__ == "__main__":

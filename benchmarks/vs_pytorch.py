@@ -33,15 +33,17 @@ import pytorch_bert
 import torch
 import tyro
 
-from gafreeze_jax import masking, planning, report
-from gafreeze_jax.activations import Source, score
+from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
-from gafreeze_jax.ledger import Evaluation, Ledger, genome_text
+from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.cache import Source, score
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert, checkpoints, trees
-from gafreeze_jax.population import Population, Run, adamw_recipe
-from gafreeze_jax.search import Scored
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax.report import summary
+from gafreeze_jax.search.history import Evaluation, Ledger, genome_text
+from gafreeze_jax.search.loop import Scored
 
 BATCH_SIZE, MAX_TOKENS = 32, 64
 LEARNING_RATE, HEAD_LEARNING_RATE = 4e-4, 2e-3  # as in experiments/run_bert.py
@@ -143,7 +145,7 @@ def make_ours(task: Task, options: Options) -> Side:
     )
     recipe = adamw_recipe(LEARNING_RATE, HEAD_LEARNING_RATE, len(examples))
     members = Population(bert.make_bert(config, num_classes, dtype=dtype), params, recipe, train, validation)
-    run = Run(params["head"], tokens.pack_batches(task.train, examples), jax.random.key(options.seed))
+    run = Replicate(params["head"], tokens.pack_batches(task.train, examples), jax.random.key(options.seed))
     network = bert.make_bert(task.config, num_classes, dtype=dtype)
     test = Source(Dataset(task.test.inputs, task.data.test.labels), tokens.scoring_batches(task.test))
     chosen: list[planning.Choice] = []
@@ -270,7 +272,7 @@ def main(options: Options) -> None:
     }
     print_result(result)
     if options.out is not None:
-        report.write_json(options.out, result)
+        summary.write_json(options.out, result)
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -9,8 +9,11 @@ import equinox as eqx
 import jax
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import experiment, masking, report, whole
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax import masking
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.models import from_function
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
 
 digits = load_digits()
 inputs = (digits.data / 16).astype("float32")
@@ -19,11 +22,11 @@ train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (sli
 model = eqx.nn.MLP(64, 10, width_size=32, depth=3, key=jax.random.key(0))  # in place of a pretrained one
 params, static = eqx.partition(model, eqx.is_inexact_array)
 genes = masking.make_genes(params, {r"layers/([0-2])/.*": r"layer_\1", "layers/3/.*": None})  # None = always trains
-network = whole.make_network(lambda params, x, key: jax.vmap(eqx.combine(params, static))(x), genes)
+network = from_function.make_network(lambda params, x, key: jax.vmap(eqx.combine(params, static))(x), genes)
 options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
-task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+task = experiment.make_task(network, from_function.split(params, genes), train, validation, options, genes)
 found = experiment.run_search(task, options).found
 
-print(f"{report.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+print(f"{summary.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
 masking.write_mask("mask.json", genes, found.best.genome)
-model = eqx.combine(whole.join(found.best.params, genes), static)  # the fine-tuned one
+model = eqx.combine(from_function.join(found.best.params, genes), static)  # the fine-tuned one

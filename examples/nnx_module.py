@@ -8,8 +8,11 @@ It ends in seconds. Put your own module, pretrained parameters and arrays in the
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import experiment, masking, report, whole
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax import masking
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.models import from_function
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
 
 
 class MLP(nnx.Module):
@@ -30,11 +33,11 @@ train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (sli
 model = MLP(nnx.Rngs(0))  # in place of a pretrained one
 graph, params, rest = nnx.split(model, nnx.Param, ...)
 genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier/.*": None})  # None = always trains
-network = whole.make_network(lambda params, x, key: nnx.merge(graph, params, rest)(x), genes)
+network = from_function.make_network(lambda params, x, key: nnx.merge(graph, params, rest)(x), genes)
 options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
-task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+task = experiment.make_task(network, from_function.split(params, genes), train, validation, options, genes)
 found = experiment.run_search(task, options).found
 
-print(f"{report.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+print(f"{summary.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
 masking.write_mask("mask.json", genes, found.best.genome)
-nnx.update(model, whole.join(found.best.params, genes))  # the model is the fine-tuned one now
+nnx.update(model, from_function.join(found.best.params, genes))  # the model is the fine-tuned one now

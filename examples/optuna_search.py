@@ -12,10 +12,13 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import experiment, masking, report, whole
-from gafreeze_jax.ledger import genome_array, genome_text
-from gafreeze_jax.population import Plan, Population, adamw_recipe
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax import masking
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.population import Plan, Population, adamw_recipe
+from gafreeze_jax.models import from_function
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.search.history import genome_array, genome_text
 
 try:
     import optuna
@@ -37,8 +40,8 @@ rng = np.random.default_rng(0)
 normal = lambda *shape: rng.normal(size=shape, scale=0.1).astype("float32")  # noqa: E731
 params = {"layers": [normal(64, 64) for _ in range(6)], "classifier": normal(64, 10)}  # in place of pretrained ones
 genes = masking.make_genes(params, {r"layers/(\d)": r"layer_\1", "classifier": None})  # None = always trains
-network = whole.make_network(lambda params, x, key: apply(params, x), genes)
-task = experiment.make_task(network, whole.split(params, genes), train, validation, experiment.Options(epochs=6), genes)
+network = from_function.make_network(lambda params, x, key: apply(params, x), genes)
+task = experiment.make_task(network, from_function.split(params, genes), train, validation, experiment.Options(epochs=6), genes)
 run = task.run(seed=0)
 num_steps = len(run.batches.examples)
 population = Population(network, task.params, adamw_recipe(3e-3, 1e-2, num_steps), task.train, task.validation)
@@ -60,4 +63,4 @@ for _ in range(4):
 
 best = text_of(study.best_trial)
 print(f"{len(accuracies)} of {2 ** len(genes)} masks trained")
-print(f"{report.describe_mask(genes.names, best)}: accuracy {accuracies[best]:.3f}")
+print(f"{summary.describe_mask(genes.names, best)}: accuracy {accuracies[best]:.3f}")

@@ -9,8 +9,11 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import experiment, masking, report, whole
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax import masking
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.models import from_function
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
 
 
 def apply(params, x):
@@ -28,11 +31,11 @@ normal = lambda *shape: rng.normal(size=shape, scale=(2 / shape[0]) ** 0.5).asty
 layers = [{"kernel": normal(*shape), "bias": np.zeros(shape[1], "float32")} for shape in ((64, 32), (32, 16), (16, 8))]
 params = {"layers": layers, "classifier": normal(8, 10)}  # in place of pretrained ones
 genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier": None})  # None = always trains
-network = whole.make_network(lambda params, x, key: apply(params, x), genes)
+network = from_function.make_network(lambda params, x, key: apply(params, x), genes)
 options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
-task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+task = experiment.make_task(network, from_function.split(params, genes), train, validation, options, genes)
 found = experiment.run_search(task, options).found
 
-print(f"{report.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+print(f"{summary.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
 masking.write_mask("mask.json", genes, found.best.genome)
-params = whole.join(found.best.params, genes)  # the fine-tuned parameters
+params = from_function.join(found.best.params, genes)  # the fine-tuned parameters

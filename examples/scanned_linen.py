@@ -9,8 +9,11 @@ import flax.linen as nn
 import jax
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import experiment, masking, report, whole
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax import masking
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.models import from_function
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
 
 
 class Layer(nn.Module):
@@ -34,11 +37,11 @@ train, validation = (Dataset(inputs[rows], digits.target[rows]) for rows in (sli
 model = ResidualMLP()
 params = model.init(jax.random.key(0), inputs[:1])["params"]  # in place of pretrained ones
 genes = masking.make_genes(params, {"layers/.*": masking.Stacked("layer_{}"), "classifier/.*": None})  # None = always trains
-network = whole.make_network(lambda params, x, key: model.apply({"params": params}, x), genes)
+network = from_function.make_network(lambda params, x, key: model.apply({"params": params}, x), genes)
 options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
-task = experiment.make_task(network, whole.split(params, genes), train, validation, options, genes)
+task = experiment.make_task(network, from_function.split(params, genes), train, validation, options, genes)
 found = experiment.run_search(task, options).found
 
-print(f"{report.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+print(f"{summary.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
 masking.write_mask("mask.json", genes, found.best.genome)
-params = whole.join(found.best.params, genes)  # the fine-tuned parameters, as the module takes them
+params = from_function.join(found.best.params, genes)  # the fine-tuned parameters, as the module takes them

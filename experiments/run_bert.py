@@ -8,7 +8,7 @@ runs without a network: it takes the embedded all-MiniLM-L6-v2 and 1,988 embedde
 
 import tyro
 
-from gafreeze_jax import experiment
+from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks.bert import Options, prepare
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import tyro
 from jax import Array
 
-from gafreeze_jax import experiment
+from gafreeze_jax.engine.network import Block, Dataset, Network, classification
 from gafreeze_jax.models import checkpoints
-from gafreeze_jax.pretraining import pretrain
-from gafreeze_jax.stages import Dataset, Network, Stage, classification
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.tasks.pretraining import pretrain
 
 PRETRAINING_EPOCHS = 20
 
@@ -44,7 +44,7 @@ class Options(experiment.Options):
     """Highest learning rate of the last layer."""
 
 
-# 1. A network is a chain of stages. Each is a function of its own parameters and of what the stage below gives; it has a gene.
+# 1. A network is a chain of blocks. Each is a function of its own parameters and of what the block below gives; it has a gene.
 #    `frozen` matters to layers such as dropout or batch normalisation, `key` to dropout; `context` holds what else a batch has.
 
 
@@ -66,21 +66,21 @@ def classifier(params: dict, x: Array, context: dict, *, frozen: bool | Array, k
 
 
 def make_network(kind: str, image: tuple[int, ...], num_classes: int, key: Array) -> tuple[Network, dict]:
-    """The network and random parameters {stage name: ..., "head": ...}; the head always trains, so it has no gene."""
+    """The network and random parameters {block name: ..., "head": ...}; the head always trains, so it has no gene."""
     if kind == "dense":
         sizes = itertools.pairwise([int(np.prod(image)), 32, 16, 8])
         shapes: dict[str, tuple[int, ...]] = {f"dense_{i}": size for i, size in enumerate(sizes)}
     else:
         height, width, channels = image
         shapes = {"conv_0": (3, 3, channels, 16), "conv_1": (3, 3, 16, 32), "dense": (height // 4 * (width // 4) * 32, 32)}
-    stages = tuple(Stage(name, dense if len(shape) == 2 else convolution) for name, shape in shapes.items())
-    shapes["head"] = (shapes[stages[-1].name][-1], num_classes)
+    blocks = tuple(Block(name, dense if len(shape) == 2 else convolution) for name, shape in shapes.items())
+    shapes["head"] = (shapes[blocks[-1].name][-1], num_classes)
     params = {}
     for name, shape in shapes.items():
         key, key_layer = jax.random.split(key)
         kernel = jax.nn.initializers.he_normal()(key_layer, shape, jnp.float32)
         params[name] = {"kernel": kernel, "bias": jnp.zeros(shape[-1])}
-    return Network(stages, classifier, classification), params
+    return Network(blocks, classifier, classification), params
 
 
 # 2. Data are arrays: a row of inputs and a label for every example.

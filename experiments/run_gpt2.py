@@ -13,7 +13,7 @@ tells good reviews from bad ones with GPT-2 itself.
 
 import tyro
 
-from gafreeze_jax import experiment
+from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks.gpt2 import Options, prepare
 
 

@@ -13,7 +13,7 @@ takes photos from a folder that has a folder for every class.
 
 import tyro
 
-from gafreeze_jax import experiment
+from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks.resnet import Options, prepare
 
 

@@ -4,7 +4,6 @@ The names here need jax, optax and numpy alone. The search stands in `gafreeze_j
 `gafreeze_jax.population`, networks in `gafreeze_jax.models`.
 """
 
-from gafreeze_jax.genetic import GA, make_ga
 from gafreeze_jax.masking import (
     Genes,
     Stacked,
@@ -18,6 +17,7 @@ from gafreeze_jax.masking import (
     read_mask,
     write_mask,
 )
+from gafreeze_jax.search.genetic import GA, make_ga
 
 __all__ = [
     "GA",

@@ -215,7 +215,7 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     Its `update(grads, state, params, genome=genome)` zeroes the gradients of frozen leaves *before* `tx` and their
     updates *after* it, so that clipping norms count trainable leaves only, moments of frozen leaves stay zero and weight
     decay does not leak. Works with any optax optimizer and under `jax.vmap` over genomes. Saves no computation by
-    itself; the module `stages` does.
+    itself; the module `blocks` does.
 
     >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
     >>> genes = make_genes(params, {"body": "body", "head": None})

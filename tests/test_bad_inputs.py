@@ -29,7 +29,8 @@ from etils import epath
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from gafreeze_jax import pretraining, saving
+from gafreeze_jax.runs import saving
+from gafreeze_jax.tasks import pretraining
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -511,7 +512,7 @@ CASES = {
     "no finalists' seeds": Case(run_custom, given(finalist_seeds=0), "--finalist-seeds must be at least 1, got 0"),
     "a plan in words": Case(run_custom, given(plan="fast"), "plan 'fast': expected auto, or members=N, steps=N"),
     "a plan with no members": Case(run_custom, given(plan="members=0"), "with commas between; got 'members=0'"),
-    "a plan that cannot be": Case(run_custom, given(plan="steps=0,freezing=traced"), "stage by stage, masks are static"),
+    "a plan that cannot be": Case(run_custom, given(plan="steps=0,freezing=traced"), "block by block, masks are static"),
     "a plan of code": Case(run_custom, given(plan="__import__('os').mkdir('ran')"), "expected auto, or members=N"),
     # Folders
     "a folder that cannot be": Case(run_bert, given(out=Path("/proc/run")), "--out /proc/run: cannot be written"),

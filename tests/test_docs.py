@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import __main__
+from gafreeze_jax import cli
 from gafreeze_jax.data import reviews
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +100,7 @@ def test_the_commands_and_the_code_run(
             assert "=== Generation 1 ===" in capsys.readouterr().out
         elif words[0].endswith("gafreeze"):
             monkeypatch.setattr(sys, "argv", ["gafreeze", *words[1:]])
-            __main__.main()
+            cli.main()
             assert capsys.readouterr().out or Path("labels.csv").exists()
     names = {}
     for block in blocks(document, "python"):

@@ -16,8 +16,8 @@ from command_line import words
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
-from gafreeze_jax.finalists import NO_MASKS
 from gafreeze_jax.models import bert
+from gafreeze_jax.runs.finalists import NO_MASKS
 
 BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
 SCRIPT = Path(run_bert.__file__)
@@ -106,8 +106,8 @@ def test_what_is_left_on_disk(small_bert, reviews, tmp_path, capsys):
     batch = jax.tree.map(lambda leaf: leaf[0], tokens.pack_batches(test, np.arange(12)[None]))
     network = bert.make_bert(config, 2)
     x = jax.tree.map(lambda leaf: leaf[batch.elements], test.inputs)
-    for stage in network.stages:
-        x = stage.apply(params[stage.name], x, batch.context, frozen=True, key=None)
+    for block in network.blocks:
+        x = block.apply(params[block.name], x, batch.context, frozen=True, key=None)
     logits = network.head(params["head"], x, batch.context, frozen=True, key=None)
     assert result["model"]["test_accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == data.test.labels))
     _, pretrained, _ = bert.load_bert(small_bert, jax.random.key(1))

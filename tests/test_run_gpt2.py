@@ -14,12 +14,12 @@ import pytest
 import run_gpt2
 from command_line import words
 
-from gafreeze_jax import pretraining
-from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
-from gafreeze_jax.finalists import NO_MASKS
+from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.models import gpt2
+from gafreeze_jax.runs.finalists import NO_MASKS
+from gafreeze_jax.tasks import pretraining
 
 BASELINES = ("train all", "best prefix mask", "best random mask", *NO_MASKS)
 SCRIPT = Path(run_gpt2.__file__)

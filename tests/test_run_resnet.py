@@ -13,12 +13,12 @@ import run_resnet
 from command_line import words
 from PIL import Image
 
-from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.data.images import Frame, load_images
-from gafreeze_jax.finalists import NO_MASKS
+from gafreeze_jax.engine.cache import Source, score
+from gafreeze_jax.engine.network import Dataset, parameters
 from gafreeze_jax.models import resnet
-from gafreeze_jax.stages import Dataset, parameters
+from gafreeze_jax.runs.finalists import NO_MASKS
 from gafreeze_jax.tasks import resnet as resnet_task
 
 BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
@@ -60,7 +60,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     assert "Pretraining a ResNet" in done.stdout
     assert "=== Generation 1 ===\nFittest chromosome: [" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["stages"] == ["stem", *(f"layer{stage}_{number}" for stage in (1, 2, 3) for number in (0, 1))]
+    assert result["stages"] == ["stem", *(f"layer{block}_{number}" for block in (1, 2, 3) for number in (0, 1))]
     assert result["label_names"] == list("56789")
     assert set(result["results"]) == BASELINES
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]

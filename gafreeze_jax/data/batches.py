@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gafreeze_jax.stages import Batch
+from gafreeze_jax.engine.network import Batch
 
 NONE = -1  # fills batches that are not full
 

@@ -9,7 +9,7 @@ import numpy as np
 from gafreeze_jax.data import files
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.data.tokens import Tokens, pack_batches
-from gafreeze_jax.stages import Batch, Dataset
+from gafreeze_jax.engine.network import Batch, Dataset
 
 SUFFIXES = (".txt",)
 HELD_OUT_SHARE = 0.1  # of the text, for each split that is missing

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gafreeze_jax.data.batches import balanced_batches
-from gafreeze_jax.stages import Batch
+from gafreeze_jax.engine.network import Batch
 
 ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts

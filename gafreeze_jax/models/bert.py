@@ -1,4 +1,4 @@
-"""BERT for sequence classification (Devlin et al. 2019) as a chain of stages: the embeddings, then one per layer.
+"""BERT for sequence classification (Devlin et al. 2019) as a chain of blocks: the embeddings, then one per layer.
 
 Token arrays are flat, `[tokens, features]`: matrix products are then single large ones, and short texts share rows (see
 `data/tokens.py`). The last layer is computed for the first token of every text alone, as nothing else is read from it.
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.engine.network import Block, Network, classification
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.trees import Granularity
-from gafreeze_jax.stages import Network, Stage, classification
 
 # Name in a Hugging Face checkpoint (without the prefix "bert."), path in our tree, axes permutation.
 CHECKPOINT_MAP: checkpoints.Map = (
@@ -207,9 +207,9 @@ def make_bert(config: BertConfig, num_classes: int, *, dtype: Any = jnp.float32,
             modules.append((f"layer_{i}/mlp", MLP(config, dtype), last))
         else:
             modules.append((f"layer_{i}", Layer(config, dtype, last), last))
-    stages = tuple(Stage(name, layers.as_stage(module), last) for name, module, last in modules)
+    blocks = tuple(Block(name, layers.as_block(module), last) for name, module, last in modules)
     head: Any = Head(config, num_classes)
-    return Network(stages, layers.as_stage(head), classification)
+    return Network(blocks, layers.as_block(head), classification)
 
 
 def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
@@ -218,15 +218,15 @@ def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
 
 
 def init_params(key: Array, config: BertConfig, num_classes: int) -> dict:
-    """A randomly initialised tree {stage name: parameters, "head": parameters}."""
+    """A randomly initialised tree {block name: parameters, "head": parameters}."""
     index = jnp.zeros(1, jnp.int32)
     context = {"segments": index[None], "firsts": index}
     x: Any = {"ids": index, "positions": index, "types": index}
     params = {}
     modules = {f"layer_{i}": Layer(config, last=i == config.num_hidden_layers - 1) for i in range(config.num_hidden_layers)}
     for name, module in {"embeddings": Embeddings(config), **modules}.items():
-        key, key_stage = jax.random.split(key)
-        params[name] = module.init(key_stage, x, context, True)["params"]
+        key, key_block = jax.random.split(key)
+        params[name] = module.init(key_block, x, context, True)["params"]
         x = jnp.zeros((1, config.hidden_size))
     return {**params, "head": init_head(key, config, num_classes)}
 
@@ -239,7 +239,7 @@ def load_bert(folder: Path, key: Array, num_classes: int | None = None) -> tuple
       num_classes: of a fresh classifier; None = the checkpoint has one and it is read.
 
     Returns:
-      Its config, its parameters {stage name: float32 arrays, "head": ...}, and the paths of leaves that are fresh.
+      Its config, its parameters {block name: float32 arrays, "head": ...}, and the paths of leaves that are fresh.
 
     Raises:
       ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.

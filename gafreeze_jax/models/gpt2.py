@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) as a chain of stages: the embeddings, one stage per block, the final norm.
+"""GPT-2 (Radford et al. 2019) as a chain of blocks: the embeddings, one block per block, the final norm.
 
 It models language, with the word vectors as its output layer too, or classifies texts by their last token. Token arrays are
 flat, `[tokens, features]`, and texts share rows (see `data/tokens.py`); a token sees earlier ones of its own text. For
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.engine.network import Block, Network, classification
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.trees import Granularity
-from gafreeze_jax.stages import Network, Stage, classification
 
 TaskName = Literal["lm", "classify"]
 
@@ -168,7 +168,7 @@ def _residual_stddev(config: GPT2Config) -> float:
     return config.initializer_range / (2 * config.n_layer) ** 0.5
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     config: GPT2Config
     scale: float
     dtype: Any = jnp.float32
@@ -210,7 +210,7 @@ class _Named(NamedTuple):
 
 
 def _modules(config: GPT2Config, task: TaskName, dtype: Any, granularity: Granularity) -> list[_Named]:
-    """All stages, lowest first."""
+    """All blocks, lowest first."""
     modules = [_Named("embeddings", Embeddings(config, dtype), False)]
     for i in range(config.n_layer):
         last = task == "classify" and i == config.n_layer - 1
@@ -221,7 +221,7 @@ def _modules(config: GPT2Config, task: TaskName, dtype: Any, granularity: Granul
             modules.append(_Named(f"block_{i}/attention", Attention(config, scale, dtype, last), last))
             modules.append(_Named(f"block_{i}/mlp", MLP(config, dtype), last))
         else:
-            modules.append(_Named(f"block_{i}", Block(config, scale, dtype, last), last))
+            modules.append(_Named(f"block_{i}", TransformerBlock(config, scale, dtype, last), last))
     return [*modules, _Named("final_norm", FinalNorm(config), task == "classify")]
 
 
@@ -236,10 +236,10 @@ def make_gpt2(config: GPT2Config, task: TaskName, *, dtype: Any = jnp.float32, g
         `trees.split_layers`.
     """
     modules = _modules(config, task, dtype, granularity)
-    stages = tuple(Stage(name, layers.as_stage(module), per_example) for name, module, per_example in modules)
+    blocks = tuple(Block(name, layers.as_block(module), per_example) for name, module, per_example in modules)
     if task == "lm":
-        return Network(stages, _next_token(jnp.dtype(dtype)), classification, shared=("embeddings",))
-    return Network(stages, _score, classification)
+        return Network(blocks, _next_token(jnp.dtype(dtype)), classification, shared=("embeddings",))
+    return Network(blocks, _score, classification)
 
 
 def init_head(key: Array, config: GPT2Config, num_classes: int | None) -> dict:
@@ -250,13 +250,13 @@ def init_head(key: Array, config: GPT2Config, num_classes: int | None) -> dict:
 
 
 def init_params(key: Array, config: GPT2Config, num_classes: int | None) -> dict:
-    """A randomly initialised tree {stage name: parameters, "head": parameters}, as `init_head`."""
+    """A randomly initialised tree {block name: parameters, "head": parameters}, as `init_head`."""
     index = jnp.zeros(1, jnp.int32)
     x: Any = {"ids": index, "positions": index}
     params = {}
     for name, module, _ in _modules(config, "lm", jnp.float32, "layer"):
-        key, key_stage = jax.random.split(key)
-        params[name] = module.init(key_stage, x, {"segments": index[None]}, True)["params"]
+        key, key_block = jax.random.split(key)
+        params[name] = module.init(key_block, x, {"segments": index[None]}, True)["params"]
         x = jnp.zeros((1, config.n_embd))
     return {**params, "head": init_head(key, config, num_classes)}
 
@@ -269,7 +269,7 @@ def load_gpt2(folder: Path, task: TaskName, key: Array, num_classes: int | None 
       num_classes: of a fresh classifier; None = the checkpoint has one and it is read, or the task needs none.
 
     Returns:
-      Its config, its parameters {stage name: float32 arrays, "head": ...}, and the paths of leaves that are fresh.
+      Its config, its parameters {block name: float32 arrays, "head": ...}, and the paths of leaves that are fresh.
 
     Raises:
       ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from gafreeze_jax import devices
+from gafreeze_jax.engine import devices
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -25,8 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @functools.cache  # equal layers have one function, and so share compiled code
-def as_stage(module: nn.Module) -> Callable:
-    """What `stages.Stage` and `stages.Network` call, of a module that is called with an input, its context and `frozen`."""
+def as_block(module: nn.Module) -> Callable:
+    """What `blocks.Block` and `blocks.Network` call, of a module that is called with an input, its context and `frozen`."""
 
     def apply(params, x, context, *, frozen, key):
         rngs = {} if key is None else {"dropout": key}

@@ -1,9 +1,9 @@
-"""Dense and convolutional networks as chains of stages.
+"""Dense and convolutional networks as chains of blocks.
 
     network, shapes = make_cnn((28, 28, 1), channels=(16, 32), dense=128, num_classes=10)
     params = init_params(jax.random.key(0), shapes)
 
-Shapes are those of the kernels, by stage. Inputs are float32, images [B, H, W, C].
+Shapes are those of the kernels, by block. Inputs are float32, images [B, H, W, C].
 """
 
 import itertools
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.engine.network import Block, Network, classification
 from gafreeze_jax.models.convolutions import convolve
-from gafreeze_jax.stages import Network, Stage, classification
 
 KERNEL = 3  # height and width of the convolutions
 Shapes = dict[str, tuple[int, ...]]
@@ -74,14 +74,14 @@ def _check_positive(**sizes: Sequence[int]) -> None:
 
 
 def _make_network(shapes: Shapes) -> tuple[Network, Shapes]:
-    stages = (
-        Stage(name, hidden if len(shape) == 2 else pooled_convolution) for name, shape in shapes.items() if name != "head"
+    blocks = (
+        Block(name, hidden if len(shape) == 2 else pooled_convolution) for name, shape in shapes.items() if name != "head"
     )
-    return Network(tuple(stages), linear, classification), shapes
+    return Network(tuple(blocks), linear, classification), shapes
 
 
 def init_params(key: Array, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
-    """Kernels from a normal distribution of variance 2 / inputs (He et al. 2015), biases 0: {stage name: ..., "head": ...}."""
+    """Kernels from a normal distribution of variance 2 / inputs (He et al. 2015), biases 0: {block name: ..., "head": ...}."""
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     parts = np.split(np.asarray(jax.random.normal(key, (ends[-1],))), ends[:-1])  # drawn at once, as every size compiles anew
     return {

@@ -1,4 +1,4 @@
-"""ResNets for image classification (He et al. 2016) as a chain of stages: the stem, then one per residual block.
+"""ResNets for image classification (He et al. 2016) as a chain of blocks: the stem, then one per residual block.
 
 Those for ImageNet (7 x 7 stem with max-pooling; basic or bottleneck blocks) and those for CIFAR (3 x 3 stem; shortcuts
 without parameters). Images are [B, H, W, C] uint8: what scales them to the numbers that the network was trained with belongs
@@ -21,9 +21,9 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.data import files
+from gafreeze_jax.engine.network import STATISTICS, Block, Network, classification, parameters
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.convolutions import convolve
-from gafreeze_jax.stages import STATISTICS, Network, Stage, classification, parameters
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of batch normalisation, as PyTorch has them
 REDUCTION = 4  # of the channels inside a bottleneck block
@@ -219,7 +219,7 @@ class Stem(nn.Module):
         return max_pool(x) if self.kind == "imagenet" else x
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Convolutions with norms and relu between them, and a shortcut around them.
 
     Attributes:
@@ -261,7 +261,7 @@ def _modules(config: ResNetConfig, preprocessing: Preprocessing, dtype: Any) -> 
             if config.layer_type == "bottleneck":
                 features, sizes = (width // REDUCTION, width // REDUCTION, width), (1, 3, 1)
                 strides = (stride, 1, 1) if config.downsample_in_bottleneck else (1, stride, 1)
-            yield f"layer{stage}_{number}", Block(features, sizes, strides, project, dtype)
+            yield f"layer{stage}_{number}", ResidualBlock(features, sizes, strides, project, dtype)
             inputs = width
 
 
@@ -290,7 +290,7 @@ def make_resnet(config: ResNetConfig, preprocessing: Preprocessing | None = None
       dtype: of products, and of activations where that is faster; all parameters, statistics and the head are float32.
     """
     modules = _modules(config, preprocessing or default_preprocessing(config), dtype)
-    return Network(tuple(Stage(name, _apply(module)) for name, module in modules), _head, classification)
+    return Network(tuple(Block(name, _apply(module)) for name, module in modules), _head, classification)
 
 
 def init_head(key: Array, config: ResNetConfig, num_classes: int) -> dict:
@@ -300,7 +300,7 @@ def init_head(key: Array, config: ResNetConfig, num_classes: int) -> dict:
 
 
 def init_params(key: Array, config: ResNetConfig, num_classes: int) -> dict:
-    """A randomly initialised tree {stage name: parameters and "batch_stats", "head": parameters}."""
+    """A randomly initialised tree {block name: parameters and "batch_stats", "head": parameters}."""
 
     @jax.jit  # in which only shapes matter of what the blocks compute, so that it is left out
     def init(key: Array) -> dict:
@@ -308,8 +308,8 @@ def init_params(key: Array, config: ResNetConfig, num_classes: int) -> dict:
         context = {"weights": jnp.ones(1)}
         params = {}
         for name, module in _modules(config, default_preprocessing(config), jnp.float32):
-            key, key_stage = jax.random.split(key)
-            x, variables = module.init_with_output(key_stage, x, context, True)
+            key, key_block = jax.random.split(key)
+            x, variables = module.init_with_output(key_block, x, context, True)
             params[name] = {**variables["params"], "batch_stats": variables["batch_stats"]}
         return {**params, "head": init_head(key, config, num_classes)}
 
@@ -472,7 +472,7 @@ def load_resnet(path: Path) -> Checkpoint:
 
 
 def make_params(checkpoint: Checkpoint, key: Array | None = None, num_classes: int | None = None) -> dict:
-    """The parameters {stage name: float32 arrays, "head": ...} of a checkpoint.
+    """The parameters {block name: float32 arrays, "head": ...} of a checkpoint.
 
     Args:
       key, num_classes: of a fresh classifier; None = the checkpoint has one and it is taken.

@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gafreeze_jax import experiment, masking
-from gafreeze_jax.activations import Source
+from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import bert, checkpoints, trees
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax.runs import experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, *occurring)
     network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
-    genes = experiment.stage_genes(network, pretrained)
+    genes = experiment.block_genes(network, pretrained)
     task = experiment.Task(
         network,
         trees.split_layers(params) if options.granularity == "sublayer" else params,

@@ -12,11 +12,14 @@ import jax
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import experiment, masking, pretraining, report
-from gafreeze_jax.activations import Source
+from gafreeze_jax import masking
 from gafreeze_jax.data import lm, text, tokens
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Batch, Dataset, Network
 from gafreeze_jax.models import checkpoints, gpt2, trees
-from gafreeze_jax.stages import Batch, Dataset, Network
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.tasks import pretraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> No
     member = pretraining.pretrain(lm_task(gpt2.make_gpt2(config, "lm"), params, train, validation, options), options)
     say(
         f"It took {time.perf_counter() - start:.0f} s, and predicts {member.accuracy:.1%} of the validation bytes (perplexity "
-        f"{report.perplexity(member.loss):.2f})"
+        f"{summary.perplexity(member.loss):.2f})"
     )
     gpt2.save_gpt2(folder, folder, member.params)
 
@@ -117,7 +120,7 @@ def make_task(
 ) -> experiment.Task:
     """A task; `pretrained` is the tree before words were left out, if some were."""
     pretrained = pretrained or params
-    genes = experiment.stage_genes(network, pretrained)
+    genes = experiment.block_genes(network, pretrained)
     count = functools.partial(masking.count_trainable, pretrained, genes)
     params = params if network.names[1] in params else trees.split_layers(params)
     tensors = gpt2.tensor_names(pretrained)

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gafreeze_jax import experiment, pretraining
 from gafreeze_jax.data import images
+from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import checkpoints, resnet
-from gafreeze_jax.stages import Dataset
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.tasks import pretraining
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from gafreeze_jax import stages
-from gafreeze_jax.activations import Source
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import NONE, balanced_batches
+from gafreeze_jax.engine import backprop
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert, checkpoints
-from gafreeze_jax.population import Population, Run, adamw_recipe
-from gafreeze_jax.stages import Dataset
 
 torch = pytest.importorskip("torch")
 pytorch_bert = pytest.importorskip("pytorch_bert")
@@ -66,9 +66,9 @@ def test_logits_equal_ours(finetuner, ours, task):
     (network, params), (texts, labels) = ours, task
     batch = jax.tree.map(lambda leaf: leaf[0], tokens.scoring_batches(texts))
     x = {name: column[batch.elements] for name, column in texts.inputs.items()}
-    for stage in network.stages:
-        x = stages.infer(stage.apply, (None, None), params[stage.name], x, batch.context)
-    x = stages.infer(network.head, (None, None), params["head"], x, batch.context)
+    for block in network.blocks:
+        x = backprop.infer(block.apply, (None, None), params[block.name], x, batch.context)
+    x = backprop.infer(network.head, (None, None), params["head"], x, batch.context)
     (padded,) = pytorch_bert.pad_batches(texts, labels, batch.examples[None])
     with torch.inference_mode():
         np.testing.assert_allclose(x, finetuner.model.eval()(**padded).logits, rtol=0, atol=1e-3)
@@ -81,7 +81,7 @@ def test_training_equals_ours(genome, finetuner, ours, task):
     examples = balanced_batches(np.random.default_rng(0), texts.lengths, BATCH_SIZE, num_epochs=4)
     source = Source(Dataset(texts.inputs, labels), tokens.scoring_batches(texts))
     population = Population(network, params, adamw_recipe(*RATES, len(examples)), source, source)
-    run = Run(params["head"], tokens.pack_batches(texts, examples), jax.random.key(0))
+    run = Replicate(params["head"], tokens.pack_batches(texts, examples), jax.random.key(0))
     (member,) = population.evaluate(genome[None], run)
 
     train_loss = finetuner.fit(genome, pytorch_bert.pad_batches(texts, labels, examples))

@@ -11,8 +11,8 @@ from search_quality import BUDGETS, OURS, Course, Options, compare, main, replay
 from tables import TABLES, Table, save_table
 from threadpoolctl import threadpool_limits
 
-from gafreeze_jax.genetic import all_genomes
-from gafreeze_jax.verdict import Interval
+from gafreeze_jax.runs.verdict import Interval
+from gafreeze_jax.search.genetic import all_genomes
 
 NUM_GENES = 8
 EFFECTS = np.array([3, -1, 2, -4, 5, -2, 1, -3]) / 100

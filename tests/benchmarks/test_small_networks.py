@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from gafreeze_jax.population import Population, Run
+from gafreeze_jax.engine.population import Population, Replicate
 
 torch = pytest.importorskip("torch")
 
@@ -42,7 +42,7 @@ def test_pytorch_trains_the_same_parameters(task, genome):
     genome = np.array([gene == "1" for gene in genome])
     learning_rate = small_networks.LEARNING_RATE
     sources = (small_networks.make_source(data) for data in (task.train, task.validation))
-    run = Run(task.params["head"], small_networks.make_batches(task.batches), jax.random.key(0))
+    run = Replicate(task.params["head"], small_networks.make_batches(task.batches), jax.random.key(0))
     (member,) = Population(task.network, task.params, small_networks.RECIPE, *sources).evaluate(genome[None], run)
 
     loop = small_networks.PyTorchLoop(task)

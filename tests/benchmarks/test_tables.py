@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tables import TABLES, Table, load_table, save_table
 
-from gafreeze_jax.genetic import all_genomes
 from gafreeze_jax.masking import prefix_genomes
+from gafreeze_jax.search.genetic import all_genomes
 
 NAMES = ("cnn-fashion_mnist", "minilm-sst2", "minilm-trec", "resnet20-cifar10", "resnet20-fashion_mnist")
 WEIGHTS_OF_CNN = {  # 3 x 3 kernels and biases; dense ones

@@ -14,8 +14,8 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from gafreeze_jax import stages
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine import backprop
 from gafreeze_jax.models import bert, checkpoints, layers, trees
 
 KEY = jax.random.key(0)
@@ -30,9 +30,9 @@ def compute_logits(config, params, texts, batches):
     for step in range(len(batches.examples)):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
         x = {name: column[batch.elements] for name, column in texts.inputs.items()}
-        for stage in network.stages:
-            x = stages.infer(stage.apply, (None, None), params[stage.name], x, batch.context)
-        x = stages.infer(network.head, (None, None), params["head"], x, batch.context)
+        for block in network.blocks:
+            x = backprop.infer(block.apply, (None, None), params[block.name], x, batch.context)
+        x = backprop.infer(network.head, (None, None), params["head"], x, batch.context)
         real = batch.examples >= 0
         logits[batch.examples[real]] = x[real]
     return logits
@@ -139,12 +139,12 @@ def test_activation_equals_pytorch(name):
 # Network and parameters
 
 
-def test_stages(folder):
+def test_blocks(folder):
     config = dataclasses.replace(bert.read_config(folder), num_hidden_layers=3)
     network = bert.make_bert(config, 2)
     assert network.names == ("embeddings", "layer_0", "layer_1", "layer_2")
-    assert [stage.per_example for stage in network.stages] == [False, False, False, True]
-    assert network.stages[1].apply is network.stages[2].apply  # so they share compiled code
+    assert [block.per_example for block in network.blocks] == [False, False, False, True]
+    assert network.blocks[1].apply is network.blocks[2].apply  # so they share compiled code
     assert network == bert.make_bert(config, 2)
 
 
@@ -388,7 +388,7 @@ PARTS = ("embeddings", "layer_0", "layer_1", "head")
 
 @pytest.fixture(scope="module")
 def run_part(folder):
-    """A function that runs a stage or the head, with changes to the config, on 100 rows of 16 tokens."""
+    """A function that runs a block or the head, with changes to the config, on 100 rows of 16 tokens."""
     config, params = load(folder)
     positions = np.tile(np.arange(16), 100)
     context = {"segments": np.zeros((100, 16), np.int32), "firsts": np.arange(100) * 16}
@@ -397,7 +397,7 @@ def run_part(folder):
 
     def apply(name, frozen, key, **rates):
         network = bert.make_bert(dataclasses.replace(config, **rates), golden.NUM_CLASSES)
-        functions = {stage.name: stage.apply for stage in network.stages} | {"head": network.head}
+        functions = {block.name: block.apply for block in network.blocks} | {"head": network.head}
         return functions[name](params[name], inputs[name], context, frozen=frozen, key=key)
 
     for name in PARTS:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_population as tasks
 
-from gafreeze_jax.activations import score
+from gafreeze_jax.engine.cache import score
 from gafreeze_jax.models import bert, layers, trees
 
 CONFIG = bert.BertConfig(

@@ -15,10 +15,10 @@ import transformers
 from make_bert_golden import BATCHES, NUM_CLASSES, ROW_LENGTH
 from safetensors.numpy import load_file, save_file
 
-from gafreeze_jax import stages
-from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.engine import backprop
+from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.models import gpt2, trees
 
 KEY = jax.random.key(0)
@@ -38,8 +38,8 @@ def compute_logits(config, params, task, texts, batches):
     for step in range(len(batches.examples)):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
         x = {name: column[batch.elements] for name, column in texts.inputs.items()}
-        for stage in network.stages:
-            x = stages.infer(stage.apply, (None, None), params[stage.name], x, batch.context)
+        for block in network.blocks:
+            x = backprop.infer(block.apply, (None, None), params[block.name], x, batch.context)
         x = network.head(read_by_head(network, params), x, batch.context, frozen=True, key=None)
         logits |= {example: row for example, row in zip(batch.examples.tolist(), np.asarray(x), strict=True) if example >= 0}
     return np.stack([logits[example] for example in sorted(logits)])
@@ -133,13 +133,13 @@ def test_sharded_checkpoint_of_pytorch(folder, tmp_path):
 # Network and parameters
 
 
-def test_stages(folder):
+def test_blocks(folder):
     config = dataclasses.replace(gpt2.read_config(folder), n_layer=3)
     for task, per_example in (("lm", [False] * 5), ("classify", [False, False, False, True, True])):
         network = gpt2.make_gpt2(config, task)
         assert network.names == ("embeddings", "block_0", "block_1", "block_2", "final_norm")
-        assert [stage.per_example for stage in network.stages] == per_example
-        assert network.stages[1].apply is network.stages[2].apply  # so they share compiled code
+        assert [block.per_example for block in network.blocks] == per_example
+        assert network.blocks[1].apply is network.blocks[2].apply  # so they share compiled code
         assert network == gpt2.make_gpt2(config, task)
 
 
@@ -209,10 +209,10 @@ def classification_task():
 
 TASKS = {"lm": language_task(), "classify": classification_task()}
 PLANS = [
-    ("lm", "stage by stage"),
+    ("lm", "block by block"),
     ("lm", "stacked"),
     ("lm", "traced, all members, in one"),
-    ("classify", "stage by stage"),
+    ("classify", "block by block"),
     ("classify", "traced, all members, in one"),
 ]
 
@@ -245,7 +245,7 @@ def test_gradients_of_tied_word_vectors_are_those_of_the_plain_function(frozen):
         return losses @ batch.weights / batch.weights.sum()
 
     expected_loss, expected = jax.jit(jax.value_and_grad(loss))(params)
-    got = stages.value_and_grad(network, frozen)(params, x, targets, batch.weights, batch.context, KEY)
+    got = backprop.value_and_grad(network, frozen)(params, x, targets, batch.weights, batch.context, KEY)
     assert got.loss == pytest.approx(float(expected_loss), rel=1e-5)
     trained = [name for name, gene in zip(network.names, frozen, strict=True) if not gene]
     assert set(got.gradients) == {*trained, "head"}
@@ -411,7 +411,7 @@ PARTS = ("embeddings", "block_0", "block_1", "final_norm", "head")
 
 @pytest.fixture(scope="module")
 def run_part(folder):
-    """A function that runs a stage or the head, with changes to the config, on 50 rows of 16 tokens."""
+    """A function that runs a block or the head, with changes to the config, on 50 rows of 16 tokens."""
     config, params = load(folder)
     context = {"segments": np.zeros((50, 16), np.int32), "lasts": np.arange(50) * 16 + 15}
     x = {"ids": np.arange(800) % 50, "positions": np.tile(np.arange(16), 50)}
@@ -419,7 +419,7 @@ def run_part(folder):
 
     def apply(name, frozen, key, **rates):
         network = gpt2.make_gpt2(dataclasses.replace(config, **rates), "classify")
-        functions = {stage.name: stage.apply for stage in network.stages} | {"head": network.head}
+        functions = {block.name: block.apply for block in network.blocks} | {"head": network.head}
         return functions[name](params[name], inputs[name], context, frozen=frozen, key=key)
 
     for name in PARTS:

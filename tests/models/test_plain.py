@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gafreeze_jax import stages
+from gafreeze_jax.engine import backprop
 from gafreeze_jax.models import plain
 
 
@@ -40,21 +40,21 @@ def test_shapes(name):
     params = plain.init_params(jax.random.key(0), shapes)
     assert network.names == genes
     assert tuple(params) == tuple(shapes) == (*genes, "head")
-    assert {stage: layer["kernel"].shape for stage, layer in params.items()} == shapes
+    assert {block: layer["kernel"].shape for block, layer in params.items()} == shapes
     assert all(layer["bias"].shape == layer["kernel"].shape[-1:] for layer in params.values())
-    differentiate = stages.value_and_grad(network, [False] * len(genes))
+    differentiate = backprop.value_and_grad(network, [False] * len(genes))
     gradients = differentiate(params, random(4, *inputs), jnp.zeros(4, int), jnp.ones(4), {}).gradients
     assert jax.tree.map(np.shape, gradients) == jax.tree.map(np.shape, params)
     x = random(4, *inputs)
-    for stage in network.stages:
-        x = stage.apply(params[stage.name], x, {}, frozen=True, key=None)
+    for block in network.blocks:
+        x = block.apply(params[block.name], x, {}, frozen=True, key=None)
     assert network.head(params["head"], x, {}, frozen=True, key=None).shape == (4, num_classes)
 
 
-def test_equal_stages_share_their_function():
+def test_equal_blocks_share_their_function():
     (dense, _), (cnn, _) = NETWORKS["dense"][0], NETWORKS["cnn"][0]
-    assert len({stage.apply for stage in dense.stages} | {cnn.stages[-1].apply}) == 1
-    assert len({stage.apply for stage in cnn.stages[:-1]}) == 1
+    assert len({block.apply for block in dense.blocks} | {cnn.blocks[-1].apply}) == 1
+    assert len({block.apply for block in cnn.blocks[:-1]}) == 1
     assert dense == plain.make_dense([10, 32, 16, 8, 3])[0]
 
 

@@ -13,12 +13,12 @@ import pytest
 import test_population as tasks
 from safetensors.numpy import load_file, save_file
 
-from gafreeze_jax import stages
-from gafreeze_jax.activations import Source, score
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.engine import backprop
+from gafreeze_jax.engine.cache import Source, score
+from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.masking import leaf_paths
 from gafreeze_jax.models import resnet
-from gafreeze_jax.stages import Dataset
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 KEY = jax.random.key(0)
@@ -37,10 +37,10 @@ def run(network, params, x, *, frozen):
     @jax.jit
     def of(params, x):
         context, statistics = {"weights": jnp.array(WEIGHTS)}, {}
-        for stage in network.stages:
-            x = stage.apply(params[stage.name], x, context, frozen=frozen, key=None)
+        for block in network.blocks:
+            x = block.apply(params[block.name], x, context, frozen=frozen, key=None)
             if frozen is not True:
-                x, statistics[stage.name] = x
+                x, statistics[block.name] = x
         return network.head(params["head"], x, context, frozen=frozen, key=None), statistics
 
     return of(params, x)
@@ -218,7 +218,7 @@ def test_training_equals_pytorch(name, load, torch):
     slopes = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
     module.load_state_dict(state)
 
-    step = stages.value_and_grad(network, [False] * len(network.stages))
+    step = backprop.value_and_grad(network, [False] * len(network.blocks))
     result = step(params, x, jnp.array(labels), jnp.array(WEIGHTS), {"weights": jnp.array(WEIGHTS)})
     close(result.loss, loss.item())
     trained = {name: tree | {"batch_stats": result.statistics.get(name, {})} for name, tree in result.gradients.items()}
@@ -253,7 +253,7 @@ def small_config(**changes):
 def test_stages():
     network = resnet.make_resnet(small_config(depths=(3, 3)))
     assert network.names == ("stem", "layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1", "layer2_2")
-    functions = [stage.apply for stage in network.stages]
+    functions = [block.apply for block in network.blocks]
     assert functions[1] is functions[2] is functions[3]  # so they share compiled code
     assert functions[5] is functions[6] is not functions[4]
     assert network == resnet.make_resnet(small_config(depths=(3, 3)))
@@ -311,7 +311,7 @@ def trained():
     return task, {tuple(genome): tasks.plain_run(task, tasks.RECIPES["sgd"], genome) for genome in tasks.ALL_MASKS}
 
 
-PLANS = ("stage by stage", "stacked", "traced, all members, in one")
+PLANS = ("block by block", "stacked", "traced, all members, in one")
 
 
 @pytest.mark.parametrize("plan", PLANS)

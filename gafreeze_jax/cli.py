@@ -1,0 +1,132 @@
+"""What is done with runs afterwards: `python -m gafreeze_jax report RUN` or `gafreeze report RUN`."""
+
+import contextlib
+import csv
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+
+def report(runs: Positional[tuple[Path, ...]], /, out: Path | None = None) -> None:
+    """Makes the page of a run again, finished or not; of several runs, a page that shows them side by side.
+
+    Args:
+      runs: folders of runs.
+      out: file to write. Default: report.html in the run's folder; for several runs, comparison.html here.
+    """
+    from gafreeze_jax.report import page
+    from gafreeze_jax.report.run_folder import RunFolder
+
+    if not runs:
+        raise ValueError("report: expected the folder of a run, or several")
+    path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
+    page.write([RunFolder(folder) for folder in runs], path)
+    print(path)
+
+
+def show(run: Positional[Path], /) -> None:
+    """Prints the summary of a run again; of an unfinished one, what is known so far.
+
+    Args:
+      run: its folder.
+    """
+    from gafreeze_jax.report import page
+    from gafreeze_jax.report.run_folder import RunFolder
+    from gafreeze_jax.report.summary import print_summary
+
+    known = RunFolder(run)
+    if known.finished:
+        print_summary(known.facts, run)
+    else:
+        print(page.verdict_of(known))
+
+
+def predict(run: Positional[Path], /, data: Path, out: Path | None = None, text_columns: tuple[str, ...] = ()) -> None:
+    """Has the model of a run label a file: a CSV with a line for each input, its label and the label's probability.
+
+    A model of language tells the perplexity of a text.
+
+    Args:
+      run: the run's folder.
+      data: what to label: .csv, .tsv or .jsonl for texts; .npz, JPEG or PNG, or a folder of such files, for images; .txt for
+        a model of language. Labels in it are not read.
+      out: file to write. Default: the terminal.
+      text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
+    """
+    from gafreeze_jax.runs import finished
+
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"--out {out}: no such folder as {out.parent}")
+    table = finished.predict(run, data, text_columns=text_columns)
+    with open(out, "w", encoding="utf-8", newline="") if out else contextlib.nullcontext(sys.stdout) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(table)
+        for row in zip(*table.values(), strict=True):
+            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Options that may be others than the run's; what is left out is as in the run, and so are all others."""
+
+    data: str
+    """What to train on, as for the script that made the run."""
+    model: str | None = None
+    """Another model, of the same architecture."""
+    train_examples: int | None = None
+    """Train on at most so many examples."""
+    validation_examples: int | None = None
+    """Score on at most so many examples."""
+    epochs: int | None = None
+    """Passes through the training examples."""
+    batch_size: int | None = None
+    """Examples in a training step."""
+    learning_rate: float | None = None
+    """Highest learning rate of the pretrained layers."""
+    head_learning_rate: float | None = None
+    """Highest learning rate of the head."""
+    text_columns: tuple[str, ...] = ()
+    """Name of the text column, or of two for pairs of texts."""
+    label_column: str | None = None
+    """Name of the label column."""
+
+
+def apply(
+    run: Positional[Path], /, changes: OmitArgPrefixes[Changes], seeds: int | None = None, out: Path | None = None
+) -> None:
+    """Fine-tunes with the mask that a run has found on other data, beside training everything at three learning rates.
+
+    Says in one sentence whether the mask transfers, and leaves the same files as a run.
+
+    Args:
+      run: the run's folder.
+      changes: options that may be others than the run's; what is left out is as in the run.
+      seeds: how many to train with, none of which the run has used. Default: as many as the run had for its finalists.
+      out: folder for the results. One that holds an unfinished run of the same options goes on. Default: a new one under
+        runs/.
+    """
+    from gafreeze_jax.runs import finished
+
+    finished.apply(run, out=out, seeds=seeds, **asdict(changes))
+
+
+def main() -> None:
+    from gafreeze_jax.report.summary import fail
+
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"report": report, "show": show, "predict": predict, "apply": apply}, prog="gafreeze"
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+    except (ValueError, OSError) as error:
+        sys.exit(fail(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""What the pretrained blocks make of a data set, computed once and kept; its batches; and scores of a network on it.
+
+All members of a population start from the same pretrained parameters, and frozen blocks run in inference mode: up to its
+lowest trainable block every member computes the same.
+"""
+
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.engine import backprop, devices
+from gafreeze_jax.engine.network import AnyArray, Axis, Batch, Dataset, Network, PyTree
+
+STREAMED_STEPS = 8  # of a chunk, where nothing else asks for more
+PREFETCHED_CHUNKS = 2
+
+
+class Source(NamedTuple):
+    """A data set and batches that run through it once, in order.
+
+    Attributes:
+      augment: `augment(key, inputs) -> inputs`, what a training step does to the rows [N, ...] of its batch. As they are
+        other ones each time, nothing is kept of what frozen blocks make of them.
+    """
+
+    data: Dataset
+    batches: Batch
+    augment: Callable[[Array, PyTree], PyTree] | None = None
+
+
+class Chunk(NamedTuple):
+    """Some steps, on the device.
+
+    Attributes:
+      inputs, targets: rows that the batches point to: the whole set, or only what these steps need.
+      batches: with a leading axis of steps.
+    """
+
+    inputs: PyTree
+    targets: Array
+    batches: Batch
+
+
+class Step(NamedTuple):
+    """What a block is given at a step: `x` enters it; weights [B] are 0 for examples that only fill the batch up."""
+
+    x: PyTree
+    targets: Array
+    weights: Array
+    context: PyTree
+
+
+class Budget(NamedTuple):
+    """Bytes that a data set and activations may take.
+
+    Attributes:
+      device: of the accelerator's memory, or the machine's if there is none.
+      host: of the machine's memory, in which an accelerator's overflow is kept.
+    """
+
+    device: int
+    host: int
+
+
+def device_memory() -> int:
+    """Bytes of memory that a device has: an accelerator's own, or its share of the machine's; of the first process."""
+    own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return int(devices.of_first(own or _host_memory() // jax.local_device_count()))
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def default_budget() -> Budget:
+    """A quarter of an accelerator's memory and of the machine's; on a CPU an eighth of the machine's."""
+    if jax.default_backend() == "cpu":
+        return Budget(device_memory() // 8, 0)
+    return Budget(device_memory() // 4, int(devices.of_first(_host_memory() // 4)))
+
+
+class Activations:
+    """A data set and what the pretrained blocks make of it, kept within a budget.
+
+    What is used least, as far as can be expected, leaves the device first, for the host's memory if that has room. What
+    does not fit on the device is read from the host in chunks of steps, ahead of their use.
+
+    Args:
+      params: pretrained.
+    """
+
+    def __init__(self, network: Network, params: PyTree, source: Source, budget: Budget):
+        self.num_batches = len(source.batches.examples)
+        self.num_examples = len(source.data.targets)
+        self._network, self._params, self._budget = network, params, budget
+        self.augment = source.augment
+        fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
+        self._data = devices.replicate(source.data) if fits else jax.tree.map(np.asarray, source.data)
+        self._batches = source.batches
+        self._tiers: tuple[dict[int, AnyArray], ...] = ({}, {})  # by depth: on the device, on the host
+        self._expected_uses: dict[int, float] = {}
+        self._shapes = self._boundary_shapes()
+        self._lock = threading.RLock()  # several calls may ask at the same time
+
+    def expect(self, depths: Iterable[int]) -> None:
+        """Says for which depths inputs will be asked for next. Earlier expectations count half each time."""
+        self._expected_uses = {depth: uses / 2 for depth, uses in self._expected_uses.items()}
+        for depth in depths:
+            self._expected_uses[depth] = self._expected_uses.get(depth, 0) + 1
+
+    def boundary(self, depth: int) -> int:
+        """The highest block up to `depth` whose input can be kept, or 0."""
+        while depth > 0 and not self._can_keep(depth):
+            depth -= 1
+        return depth
+
+    def inputs(self, depth: int) -> tuple[int, PyTree]:
+        """What enters the block at `depth`, for the whole data set; if that is too large, the same for a lower block.
+
+        With `augment`, it is always the data set itself.
+
+        Returns:
+          The block's index and the array: of JAX if it is on the device, else of numpy.
+        """
+        with self._lock:
+            depth = self.boundary(depth)
+            if depth == 0:
+                return 0, self._data.inputs
+            on_device, on_host = self._tiers
+            if depth in on_host and self._bytes(depth) <= self._budget.device:
+                self._keep(depth, on_host.pop(depth), hold=depth)
+            elif depth not in on_device and depth not in on_host:
+                for computed, array in self._compute(depth).items():
+                    self._keep(computed, array, hold=depth)
+            return depth, on_device[depth] if depth in on_device else on_host[depth]
+
+    def chunks(self, depth: int, inputs: PyTree, batches: Batch | None = None, num_steps: int | None = None) -> Iterator[Chunk]:
+        """Chunks of steps over what `inputs` gave for a depth.
+
+        Args:
+          batches: other batches than those that run through the set.
+          num_steps: of a chunk; by default all, or as many as are read from the host at a time.
+        """
+        batches = self._batches if batches is None else batches
+        steps = len(batches.examples)
+        if isinstance(jax.tree.leaves(inputs)[0], jax.Array):
+            targets = jnp.asarray(self._data.targets)
+            for part in _parts(devices.replicate(batches), num_steps or steps):
+                yield Chunk(inputs, targets, part)
+        else:
+            yield from _stream(self.per_example(depth), inputs, self._data.targets, batches, num_steps or STREAMED_STEPS)
+
+    def chunk_shape(self, depth: int, batches: Batch, num_steps: int = 1) -> Chunk:
+        """What a chunk of some steps would be if the inputs of the block at `depth` are on the device."""
+        some = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
+        inputs = self._data.inputs if depth == 0 else self._shapes[depth]
+        return jax.eval_shape(Chunk, inputs, self._data.targets, some)
+
+    def per_example(self, depth: int) -> bool:
+        """Whether what enters the block at `depth` has one row per example (or else per element)."""
+        return depth > 0 and self._network.blocks[depth - 1].per_example
+
+    @property
+    def num_bytes(self) -> Budget:
+        """What is kept."""
+        return Budget(*(sum(array.nbytes for array in tier.values()) for tier in self._tiers))
+
+    def clear(self) -> None:
+        """Forgets all activations."""
+        for tier in self._tiers:
+            tier.clear()
+
+    def _can_keep(self, depth: int) -> bool:
+        computed = self._network.blocks[depth - 1].apply is not None
+        return self.augment is None and computed and self._bytes(depth) <= max(self._budget)
+
+    def _bytes(self, depth: int) -> int:
+        return self._shapes[depth].size * self._shapes[depth].dtype.itemsize
+
+    def _kept_below(self, depth: int) -> int:
+        return max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
+
+    def _worth(self, depth: int) -> float:
+        """Blocks that keeping this depth saves, times its expected uses, per byte."""
+        below = self._kept_below(depth)
+        return self._expected_uses.get(depth, 0) * (depth - below) / self._bytes(depth)
+
+    def _keep(self, depth: int, array: AnyArray, hold: int, level: int = 0) -> None:
+        """Puts an array into the first tier that can hold it. What is worth least makes room, but not `hold`."""
+        if level == len(self._tiers):
+            return
+        tier, budget = self._tiers[level], self._budget[level]
+        if self._bytes(depth) > budget:
+            return self._keep(depth, array, hold, level + 1)
+        tier[depth] = jnp.asarray(array) if level == 0 else np.asarray(array)
+        while sum(map(self._bytes, tier)) > budget:
+            least = min((kept for kept in tier if kept != hold), key=self._worth)
+            self._keep(least, tier.pop(least), hold, level + 1)
+
+    def _compute(self, depth: int) -> dict[int, AnyArray]:
+        """The inputs of the block at `depth`, and of those passed on the way for which there is room."""
+        below = self._kept_below(depth)
+        room = self._budget.device - self.num_bytes.device - self._bytes(depth)
+        outputs: dict[int, AnyArray] = {depth: self._empty(depth)}
+        for passed in filter(self._can_keep, range(depth - 1, below, -1)):
+            if (room := room - self._bytes(passed)) >= 0:
+                outputs[passed] = self._empty(passed)
+        numbers = itertools.count()
+        for chunk in self.chunks(*self.inputs(below)):
+            for step in range(len(chunk.batches.examples)):
+                number = next(numbers)
+                x, _, _, context = fetch(self.per_example(below), chunk, step)
+                for boundary, block in enumerate(self._network.blocks[below:depth], start=below + 1):
+                    if block.apply is None:
+                        continue
+                    x = backprop.infer(block.apply, (None, None), self._params[block.name], x, context)
+                    if boundary in outputs:
+                        rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
+                        outputs[boundary] = _put(outputs[boundary], rows[number], x)
+        return outputs
+
+    def _empty(self, depth: int) -> AnyArray:
+        xp = jnp if self._bytes(depth) <= self._budget.device else np
+        return xp.zeros(self._shapes[depth].shape, self._shapes[depth].dtype)
+
+    def _boundary_shapes(self) -> dict[int, jax.ShapeDtypeStruct]:
+        num_elements = len(jax.tree.leaves(self._data.inputs)[0])
+        chunk = Chunk(self._data.inputs, self._data.targets, self._batches)
+        x, _, _, context = jax.eval_shape(functools.partial(fetch, False, step=0), chunk)
+        shapes = {}
+        for depth, block in enumerate(self._network.blocks, start=1):
+            if block.apply is None:
+                continue
+            apply = functools.partial(block.apply, frozen=True, key=None)
+            x = jax.eval_shape(apply, self._params[block.name], x, context)
+            num = self.num_examples if block.per_example else num_elements
+            shapes[depth] = jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype)
+        return shapes
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def fetch(per_example: bool, chunk: Chunk, step: int) -> Step:
+    """A step of a chunk, whose inputs have a row per example or per element."""
+    batch = jax.tree.map(lambda leaf: leaf[step], chunk.batches)
+    rows = batch.examples if per_example else batch.elements
+    x = devices.cut(jax.tree.map(lambda leaf: leaf[rows], chunk.inputs))
+    return Step(x, chunk.targets[batch.examples], batch.weights, batch.context)
+
+
+def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
+    for first in range(0, len(batches.examples), num_steps):
+        yield jax.tree.map(lambda leaf, first=first: leaf[first : first + num_steps], batches)
+
+
+def _stream(per_example: bool, inputs: PyTree, targets: AnyArray, batches: Batch, num_steps: int) -> Iterator[Chunk]:
+    """Chunks that hold just the rows they need, put on the device ahead of their use."""
+    import grain  # takes a second to import
+
+    parts = list(_parts(jax.tree.map(np.asarray, batches), num_steps))
+    inputs, targets = jax.tree.map(np.asarray, (inputs, targets))
+
+    def load(index: int) -> Chunk:
+        part = parts[index]
+        rows = (part.examples if per_example else part.elements).ravel()
+        needed = jax.tree.map(lambda leaf: leaf[rows], inputs), targets[part.examples.ravel()]
+        renumbered = part._replace(elements=_renumber(part.elements), examples=_renumber(part.examples))
+        return Chunk(*jax.device_put((*needed, renumbered)))
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_CHUNKS)
+    return iter(grain.MapDataset.range(len(parts)).map(load).to_iter_dataset(options))
+
+
+def _renumber(rows: AnyArray) -> np.ndarray:
+    return np.where(rows < 0, -1, np.arange(rows.size, dtype=rows.dtype).reshape(rows.shape))
+
+
+def _put(array: AnyArray, rows: Array, values: Array) -> AnyArray:
+    """Writes values to rows of an array, apart from those of row -1, which is padding."""
+    if isinstance(array, jax.Array):
+        return _put_on_device(array, rows, values)
+    real = np.asarray(rows) >= 0
+    array[np.asarray(rows)[real]] = devices.gather(values)[real]
+    return array
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_on_device(array: Array, rows: Array, values: Array) -> Array:
+    return array.at[jnp.where(rows < 0, len(array), rows)].set(values, mode="drop")
+
+
+class Predictions(NamedTuple):
+    """What a network makes of E examples.
+
+    Attributes:
+      correct: [E] float64, 1 where it is right.
+      loss: [E] float64.
+    """
+
+    correct: np.ndarray
+    loss: np.ndarray
+
+
+def predict(network: Network, params: PyTree, source: Source) -> Predictions:
+    """What one network makes of every example of a data set."""
+    correct, loss = np.zeros((2, len(source.data.targets)))
+    for rows, scores in each_batch(network, params, source, backprop.head_predict):
+        loss[rows], correct[rows] = scores
+    return Predictions(correct, loss)
+
+
+def each_batch(
+    network: Network, params: PyTree, source: Source, head: Callable[..., PyTree]
+) -> Iterator[tuple[np.ndarray, PyTree]]:
+    """What one network makes of a data set, batch by batch.
+
+    Args:
+      head: `blocks.head_predict`, or another function of what that takes.
+
+    Yields:
+      The rows [B] of the examples, and arrays [B, ...] that `head` gave for them.
+    """
+    activations = Activations(network, params, source, default_budget())
+    shared = tuple(params[name] for name in network.shared)
+    examples = iter(np.asarray(source.batches.examples))  # a chunk that is read from the host has its own numbers
+    _, inputs = activations.inputs(0)
+    for chunk in activations.chunks(0, inputs):
+        for step in range(len(chunk.batches.examples)):
+            rows = next(examples)
+            x, targets, _, context = fetch(False, chunk, step)
+            for block in network.blocks:
+                if block.apply is not None:
+                    x = backprop.infer(block.apply, (None, None), params[block.name], x, context)
+            output = head(network, params["head"], shared, x, targets, context)
+            yield rows[rows >= 0], jax.tree.map(lambda leaf, real=rows >= 0: np.asarray(leaf)[real], output)
+
+
+def score(network: Network, params: PyTree, source: Source) -> tuple[float, float]:
+    """Accuracy (a share) and mean loss of one network on a data set."""
+    correct, loss = predict(network, params, source)
+    return float(correct.mean()), float(loss.mean())
+
+
+def score_from(
+    network: Network, params: PyTree, axes: tuple[Axis, ...], activations: Activations, depth: int, *, scan: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and mean loss of one or several networks that have the pretrained blocks below `depth`: [members] each.
+
+    Args:
+      axes: of the parameters of all blocks and of the head.
+      scan: one program for the whole data set, in place of one per block.
+    """
+    boundary, inputs = activations.inputs(depth)
+    score_chunk = _score_chunk_in_one if scan else _score_chunk
+    scores = [
+        score_chunk(network, axes, boundary, activations.per_example(boundary), params, chunk)
+        for chunk in activations.chunks(boundary, inputs)
+    ]
+    loss, correct = (
+        np.sum([devices.gather(part) for part in parts], axis=0, dtype=np.float64).reshape(-1) / activations.num_examples
+        for parts in zip(*scores, strict=True)
+    )
+    return correct, loss
+
+
+def _score_step(
+    network: Network, axes: tuple[Axis, ...], start: int, per_example: bool, params: PyTree, chunk: Chunk, step: int
+) -> tuple[Array, Array]:
+    """Sum of losses and number of right answers."""
+    x, targets, weights, context = fetch(per_example, chunk, step)
+    axis: Axis = None
+    for block, own in zip(network.blocks[start:], axes[start:-1], strict=True):
+        if block.apply is not None:
+            x = backprop.infer(block.apply, (own, axis), params[block.name], x, context)
+            axis = axis if own is None else own
+    axis_of = dict(zip(network.names, axes[:-1], strict=True))
+    head_axes = axes[-1], *(axis_of[name] for name in network.shared), axis
+    shared = tuple(params[name] for name in network.shared)
+    return backprop.head_score(network, head_axes, params["head"], shared, x, targets, weights, context)
+
+
+def _score_chunk(network, axes, start, per_example, params, chunk):
+    steps = range(len(chunk.batches.examples))
+    scores = [_score_step(network, axes, start, per_example, params, chunk, step) for step in steps]
+    return jax.tree.map(lambda *parts: sum(parts), *scores)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _score_chunk_in_one(network, axes, start, per_example, params, chunk):
+    step = functools.partial(_score_step, network, axes, start, per_example, params, chunk)
+    scores = jax.lax.map(step, jnp.arange(len(chunk.batches.examples)))
+    return jax.tree.map(lambda parts: parts.sum(0), scores)

@@ -1,0 +1,285 @@
+"""Members over devices, and devices over processes: JAX's own distributed runtime, with what little goes between devices.
+
+A population's member axis is cut along the axis `population` of the mesh in context (`jax.set_mesh`); everything that members
+share is on every device. So train steps of members exchange nothing. (`jax.pmap`, now in maintenance, did such things once.)
+Where there are several devices for each member, the rows of a batch are cut along a second axis, `data`. What that takes XLA
+works out by itself: sums over the batch (gradients, the statistics of a batch normalisation) go between these devices, and
+random numbers are those of the whole batch, so that all is as on one device.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import sys
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+PyTree = Any
+T = TypeVar("T")
+AXIS, DATA = "population", "data"
+HEARTBEAT = 30  # seconds without one, after which a process counts as dead and the others end
+LAST_WORDS = 3600  # seconds that the others wait for the first process, which scores the test split and saves the model
+MEMBERS, SHARED = PartitionSpec(AXIS), PartitionSpec()
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Makes this process one of several, if it is told so, or was started on Cloud TPU or by Slurm's `srun`; else does nothing.
+
+    All but the first print nothing from then on. Call it before anything else of JAX.
+
+    Args:
+      coordinator: HOST:PORT of the first process.
+
+    Raises:
+      ValueError: if only some of the three are given.
+    """
+    told = coordinator, num_processes, process_id
+    if any(one is not None for one in told):
+        if None in told:
+            raise ValueError(f"--coordinator, --num-processes and --process-id belong together, got {told}")
+    elif jax.distributed.is_initialized() or not (_on_cloud_tpu() or _under_slurm()):
+        return
+    jax.distributed.initialize(*told, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LAST_WORDS)
+    sys.excepthook = _end_at_once
+    if not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _on_cloud_tpu() -> bool:
+    chips = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return chips and importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
+
+
+def _under_slurm() -> bool:
+    return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends a process that has failed without waiting for the others, which wait for it; its heart stops, and so they end."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process; if it is one of several, at once, for the others wait for it, and end when its heart stops."""
+    if jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def is_first() -> bool:
+    """Whether this process prints and writes."""
+    return jax.process_index() == 0
+
+
+def on_first(function: Callable[[], T]) -> T | None:
+    """What a function gives in process 0; None in the others.
+
+    Raises:
+      ValueError, OSError: in all of them, if it does.
+    """
+    result, error = None, None
+    if is_first():
+        try:
+            result = function()
+        except (ValueError, OSError) as caught:
+            error = caught
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(multihost_utils.broadcast_one_to_all(np.array(failed)))
+    if failed:
+        raise error or OSError("the first process could not go on")
+    return result
+
+
+def agree(text: str) -> bool:
+    """Whether all processes have the same text."""
+    if jax.process_count() == 1:
+        return True
+    return len(set(multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode()))).tolist())) == 1
+
+
+def over_all_devices(num_members: int | None = None) -> contextlib.AbstractContextManager:
+    """A context in which members are spread over all devices of all processes; none if a mesh is in context already.
+
+    Args:
+      num_members: trained at a time, about; if devices are twice as many or more, they share the batches of members as well,
+        but for CPUs without threads enough (`collectives_can_wait`).
+    """
+    num = jax.device_count()
+    if num == 1 or are_many():
+        return contextlib.nullcontext()
+    most = 1 if collectives_can_wait() else max(1, num // (num_members or num))
+    parts = next(part for part in range(most, 0, -1) if num % part == 0)
+    return jax.set_mesh(jax.make_mesh((num // parts, parts), (AXIS, DATA), axis_types=2 * (AxisType.Auto,)))
+
+
+def collectives_can_wait() -> bool:
+    """Whether a collective within training steps may wait for ever, on CPUs with fewer than two threads for each device.
+
+    XLA's pool has a thread for each core, or device (`PJRT_NPROC` sets another number). A device with 32 programs under way
+    takes another thread for the launch of the next one; a collective takes one for each of its devices until the last comes.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    given = (os.environ.get(name, "") for name in ("PJRT_NPROC", "NPROC"))
+    threads = next((int(number) for number in given if number.isdecimal()), os.cpu_count() or 1)
+    return threads < 2 * jax.local_device_count()
+
+
+def are_many() -> bool:
+    """Whether there is a mesh in context."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def num_shards(axis: str = AXIS) -> int:
+    """Parts into which the member axis is cut, or the rows of a batch."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+def over_shards(function: Callable, axes: Sequence[int | None]) -> Callable:
+    """`function` of arrays with a leading member axis (or None) to such arrays, run by each device for its own members."""
+    if num_shards() == 1:
+        return function
+    specs = tuple(SHARED if axis is None else MEMBERS for axis in axes)
+    return jax.shard_map(function, in_specs=specs, out_specs=MEMBERS, axis_names={AXIS}, check_vma=False)
+
+
+def cut(tree: PyTree) -> PyTree:
+    """Under `jax.jit`: arrays with a row for each element or example of a batch, cut over devices where that comes out even."""
+    parts = num_shards(DATA)
+    if parts == 1:
+        return tree
+    rows = PartitionSpec(DATA)
+    return jax.tree.map(lambda x: x if len(x) % parts else jax.lax.with_sharding_constraint(x, rows), tree)
+
+
+def whole(tree: PyTree) -> PyTree:
+    """Under `jax.jit`: arrays that devices may have parts of, in whole on each; for gathers from anywhere in them.
+
+    From arrays with fewer rows than devices XLA cannot gather by itself in jax 0.11 and 0.12: it ends the process.
+    """
+    return tree if num_shards(DATA) == 1 else jax.lax.with_sharding_constraint(tree, SHARED)
+
+
+def shard(tree: PyTree, axis: int | None = 0) -> PyTree:
+    """Under `jax.jit`: arrays with a leading member axis, cut over devices; without one (None), the same on all of them."""
+    return jax.lax.with_sharding_constraint(tree, SHARED if axis is None else MEMBERS) if are_many() else tree
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """The arrays of a tree on every device; each process has the same ones."""
+    if not are_many():
+        return jax.device_put(tree)
+    sharding = NamedSharding(jax.sharding.get_mesh(), SHARED)
+
+    def put(leaf: Any) -> Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
+def shapes(tree: PyTree, spec: PartitionSpec = SHARED) -> PyTree:
+    """What stands for arrays on the devices of the mesh in context, for programs that are compiled and not run."""
+    mesh = jax.sharding.get_mesh()
+    sharding = None if mesh.empty else NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def gather(array: Any) -> np.ndarray:
+    """An array of all members, in the memory of every process."""
+    if isinstance(array, Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def of_first(numbers: Any) -> np.ndarray:
+    """Numbers as process 0 has them, for what is measured: all processes must decide alike."""
+    alone = jax.process_count() == 1 or not are_many()
+    return np.asarray(numbers if alone else multihost_utils.broadcast_one_to_all(np.asarray(numbers)))
+
+
+class Slot(Mapping[str, PyTree]):
+    """A member's trees {block name: ...}, left where they are, stacked with those of others over devices.
+
+    A tree comes to every device when it is asked for, from the one that has it; all processes must ask for the same in the
+    same order.
+
+    Args:
+      trees: {block name: tree}.
+      index: of the member.
+      stacked: names of the trees of arrays [members, ...]; the others have no member axis.
+    """
+
+    def __init__(self, trees: Mapping[str, PyTree], index: int, stacked: Collection[str]):
+        self._trees, self._index, self._stacked = trees, index, stacked
+
+    def __getitem__(self, name: str) -> PyTree:
+        if name not in self._stacked:
+            return self._trees[name]
+        picked = pick(self._trees[name], self._index)
+        # On a CPU what is launched in the meantime can take the threads that a collective waits for.
+        return jax.block_until_ready(picked) if jax.default_backend() == "cpu" else picked
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._trees)
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+
+@jax.jit
+def pick(stacked: PyTree, i: int) -> PyTree:
+    """Member i of a tree of arrays [members, ...], on every device."""
+    if num_shards() == 1:
+        return jax.tree.map(lambda leaf: leaf[i], stacked)
+
+    def own(stacked: PyTree, i: int) -> PyTree:
+        def send(leaf: Array) -> Array:
+            shard, place = jnp.divmod(i, len(leaf))
+            sent = jnp.where(shard == jax.lax.axis_index(AXIS), leaf[place], jnp.zeros((), leaf.dtype))
+            return jax.lax.psum(sent, AXIS).astype(leaf.dtype)
+
+        return jax.tree.map(send, stacked)
+
+    return jax.shard_map(own, in_specs=(MEMBERS, SHARED), out_specs=SHARED, check_vma=False)(stacked, i)
+
+
+def stack(members: Iterable[PyTree], num: int) -> PyTree:
+    """Trees of members as one with a leading axis [num], each on the device that needs it; copies of the first fill it up."""
+    stacked = None
+    for i, member in enumerate(members):
+        stacked = _copies(member, num) if i == 0 else _put(stacked, member, i)
+    return stacked
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copies(member: PyTree, num: int) -> PyTree:
+    return shard(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num, *leaf.shape)), member))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stacked: PyTree, member: PyTree, i: int) -> PyTree:
+    def own(stacked: PyTree, member: PyTree, i: int) -> PyTree:
+        def write(leaf: Array, new: Array) -> Array:
+            place = i - jax.lax.axis_index(AXIS) * len(leaf)
+            return leaf.at[jnp.where(place < 0, len(leaf), place)].set(new, mode="drop")
+
+        return jax.tree.map(write, stacked, member)
+
+    specs = MEMBERS, SHARED, SHARED
+    return jax.shard_map(own, in_specs=specs, out_specs=MEMBERS, check_vma=False)(stacked, member, i)

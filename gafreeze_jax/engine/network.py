@@ -1,0 +1,110 @@
+"""A network as a chain of blocks, one per gene, and the data that goes through it.
+
+A block may be anything that JAX can differentiate. `backprop` differentiates the chain for a mask.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+PyTree = Any
+Axis = int | None
+AnyArray = Array | np.ndarray
+
+STATISTICS = "batch_stats"  # Flax's name for running statistics
+
+
+class Block(NamedTuple):
+    """One gene's worth of a network.
+
+    Parameters that are a dict with a key "batch_stats" hold running statistics there, as of a batch normalisation, which
+    no optimizer touches and no gradient is taken of.
+
+    Attributes:
+      name: the gene's name, and the key of the block's parameters in the network's tree.
+      apply: `apply(params, x, context, *, frozen, key) -> x`. `context` holds what else the batch has, such as attention
+        segments. Where `frozen` (a bool, or traced) the block must run in inference mode; `key` is for dropout, None
+        when scoring. Blocks with the same `apply` object and parameter shapes share their compiled code. With running
+        statistics it returns `(x, new statistics)` unless `frozen` is True. None = nothing is computed here, and the
+        parameters are for the head (see `Network.shared`).
+      per_example: whether the output has one row per example; else one per element of the batch (see `Batch`).
+    """
+
+    name: str
+    apply: Callable[..., Any] | None
+    per_example: bool = True
+
+
+class Network(NamedTuple):
+    """A chain of blocks and the head on top, which always trains. Its parameters are {block name: ..., "head": ...}.
+
+    Attributes:
+      blocks: the G blocks, lowest first.
+      head: like `Block.apply`; its output goes to `loss`.
+      loss: `loss(output, targets) -> (loss [B], correct [B])`, per example.
+      shared: names of blocks whose parameters the head reads, too, such as word vectors that are tied to its output: it is
+        given {..., block name: parameters} beside its own.
+    """
+
+    blocks: tuple[Block, ...]
+    head: Callable[..., Array]
+    loss: Callable[[Array, Array], tuple[Array, Array]]
+    shared: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(block.name for block in self.blocks)
+
+
+class Dataset(NamedTuple):
+    """A data set on the device.
+
+    Attributes:
+      inputs: tree of arrays [N, ...], a row for every element: for images an element is an example, for texts a token.
+      targets: [E, ...], a row for every example.
+    """
+
+    inputs: PyTree
+    targets: AnyArray
+
+
+class Batch(NamedTuple):
+    """Which rows of a data set form a batch; one batch, or a sequence of them with a leading axis.
+
+    Attributes:
+      elements: [steps, N] int32, rows of `Dataset.inputs`; -1 = padding.
+      examples: [steps, B] int32, rows of `Dataset.targets`; -1 only fills the batch up.
+      context: dict of arrays [steps, ...] for the blocks.
+    """
+
+    elements: AnyArray
+    examples: AnyArray
+    context: dict[str, Any]
+
+    @property
+    def weights(self) -> Array:
+        """[steps, B] float32: 1, or 0 for what only fills the batch up."""
+        return jnp.asarray(self.examples >= 0, jnp.float32)
+
+
+def classification(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Cross-entropy and whether the prediction is right, for logits [B, C] and labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits.argmax(-1) == labels
+
+
+def parameters(tree: PyTree) -> PyTree:
+    """What an optimizer may change: a block's tree without its running statistics."""
+    return {name: leaf for name, leaf in tree.items() if name != STATISTICS} if has_statistics(tree) else tree
+
+
+def has_statistics(tree: PyTree) -> bool:
+    return isinstance(tree, Mapping) and STATISTICS in tree
+
+
+def lowest_trainable(frozen: Sequence[bool | None]) -> int:
+    """Index of the first block that is not frozen; their number if all are."""
+    return next((i for i, gene in enumerate(frozen) if gene is not True), len(frozen))

@@ -1,0 +1,313 @@
+"""Chooses how a population is trained, by timing a few real steps: members per call, steps per program, static or traced.
+
+The first plan tried is the likeliest one. Another is tried only while what it could save at most is more than what trying
+costs, so planning never takes much longer than what it wins.
+"""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import jax
+import numpy as np
+
+from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.cache import device_memory
+from gafreeze_jax.engine.population import (
+    BLOCK_BY_BLOCK,
+    TIMED_STEPS,
+    Plan,
+    Population,
+    Replicate,
+    Timing,
+    in_order,
+    ran_out_of_memory,
+)
+
+HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled block, on slow CPU cores
+TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out block by block
+LARGE_FLOPS = 5e9  # for each CPU core, of a training step beside which handing it out takes no time
+SHARE_OF_MEMORY = 0.6  # for the members of a call; data sets and activations may take a quarter
+GROWTH = 4  # of the members per call from one try to the next, each of which compiles
+GROWTH_OF_CALLS = 2  # of the calls at the same time, which compile nothing
+WORTHWHILE = 0.1  # what could save, or has saved, no more than this share is not tried further
+NUM_TIMED = 3  # calls of each plan
+COMPILE_SECONDS = 1.0  # of a plan's programs, at least, even if those of the first plan were there already
+
+
+class Trial(NamedTuple):
+    """What trying a plan showed.
+
+    Attributes:
+      plan: what was tried.
+      compile_seconds: of all programs that were compiled.
+      num_timed: times that members were timed.
+      step_seconds: of a training step of one member, the mean over these calls; infinite if there was not enough memory.
+    """
+
+    plan: Plan
+    compile_seconds: float
+    num_timed: int
+    step_seconds: float
+
+
+class Choice(NamedTuple):
+    """The plan that was chosen, why, and all that was tried."""
+
+    plan: Plan
+    reason: str
+    trials: tuple[Trial, ...] = ()
+
+
+def as_json(choice: Choice, final: Plan) -> dict[str, Any]:
+    """What `result.json` says of the plan; `final` has fewer members if memory ran out."""
+    return {
+        "chosen": choice.plan._asdict(),
+        "final": final._asdict(),
+        "reason": choice.reason,
+        "trials": [trial._asdict() | {"plan": trial.plan._asdict()} for trial in choice.trials],
+    }
+
+
+def from_json(plan: Mapping[str, Any]) -> Choice:
+    """What `as_json` was made from."""
+    trials = [Trial(**trial | {"plan": Plan(**trial["plan"])}) for trial in plan["trials"]]
+    return Choice(Plan(**plan["chosen"]), plan["reason"], tuple(trials))
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gafreeze_jax"
+
+
+def keep_compiled_programs() -> None:
+    """Has JAX keep compiled programs on disk, so that later runs needn't compile them again.
+
+    They lie in `cache_folder`; a folder set by JAX's own
+    `JAX_COMPILATION_CACHE_DIR` takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def parse(text: str) -> Plan:
+    """A plan from text such as `members=4,steps=0,freezing=static`; what is left out is as in `Plan()`.
+
+    Raises:
+      ValueError: if it is no such text.
+
+    >>> parse("members=8,steps=50,freezing=traced")
+    Plan(members=8, steps=50, freezing='traced', calls=1)
+    """
+    kinds = get_args(get_type_hints(Plan)["freezing"])
+    plan = Plan()
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, value = part.partition("=")
+        if name in ("members", "steps", "calls") and value.isdecimal() and int(value) >= (name != "steps"):
+            plan = plan._replace(**{name: int(value)})
+        elif name == "freezing" and value in kinds:
+            plan = plan._replace(freezing=value)
+        else:
+            raise ValueError(
+                f"plan {text!r}: expected auto, or members=N, steps=N (0 = block by block), freezing={'|'.join(kinds)} and "
+                f"calls=N, with commas between; got {part!r}"
+            )
+    if plan.steps == 0 and plan.freezing == "traced":
+        raise ValueError(f"plan {text!r}: block by block, masks are static; give steps=1 or more with freezing=traced")
+    return plan
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    members = "1 member" if plan.members == 1 else f"{plan.members} members"
+    members = members if plan.calls == 1 else f"{plan.calls} x {members}"
+    if plan.steps == 0:
+        return f"{members} at a time, block by block"
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
+    return f"{members} at a time, {steps} a program, masks {plan.freezing}"
+
+
+def choose(
+    population: Population, genomes: np.ndarray, run: Replicate, num_evaluations: int, at_a_time: int | None = None
+) -> Choice:
+    """Chooses a plan for a search.
+
+    Args:
+      genomes: [P, G], of the first generation.
+      run: a few of its steps are trained, and forgotten.
+      num_evaluations: that are to come in all, at most.
+      at_a_time: steps after which members are scored; None = all.
+    """
+    start = time.perf_counter()
+    genomes = np.asarray(genomes, bool)
+    genomes = genomes[in_order(genomes)]
+    train_all = np.zeros((1, genomes.shape[1]), bool)
+    per_member = population.bytes_of_call(BLOCK_BY_BLOCK, train_all, run)
+    flops = population.flops_per_step(train_all[0], run)
+    num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
+    num_devices = devices.num_shards()
+    most = -(-len(genomes) // num_devices)
+    memory = SHARE_OF_MEMORY * device_memory()
+    work = Work(
+        num_genes=genomes.shape[1],
+        num_steps=len(run.batches.examples),
+        at_a_time=at_a_time or len(run.batches.examples),
+        num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
+        num_members=int(np.clip(memory // per_member, 1, most)),
+        tiny=flops < TINY_FLOPS,
+        large=flops > LARGE_FLOPS * max(1, num_cores),
+        num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # calls run one by one
+        in_blocks=any(block.apply is not None for block in population.network.blocks),
+        num_devices=num_devices,
+    )
+    fit = num_devices * work.num_members
+    plans = candidates(work)
+    if len(plans) == 1:
+        reason = f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {num_cores} cores"
+        return Choice(plans[0], f"{reason}; {_fitting(fit, len(genomes))}")
+    trials: list[Trial] = []
+    for plan in plans:
+        if not trials or possible_saving(work, trials, plan) > cost_of_trying(trials, plan):
+            if plan.steps and plan.members == fit < len(genomes):
+                plan = plan._replace(members=num_devices * min(most, _num_fitting(population, plan, genomes, run, memory)))
+            trials.append(_try(population, plan, genomes, run))
+    best = min(trials, key=work.seconds)
+    tried = "the only plan tried" if len(trials) == 1 else f"the fastest of {len(trials)} plans tried"
+    reason = (
+        f"{tried}, in {time.perf_counter() - start:.1f} s: {best.step_seconds * 1e3:.3g} ms a member-step, "
+        f"{best.compile_seconds:.1f} s compiling; {_fitting(max(fit, best.plan.members), len(genomes))}"
+    )
+    return Choice(best.plan, reason, tuple(trials))
+
+
+def _fitting(num: int, num_genomes: int) -> str:
+    return f"{num} of {num_genomes} members fit" if num < num_genomes else "all members fit"
+
+
+def _num_fitting(population: Population, plan: Plan, genomes: np.ndarray, run: Replicate, memory: float) -> int:
+    """Members of a plan of whole steps for which a device has memory, as XLA says of fewer of them."""
+    of_device = plan.members // devices.num_shards()
+    try:
+        return int(of_device * memory / population.bytes_of_call(plan, genomes[: plan.members], run))
+    except jax.errors.JaxRuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        return of_device  # as trying it will show, too many
+
+
+class Work(NamedTuple):
+    """What a search has to do.
+
+    Attributes:
+      num_genes, num_steps, num_evaluations: G; of one member; at most.
+      at_a_time: steps that a program does at most.
+      num_members: that fit a device's memory together.
+      tiny: whether handing out a step block by block takes longer than doing it.
+      large: whether handing it out takes no time to speak of.
+      num_cores: on a CPU, where stacked members do not run faster than one by one, but for what is saved in handing out, and
+        calls at the same time may; 0 elsewhere.
+      in_blocks: whether the network can be run block by block; or else every mask is a program of its own, or is traced.
+      num_devices: which share the members of a call.
+    """
+
+    num_genes: int
+    num_steps: int
+    at_a_time: int
+    num_evaluations: int
+    num_members: int
+    tiny: bool
+    large: bool
+    num_cores: int
+    in_blocks: bool = True
+    num_devices: int = 1
+
+    def seconds(self, trial: Trial) -> float:
+        """How long the search would take with the plan of a trial; what that has compiled is there already."""
+        a_program_per_mask = trial.plan.freezing == "static" and (trial.plan.steps > 0 or not self.in_blocks)
+        more_programs = max(0, math.ceil(self.num_evaluations / trial.plan.members) - trial.num_timed)
+        compiling = trial.compile_seconds / trial.num_timed * more_programs if a_program_per_mask else 0.0
+        return compiling + self.num_evaluations * self.num_steps * trial.step_seconds
+
+
+def candidates(work: Work) -> list[Plan]:
+    """Plans in the order in which they are considered, the likeliest one first."""
+    plans = _candidates_of_device(work)
+    if work.num_devices > 1:
+        plans = [plan._replace(members=work.num_devices * plan.members, calls=1) for plan in plans]
+    return list(dict.fromkeys(plans))
+
+
+def _candidates_of_device(work: Work) -> list[Plan]:
+    all_in_one = Plan(work.num_members, work.at_a_time, "traced")
+    if not work.in_blocks:
+        alone = work.num_cores > 0 and not work.tiny  # convolutions are slow on CPUs when they are stacked or scanned
+        first = Plan(1, 1, "traced") if alone else all_in_one
+        return [first, first._replace(members=1, freezing="static")]
+    if work.tiny:
+        return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.at_a_time, "static")]
+    if work.num_cores:
+        single, *several = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
+        staged = [Plan(calls=num) for num in several or [single]]  # one call at a time leaves even two cores idle
+        return staged if work.large else [*staged, Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
+    return [*(Plan(num) for num in _powers(GROWTH, work.num_members)), all_in_one]
+
+
+def _powers(base: int, most: int) -> list[int]:
+    """1, base, base squared, ..., and `most`."""
+    powers = [1]
+    while powers[-1] < most:
+        powers.append(min(most, powers[-1] * base))
+    return powers
+
+
+def possible_saving(work: Work, trials: Sequence[Trial], plan: Plan) -> float:
+    """Seconds that a plan can save at most, compared with the best one tried."""
+    best = min(trials, key=work.seconds)
+    rest = work.seconds(best)
+    if plan.steps == best.plan.steps and _at_once(plan) > _at_once(best.plan):
+        similar = [trial.step_seconds for trial in trials if trial.plan.steps == plan.steps]
+        if len(similar) > 1 and similar[-1] > (1 - WORTHWHILE) * similar[-2]:
+            return 0.0
+        return rest * (1 - _at_once(best.plan) / _at_once(plan))
+    if best.plan.steps > 0:
+        return rest
+    handing_out = (3 * work.num_genes + 5) * HANDING_OUT_SECONDS / (best.plan.members * best.step_seconds)
+    return rest * min(1.0, handing_out) if handing_out > WORTHWHILE else 0.0
+
+
+def cost_of_trying(trials: Sequence[Trial], plan: Plan) -> float:
+    """Seconds that trying a plan takes, about: compiling about as long as for the first one, and twice the steps."""
+    compiles = plan._replace(calls=1) not in [trial.plan._replace(calls=1) for trial in trials]
+    member_steps = 2 * NUM_TIMED * (plan.steps or TIMED_STEPS) * _at_once(plan)
+    return max(COMPILE_SECONDS, trials[0].compile_seconds) * compiles + member_steps * min(
+        trial.step_seconds for trial in trials
+    )
+
+
+def _at_once(plan: Plan) -> int:
+    """Members that are trained at the same time."""
+    return plan.members * plan.calls
+
+
+def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Replicate) -> Trial:
+    """Times members from all over the sorted population."""
+    size = _at_once(plan)
+    num_parts = math.ceil(len(genomes) / size)
+    chosen = sorted({int(num_parts * (i + 0.5) / NUM_TIMED) for i in range(NUM_TIMED)})
+    compile_seconds = step_seconds = 0.0
+    for i in chosen:
+        own = genomes[i * size : (i + 1) * size]
+        try:
+            timing = population.time_steps(plan, own, run)
+        except jax.errors.JaxRuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            return Trial(plan, compile_seconds, len(chosen), math.inf)
+        timing = Timing(*devices.of_first(timing).tolist())
+        compile_seconds += timing.compile_seconds
+        step_seconds += timing.step_seconds / len(own) / len(chosen)
+    return Trial(plan, compile_seconds, len(chosen), step_seconds)

@@ -1,0 +1,272 @@
+"""The charts of a run, drawn once by matplotlib: for the page as SVG that takes the page's colours, and as PNG and SVG files.
+
+They are as wide as a phone shows them, and grow on larger screens. Colours are those of Okabe & Ito (2008, "Color universal
+design"), which colour-blind people can tell apart.
+"""
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from gafreeze_jax.report.run_folder import RecordedGeneration
+from gafreeze_jax.runs.verdict import Interval
+from gafreeze_jax.search.history import Evaluation
+
+INK, MUTED, RULE = "#1f2328", "#6a737d", "#d0d7de"
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"}
+HOVER = "hover: "  # before what the pointer shows
+WIDTH = 400  # points
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+}
+
+
+@matplotlib.rc_context(STYLE)
+def progress(generations: Sequence[RecordedGeneration], baselines: Mapping[str, Evaluation], num_steps: int) -> Figure:
+    """Accuracy over generations: of the population the best, the mean and the spread, new masks, and baselines."""
+    figure, axes = _start(250, "validation accuracy")
+    numbers = [generation.number for generation in generations]
+    accuracies = [[row.accuracy for row in generation.population] for generation in generations]
+    best, mean, worst = (np.array([summary(own) for own in accuracies]) for summary in (max, np.mean, min))
+    new = [row for generation in generations for row in generation.new if row.steps == num_steps]
+    floor = _floor([row.accuracy for row in new])
+    for row in new:
+        _point(axes, row.generation, row.accuracy, row.genome, floor, color=MUTED, alpha=0.5, markersize=4)
+    axes.fill_between(numbers, worst, best, color=BLUE, alpha=0.15, linewidth=0)
+    axes.plot(numbers, mean, color=BLUE, linewidth=1)
+    axes.plot(numbers, best, color=BLUE, linewidth=2.4, marker="o", markersize=4)
+    labels = [("best", best[-1], BLUE), ("mean", mean[-1], BLUE)]
+    for name, row in baselines.items():
+        if row.accuracy < floor:
+            labels.append((f"{name} {_percent(row.accuracy)} ↓", floor, INK))
+        else:
+            axes.axhline(row.accuracy, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            labels.append((name, row.accuracy, INK))
+    axes.set_xlim(0.5, max(numbers) + 0.5)
+    if floor > -math.inf:
+        axes.set_ylim(bottom=floor)
+    axes.set_xlabel("generation")
+    axes.set_xticks(_spaced(numbers))
+    _label_right(axes, labels)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def frozen_shares(generations: Sequence[RecordedGeneration], blocks: Sequence[str], found: str | None) -> Figure:
+    """A row per layer, a column per generation: the share of the population that freezes it; and the mask found."""
+    figure, axes = _start(55 + 19 * len(blocks))
+    columns = [(float(generation.number), generation.frozen_share) for generation in generations]
+    gap = 1 + 0.04 * (len(columns) + 1)
+    if found is not None:
+        columns.append((generations[-1].number + gap, np.array([int(gene) for gene in found], float)))
+    for x, shares in columns:
+        for i, share in enumerate(shares):
+            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor=BLUE, alpha=float(share), linewidth=0))
+            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor="none", edgecolor=RULE, linewidth=0.4))
+    numbers = [generation.number for generation in generations]
+    labels = {number: str(number) for number in _spaced(numbers)} | ({columns[-1][0]: "found"} if found is not None else {})
+    axes.set_xticks(list(labels), list(labels.values()))
+    axes.set_xlim(min(numbers) - 0.6, columns[-1][0] + 0.6)
+    _name_rows(axes, blocks)
+    axes.set_xlabel("generation")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def effects(blocks: Sequence[str], intervals: Sequence[Interval]) -> Figure:
+    """A row per layer: by how many points freezing it changes accuracy, with its interval."""
+    figure, axes = _start(55 + 19 * len(blocks))
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for i, effect in enumerate(intervals):
+        axes.plot([100 * effect.low, 100 * effect.high], [i, i], color=BLUE, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(100 * effect.mean, i, "o", color=BLUE, markersize=6)
+    _name_rows(axes, blocks)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("change in validation accuracy where frozen, points")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def trade_off(
+    points: Sequence[tuple[float, Evaluation]],
+    front: Sequence[tuple[float, Evaluation]],
+    baselines: Mapping[str, Evaluation],
+    found: str | None,
+    cost: str,
+) -> Figure:
+    """Accuracy against cost: masks that were trained to the end, the front, the mask found, and both extremes.
+
+    Args:
+      points, front: cost and row of each.
+      cost: what it is, in words.
+    """
+    figure, axes = _start(270, "validation accuracy")
+    floor = _floor([row.accuracy for _, row in points])
+    for x, row in points:
+        _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", floor, color=MUTED, alpha=0.6, markersize=5)
+    ascending = sorted((x, row.accuracy) for x, row in front)
+    axes.step(*zip(*ascending, strict=True), where="post", color=BLUE, linewidth=1.6)
+    for x, row in front:
+        _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", floor, color=BLUE, markersize=6)
+    named = {row.genome: name for name, row in baselines.items() if len(set(row.genome)) == 1} | {found: "found"}
+    for x, row in points:
+        if name := named.get(row.genome):
+            color, place = INK, {"ha": "right", "xytext": (-7, -13)} if x > 0.7 else {"ha": "left", "xytext": (8, -13)}
+            if row.accuracy < floor:
+                name, place = f"{name} {_percent(row.accuracy)} ↓", {"ha": "left", "xytext": (8, 2)}
+            elif row.genome == found:
+                color, place = VERMILLION, {"ha": "center", "xytext": (0, 10)}
+                axes.plot(x, row.accuracy, "o", color=color, markersize=11, markerfacecolor="none", markeredgewidth=2)
+            axes.annotate(name, (x, max(floor, row.accuracy)), textcoords="offset points", color=color, **place)
+    axes.set_xlabel(cost)
+    axes.set_xlim(-0.04, 1.04)
+    axes.margins(y=0.1)
+    if floor > -math.inf:
+        axes.set_ylim(bottom=floor)
+    axes.xaxis.set_major_formatter(_percent)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def race(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Figure:
+    """Of several runs: name, training done, in full evaluations, and the best accuracy until then."""
+    figure, axes = _start(250, "best validation accuracy")
+    labels = []
+    for (name, done, best), color in zip(runs, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE)), strict=False):
+        axes.step(done, best, where="post", color=color, linewidth=2)
+        labels.append((name, best[-1], color))
+    axes.set_xlim(0)
+    axes.set_xlabel("training done, in full evaluations")
+    _label_right(axes, labels)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as `path` with .svg and with .png."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, transparent=True)
+        figure.savefig(path.with_suffix(".png"), dpi=216, facecolor="white")
+
+
+def inline(figure: Figure, name: str, title: str, description: str) -> ElementTree.Element:
+    """A figure as an SVG element whose colours are variables of the page, with its text alternative.
+
+    Args:
+      name: that no other figure of the page has.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    svg = ElementTree.fromstring(buffer.getvalue())
+    svg.remove(svg[0])  # a style for all of the page
+    for element in list(svg.iter()):
+        element.tag = element.tag.partition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        label = attributes.pop("id", "") if element.tag == "g" else ""
+        attributes |= {"style": _with_variables(attributes["style"])} if "style" in attributes else {}
+        element.attrib = attributes
+        element.tail = None
+        if label.startswith(HOVER):
+            element.insert(0, _element("title", label.removeprefix(HOVER)))
+    labels = {"role": "img", "aria-labelledby": f"{name}-title {name}-description"}
+    svg.attrib = {"viewBox": svg.attrib["viewBox"]} | labels
+    svg.insert(0, _element("desc", description, id=f"{name}-description"))
+    svg.insert(0, _element("title", title, id=f"{name}-title"))
+    return svg
+
+
+def _start(height: float, title: str = "") -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    axes = figure.subplots()
+    if title:  # of the vertical axis, which is a share
+        axes.set_title(title, loc="left", fontsize=10.5, color=MUTED)
+        axes.yaxis.set_major_formatter(_percent)
+    return figure, axes
+
+
+def _percent(share: float, _: float = 0) -> str:
+    return f"{round(100 * share, 1):g} %"
+
+
+def _floor(accuracies: Sequence[float]) -> float:
+    """Below which a mask is drawn at the edge, as it would press all others together; -inf if there is none such."""
+    best, median = max(accuracies, default=0.0), float(np.median(accuracies or [0.0]))
+    floor = best - 4 * (best - median)
+    return floor if min(accuracies, default=0.0) < floor < median else -math.inf
+
+
+def _point(axes: Axes, x: float, accuracy: float, label: str, floor: float, **style) -> None:
+    """A mask; the pointer shows its label. Below the floor it is a triangle on it."""
+    kind = "o" if accuracy >= floor else "v"
+    (point,) = axes.plot(x, max(floor, accuracy), kind, markeredgewidth=0, clip_on=False, **style)
+    point.set_gid(f"{HOVER}{label}: {_percent(accuracy)}")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+
+
+def _spaced(numbers: Sequence[int]) -> Sequence[int]:
+    """At most twelve of them."""
+    return numbers[:: -(-len(numbers) // 12)]
+
+
+def _name_rows(axes: Axes, blocks: Sequence[str]) -> None:
+    axes.set_yticks(range(len(blocks)), map(_short, blocks), color=INK)
+    axes.set_ylim(len(blocks) - 0.4, -0.6)
+    axes.tick_params(length=0)
+
+
+def _label_right(axes: Axes, labels: Sequence[tuple[str, float, str]]) -> None:
+    """Names lines at their right ends, by name, height and colour; moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    least = (high - low) * 0.075
+    ordered = sorted(labels, key=lambda label: label[1])
+    heights = [height for _, height, _ in ordered]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + least)
+    heights[-1] = min(heights[-1], high)
+    for i in reversed(range(len(heights) - 1)):
+        heights[i] = min(heights[i], heights[i + 1] - least)
+    right = axes.get_xlim()[1]
+    for (name, _, color), height in zip(ordered, heights, strict=True):
+        axes.annotate(_short(name), (right, height), xytext=(4, 0), textcoords="offset points", va="center", color=color)
+
+
+def _with_variables(style: str) -> str:
+    style = re.sub(r"font-family: [^;]*; ", "", style)
+    return re.sub("#[0-9a-f]{6}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], style)
+
+
+def _element(tag: str, text: str, **attributes: str) -> ElementTree.Element:
+    element = ElementTree.Element(tag, attributes)
+    element.text = text
+    return element

@@ -1,0 +1,250 @@
+"""A run as its folder tells it, finished or not: what was evaluated, and what follows from that."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from scipy import stats
+
+from gafreeze_jax import masking
+from gafreeze_jax.engine.population import StepFlops
+from gafreeze_jax.runs import saving
+from gafreeze_jax.runs.verdict import Interval
+from gafreeze_jax.search import nsga2
+from gafreeze_jax.search.history import RANDOM, SEARCH, Evaluation, Journal, genome_array, genome_text
+from gafreeze_jax.search.loop import estimates
+
+
+class RecordedGeneration(NamedTuple):
+    """A generation, as far as the evaluations tell it.
+
+    Attributes:
+      number: from 1.
+      new: what was evaluated in it and did not diverge, each genome as far as it was trained.
+      population: what is bred from next: the fittest genomes so far; with several objectives, the front so far.
+      frozen_share: [G], share of the population that freezes each gene.
+    """
+
+    number: int
+    new: list[Evaluation]
+    population: list[Evaluation]
+    frozen_share: np.ndarray
+
+
+class Spent(NamedTuple):
+    """What training took of the FLOPs of doing all of it in full, in the order in which that is reduced.
+
+    Attributes:
+      in_full: every mask to the end, nothing frozen, nothing kept.
+      early_stopping, freezing, keeping: what they spared of it.
+    """
+
+    in_full: float
+    early_stopping: float
+    freezing: float
+    keeping: float
+
+    @property
+    def spent(self) -> float:
+        return self.in_full - self.early_stopping - self.freezing - self.keeping
+
+
+class RunFolder:
+    """The run in a folder.
+
+    Attributes:
+      path: of the folder.
+      facts: what `run.json` and, once there is one, `result.json` say.
+      rows: the evaluations in `evaluations.csv`.
+
+    Raises:
+      ValueError: if the folder holds no run, or something else than the run has left there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path, folder = Path(path), epath.Path(path)
+        if not (self.path / saving.RUN).is_file():
+            raise ValueError(f"{path}: no run: expected {saving.RUN} in it; give a run's folder")
+        if (self.path / saving.SUMS).is_file():
+            saving.verify(folder)
+        try:
+            self.facts = saving.read_facts(folder)
+            if (self.path / "result.json").is_file():
+                self.facts |= json.loads((self.path / "result.json").read_text())
+            self.genes, self.options = [str(name) for name in self.facts["stages"]], dict(self.facts["options"])
+            self.seed = int(self.options["seed"])
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+        self._journal = Journal(folder / saving.JOURNAL)
+        self.rows = list(self._journal)
+        if wrong := {row.genome for row in self.rows if len(row.genome) != len(self.genes) or set(row.genome) - set("01")}:
+            raise ValueError(f"{path}: expected genomes of {len(self.genes)} genes, 0 or 1, got {wrong.pop()!r}")
+
+    def phase(self, row: Evaluation) -> str:
+        """Of the run, in which an evaluation was made, such as `SEARCH`."""
+        return self._journal.phase(row.genome, row.seed, row.steps)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        return "results" in self.facts
+
+    @property
+    def has_head(self) -> bool:
+        """Whether something trains even where all is frozen."""
+        return all(row.trainable_parameters for row in self.rows)
+
+    @property
+    def in_pareto(self) -> bool:
+        return self.options.get("objective") == "pareto"
+
+    @cached_property
+    def num_steps(self) -> int:
+        """Of a full evaluation."""
+        return self.facts["num_steps"]
+
+    @cached_property
+    def searched(self) -> dict[str, Evaluation]:
+        """What the search evaluated, each genome as far as it was trained."""
+        return {row.genome: row for row in furthest(row for row in self.rows if self.phase(row) == SEARCH)}
+
+    @cached_property
+    def full(self) -> list[Evaluation]:
+        """Those that were trained to the end, the fittest first."""
+        rows = [row for row in self.searched.values() if row.steps == self.num_steps and not row.diverged]
+        return sorted(rows, key=lambda row: row.fitness, reverse=True)
+
+    @cached_property
+    def found(self) -> str | None:
+        """The mask found; of an unfinished run, the fittest so far, if there is one."""
+        if self.finished:
+            return "".join(str(gene) for gene in self.facts["best_genome"])
+        return self.full[0].genome if self.full else None
+
+    @cached_property
+    def baselines(self) -> dict[str, Evaluation]:
+        """Masks that need no search, as the search's own seed has them, by name."""
+        prefixes = [genome_text(genome) for genome in masking.prefix_genomes(len(self.genes))]
+        least = "head only" if self.has_head else "train nothing"
+        groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
+        best = {name: next((row for row in self.full if row.genome in group), None) for name, group in groups.items()}
+        return {name: row for name, row in best.items() if row is not None}
+
+    @cached_property
+    def flops(self) -> StepFlops | None:
+        """Of a training step, if the run has counted them."""
+        counted = self.facts.get("step_flops")
+        return None if counted is None else StepFlops(**counted)
+
+    def cost(self, row: Evaluation) -> float:
+        """Training FLOPs of a genome as a share of those of training everything; without them, trainable parameters."""
+        if self.flops is not None:
+            return self.flops(genome_array(row.genome)) / self.flops.above[0]
+        return row.trainable_parameters / max(1, *(row.trainable_parameters for row in self.rows))
+
+    @cached_property
+    def front(self) -> list[Evaluation]:
+        """Masks that no other one beats in both accuracy and cost, the most accurate first."""
+        return self._front(self.full)
+
+    def _front(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
+        chosen = nsga2.front(np.array([(row.accuracy, -self.cost(row)) for row in rows])) if rows else []
+        return [rows[i] for i in chosen]
+
+    @cached_property
+    def generations(self) -> list[RecordedGeneration]:
+        in_order = sorted(self.searched.values(), key=lambda row: row.generation)
+        known: list[Evaluation] = []
+        found = []
+        for number, group in itertools.groupby(in_order, key=lambda row: row.generation):
+            new = [row for row in group if not row.diverged]
+            known = sorted([*known, *new], key=lambda row: (row.steps, *row.fitness), reverse=True)
+            population = self._front(known) if self.in_pareto else known[: int(self.options["population"])]
+            if population:
+                shares = np.mean([genome_array(row.genome) for row in population], axis=0)
+                found.append(RecordedGeneration(number, new, population, shares))
+        return found
+
+    @property
+    def trace(self) -> tuple[list[float], list[float]]:
+        """How the search went on: training steps done, in full evaluations, and the best accuracy of a mask trained in full."""
+        reached: dict[str, int] = {}
+        done, best, steps = [], [], 0
+        for row in self.rows:
+            if self.phase(row) == SEARCH:
+                steps += row.steps - reached.get(row.genome, 0)
+                reached[row.genome] = row.steps
+                if row.steps == self.num_steps and not row.diverged:
+                    done.append(steps / self.num_steps)
+                    best.append(max([row.accuracy, *best[-1:]]))
+        return done, best
+
+    @cached_property
+    def effects(self) -> list[Interval] | None:
+        """[G] by how much freezing a gene changes accuracy, on average over the others (see `main_effects`).
+
+        From the masks of the search and the random ones beside it; one that was stopped early counts as the search takes it.
+        """
+        rows = [row for row in self.rows if row.seed == self.seed and self.phase(row) in (SEARCH, RANDOM)]
+        diverged = {row.genome for row in rows if row.diverged}
+        rows = [row for row in rows if row.genome not in diverged]
+        if not any(row.steps == self.num_steps for row in rows):
+            return None
+        rungs = {row.steps for row in rows}
+        return main_effects(
+            *estimates({rung: {row.genome: row.accuracy for row in rows if row.steps == rung} for rung in rungs})
+        )
+
+    @cached_property
+    def spent(self) -> Spent | None:
+        """FLOPs of all training in `evaluations.csv`, if they were counted; with traced masks nothing is spared by them."""
+        if self.flops is None:
+            return None
+        full = self.flops.from_scratch(np.zeros(len(self.genes), bool))
+        traced = self.facts.get("plan", {}).get("final", {}).get("freezing") == "traced"
+        in_full = early = freezing = keeping = 0.0
+        for row in furthest(self.rows):
+            genome = genome_array(row.genome)
+            in_full += self.num_steps * full
+            early += (self.num_steps - row.steps) * full
+            if not traced:
+                freezing += row.steps * (full - self.flops.from_scratch(genome))
+                keeping += row.steps * (self.flops.from_scratch(genome) - self.flops(genome))
+        return Spent(in_full, early, freezing, keeping)
+
+
+def furthest(rows: Iterable[Evaluation]) -> list[Evaluation]:
+    """The longest evaluation of each genome with each seed."""
+    return list({(row.genome, row.seed): row for row in sorted(rows, key=lambda row: row.steps)}.values())
+
+
+def main_effects(genomes: np.ndarray, values: np.ndarray, weights: np.ndarray) -> list[Interval] | None:
+    """By how much values change, on average, where a gene is frozen, with 95 % intervals.
+
+    Weighted least squares on the genes and a constant; Student's t with N - G - 1 degrees of freedom. What genes do together is
+    taken as noise, so that it widens the intervals. None if the genomes do not tell all genes apart.
+
+    Args:
+      genomes: [N, G].
+      values: [N].
+      weights: [N].
+    """
+    num, num_genes = genomes.shape
+    design = np.sqrt(weights)[:, None] * np.column_stack([np.ones(num), genomes])
+    if np.linalg.matrix_rank(design) <= num_genes or (freedom := num - num_genes - 1) < 1:
+        return None
+    target = np.sqrt(weights) * values
+    inverse = np.linalg.inv(design.T @ design)
+    coefficients = inverse @ design.T @ target
+    variance = np.sum((target - design @ coefficients) ** 2) / freedom
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance * np.diag(inverse))
+    return [Interval(*map(float, (mean, mean - h, mean + h))) for mean, h in zip(coefficients, half, strict=True)][1:]

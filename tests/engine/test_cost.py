@@ -1,0 +1,202 @@
+"""What a mask costs: operations, compiling and memory."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import test_population as tasks
+
+from gafreeze_jax.data import tokens
+from gafreeze_jax.engine import backprop, cache, population
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, classification
+from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate
+from gafreeze_jax.models import bert
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.search import nsga2
+from gafreeze_jax.search.history import Evaluation, Ledger
+
+SGD = Recipe(optax.sgd(1e-3), optax.sgd(1e-3))
+NUM_BLOCKS = 3
+
+
+def dense_task():
+    """Three dense blocks, and what each does forwards: its first matrix products, its other ones, those without weights."""
+    batch, width, num_classes = 256, 64, 4
+
+    def dense(params, x, context, *, frozen, key):
+        return jax.nn.relu(x @ params)
+
+    def head(params, x, context, *, frozen, key):
+        return x @ params
+
+    rng = np.random.default_rng(0)
+    params = {f"dense_{i}": rng.normal(size=(width, width)).astype(np.float32) / 8 for i in range(NUM_BLOCKS)}
+    params["head"] = rng.normal(size=(width, num_classes)).astype(np.float32)
+    network = Network(tuple(Block(f"dense_{i}", dense) for i in range(NUM_BLOCKS)), head, classification)
+    data = Dataset(rng.normal(size=(batch, width)).astype(np.float32), np.zeros(batch, np.int32))
+    rows = np.arange(batch, dtype=np.int32)[None]
+    forwards = [(2.0 * batch * width**2, 0.0, 0.0)] * NUM_BLOCKS
+    return network, params, Source(data, Batch(rows, rows, {})), forwards, 2.0 * batch * width * num_classes
+
+
+def bert_task():
+    """A BERT of MiniLM's width; its first products are those for query, key and value, and attention has no weights."""
+    texts, length, width, hidden = 64, 8, 384, 1536
+    config = bert.BertConfig(100, width, NUM_BLOCKS - 1, 12, hidden)
+    params = bert.init_params(jax.random.key(0), config, 2)
+    size = texts * length
+    inputs = {"ids": np.zeros(size, np.int32), "types": np.zeros(size, np.int32)}
+    inputs["positions"] = np.tile(np.arange(length, dtype=np.int32), texts)
+    sequences = tokens.Tokens(inputs, np.arange(texts) * length, np.full(texts, length))
+    batches = tokens.pack_batches(sequences, np.arange(texts)[None], length)
+
+    def layer(queries):
+        first, others = 2.0 * width**2 * (queries + 2 * size), 2.0 * queries * width * (width + 2 * hidden)
+        return first, others, 4.0 * queries * length * width
+
+    forwards = [(0.0, 0.0, 0.0), layer(size), layer(texts)]
+    network = bert.make_bert(config, 2)
+    source = Source(Dataset(inputs, np.zeros(texts, np.int32)), batches)
+    return network, params, source, forwards, 2.0 * texts * (width**2 + 2 * width)
+
+
+TASKS = {"dense": dense_task(), "bert": bert_task()}
+
+
+def ideal_flops(genome, forwards, head):
+    """Forwards from the depth, input gradients down to it, and weight gradients of trained blocks."""
+    depth = int(np.append(genome, False).argmin())
+    flops = head * (2 + (depth < NUM_BLOCKS))
+    for index in range(depth, NUM_BLOCKS):
+        first, others, without_weights = forwards[index]
+        flops += (first + others + without_weights) + (others + 2 * without_weights)
+        if index > depth:
+            flops += first
+        if not genome[index]:
+            flops += first + others
+    return flops
+
+
+class Counter:
+    """Replaces jitted functions by ones that add up what XLA says they do."""
+
+    def __init__(self, monkeypatch):
+        self.flops = 0.0
+        for module, name in (
+            (backprop, "infer"), (backprop, "forward"), (backprop, "backward"), (backprop, "head_step"),
+            (population, "_update"),
+        ):  # fmt: skip
+            monkeypatch.setattr(module, name, self.counting(getattr(module, name)))
+
+    def counting(self, function):
+        def run(*arguments):
+            self.flops += function.lower(*arguments).compile().cost_analysis()["flops"]
+            return function(*arguments)
+
+        return run
+
+
+def make_population(name):
+    network, params, source, *_ = TASKS[name]
+    return Population(network, params, SGD, source, source), Replicate(params["head"], source.batches, jax.random.key(0))
+
+
+@pytest.mark.parametrize("path", ["static", "freeze-aware", "freeze-aware, 3 members"])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
+    *_, forwards, head = TASKS[name]
+    members, run = make_population(name)
+    for genome in tasks.ALL_MASKS:
+        if path == "static":
+            flops = members.flops_per_step(genome, run)
+        else:
+            num_members = 3 if "3" in path else 1
+            (call,) = population.make_cohorts(Plan(num_members), members.network, np.array([genome] * num_members))
+            members._train.inputs(call.depth)
+            with monkeypatch.context() as patch:
+                counter = Counter(patch)
+                members._fit(call, run, members._start(call, run), 0, len(run.batches.examples), 0, lambda member_steps: None)
+            flops = counter.flops / call.size
+        assert flops == pytest.approx(ideal_flops(genome, forwards, head), rel=0.1), genome
+
+
+WHOLE = Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
+
+
+@pytest.mark.parametrize("recipe", tasks.RECIPES)
+def test_optimizer_bytes_are_those_of_the_state(recipe):
+    task = tasks.TASKS["bert"]
+    members, run = tasks.make_population(task, tasks.RECIPES[recipe]), tasks.make_run(task)
+    sizes = members.optimizer_bytes(run)
+    costs = experiment.Costs(members, run)
+    for member in members.evaluate(tasks.ALL_MASKS[[0, 3, 5, 7]], run, until=1):
+        own = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(state)) for name, state in member.state.items()}
+        assert own == {name: sizes[name] for name in own}
+        assert costs.optimizer_bytes(member.genome) == sum(own.values())
+
+
+def test_a_diverged_mask_is_worst_for_nsga2():
+    members, run = make_population("dense")
+    ledger, costs = Ledger(6), experiment.Costs(members, run)
+    for genome, loss in (("011", 0.5), ("111", np.nan)):
+        ledger.add(Evaluation(genome, 0, 6, 1, 0.9, loss, 0.4, 10, 1.0))
+    told = np.array([experiment.pareto_fitness(ledger, costs, genome) for genome in ("011", "111")])
+    assert told[0, 0] == 0.9
+    assert (told[1, 1:] >= told[0, 1:]).all()  # though it costs less
+    assert nsga2.non_dominated_rank(told).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(3), WHOLE], ids=str)
+def test_no_generation_but_the_first_compiles_anything(plan):
+    task = tasks.TASKS["bert"]
+    members, run = tasks.make_population(task, tasks.RECIPES["adamw"], plan=plan), tasks.make_run(task)
+    functions = (
+        backprop.forward, backprop.backward, backprop.infer, backprop.head_step, backprop.head_score, cache.fetch,
+        cache._score_block_in_one, population._update, population._train_block, population._start,
+    )  # fmt: skip
+    list(members.evaluate(tasks.ALL_MASKS, run))
+    compiled = [function._cache_size() for function in functions]
+    for seed in range(2):
+        list(members.evaluate(np.random.default_rng(seed).permutation(tasks.ALL_MASKS), run))
+    assert [function._cache_size() for function in functions] == compiled
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(calls=2), WHOLE], ids=str)
+def test_memory_does_not_grow_from_generation_to_generation(plan):
+    task = tasks.TASKS["bert"]
+    members, run = tasks.make_population(task, tasks.RECIPES["adamw"], plan=plan), tasks.make_run(task)
+    held = []
+    for _ in range(3):
+        for member in members.evaluate(tasks.ALL_MASKS, run):
+            del member
+        gc.collect()
+        held.append(sum(array.nbytes for array in jax.live_arrays()))
+    assert held[1] == held[2]
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
+    def apply(params, x, context, *, frozen, key):
+        return jnp.tanh(x @ params)
+
+    members = () if axis is None else (2,)
+    x, params = jnp.ones((*members, 5, 7)), jnp.ones((*members, 7, 11))
+    axes = (axis, axis, None)
+    y, pullback, _ = backprop.forward(apply, backprop.Wrt(True, True), axes, params, x, None, {}, None, 0)
+    assert {array.shape for array in pullback.arrays if array.ndim} == {y.shape}
+    of_params, of_x, _ = backprop.backward(axis, pullback, params, x, jnp.ones_like(y), None, jnp.zeros(members))
+    expected = jax.vjp(lambda params, x: jnp.tanh(x @ params), params, x)[1](jnp.ones_like(y))
+    jax.tree.map(np.testing.assert_allclose, (of_params, of_x), expected)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_all_masks_cost_follows_from_a_few(name):
+    members, run = make_population(name)
+    flops = members.step_flops(run)
+    for genome in tasks.ALL_MASKS:
+        assert flops(genome) == pytest.approx(members.flops_per_step(genome, run), rel=0.02)
+        assert flops.from_scratch(genome) == pytest.approx(members.flops_per_step(genome, run, enter=0), rel=0.02)

@@ -1,0 +1,330 @@
+"""However a member is trained, its trajectory is that of the plain static `optax.multi_transform` run."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gafreeze_jax import masking
+from gafreeze_jax.data import tokens
+from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.engine.cache import Activations, Budget, Source, fetch, score
+from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, classification
+from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate, adamw_recipe
+from gafreeze_jax.models import bert
+
+ALL_MASKS = np.array(list(np.ndindex(2, 2, 2)), bool)
+NUM_EXAMPLES, NUM_CLASSES = 20, 3
+
+
+def bert_task():
+    """A random BERT of three genes with dropout, and texts of 3 to 12 random tokens."""
+    config = bert.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
+    )
+    params = bert.init_params(jax.random.key(0), config, NUM_CLASSES)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 13, NUM_EXAMPLES)
+    inputs = {
+        "ids": rng.integers(0, 40, lengths.sum()).astype(np.int32),
+        "positions": np.concatenate([np.arange(n) for n in lengths]).astype(np.int32),
+        "types": np.zeros(lengths.sum(), np.int32),
+    }
+    texts = tokens.Tokens(inputs, np.cumsum(lengths) - lengths, lengths)
+    targets = rng.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
+    steps = tokens.pack_batches(texts, balanced_batches(rng, lengths, 8, num_epochs=2))
+    source = Source(Dataset(inputs, targets), tokens.scoring_batches(texts))
+    return bert.make_bert(config, NUM_CLASSES), params, source, steps
+
+
+def convolutional_task():
+    """Two convolutions and a dense layer on 8 x 8 images."""
+
+    def convolve(params, x, context, *, frozen, key):
+        x = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.nn.relu(x + params["bias"][None, None, None])
+
+    def dense(params, x, context, *, frozen, key):
+        return jnp.tanh(x.reshape(len(x), -1) @ params["kernel"] + params["bias"][None])
+
+    def head(params, x, context, *, frozen, key):
+        return x @ params["kernel"] + params["bias"][None]
+
+    rng = np.random.default_rng(1)
+
+    def layer(*shape):
+        kernel = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+        return {"kernel": kernel.astype(np.float32), "bias": rng.normal(size=shape[-1]).astype(np.float32)}
+
+    params = {"low": layer(3, 3, 1, 4), "high": layer(3, 3, 4, 4), "dense": layer(256, 8), "head": layer(8, NUM_CLASSES)}
+    network = Network((Block("low", convolve), Block("high", convolve), Block("dense", dense)), head, classification)
+    images = rng.normal(size=(NUM_EXAMPLES, 8, 8, 1)).astype(np.float32)
+    targets = rng.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
+    as_batch = lambda examples: Batch(examples.astype(np.int32), examples.astype(np.int32), {})  # noqa: E731
+    equal = np.ones(NUM_EXAMPLES)
+    source = Source(Dataset(images, targets), as_batch(balanced_batches(rng, equal, 8)))
+    return network, params, source, as_batch(balanced_batches(rng, equal, 8, num_epochs=2))
+
+
+TASKS = {"bert": bert_task(), "convolutional": convolutional_task()}
+NUM_STEPS = 6
+RECIPES = {
+    "adamw": adamw_recipe(3e-3, 1e-2, NUM_STEPS)._replace(max_norm=0.5),
+    "sgd": Recipe(optax.sgd(0.1, momentum=0.9), optax.sgd(0.2), max_norm=math.inf),
+    "lion": Recipe(optax.lion(1e-3, weight_decay=0.1), optax.lion(3e-3), max_norm=0.3),
+}
+
+
+def apply_network(network, params, x, batch, genome, key, statistics=None):
+    """The network's output. New running statistics, where there are some, are put into the dict `statistics`."""
+    for index, (block, frozen) in enumerate(zip(network.blocks, genome, strict=True)):
+        block_key = None if key is None else jax.random.fold_in(key, index)
+        x = block.apply(params[block.name], x, batch.context, frozen=bool(frozen), key=block_key)
+        if isinstance(x, tuple):
+            x, statistics[block.name] = x
+    head_key = None if key is None else jax.random.fold_in(key, len(network.blocks))
+    head = params["head"] | {name: params[name] for name in network.shared}
+    return network.head(head, x, batch.context, frozen=key is None, key=head_key)
+
+
+def plain_run(task, recipe, genome):
+    """The reference: `jax.grad` of the whole network, and one static `optax.multi_transform`."""
+    network, params, source, steps = task
+    params = jax.tree.map(jnp.asarray, params)
+    always = {"head/.*": None} if params["head"] else {}
+    genes = masking.make_genes(params, {**{f"{name}/.*": name for name in network.names}, **always})
+    labels = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
+        lambda path, _: "head" if path[0].key == "head" else "body", tree
+    )
+    optimizer = optax.multi_transform({"body": recipe.body, "head": recipe.head}, labels)
+    tx = masking.freeze(optax.chain(optax.clip_by_global_norm(recipe.max_norm), optimizer), genes, genome)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, batch, key):
+        def loss(params):
+            x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[batch.elements], source.data.inputs)
+            statistics = {}
+            logits = apply_network(network, params, x, batch, genome, key, statistics)
+            losses, _ = network.loss(logits, jnp.asarray(source.data.targets)[batch.examples])
+            return losses @ batch.weights / batch.weights.sum(), statistics
+
+        gradients, statistics = jax.grad(loss, has_aux=True)(params)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return params | {name: params[name] | {"batch_stats": new} for name, new in statistics.items()}, state
+
+    for i in range(len(steps.examples)):
+        batch = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), steps)
+        params, state = step(params, state, batch, jax.random.fold_in(jax.random.key(7), i))
+    return params
+
+
+@pytest.fixture(scope="module", params=[("bert", "adamw"), ("convolutional", "sgd"), ("convolutional", "lion")], ids="-".join)
+def case(request):
+    """A task, a recipe and the reference parameters for all masks."""
+    task, recipe = TASKS[request.param[0]], RECIPES[request.param[1]]
+    return task, recipe, {tuple(genome): plain_run(task, recipe, genome) for genome in ALL_MASKS}
+
+
+def make_population(task, recipe, **options):
+    network, params, source, _ = task
+    return Population(network, params, recipe, source, source, **options)
+
+
+def make_run(task):
+    _, params, _, steps = task
+    return Replicate(params["head"], steps, jax.random.key(7))
+
+
+def assert_same_training(task, member, expected):
+    network, initial, _, _ = task
+    frozen = dict(zip(network.names, member.genome, strict=True)) | {"head": False}
+
+    def compare(path, ours, theirs, start):
+        if frozen[path[0].key]:
+            np.testing.assert_array_equal(ours, start)
+        elif not jax.tree_util.keystr(path, simple=True, separator="/").endswith("attention/key/bias"):
+            # Softmax does not see that bias: its gradient is rounding noise, which Adam scales up to full steps.
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+            assert not np.array_equal(ours, start)
+
+    jax.tree_util.tree_map_with_path(compare, member.params, expected, initial)
+
+
+PLANS = {
+    "block by block": {"plan": Plan()},
+    "stacked": {"plan": Plan(members=3)},
+    "two calls at the same time": {"plan": Plan(calls=2)},
+    "static, in one": {"plan": Plan(steps=NUM_STEPS)},
+    "static, stacked, 4 steps at a time": {"plan": Plan(3, 4)},
+    "traced": {"plan": Plan(1, 1, "traced")},
+    "traced, all members, in one": {"plan": Plan(len(ALL_MASKS), NUM_STEPS, "traced")},
+    "nothing kept": {"budget": Budget(10**5, 0), "plan": Plan(steps=0)},
+    "streamed from the host": {"budget": Budget(0, 10**9)},
+    "streamed, 4 steps at a time": {"budget": Budget(0, 10**9), "plan": Plan(3, 4)},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_mask_trains_like_the_plain_static_run(case, plan):
+    task, recipe, expected = case
+    members = list(make_population(task, recipe, **PLANS[plan]).evaluate(ALL_MASKS, make_run(task)))
+    assert {tuple(member.genome) for member in members} == set(expected)
+    for member in members:
+        assert_same_training(task, member, expected[tuple(member.genome)])
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(3), Plan(len(ALL_MASKS), 2, "traced")])
+def test_a_member_that_was_stopped_ends_like_the_plain_static_run(case, plan):
+    task, recipe, expected = case
+    population, run = make_population(task, recipe, plan=plan), make_run(task)
+    members = list(population.evaluate(ALL_MASKS, run, until=1))
+    assert {member.steps for member in members} == {1}
+    members = list(population.resume(members[::-1], run, until=3))
+    ended = list(population.resume(members[1::2], run))  # and so in other company
+    assert len(ended) == len(ALL_MASKS) // 2
+    assert all(member.steps == NUM_STEPS and member.state is None for member in ended)
+    for member in ended:
+        assert_same_training(task, member, expected[tuple(member.genome)])
+
+
+def test_one_by_one_stopping_changes_no_bit():
+    task = TASKS["bert"]
+    population, run = make_population(task, RECIPES["adamw"]), make_run(task)
+    for genome in ALL_MASKS[[0, 1, 7]]:
+        (through,) = population.evaluate(genome[None], run)
+        stopped = list(population.evaluate(genome[None], run, until=2))
+        for until in (3, None):
+            stopped = list(population.resume(stopped, run, until))
+        jax.tree.map(np.testing.assert_array_equal, stopped[0].params, through.params)
+        assert stopped[0].accuracy == through.accuracy
+        assert stopped[0].train_loss == pytest.approx(through.train_loss)
+
+
+def test_only_members_at_the_same_step_go_on():
+    task = TASKS["convolutional"]
+    population, run = make_population(task, RECIPES["sgd"]), make_run(task)
+    (ended,) = population.evaluate(ALL_MASKS[:1], run)
+    (first,) = population.evaluate(ALL_MASKS[:1], run, until=1)
+    (second,) = population.evaluate(ALL_MASKS[1:2], run, until=2)
+    for members in ([ended], [first, second]):
+        with pytest.raises(ValueError, match="stopped after the same step"):
+            population.resume(members, run)
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(3), Plan(8, 2, "traced")])
+def test_curves_are_those_of_members_that_are_stopped(plan):
+    network, _, source, _ = task = TASKS["bert"]
+    other = source._replace(data=source.data._replace(targets=(source.data.targets + 1) % NUM_CLASSES))
+    population, run = make_population(task, RECIPES["sgd"], plan=plan), make_run(task)
+    stopped = {tuple(member.genome): member for member in population.evaluate(ALL_MASKS, run, until=2)}
+    ended = {tuple(member.genome): member for member in population.evaluate(ALL_MASKS, run)}
+    curves = list(population.curves(ALL_MASKS, run, (2, NUM_STEPS), population.activations(other)))
+    assert {tuple(curve.genome) for curve in curves} == set(ended)
+    for genome, validation, test in curves:
+        members = [stopped[tuple(genome)], ended[tuple(genome)]]
+        np.testing.assert_allclose(validation, [(member.accuracy, member.loss) for member in members], rtol=1e-4)
+        np.testing.assert_allclose(test, score(network, members[1].params, other), rtol=1e-4)
+
+
+BUDGETS = {"device": Budget(10**9, 0), "host": Budget(0, 10**9)}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", TASKS)
+def test_activations_are_the_outputs_of_the_pretrained_blocks(name, budget):
+    network, params, source, _ = TASKS[name]
+    activations = Activations(network, params, source, BUDGETS[budget])
+    direct = [step.x for step in all_steps(activations, 0)]
+    for depth, block in enumerate(network.blocks, start=1):
+        assert activations.inputs(depth)[0] == depth
+        for i, (kept, batch) in enumerate(zip(all_steps(activations, depth), source.batches.examples, strict=True)):
+            direct[i] = block.apply(params[block.name], direct[i], kept.context, frozen=True, key=None)
+            real = (batch if block.per_example else source.batches.elements[i]) >= 0
+            np.testing.assert_allclose(kept.x[real], direct[i][real], rtol=1e-4, atol=1e-5)
+
+
+def all_steps(activations, depth):
+    boundary, inputs = activations.inputs(depth)
+    return [
+        fetch(activations.per_example(boundary), chunk, step)
+        for chunk in activations.chunks(boundary, inputs)
+        for step in range(len(chunk.batches.examples))
+    ]
+
+
+ONE_BOUNDARY = NUM_EXAMPLES * 8 * 8 * 4 * 4  # bytes of the output of "low", or of "high"; that of "dense" is smaller
+IMAGES = NUM_EXAMPLES * 8 * 8 * 4
+
+
+def test_the_budget_of_activations_is_kept():
+    network, params, source, _ = TASKS["convolutional"]
+    activations = Activations(network, params, source, Budget(ONE_BOUNDARY, 0))
+    for depth in (1, 2, 3, 1):
+        assert activations.inputs(depth)[0] == depth
+        assert activations.num_bytes.device <= ONE_BOUNDARY
+    activations = Activations(network, params, source, Budget(ONE_BOUNDARY - 1, 0))
+    assert [activations.inputs(depth)[0] for depth in (0, 1, 2, 3)] == [0, 0, 0, 3]
+
+
+def test_what_is_used_least_leaves_the_device_first_and_the_host_last():
+    network, params, source, _ = TASKS["convolutional"]
+    activations = Activations(network, params, source, Budget(ONE_BOUNDARY, ONE_BOUNDARY))
+    on_device = lambda depth: isinstance(activations.inputs(depth)[1], jax.Array)  # noqa: E731
+    activations.expect([1, 1, 2])
+    assert on_device(1)
+    assert activations.num_bytes == (ONE_BOUNDARY, 0)
+    assert on_device(2)  # and 1 has moved to the host
+    assert activations.num_bytes == (ONE_BOUNDARY, ONE_BOUNDARY)
+    activations.expect([2])
+    assert on_device(1)
+    assert activations.num_bytes == (ONE_BOUNDARY, ONE_BOUNDARY)
+    activations.clear()
+    assert activations.num_bytes == (0, 0)
+
+
+def test_a_data_set_that_does_not_fit_stays_on_the_host():
+    network, params, source, _ = TASKS["convolutional"]
+    assert isinstance(Activations(network, params, source, Budget(IMAGES - 1, 0)).inputs(0)[1], np.ndarray)
+    assert isinstance(Activations(network, params, source, Budget(2 * IMAGES, 0)).inputs(0)[1], jax.Array)
+
+
+def test_validation_scores_are_those_of_the_trained_network():
+    network, _, source, _ = task = TASKS["bert"]
+    for member in make_population(task, RECIPES["sgd"], plan=Plan(3)).evaluate(ALL_MASKS, make_run(task)):
+        right, losses = [], []
+        for step in range(len(source.batches.examples)):
+            batch = jax.tree.map(lambda leaf, step=step: jnp.asarray(leaf[step]), source.batches)
+            x = jax.tree.map(lambda leaf, batch=batch: jnp.asarray(leaf)[batch.elements], source.data.inputs)
+            logits = np.asarray(apply_network(network, member.params, x, batch, [True] * 3, None), np.float64)
+            for row, example in zip(logits, batch.examples, strict=True):
+                if example >= 0:
+                    target = source.data.targets[example]
+                    right.append(row.argmax() == target)
+                    losses.append(np.log(np.exp(row).sum()) - row[target])
+        assert len(right) == NUM_EXAMPLES
+        assert member.accuracy == pytest.approx(np.mean(right))
+        assert member.loss == pytest.approx(np.mean(losses), rel=1e-5)
+        accuracy, loss = score(network, member.params, source)
+        assert (accuracy, loss) == pytest.approx((member.accuracy, member.loss), rel=1e-5)
+
+
+def test_a_diverged_member_disturbs_no_other():
+    network, params, source, steps = TASKS["bert"]
+    recipe = Recipe(optax.sgd(1e30), optax.sgd(1e-2), max_norm=1e30)
+    task = (network, params, source, steps)
+    genomes = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
+    members = {tuple(m.genome): m for m in make_population(task, recipe, plan=Plan(3)).evaluate(genomes, make_run(task))}
+    assert not np.isfinite(members[0, 0, 0].loss)
+    assert_same_training(task, members[1, 1, 1], plain_run(task, recipe, genomes[1]))
+
+
+def test_steps_are_counted():
+    counted = []
+    task = TASKS["convolutional"]
+    list(make_population(task, RECIPES["sgd"], plan=Plan(2), on_steps=counted.append).evaluate(ALL_MASKS[:3], make_run(task)))
+    assert counted == [2] * NUM_STEPS + [1] * NUM_STEPS

@@ -1,0 +1,187 @@
+"""Models of which only a function is known train like the plain static `optax.multi_transform` run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
+
+from gafreeze_jax import masking
+from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.cache import Source
+from gafreeze_jax.engine.network import Block, Dataset, Network, classification
+from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate
+from gafreeze_jax.models import from_function
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.runs.finalists import NO_MASKS
+from gafreeze_jax.runs.saving import Saved
+from gafreeze_jax.search.history import genome_text
+
+RNG = np.random.default_rng(0)
+normal = lambda *shape: RNG.normal(size=shape).astype(np.float32) / 3  # noqa: E731
+PARAMS = {
+    "first": (normal(5, 6), normal(6)),
+    "stack": {"kernel": normal(2, 6, 6), "bias": normal(2, 6)},
+    "last": normal(6, NUM_CLASSES),
+}
+GENES = masking.make_genes(PARAMS, {"first/.*": "first", "stack/.*": masking.Stacked("layer_{}"), "last": None})
+DATA = Dataset(
+    {"x": normal(NUM_EXAMPLES, 5), "shift": RNG.integers(0, 3, NUM_EXAMPLES).astype(np.int32)},
+    RNG.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32),
+)
+STEPS = balanced_batches(RNG, np.ones(NUM_EXAMPLES), 8, 2)
+RECIPE = Recipe(optax.adamw(3e-3), optax.adamw(1e-2), max_norm=0.2)
+
+
+def apply(params, inputs, key):
+    kernel, bias = params["first"]
+    x = jnp.tanh(inputs["x"] @ kernel + bias[None])
+    if key is not None:  # noise, in place of dropout
+        x += 0.1 * jax.random.normal(key, x.shape)
+    for i in range(2):
+        x = jnp.tanh(x @ params["stack"]["kernel"][i] + params["stack"]["bias"][i][None])
+    return x @ params["last"] + inputs["shift"][:, None]
+
+
+def plain_run(genome):
+    tx = optax.chain(
+        optax.clip_by_global_norm(RECIPE.max_norm),
+        optax.multi_transform(
+            {"body": RECIPE.body, "head": RECIPE.head},
+            functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: "head" if path[0].key == "last" else "body"),
+        ),
+    )
+    tx = masking.freeze(tx, GENES, genome)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = tx.init(params)
+    for i, examples in enumerate(STEPS):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), len(GENES))
+        rows = examples[examples >= 0]  # those that fill the batch up come first, and draw noise as well
+
+        def loss(params, examples=examples, rows=rows, key=key):
+            inputs = jax.tree.map(lambda leaf: leaf[examples], DATA.inputs)
+            return classification(apply(params, inputs, key)[-len(rows) :], DATA.targets[rows])[0].mean()
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@functools.cache
+def expected():
+    return {tuple(genome): plain_run(genome) for genome in ALL_MASKS}
+
+
+NETWORK = from_function.make_network(apply, GENES)
+
+
+def make_population(plan):
+    source = Source(DATA, make_batches(in_order(NUM_EXAMPLES, 8)))
+    return Population(NETWORK, from_function.split(PARAMS, GENES), RECIPE, source, source, plan=plan)
+
+
+RUN = Replicate(from_function.split(PARAMS, GENES)["head"], make_batches(STEPS), jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(), Plan(members=3), Plan(1, len(STEPS)), Plan(1, 1, "traced"), Plan(8, len(STEPS), "traced")], ids=str
+)
+def test_every_mask_trains_like_the_plain_run(plan):
+    members = list(make_population(plan).evaluate(ALL_MASKS, RUN))
+    assert len(members) == len(ALL_MASKS)
+    for member in members:
+        params = from_function.join(member.params, GENES)
+        frozen = masking.frozen_tree(member.genome, GENES)
+        for ours, theirs, start, held in zip(
+            *map(jax.tree.leaves, (params, expected()[tuple(member.genome)], PARAMS, frozen)), strict=True
+        ):
+            held = np.broadcast_to(held, start.shape)
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+            np.testing.assert_array_equal(np.asarray(ours)[held], start[held])
+            assert not np.any(np.asarray(ours)[~held] == start[~held])
+        logits = apply(params, DATA.inputs, None)
+        assert member.accuracy == pytest.approx(np.mean(logits.argmax(-1) == DATA.targets))
+
+
+def test_frozen_parameters_cost_no_weight_gradient():
+    members = make_population(Plan())
+    everything, top = (members.flops_per_step(np.array(genome, bool), RUN) for genome in ([0, 0, 0], [1, 1, 0]))
+    assert top < 0.8 * everything
+
+
+def test_a_program_for_each_mask_is_not_the_first_plan():
+    work = planning.Work(7, 24, 24, 60, 8, tiny=False, large=True, num_cores=2, in_blocks=False)
+    assert planning.candidates(work)[0] == Plan(1, 1, "traced")
+    assert planning.candidates(work._replace(num_cores=0))[0] == Plan(8, 24, "traced")
+    static = planning.Trial(Plan(), compile_seconds=30, num_timed=3, step_seconds=0.1)
+    assert work.seconds(static) == pytest.approx(57 * 10 + 60 * 24 * 0.1)
+
+
+def test_a_search_in_a_few_lines(tmp_path):
+    plan = "members=4,steps=3,freezing=traced"
+    options = experiment.Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
+    task = experiment.make_task(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, GENES)
+    result = experiment.run_search(task, options, Saved(epath.Path(tmp_path)))
+    names = [finalist.name for finalist in result.baselines]
+    assert names == ["train all", "head only", "best prefix mask", "best random mask", *NO_MASKS]
+    for finalist in (result.found, *result.baselines):
+        assert len(finalist.members) == 2
+        assert {genome_text(member.genome) for member in finalist.members} == {finalist.genome}
+    trainable = {one.genome: one.trainable_parameters for one in result.evaluations}
+    for genome, num in trainable.items():
+        assert num == masking.count_trainable(PARAMS, GENES, [gene == "1" for gene in genome])
+    assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + len(result.evaluations)
+
+
+def test_inputs_and_targets_must_be_equally_many():
+    bad = DATA._replace(targets=DATA.targets[:-1])
+    with pytest.raises(ValueError, match="validation: expected a row of inputs for each of 19 targets, got 20, 20"):
+        experiment.make_task(NETWORK, from_function.split(PARAMS, GENES), DATA, bad, experiment.Options(), GENES)
+
+
+@pytest.mark.parametrize("name", ["head", "always"])
+def test_names_that_are_taken(name):
+    genes = masking.make_genes({"a": np.ones(2)}, {"a": name})
+    with pytest.raises(ValueError, match=f"cannot be called {name}"):
+        from_function.split({"a": np.ones(2)}, genes)
+
+
+def test_augmented_inputs_enter_the_lowest_block_of_every_member():
+    """With an augmentation that changes nothing training is as without; with another one, even a frozen bottom sees it."""
+    layer = lambda params, x, context, *, frozen, key: jnp.tanh(x @ params)  # noqa: E731
+    linear = lambda params, x, context, *, frozen, key: x @ params  # noqa: E731
+    network = Network((Block("low", layer), Block("high", layer)), linear, classification)
+    params = {"low": normal(5, 6), "high": normal(6, 6), "head": normal(6, NUM_CLASSES)}
+    data = Dataset(DATA.inputs["x"], DATA.targets)
+    plain = Source(data, make_batches(in_order(NUM_EXAMPLES, 8)))
+    run = Replicate(params["head"], make_batches(STEPS), jax.random.key(3))
+
+    def train(augment):
+        train = plain._replace(augment=augment)
+        members = Population(network, params, RECIPE, train, plain).evaluate(np.array([[1, 0], [0, 0]], bool), run)
+        return {tuple(member.genome): member.params for member in members}
+
+    without, same, other = map(train, (None, lambda key, x: x + 0, lambda key, x: x + jax.random.normal(key, x.shape)))
+    for genome in without:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), without[genome], same[genome])
+        assert not np.allclose(without[genome]["high"], other[genome]["high"])
+    np.testing.assert_array_equal(other[True, False]["low"], params["low"])
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "changes", "rungs"),
+    [
+        (64, {}, (16, 32, 64)),
+        (40, {}, (20, 40)),
+        (20, {}, (20,)),
+        (64, {"halving": False}, (64,)),
+        (64, {"objective": "pareto"}, (64,)),
+    ],
+)
+def test_members_are_not_scored_too_early(num_steps, changes, rungs):
+    assert experiment.make_settings(experiment.Options(**changes), num_steps).rungs == rungs

@@ -1,0 +1,153 @@
+import math
+
+import numpy as np
+import pytest
+from etils import epath
+
+from gafreeze_jax.report import run_folder
+from gafreeze_jax.runs import saving
+from gafreeze_jax.search.genetic import all_genomes
+from gafreeze_jax.search.history import Evaluation, Journal
+
+OPTIONS = {"seed": 0, "population": 2}
+FACTS = {"kind": "custom", "options": OPTIONS, "versions": {}, "device": "1 x cpu", "stages": ["a", "b"], "num_steps": 8}
+FACTS |= {"fingerprint": "0"}
+ROWS = [
+    ("11", 0, 4, 1, 0.5, 0.9, 0.9, 10, 1.5),
+    ("10", 0, 4, 1, 0.6, 0.8, 0.8, 20, 1.5),
+    ("00", 0, 4, 1, 0.7, 0.7, 0.7, 30, 1.5),
+    ("00", 0, 8, 1, 0.75, 0.6, 0.6, 30, 1.5),
+    ("10", 0, 8, 1, 0.65, 0.7, 0.7, 20, 1.5),
+    ("01", 0, 4, 2, 0.9, 0.5, 0.5, 20, 1.5),
+    ("01", 0, 8, 2, 0.8, math.nan, 0.5, 20, 1.5),
+    ("00", 1, 8, 2, 0.72, 0.6, 0.6, 30, 1.5),
+]
+
+
+def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
+    """The folder of an unfinished run."""
+    saved = saving.Saved(epath.Path(folder))
+    saved.add_facts(**FACTS | facts)
+    for row, phase in zip(rows, phases, strict=False):
+        saved.journal.write(phase, [Evaluation(*row)])
+    return run_folder.RunFolder(folder)
+
+
+def test_an_unfinished_run_is_read(tmp_path):
+    run = write(tmp_path)
+    assert (run.name, run.finished, run.blocks, run.num_steps) == (tmp_path.name, False, ["a", "b"], 8)
+    assert list(map(run.phase, run.rows)) == 7 * ["search"] + ["final"]
+    assert [row.genome for row in run.full] == ["00", "10"]
+    assert {name: row.genome for name, row in run.baselines.items()} == {"train all": "00", "best prefix mask": "10"}
+    assert run.found == "00"
+
+
+def test_phases_are_told_apart(tmp_path):
+    run = write(tmp_path, phases=[*5 * ["search"], "random", "random", "final"])
+    assert list(map(run.phase, run.rows)) == 5 * ["search"] + 2 * ["random"] + ["final"]
+    assert set(run.searched) == {"11", "10", "00"}
+
+
+def test_what_was_damaged_is_left_out(tmp_path):
+    write(tmp_path)
+    file = tmp_path / "evaluations.csv"
+    file.write_text(file.read_text().replace("0.75", "0.95"))
+    assert len(run_folder.RunFolder(tmp_path).rows) == 7
+
+
+def test_a_generation_breeds_from_the_fittest_so_far(tmp_path):
+    first, second = write(tmp_path, [*ROWS[:7], ("11", 0, 8, 2, 0.7, 0.6, 0.6, 20, 1.0)], 8 * ["search"]).generations
+    assert [row.genome for row in first.population] == ["00", "10"]
+    assert [row.genome for row in second.population] == ["00", "11"]
+    assert [row.genome for row in second.new] == ["11"]  # the other one diverged
+    assert second.frozen_share.tolist() == [0.5, 0.5]
+
+
+def test_with_several_objectives_it_breeds_from_the_front(tmp_path):
+    rows = [("11", 0, 8, 1, 0.5, 1, 1, 10, 1), ("10", 0, 8, 1, 0.4, 1, 1, 20, 1), ("00", 0, 8, 1, 0.7, 1, 1, 30, 1)]
+    run = write(tmp_path, rows, options=OPTIONS | {"objective": "pareto"})
+    assert [row.genome for row in run.generations[0].population] == ["00", "11"] == [row.genome for row in run.front]
+
+
+def test_how_a_search_went_on(tmp_path):
+    done, best = write(tmp_path).trace
+    assert done == [16 / 8, 20 / 8]
+    assert best == [0.75, 0.75]
+
+
+def test_what_training_took_and_what_was_spared(tmp_path):
+    """Blocks cost 10 and 20 forwards, 100 and 200 with gradients; the head costs 1."""
+    flops = {"above": [331, 221, 1], "spared": [0, 50], "kept": [10, 20]}
+    rows = [("00", 0, 8, 1, 0.7, 1, 1, 30, 1), ("01", 0, 8, 1, 0.7, 1, 1, 30, 1), ("10", 0, 4, 1, 0.7, 1, 1, 30, 1)]
+    spent = write(tmp_path, rows, step_flops=flops).spent
+    assert spent == (3 * 8 * 331, 4 * 331, 8 * 50 + 4 * (331 - 231), 4 * 10)
+    assert spent.spent == 8 * 331 + 8 * 281 + 4 * 221
+    (tmp_path / "evaluations.csv").unlink()
+    traced = write(tmp_path, rows, step_flops=flops, plan={"final": {"freezing": "traced"}}).spent
+    assert traced == (3 * 8 * 331, 4 * 331, 0, 0)
+
+
+WRONG = Evaluation("1x", *ROWS[0][1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "run.json").unlink(), "no run: expected run.json in it"),
+        (lambda folder: (folder / "run.json").write_text("{}"), "damaged"),
+        (lambda folder: (folder / "result.json").write_text("{"), "cannot be read: JSONDecodeError"),
+        (lambda folder: (folder / "result.json").write_text("[1]"), "cannot be read: TypeError"),
+        (lambda folder: saving.Saved(epath.Path(folder)).add_facts(kind="bert"), "missing, or of another type: options"),
+        (
+            lambda folder: saving.Saved(epath.Path(folder)).add_facts(**FACTS | {"options": {}}),
+            "cannot be read: KeyError: 'seed'",
+        ),
+        (lambda folder: (folder / "evaluations.csv").write_text("a,b\n"), "expected the columns phase,genome"),
+        (
+            lambda folder: Journal(epath.Path(folder) / "evaluations.csv").write("search", [Evaluation("1x", *ROWS[0][1:])]),
+            "'1x'",
+        ),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path, change, message):
+    write(tmp_path)
+    change(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}") as error:
+        run_folder.RunFolder(tmp_path)
+    assert message in str(error.value)
+
+
+def test_main_effects_of_a_sum_are_its_terms():
+    genomes = all_genomes(3)
+    effects = run_folder.main_effects(genomes, 0.5 + genomes @ [0.1, -0.2, 0.0], np.ones(8))
+    np.testing.assert_allclose(effects, np.repeat([[0.1], [-0.2], [0.0]], 3, axis=1), atol=1e-12)
+
+
+def test_of_all_masks_a_main_effect_is_a_difference_of_means():
+    genomes, values = all_genomes(3), np.random.default_rng(0).random(8)
+    effects = run_folder.main_effects(genomes, values, np.ones(8))
+    for gene, effect in zip(genomes.T, effects, strict=True):
+        assert effect.mean == pytest.approx(values[gene].mean() - values[~gene].mean())
+
+
+def test_what_counts_more_moves_an_effect_more():
+    genomes = np.array([[0], [1], [1]], bool)
+    (effect,) = run_folder.main_effects(genomes, np.array([0.0, 1.0, 4.0]), np.array([1.0, 2.0, 1.0]))
+    assert effect.mean == pytest.approx(2.0)
+
+
+def test_intervals_of_main_effects_hold_the_truth():
+    rng = np.random.default_rng(0)
+    truth, held = np.array([0.03, 0.0, -0.02, 0.0]), []
+    for _ in range(1000):
+        genomes = rng.random((12, 4)) < 0.5
+        effects = run_folder.main_effects(genomes, genomes @ truth + rng.normal(scale=0.02, size=12), np.ones(12))
+        held += (
+            [] if effects is None else [effect.low <= true <= effect.high for effect, true in zip(effects, truth, strict=True)]
+        )
+    assert 0.94 < np.mean(held) < 0.96
+
+
+@pytest.mark.parametrize("genomes", [all_genomes(2)[:3], np.eye(5, 3, dtype=bool) | [True, False, False]])
+def test_masks_that_do_not_tell_layers_apart_have_no_effects(genomes):
+    assert run_folder.main_effects(genomes, np.arange(float(len(genomes))), np.ones(len(genomes))) is None

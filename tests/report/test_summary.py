@@ -1,0 +1,105 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gafreeze_jax.report import summary
+from gafreeze_jax.runs import verdict
+from gafreeze_jax.search.history import Evaluation
+
+NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
+
+
+def evaluation(genome, accuracy=0.85, parameters=100):
+    return Evaluation(genome, 0, 24, 1, accuracy, 0.4, 0.3, parameters, 2.0)
+
+
+def row(name, genome, validation, right, parameters, flops):
+    """Two seeds on 100 examples, with as many right answers."""
+    correct = np.arange(100)[None] < np.array(right)[:, None]
+    return summary.Row(name, genome, validation, 0.4, correct, 0.5, parameters, flops)
+
+
+ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
+FINALISTS = [verdict.Contender(one.name, one.genome, one.correct, one.flops) for one in ROWS]
+JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], 0.85)
+
+
+@pytest.mark.parametrize(
+    ("genome", "words"),
+    [
+        ("11111", "train the head only"),
+        ("00000", "train everything"),
+        ("11000", "freeze embeddings, layer_0; train layer_1 to layer_3"),
+        ("11101", "freeze embeddings to layer_1, layer_3; train layer_2"),
+    ],
+)
+def test_a_mask_in_words(genome, words):
+    assert summary.describe_mask(NAMES, genome) == words
+
+
+@dataclasses.dataclass
+class Options:
+    gens: int = 3
+    out: Path | None = None
+    learning_rate: float = 5e-5
+
+
+def result(rows=ROWS, evaluations=(), options=Options(), **facts):  # noqa: B008
+    return summary.make_result(options, NAMES, rows, JUDGEMENT, evaluations, 12.34, **facts)
+
+
+def test_the_table_has_a_line_per_row():
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary.comparison(result()))
+    lines = [line.split() for line in console.export_text().strip().splitlines()]
+    assert [lines[1][i] for i in (0, 1, 2, 4, 6, 7, 8)] == ["found", "0.8500", "0.8000", "to", "75%", "900", "(90%)"]
+    assert lines[2][:4] == ["train", "all", "0.8000", "0.7500"]
+    assert lines[2][-3:] == ["100%", "1,000", "(100%)"]
+
+
+def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
+    summary.print_summary(result(), tmp_path)
+    printed = capsys.readouterr().out
+    assert "Found mask: freeze embeddings; train layer_0 to layer_3" in printed
+    assert JUDGEMENT.sentence in printed
+    assert "Validation minus test accuracy of the found mask: +5.0 points" in printed
+    assert "…" not in printed
+
+
+@pytest.mark.parametrize(("validation", "rate"), [(0.86, "2.5e-05"), (0.84, None)])
+def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, capsys, tmp_path):
+    rows = [*ROWS, row("train all, half rate", "00000", 0.82, [75, 75], 1000, 4e9)]
+    rows += [row("train all, quarter rate", "00000", validation, [75, 75], 1000, 4e9)]
+    facts = result(rows, options=Options(learning_rate=1e-4))
+    summary.print_summary(facts, tmp_path)
+    printed = capsys.readouterr().out
+    assert (f"--learning-rate {rate}\n" in printed) == (rate is not None)
+    assert (summary.advise(facts) is None) == (rate is None)
+
+
+def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
+    evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
+    summary.write_json(tmp_path / "result.json", result(evaluations=evaluations, options=Options(out=tmp_path)))
+    read = json.loads((tmp_path / "result.json").read_text())
+    assert read["options"] == {"gens": 3, "out": str(tmp_path), "learning_rate": 5e-5}
+    assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(read["versions"])
+    assert read["stages"] == list(NAMES)
+    assert (read["best_genome"], read["fitness"]) == ([1, 0, 0, 0, 0], 0.85)
+    assert read["results"]["train all"]["test_accuracy"] == 0.75
+    assert read["results"]["train all"]["test_accuracy_by_seed"] == [0.7, 0.8]
+    assert read["results"]["found"]["frozen"] == ["embeddings"]
+    differences = read["verdict"]["differences"]
+    assert differences["found"]["train all"]["mean"] == -differences["train all"]["found"]["mean"]
+    assert read["verdict"]["sentence"] == JUDGEMENT.sentence
+    assert (read["num_evaluations"], read["num_diverged"], read["seconds"]) == (2, 1, 12.3)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_perplexity_is_the_exponential_of_the_loss():
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary.comparison(result([ROWS[0]._replace(test_loss=np.log(20.0)), *ROWS[1:]], language=True)))
+    assert console.export_text().strip().splitlines()[1].split()[6] == "20.00"

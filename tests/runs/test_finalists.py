@@ -1,0 +1,285 @@
+import math
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from test_population import RECIPES, TASKS, apply_network, make_population, make_run
+
+from gafreeze_jax.engine.population import Member, Plan, Population, Recipe, adamw_recipe
+from gafreeze_jax.runs import experiment, finalists
+from gafreeze_jax.runs.finalists import Recalled, Trainer
+from gafreeze_jax.search.history import Journal, Ledger, genome_array, genome_text
+from gafreeze_jax.search.loop import evaluation_of
+
+TASK = TASKS["convolutional"]
+PRETRAINED = TASK[1]
+NUM_STEPS = 6
+
+
+def make_run_of(seed):
+    return make_run(TASK)._replace(key=jax.random.key(seed))
+
+
+def make(recipe=RECIPES["sgd"], **plan):
+    return make_population(TASK, recipe, **plan)
+
+
+def same(tree, name):
+    return all(map(np.array_equal, *map(jax.tree.leaves, (tree[name], PRETRAINED[name]))))
+
+
+def test_the_phases_go_from_the_head_down():
+    assert finalists.phases(3).astype(int).tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert finalists.phases(7).sum(1).tolist() == [7, 5, 2, 0]
+    assert finalists.phases(1).sum(1).tolist() == [1, 1, 0, 0]
+
+
+def test_gradual_unfreezing_trains_each_block_from_its_phase_on(monkeypatch):
+    population, before = make(), []
+    resume = population.resume
+    monkeypatch.setattr(population, "resume", lambda members, *rest: before.extend(members) or resume(members, *rest))
+    member = finalists.unfreeze_gradually(population, make_run_of(1))
+    assert [one.steps for one in (*before, member)] == [2, 3, 4, 6]  # quarters of 6 steps, rounded to even
+    trained = [[not same(one.params, name) for name in ("low", "high", "dense")] for one in (*before, member)]
+    assert trained == [[False] * 3, [False, False, True], [False, True, True], [True] * 3]
+
+
+def test_what_is_unfrozen_late_goes_by_the_same_schedule():
+    late = Recipe(optax.sgd(lambda count: jax.numpy.where(count < 3, 0.0, 0.1)), optax.sgd(0.1))
+    population, run = make(late), make_run_of(0)
+    (member,) = population.evaluate(np.array([[True, True, True]]), run, 3)
+    (member,) = population.resume([member._replace(genome=np.array([True, True, False]))], run, 4)
+    assert not same(member.params, "dense")
+    (member,) = population.evaluate(np.array([[True, True, False]]), run, 3)
+    assert same(member.params, "dense")
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_gradual_unfreezing_in_few_steps_ends_with_everything(num_steps):
+    run = make_run_of(1)
+    run = run._replace(batches=jax.tree.map(lambda leaf: leaf[:num_steps], run.batches))
+    member = finalists.unfreeze_gradually(make(), run)
+    assert (member.steps, member.genome.any()) == (num_steps, False)
+
+
+def relative_gradient_norms(params, run, steps):
+    """By `jax.grad` of the whole network."""
+    network, _, source, _ = TASK
+
+    def loss(params, step):
+        batch = jax.tree.map(lambda leaf: leaf[step], run.batches)
+        key = jax.random.fold_in(run.key, step)
+        output = apply_network(network, params, source.data.inputs[batch.elements], batch, [False] * 3, key)
+        losses, _ = network.loss(output, source.data.targets[batch.examples])
+        return losses @ batch.weights / batch.weights.sum()
+
+    norm = lambda tree: np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]))  # noqa: E731
+    gradients = [jax.grad(loss)(params, step) for step in steps]
+    return {name: np.mean([norm(own[name]) for own in gradients]) / norm(params[name]) for name in network.names}
+
+
+def test_relative_gradient_norms_are_those_of_the_whole_network():
+    population, run = make(RECIPES["adamw"]), make_run_of(3)
+    member = population.begin(run)
+    expected = relative_gradient_norms(PRETRAINED, run, range(5))
+    assert population.relative_gradient_norms(member, run, 5) == pytest.approx(expected, rel=1e-5)
+    (member,) = population.resume([member], run, 2)
+    expected = relative_gradient_norms(member.params, run, [2, 3])
+    assert population.relative_gradient_norms(member, run, 4) == pytest.approx(expected, rel=1e-5)
+
+
+def test_parameters_that_are_zero_have_an_infinite_relative_norm():
+    zero = TASK[1] | {"dense": jax.tree.map(np.zeros_like, TASK[1]["dense"])}
+    members = make_population((TASK[0], zero, *TASK[2:]), RECIPES["sgd"])
+    run = make_run(TASK)
+    assert members.relative_gradient_norms(members.begin(run), run, 1)["dense"] == math.inf
+
+
+def train_scaled(factors, recipe=RECIPES["adamw"], num_steps=NUM_STEPS):
+    members, run = make_population(TASK, finalists.scalable(recipe)), make_run(TASK)
+    (member,) = members.resume([finalists.scale_learning_rates(members.begin(run), factors)], run, num_steps)
+    return member
+
+
+@pytest.mark.parametrize("norm", [2.0, math.inf])
+def test_equal_norms_train_everything_alike(norm):
+    (expected,) = make_population(TASK, RECIPES["adamw"]).evaluate(np.zeros((1, 3), bool), make_run(TASK), NUM_STEPS)
+    member = train_scaled(finalists.shares_of_largest(dict.fromkeys(("low", "high", "dense"), norm)))
+    chex.assert_trees_all_close(member.params, expected.params, rtol=1e-6)
+    assert (member.steps, member.state) == (NUM_STEPS, None)
+
+
+def test_norms_scale_what_a_step_moves():
+    """Of plain SGD, the first."""
+
+    def moved(norms):
+        member = train_scaled(finalists.shares_of_largest(norms), Recipe(optax.sgd(0.1), optax.sgd(0.1)), 1)
+        return {name: jax.tree.map(np.subtract, member.params[name], PRETRAINED[name]) for name in PRETRAINED}
+
+    everything = moved({})
+    scaled = moved({"low": 0.0, "high": 1.0, "dense": 4.0})
+    for name, scale in (("low", 0.0), ("high", 0.25), ("dense", 1.0), ("head", 1.0)):
+        expected = jax.tree.map(lambda leaf, scale=scale: scale * leaf, everything[name])
+        chex.assert_trees_all_close(scaled[name], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("train all, half rate", 2), ("train all, quarter rate", 4)])
+def test_a_lower_rate_is_that_of_the_blocks_alone(name, divisor):
+    run, body, head = make_run_of(1), 0.02, 0.01
+    scaled = make_population(TASK, finalists.scalable(adamw_recipe(body, head, 6)))
+    member = finalists.train_all(scaled, run, finalists.LOWER_RATES[name])
+    (expected,) = make_population(TASK, adamw_recipe(body / divisor, head, 6)).evaluate(np.zeros((1, 3), bool), run)
+    chex.assert_trees_all_close(member.params, expected.params, rtol=1e-5, atol=1e-7)
+    (full,) = make_population(TASK, adamw_recipe(body, head, 6)).evaluate(np.zeros((1, 3), bool), run)
+    assert not np.allclose(member.params["dense"]["kernel"], full.params["dense"]["kernel"])
+
+
+def test_a_block_with_norm_zero_does_not_move():
+    member = train_scaled({"low": 0.0, "high": 1.0, "dense": 0.5})
+    assert [same(member.params, name) for name in ("low", "high", "dense", "head")] == [True, False, False, False]
+
+
+def test_auto_rgn_measures_before_each_epoch(monkeypatch):
+    population, run, scaled = make(RECIPES["adamw"]), make_run_of(1), []
+    scale = finalists.scale_learning_rates
+    monkeypatch.setattr(finalists, "scale_learning_rates", lambda *given: scaled.append(given) or scale(*given))
+    member = finalists.auto_rgn(population.with_recipe(finalists.scalable(RECIPES["adamw"])), run, 2)
+    assert [before.steps for before, _ in scaled] == [0, 3]
+    for before, factors in scaled:
+        norms = relative_gradient_norms(before.params, run, range(before.steps, before.steps + 3))
+        assert factors == pytest.approx({name: norm / max(norms.values()) for name, norm in norms.items()}, rel=1e-5)
+    (expected,) = population.evaluate(np.zeros((1, 3), bool), run)
+    assert not np.allclose(member.params["dense"]["kernel"], expected.params["dense"]["kernel"])
+
+
+def test_leaders_and_baselines_share_seeds_and_members():
+    recorded = []
+    found, baselines = finalists.retrain(
+        make(),
+        make_run_of,
+        ["100", "000"],
+        {"train all": "000", "head only": "111"},
+        [1, 2],
+        2,
+        FinalistStore(),
+        lambda members, seed: recorded.extend((tuple(one.genome.astype(int)), seed) for one in members),
+    )
+    assert sorted(recorded) == [(genome, seed) for genome in ((0, 0, 0), (1, 0, 0), (1, 1, 1)) for seed in (1, 2)]
+    others = ["gradual unfreezing", "auto-RGN", "train all, half rate", "train all, quarter rate"]
+    assert [one.name for one in baselines] == ["train all", "head only", *others]
+    everything, head, gradual, by_norms, half, quarter = baselines
+    assert half.flops == quarter.flops == everything.flops
+    assert len({tuple(one.loss for one in rates.members) for rates in (everything, half, quarter)}) == 3
+    assert head.flops < gradual.flops < everything.flops
+    assert by_norms.flops == 2 * everything.flops  # two epochs of three steps, all of them measured before
+    scores = {one.genome: one.validation for one in (found, everything)}
+    if found.genome == "000":
+        assert found.members == everything.members
+    else:
+        assert (scores["100"][0], -scores["100"][1]) >= (scores["000"][0], -scores["000"][1])
+    assert found.best in found.members
+
+
+def test_a_diverged_seed_never_wins():
+    good, bad = Member(np.ones(1, bool), {}, 1.0, 0.5, 1.0, 6), Member(np.ones(1, bool), {}, 1.0, 0.9, math.nan, 6)
+    assert finalists.Finalist("found", "1", (good, bad), 1.0).validation == (-math.inf, math.inf)
+    assert finalists.Finalist("found", "1", (bad, good), 1.0).best is good
+
+
+def count_trainable(genome):
+    return int((~genome).sum())
+
+
+def climb(trainer, ledger, genomes, *, survivors):
+    """Evaluates genomes rung by rung, of which fewer go on each time; the members at the end."""
+    members = [one for call in record(ledger, trainer.evaluate(genomes, 0, 2), 2) for one in call]
+    for until, num in zip((4, 6), survivors, strict=True):
+        members = sorted(members, key=lambda one: genome_text(one.genome))[:num]
+        members = [one for call in record(ledger, trainer.resume(members, 0, until), until) for one in call]
+    return members
+
+
+def record(ledger, calls, steps):
+    calls = list(calls)
+    for members in calls:
+        ledger.add(*(evaluation_of(one, 0, steps, 1, count_trainable) for one in members))
+    return calls
+
+
+GENOMES = np.array(list(map(genome_array, ("000", "001", "010", "100", "110"))))
+
+
+@pytest.mark.parametrize("num_calls", range(9))
+def test_an_interrupted_climb_ends_bit_for_bit_as_an_undisturbed_one(num_calls):
+    """Wherever it was interrupted: after so many of its calls. Members are stacked in threes."""
+    population = make(plan=Plan(3))
+    undisturbed = Journal()
+    expected = climb(Trainer(population, make_run_of, undisturbed), Ledger(6, undisturbed), GENOMES, survivors=(4, 2))
+    calls = dict.fromkeys((*undisturbed.together(one.genome, 0, one.steps), one.steps) for one in undisturbed)
+    assert len(calls) == 5
+    journal = Journal()
+    for *genomes, steps in list(calls)[:num_calls]:
+        journal.write("search", [undisturbed.recall(genome, 0, steps) for genome in genomes])
+    ledger = Ledger(6, journal)
+    found = climb(Trainer(population, make_run_of, journal), ledger, GENOMES, survivors=(4, 2))
+    without = lambda ledger: [one._replace(seconds=0.0) for one in ledger]  # noqa: E731
+    assert sorted(without(ledger)) == sorted(without(undisturbed))
+    assert all(isinstance(one, Recalled) for one in found) == (num_calls >= 5)
+    by_genome = {genome_text(one.genome): one for one in expected}
+    for member in found:
+        if isinstance(member, Member):
+            jax.tree.map(np.testing.assert_array_equal, member.params, by_genome[genome_text(member.genome)].params)
+
+
+def test_what_the_journal_knows_is_not_trained_again(monkeypatch):
+    population, journal = make(), Journal()
+    trainer, ledger = Trainer(population, make_run_of, journal), Ledger(6, journal)
+    record(ledger, trainer.evaluate(GENOMES[:2], 0, 2), 2)
+    trained, advance = [], population.advance
+
+    def spy(members, *rest):
+        trained.append([genome_text(one.genome) for one in members])
+        return advance(members, *rest)
+
+    monkeypatch.setattr(population, "advance", spy)
+    (known, *unknown) = trainer.evaluate(GENOMES[:3], 0, 2)
+    assert [genome_text(one.genome) for one in known] == ["000", "001"]
+    assert [len(call) for call in unknown] == [1]
+    assert trained == [["010"]]
+    trainer.evaluate(GENOMES[:2], 1, 2)  # another seed
+    assert trained[1] == ["000", "001"]
+
+
+FACTS = ("name", "genome", "validation", "flops")
+
+
+@pytest.mark.parametrize("kept_on_disk", [False, True])
+def test_finalists_that_were_kept_are_not_trained_again(kept_on_disk, tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path / "members") if kept_on_disk else None
+    population, arguments = make(plan=Plan(2)), (make_run_of, ["100"], {"train all": "000", "head only": "111"}, [1, 2], 2)
+    first = finalists.retrain(population, *arguments, FinalistStore(folder))
+    trained, advance = [], Population.advance
+    monkeypatch.setattr(
+        Population, "advance", lambda self, members, *rest: trained.extend(members) or advance(self, members, *rest)
+    )
+    found, baselines = finalists.retrain(population, *arguments, FinalistStore(folder))
+    assert (not trained) == kept_on_disk
+    for before, after in zip([first[0], *first[1]], [found, *baselines], strict=True):
+        assert [getattr(before, name) == getattr(after, name) for name in FACTS] == [True] * len(FACTS)
+        for one, other in zip(before.members, after.members, strict=True):
+            assert list(one.params) == list(other.params)
+            jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def test_the_test_split_is_locked_until_there_is_a_result():
+    _, _, source, _ = TASK
+    locked = experiment.Locked(source)
+    with pytest.raises(RuntimeError, match="opens when the search is over, for its Result; got NoneType"):
+        locked.open(None)
+    result = experiment.Result(None, [], [], {})
+    assert locked.open(result) is source
+    with pytest.raises(RuntimeError, match="opened already"):
+        locked.open(result)

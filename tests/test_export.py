@@ -1,0 +1,137 @@
+"""Masks in the forms of other libraries, tested with these libraries."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from gafreeze_jax import export, masking
+from gafreeze_jax.models import bert, checkpoints
+
+GENOME = np.array([True, False, True])
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(3)])
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return self.head(x)
+
+
+def test_nnx_trains_what_is_not_frozen():
+    model = Model(nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    genes = masking.make_genes(before, {r"layers/(\d)/.*": r"layer_\1", "head/.*": None})
+    trainable = export.nnx_filter(GENOME, genes)
+    with jax.numpy_rank_promotion("allow"):
+        optimizer = nnx.Optimizer(model, optax.adamw(0.1), wrt=trainable)
+        loss = lambda model: (model(jnp.ones((3, 4))) ** 2).mean()  # noqa: E731
+        optimizer.update(model, nnx.grad(loss, argnums=nnx.DiffState(0, trainable))(model))
+    frozen = masking.frozen_tree(GENOME, genes)
+    after = nnx.state(model, nnx.Param)
+    for start, end, held in zip(*map(jax.tree.leaves, (before, after, frozen)), strict=True):
+        assert np.array_equal(start, end) == held
+    moments = jax.tree.leaves(nnx.state(optimizer, nnx.OptState))
+    assert sum(leaf.size for leaf in moments if leaf.ndim) == 2 * masking.count_trainable(before, genes, GENOME)
+
+
+def test_equinox_parts_a_module_as_the_mask_says():
+    model = eqx.nn.MLP(4, 2, width_size=3, depth=3, key=jax.random.key(0))
+    genes = masking.make_genes(eqx.filter(model, eqx.is_array), {r"layers/([0-2])/.*": r"layer_\1", "layers/3/.*": None})
+    trainable, frozen = eqx.partition(model, export.filter_spec(model, GENOME, genes))
+    assert [layer.weight is None for layer in trainable.layers] == [True, False, True, False]
+    assert [layer.weight is None for layer in frozen.layers] == [False, True, False, True]
+    gradients = jax.grad(lambda part: jnp.sum(eqx.combine(part, frozen)(jnp.ones(4))))(trainable)
+    assert gradients.layers[0].weight is None
+    assert gradients.layers[1].weight.shape == (3, 3)
+
+
+def test_a_stacked_leaf_cannot_be_split_there():
+    params = {"layers": {"kernel": np.ones((3, 2))}}
+    genes = masking.make_genes(params, {"layers/.*": masking.Stacked("layer_{}")})
+    for convert in (export.nnx_filter, lambda genome, genes: export.filter_spec(params, genome, genes)):
+        with pytest.raises(ValueError, match="layers/kernel"):
+            convert(GENOME, genes)
+    assert export.filter_spec(params, [False] * 3, genes) == {"layers": {"kernel": True}}
+
+
+@pytest.fixture(scope="module")
+def bert_model(tmp_path_factory):
+    """The folder of a random BERT of 2 layers, and its mask: embeddings and the upper layer frozen."""
+    folder = tmp_path_factory.mktemp("bert")
+    config = bert.BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    source = tmp_path_factory.mktemp("source")
+    (source / "config.json").write_text(
+        '{"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, '
+        '"intermediate_size": 16}'
+    )
+    params = bert.init_params(jax.random.key(0), config, 2)
+    bert.save_bert(folder, source, params, ("no", "yes"))
+    rules = {"embeddings/.*": "embeddings", r"layer_(\d)/.*": r"layer_\1", "head/.*": None}
+    mask = folder / "mask.json"
+    masking.write_mask(mask, masking.make_genes(params, rules), GENOME, bert.tensor_names(params))
+    return folder, mask
+
+
+def test_the_names_in_a_mask_are_those_of_the_checkpoint(bert_model):
+    folder, mask = bert_model
+    trainable = export.requires_grad(mask)
+    assert set(trainable) == set(checkpoints.read_tensors(folder))
+    assert not trainable["bert.embeddings.LayerNorm.weight"]
+    assert not trainable["bert.encoder.layer.1.output.dense.bias"]
+    assert trainable["bert.encoder.layer.0.output.dense.bias"]
+    assert trainable["classifier.weight"]
+
+
+def test_pytorch_parameters_by_the_mask(bert_model):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForSequenceClassification
+
+    folder, mask = bert_model
+    trainable = export.requires_grad(mask)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = trainable.pop(name)
+    assert not trainable
+    trained = {name.split(".layer.")[1][0] for name, p in model.named_parameters() if p.requires_grad and ".layer." in name}
+    assert trained == {"0"}
+
+
+def test_peft_adapts_the_trainable_layers(bert_model):
+    pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForSequenceClassification
+
+    folder, mask = bert_model
+    layers = export.layers_to_transform(masking.read_mask(mask))
+    config = peft.LoraConfig(r=2, target_modules=["query", "value"], layers_to_transform=layers, layers_pattern="layer")
+    model = peft.get_peft_model(AutoModelForSequenceClassification.from_pretrained(folder), config)
+    adapted = {name.split(".layer.")[1][0] for name, parameter in model.named_parameters() if "lora_" in name}
+    assert adapted == {"0"}
+
+
+def test_layers_by_number():
+    halves = {
+        "embeddings": False,
+        "block_0/attention": True,
+        "block_0/mlp": True,
+        "block_11/attention": True,
+        "block_11/mlp": False,
+    }
+    assert export.layers_to_transform(halves) == [11]
+    assert export.layers_to_transform({"layer_0": True}) == []
+    with pytest.raises(ValueError, match="the genes are stem, dense"):
+        export.layers_to_transform({"stem": True, "dense": False})
+
+
+def test_a_mask_without_names_in_pytorch(tmp_path):
+    masking.write_mask(tmp_path / "mask.json", masking.make_genes({"a": np.ones(2)}, {"a": "a"}), [True])
+    with pytest.raises(ValueError, match="no names of tensors"):
+        export.requires_grad(tmp_path / "mask.json")
