@@ -1,0 +1,88 @@
+"""Metrics: what a search maximizes on the validation split, and what a report compares on the test split.
+
+A metric has two halves. `per_example` runs on the device, within the program that scores a batch, and gives a value for each
+example. `reduce` runs on the host, once for a whole split. A metric of your own is one more `Metric`; no other file knows
+how many there are.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+
+class Metric(NamedTuple):
+    """A number for what a network does on a split.
+
+    Attributes:
+      name: as people know it, such as "accuracy"; also in file keys, with spaces as underscores.
+      per_example: `per_example(outputs, targets) -> values` [B], for outputs and targets with B rows. Runs under `jax.jit`.
+      reduce: from the values [..., E] of E examples to the metric [...].
+      influence: by how much each example moves the metric: from values [..., E] to numbers [..., E] whose mean is the metric and
+        whose spread is its sampling error (pseudo-values, Tukey 1958). None = the values themselves, as for a mean.
+      higher_is_better: whether a search maximizes it; otherwise it maximizes its negative.
+      is_share: whether it lies between 0 and 1 and reads well as a percentage.
+    """
+
+    name: str
+    per_example: Callable[[Array, Array], Array]
+    reduce: Callable[[np.ndarray], np.ndarray]
+    influence: Callable[[np.ndarray], np.ndarray] | None = None
+    higher_is_better: bool = True
+    is_share: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in file keys, such as `test_accuracy`."""
+        return self.name.replace(" ", "_")
+
+    def score(self, values: np.ndarray) -> np.ndarray:
+        """The metric [...] of values [..., E], negated where lower is better, so that higher scores are better."""
+        reduced = self.reduce(np.asarray(values, np.float64))
+        return reduced if self.higher_is_better else -reduced
+
+    def contributions(self, values: np.ndarray) -> np.ndarray:
+        """What each example contributes to the score: [..., E], with the score as their mean."""
+        values = np.asarray(values, np.float64)
+        contributions = values if self.influence is None else self.influence(values)
+        return contributions if self.higher_is_better else -contributions
+
+    def shown(self, score: float) -> float:
+        """A score in the metric's own direction."""
+        return score if self.higher_is_better else -score
+
+    def facts(self) -> dict[str, Any]:
+        """What files say of it."""
+        return {"name": self.name, "higher_is_better": self.higher_is_better, "is_share": self.is_share}
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Cross-entropy [B] of logits [B, C] and labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _is_right(logits: Array, labels: Array) -> Array:
+    return (logits.argmax(-1) == labels).astype(jnp.float32)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    return values.mean(-1)
+
+
+def exponential_mean(losses: np.ndarray) -> np.ndarray:
+    """exp of the mean loss [...] of losses [..., E]; infinite where that has no float."""
+    with np.errstate(over="ignore"):
+        return np.exp(losses.mean(-1))
+
+
+def _perplexity_influence(losses: np.ndarray) -> np.ndarray:
+    perplexity = exponential_mean(losses)[..., None]
+    return perplexity * (1 + losses - losses.mean(-1, keepdims=True))
+
+
+ACCURACY = Metric("accuracy", _is_right, _mean, is_share=True)
+PERPLEXITY = Metric("perplexity", cross_entropy, exponential_mean, _perplexity_influence, higher_is_better=False)
+METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY)}
