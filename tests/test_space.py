@@ -1,0 +1,211 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gafreeze_jax.space import Space, as_genome
+
+few = settings(max_examples=30, deadline=None)
+NAMES = ("embeddings", "layer_0", "layer_1", "layer_2")
+TWO = Space(NAMES)
+RATES = (1.0, 0.0, 0.5, 0.25, 2.0)
+
+spaces = st.builds(
+    lambda num_genes, rates: Space([f"gene_{i}" for i in range(num_genes)], rates),
+    st.integers(1, 4),
+    st.integers(2, 5).flatmap(lambda num: st.permutations(RATES[:num])),
+)
+
+
+@st.composite
+def space_and_genomes(draw, num=2):
+    space = draw(spaces)
+    level = st.integers(0, len(space.levels) - 1)
+    return space, *(draw(st.tuples(*[level] * space.num_genes)) for _ in range(num))
+
+
+def places(space, genome):
+    """By definition: 0 = frozen, then the rates in ascending order."""
+    return [sorted(space.levels).index(space.levels[level]) for level in genome]
+
+
+def test_two_levels_by_hand():
+    assert (TWO.num_genes, TWO.size) == (4, 16)
+    assert TWO.all_trained == (0, 0, 0, 0)
+    assert TWO.all_frozen == (1, 1, 1, 1)
+    assert TWO.text(np.array([True, False, False, True])) == TWO.text((1, 0, 0, 1)) == "1001"
+    assert TWO.parse("1001") == (1, 0, 0, 1)
+    assert TWO.frozen((1, 0, 0, 1)).tolist() == [True, False, False, True]
+    assert TWO.frozen_names((1, 0, 0, 1)) == ["embeddings", "layer_2"]
+    assert [TWO.depth(genome) for genome in TWO.prefixes()] == [0, 1, 2, 3, 4]
+    assert TWO.depth((0, 1, 1, 0)) == 0
+    assert Space("abc").prefixes().tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert Space("ab").all_genomes().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert Space("ab").neighbours((1, 0)).tolist() == [[0, 0], [1, 1]]
+    assert TWO.distance([(0, 0, 1, 1)], [(0, 1, 1, 1), (0, 0, 1, 1), (1, 1, 0, 0)]).tolist() == [[0.25, 0, 1]]
+
+
+def test_three_levels_by_hand():
+    space = Space("abc", (1.0, 0.5, 0.0))
+    assert space.size == 27
+    assert space.prefixes().tolist() == [[0, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 2]]
+    assert space.neighbours((2, 0, 1)).tolist() == [[0, 0, 1], [1, 0, 1], [2, 1, 1], [2, 2, 1], [2, 0, 2], [2, 0, 0]]
+    assert space.distance([(0, 0, 0)], [(1, 0, 0), (2, 0, 0), (2, 2, 2)]).tolist() == pytest.approx(
+        np.array([[1 / 6, 2 / 6, 1]])
+    )
+
+
+@pytest.mark.parametrize(
+    ("genome", "words"),
+    [
+        ("0000", "train everything"),
+        ("1111", "train the head only"),
+        ("1110", "freeze embeddings to layer_1; train layer_2"),
+        ("1011", "freeze embeddings, layer_1, layer_2; train layer_0"),
+        ("0110", "freeze layer_0, layer_1; train embeddings, layer_2"),
+        ("0001", "freeze layer_2; train embeddings to layer_1"),
+    ],
+)
+def test_words(genome, words):
+    assert TWO.describe(TWO.parse(genome)) == words
+
+
+@pytest.mark.parametrize(
+    ("genome", "words"),
+    [
+        ("1122", "freeze embeddings, layer_0; train layer_1, layer_2 at 0.5 times the learning rate"),
+        ("2210", "freeze layer_1; train layer_2; train embeddings, layer_0 at 0.5 times the learning rate"),
+        ("2222", "train everything at 0.5 times the learning rate"),
+        ("0002", "train embeddings to layer_1; train layer_2 at 0.5 times the learning rate"),
+        ("1111", "train the head only"),
+    ],
+)
+def test_words_for_rates(genome, words):
+    space = Space(NAMES, (1.0, 0.0, 0.5))
+    assert space.describe(space.parse(genome)) == words
+
+
+@pytest.mark.parametrize("text", ["", "101", "10101", "102 ", "1012", "10x1", "101\u0661"])
+def test_text_of_another_length_or_alphabet(text):
+    with pytest.raises(ValueError, match=r"expected a genome of 4 genes \(embeddings, .*\), each of 0, 1; got "):
+        TWO.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "levels", "message"),
+    [
+        ([], (1.0, 0.0), "at least one gene"),
+        (["a", "a"], (1.0, 0.0), "all different"),
+        (["a"], (1.0, 0.0, 0.0), "different rates"),
+        (["a"], (1.0, 0.0, -0.5), "at least 0"),
+        (["a"], (1.0, 0.0, float("nan")), "at least 0"),
+        (["a"], (1.0, 0.5), "0 and 1 among them"),
+        (["a"], (0.0,), "0 and 1 among them"),
+        (["a"], range(11), "at most 10 rates"),
+    ],
+)
+def test_arguments_out_of_range(names, levels, message):
+    with pytest.raises(ValueError, match=message):
+        Space(names, levels)
+
+
+def test_equal_spaces_are_the_same_key():
+    assert len({Space("ab"), Space(["a", "b"], [1, 0]), Space("abc")}) == 2
+
+
+@few
+@given(space_and_genomes())
+def test_text_is_parsed_back(case):
+    space, *genomes = case
+    for genome in genomes:
+        assert space.parse(space.text(genome)) == genome
+        assert as_genome(space.stack([genome])[0]) == genome
+        assert {type(level) for level in as_genome(np.array(genome))} == {int}
+
+
+@few
+@given(spaces)
+def test_all_genomes_count_up(space):
+    genomes = space.all_genomes()
+    texts = [space.text(genome) for genome in genomes]
+    assert genomes.dtype == np.int8
+    assert texts == sorted(set(texts))
+    assert len(texts) == space.size
+    np.testing.assert_array_equal(space.index(genomes), np.arange(space.size))
+
+
+@few
+@given(space_and_genomes())
+def test_distance_by_definition(case):
+    space, first, second = case
+    steps = np.abs(np.subtract(places(space, first), places(space, second)))
+    expected = steps.mean() / (len(space.levels) - 1)
+    np.testing.assert_allclose(space.distance([first], [second, first]), [[expected, 0]], atol=1e-12)
+
+
+@few
+@given(space_and_genomes(num=1))
+def test_neighbours_differ_in_one_gene(case):
+    space, genome = case
+    neighbours = list(map(as_genome, space.neighbours(genome)))
+    everything = itertools.product(range(len(space.levels)), repeat=space.num_genes)
+    expected = {other for other in everything if sum(np.not_equal(other, genome)) == 1}
+    assert set(neighbours) == expected
+    assert len(neighbours) == len(expected)
+
+
+@few
+@given(space_and_genomes(num=1))
+def test_frozen_is_rate_zero(case):
+    space, genome = case
+    expected = [space.levels[level] == 0 for level in genome]
+    assert space.frozen(genome).tolist() == expected
+    assert jax.jit(space.frozen)(jnp.array([genome])).tolist() == [expected]
+    assert space.depth(genome) == (expected.index(False) if not all(expected) else space.num_genes)
+    assert (space.frozen(space.all_frozen).all(), space.frozen(space.all_trained).any()) == (True, False)
+
+
+def test_no_genomes():
+    assert TWO.stack([]).shape == (0, 4)
+    assert TWO.frozen(TWO.stack([])).shape == (0, 4)
+    assert TWO.distance(TWO.stack([]), TWO.stack([])).shape == (0, 0)
+
+
+@pytest.mark.parametrize("num_levels", [2, 3, 5])
+def test_random_genomes_are_equally_likely(num_levels):
+    space = Space(NAMES, RATES[:num_levels])
+    for genomes in (
+        space.sample(np.random.default_rng(0), 5000),
+        jax.jit(space.draw, static_argnums=1)(jax.random.key(0), 5000),
+    ):
+        assert (genomes.shape, genomes.dtype) == ((5000, 4), np.int8)
+        shares = np.stack([np.mean(genomes == level, axis=0) for level in range(num_levels)])
+        np.testing.assert_allclose(shares, 1 / num_levels, atol=0.035)  # 5 standard deviations
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1 / 12, 0.3, 1.0]))
+def test_two_levels_draw_as_bits_did(seed, rate):
+    """Searches with a seed go as they went when genomes were bits."""
+    key, rng = jax.random.key(seed), np.random.default_rng
+    np.testing.assert_array_equal(TWO.draw(key, 7), jax.random.bernoulli(key, shape=(7, 4)))
+    np.testing.assert_array_equal(TWO.sample(rng(seed), 7), rng(seed).random((7, 4)) < 0.5)
+    genome = TWO.draw(key, 1)[0]
+    np.testing.assert_array_equal(TWO.mutate(key, genome, rate), genome.astype(bool) ^ jax.random.bernoulli(key, rate, (4,)))
+
+
+@pytest.mark.parametrize("num_levels", [2, 3, 5])
+def test_mutation_gives_another_level_at_its_rate(num_levels):
+    space = Space("abc", RATES[:num_levels])
+    genome = jnp.array([0, 1, num_levels - 1], jnp.int8)
+    mutants = jax.jit(jax.vmap(lambda key: space.mutate(key, genome, 0.4)))(jax.random.split(jax.random.key(0), 5000))
+    assert mutants.dtype == jnp.int8
+    for gene in range(3):
+        shares = np.bincount(mutants[:, gene], minlength=num_levels) / 5000
+        expected = np.full(num_levels, 0.4 / (num_levels - 1))
+        expected[genome[gene]] = 0.6
+        np.testing.assert_allclose(shares, expected, atol=0.035)  # 5 standard deviations
