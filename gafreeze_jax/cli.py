@@ -114,12 +114,23 @@ def apply(
     finished.apply(run, out=out, seeds=seeds, **asdict(changes))
 
 
+def fetch(model: Positional[str], /) -> None:
+    """Fetches a model ahead of time, so that runs with it need no network, and prints its folder.
+
+    Args:
+      model: minilm, or a hub name such as google-bert/bert-base-uncased.
+    """
+    from gafreeze_jax.models.checkpoints import find_model
+
+    print(find_model(model))
+
+
 def main() -> None:
     from gafreeze_jax.report.summary import fail
 
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"report": report, "show": show, "predict": predict, "apply": apply}, prog="gafreeze"
+            {"report": report, "show": show, "predict": predict, "apply": apply, "fetch": fetch}, prog="gafreeze"
         )
         sys.stdout.flush()
     except BrokenPipeError:  # such as by `| head`

@@ -29,8 +29,8 @@ from etils import epath
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from gafreeze_jax import user_cache
 from gafreeze_jax.runs import saving
-from gafreeze_jax.tasks import pretraining
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -613,7 +613,7 @@ def test_the_command_that_converts_a_pickle(small_bert, tmp_path, capsys, monkey
 @pytest.mark.parametrize("options", [{"data": "no.txt"}, {"task": "classify", "data": "no.csv"}, {"max_tokens": 129}], ids=str)
 def test_bad_options_are_told_before_pretraining(options, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretraining, "keep", lambda *args: pytest.fail("pretrains"))
+    monkeypatch.setattr(user_cache, "keep", lambda *args: pytest.fail("pretrains"))
     error_of(run_gpt2, options, capsys)
     assert not list(tmp_path.iterdir())
 

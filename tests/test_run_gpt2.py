@@ -14,12 +14,12 @@ import pytest
 import run_gpt2
 from command_line import words
 
+from gafreeze_jax import user_cache
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.models import gpt2
 from gafreeze_jax.runs.finalists import NO_MASKS
-from gafreeze_jax.tasks import pretraining
 
 BASELINES = ("train all", "best prefix mask", "best random mask", *NO_MASKS)
 SCRIPT = Path(run_gpt2.__file__)
@@ -119,13 +119,13 @@ def test_what_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretraining.keep("model", {"a": 1}, lambda folder: make(folder, True))
+        user_cache.keep("model", {"a": 1}, lambda folder: make(folder, True))
     assert list((tmp_path / "gafreeze_jax").iterdir()) == []
-    made = [pretraining.keep("model", {"a": 1}, lambda folder: make(folder, False)) for _ in range(2)]
+    made = [user_cache.keep("model", {"a": 1}, lambda folder: make(folder, False)) for _ in range(2)]
     assert made[0] == made[1]
     assert (made[0] / "file").read_text() == "content"
     assert calls == [True, False]
-    assert pretraining.keep("model", {"a": 2}, lambda folder: make(folder, False)) != made[0]
+    assert user_cache.keep("model", {"a": 2}, lambda folder: make(folder, False)) != made[0]
 
 
 @pytest.mark.parametrize("granularity", ["layer", "sublayer"])

@@ -8,12 +8,12 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import numpy as np
 
+from gafreeze_jax import user_cache
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import device_memory
 from gafreeze_jax.engine.population import (
@@ -78,19 +78,14 @@ def from_json(plan: Mapping[str, Any]) -> Choice:
     return Choice(Plan(**plan["chosen"]), plan["reason"], tuple(trials))
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/gafreeze_jax`, by default `~/.cache/gafreeze_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gafreeze_jax"
-
-
 def keep_compiled_programs() -> None:
     """Has JAX keep compiled programs on disk, so that later runs needn't compile them again.
 
-    They lie in `cache_folder`; a folder set by JAX's own
+    They lie in `user_cache.folder()`; a folder set by JAX's own
     `JAX_COMPILATION_CACHE_DIR` takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache.folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

