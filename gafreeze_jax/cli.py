@@ -7,8 +7,11 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from gafreeze_jax.extras import needs
+
+with needs("report"):
+    import tyro
+    from tyro.conf import OmitArgPrefixes, Positional
 
 
 def report(runs: Positional[tuple[Path, ...]], /, out: Path | None = None) -> None:
@@ -137,7 +140,3 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
     except (ValueError, OSError) as error:
         sys.exit(fail(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from PIL import Image, ImageOps
 
 from gafreeze_jax.data import files, splits
 from gafreeze_jax.data.splits import Labelled, Rows
+from gafreeze_jax.extras import needs
+
+with needs("images"):
+    from PIL import Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FORMATS = ("JPEG", "PNG")  # pillow goes by content, and runs a program for some others
@@ -195,7 +198,8 @@ def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Pi
 
 
 def _read_digits(first: int, last: int) -> Rows[Picture]:
-    from sklearn.datasets import load_digits  # takes a second to import
+    with needs("images"):
+        from sklearn.datasets import load_digits  # takes a second to import
 
     digits: Any = load_digits()
     wanted = (first <= digits.target) & (digits.target <= last)

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from gafreeze_jax.extras import needs
+
 _HOST = "storage.googleapis.com"
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:[\d.*]+)?")
 
@@ -24,13 +26,11 @@ def read_tfds(name: str, kind: Literal["text", "images"] = "text") -> dict[str, 
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"tfds:{name}: expected tfds:NAME, tfds:NAME/CONFIG or one of them with :VERSION")
-    try:  # registers the sets of a kind, which needs no TensorFlow
+    with needs("tfds"):  # registers the sets of a kind, which needs no TensorFlow
         if kind == "text":
             import tensorflow_datasets.text
         else:
             import tensorflow_datasets.image_classification  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"tfds:{name}: needs tensorflow-datasets and importlib_resources: {error}") from None
 
     with _quiet():
         builder = _make_builder(name, match["set"], match["config"])
@@ -74,7 +74,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _make_builder(name: str, set_name: str, config: str | None) -> Any:
-    import tensorflow_datasets as tfds
+    with needs("tfds"):
+        import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(name, try_gcs=False)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine.network import Batch
+from gafreeze_jax.extras import needs
 
 ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts
@@ -51,7 +52,8 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
             return make_byte_tokenizer()
         raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]})")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
-    from transformers import AutoTokenizer  # takes a second to import
+    with needs("text"):
+        from transformers import AutoTokenizer  # takes a second to import
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
@@ -63,8 +65,9 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
 def make_byte_tokenizer() -> Any:
     """A Hugging Face tokenizer whose tokens are the bytes of UTF-8, with their values as ids."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    with needs("text"):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
 
     # GPT-2's alphabet: a printable byte stands for itself, each other one for the next character from 256 on.
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}

@@ -18,6 +18,7 @@ from jax import Array
 
 from gafreeze_jax.engine import backprop, devices
 from gafreeze_jax.engine.network import AnyArray, Axis, Batch, Dataset, Network, PyTree
+from gafreeze_jax.extras import needs
 
 STREAMED_STEPS = 8  # of a chunk, where nothing else asks for more
 PREFETCHED_CHUNKS = 2
@@ -262,7 +263,8 @@ def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
 
 def _stream(per_example: bool, inputs: PyTree, targets: AnyArray, batches: Batch, num_steps: int) -> Iterator[Chunk]:
     """Chunks that hold just the rows they need, put on the device ahead of their use."""
-    import grain  # takes a second to import
+    with needs("report"):
+        import grain  # takes a second to import
 
     parts = list(_parts(jax.tree.map(np.asarray, batches), num_steps))
     inputs, targets = jax.tree.map(np.asarray, (inputs, targets))

@@ -8,15 +8,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine.network import Block, Network, classification
+from gafreeze_jax.extras import needs
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.trees import Granularity
+
+with needs("text"):
+    import flax.linen as nn
 
 # Name in a Hugging Face checkpoint (without the prefix "bert."), path in our tree, axes permutation.
 CHECKPOINT_MAP: checkpoints.Map = (

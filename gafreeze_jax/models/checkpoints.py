@@ -15,11 +15,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gafreeze_jax.data import files
+from gafreeze_jax.extras import needs
 from gafreeze_jax.models import minilm
+
+with needs("text"):
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save_file
 
 # (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number, and in the
 # tensor's name {-1} for one less than the path's.
@@ -64,8 +67,9 @@ def find_model(name: str, embedded: str = "minilm") -> Path:
 
 
 def _download(name: str, embedded: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    with needs("text"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", PREPROCESSOR_FILE, *TOKENIZER_FILES]
     alternatives = f"give a local folder in the Hugging Face layout, or --model {embedded}, which needs no network"

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine.network import Block, Network, classification
+from gafreeze_jax.extras import needs
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.trees import Granularity
+
+with needs("text"):
+    import flax.linen as nn
 
 TaskName = Literal["lm", "classify"]
 

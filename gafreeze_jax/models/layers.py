@@ -4,13 +4,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from gafreeze_jax.engine import devices
+from gafreeze_jax.extras import needs
+
+with needs("text"):
+    import flax.linen as nn
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),

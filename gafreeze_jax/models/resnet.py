@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +21,12 @@ from jax import Array
 
 from gafreeze_jax.data import files
 from gafreeze_jax.engine.network import STATISTICS, Block, Network, classification, parameters
+from gafreeze_jax.extras import needs
 from gafreeze_jax.models import checkpoints, configs, layers
 from gafreeze_jax.models.convolutions import convolve
+
+with needs("images"):
+    import flax.linen as nn
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of batch normalisation, as PyTorch has them
 REDUCTION = 4  # of the channels inside a bottleneck block

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from gafreeze_jax.extras import needs
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
 
@@ -154,7 +155,8 @@ class Display:
         self._compiled: list[float] = []
         self._events: Any = None
         if tensorboard is not None:
-            from tensorboardX import SummaryWriter  # an optional dependency
+            with needs("tensorboard"):
+                from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(tensorboard), purge_step=0)  # a run that goes on says all again
 

@@ -638,7 +638,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, 
             prepared = prepare(options)
             mask = None if options.mask is None else masking.read_mask(options.mask, prepared.task.genes)
             saved = Saved.open(path, _facts(kind, options, prepared))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             sys.exit(summary.fail(error))
         steps = saved.facts["num_steps"]
         try:

@@ -36,6 +36,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from gafreeze_jax.extras import needs
 from gafreeze_jax.engine import devices
 from gafreeze_jax.data.files import parse_json
 from gafreeze_jax.search.history import Journal, genome_text, write_whole
@@ -353,7 +354,8 @@ def _read_members(path: epath.Path) -> dict[str, dict[str, np.ndarray]]:
 
 @functools.cache
 def _checkpointer() -> Any:
-    import orbax.checkpoint as ocp  # takes a second
+    with needs("report"):
+        import orbax.checkpoint as ocp  # takes a second
 
     own = jax.process_index()  # of several processes one writes, and each reads by itself
     alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})

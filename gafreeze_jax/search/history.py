@@ -8,10 +8,12 @@ import operator
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from etils import epath
+
+if TYPE_CHECKING:
+    from etils import epath
 
 SEARCH, RANDOM, FINAL = "search", "random", "final"  # phases of a run
 
@@ -78,7 +80,7 @@ class Journal:
 
     COLUMNS = ("phase", *Evaluation._fields, "diverged", "call")
 
-    def __init__(self, path: epath.Path | None = None, *, write: bool = True):
+    def __init__(self, path: "epath.Path | None" = None, *, write: bool = True):
         self._path = path if write else None
         self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
         self._together: dict[tuple[str, int, int], list[str]] = {}
@@ -131,7 +133,7 @@ class Journal:
             key = (one.genome, one.seed, one.steps)
             self._evaluations[key], self._together[key], self._phases[key] = one, genomes, phase
 
-    def _read(self, path: epath.Path) -> None:
+    def _read(self, path: "epath.Path") -> None:
         header, *lines = path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
         if header != self._text.rstrip():
             raise ValueError(f"{path}: expected the columns {self._text.rstrip()}; got {header[:200]!r}")
@@ -163,7 +165,7 @@ def _with_checksum(rows: Sequence[str]) -> str:
     return "".join(f"{row},{_checksum(rows)}\n" for row in rows)
 
 
-def write_whole(path: epath.Path | Path, text: str) -> None:
+def write_whole(path: "epath.Path | Path", text: str) -> None:
     """Writes a file, whole or not at all."""
     partial = path.parent / f".{path.name}.partial"
     partial.write_text(text, encoding="utf-8")

@@ -20,7 +20,7 @@ class Options(experiment.Options):
     """Search which layers of a pretrained BERT to freeze when fine-tuning it to classify texts."""
 
     model: str = "minilm"
-    """minilm (fetched on first use), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
+    """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
     data: str = "reviews"
     """reviews (embedded), a .csv, .tsv or .jsonl file (or .gz), a folder with a train file and, if there are any, validation
     and test files, or tfds:NAME such as tfds:glue/sst2."""
