@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import run_bert
 
 from gafreeze_jax.report import summary
-from gafreeze_jax.runs.saving import FinalistStore
+from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal
 
 

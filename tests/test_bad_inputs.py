@@ -30,7 +30,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax import user_cache
-from gafreeze_jax.runs import saving
+from gafreeze_jax.runs.run_dir import RunDir, as_json
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -257,9 +257,9 @@ def run_there(damage=lambda folder: None, kind="custom", options=None, **given):
     def make(folder):
         path = folder / "there"
         known = run_custom.Options(**RUN | (options or {}), out=path)
-        facts = {"kind": kind, "options": saving._plain(known), "versions": {}, "device": "1 x cpu", "fingerprint": "0"}
+        facts = {"kind": kind, "options": as_json(known), "versions": {}, "device": "1 x cpu", "fingerprint": "0"}
         facts |= {"stages": [], "num_steps": 1}
-        saving.Saved.open(epath.Path(path), facts)
+        RunDir.open(epath.Path(path), facts)
         damage(path)
         return {name: path if value == "there" else value for name, value in given.items()}
 
@@ -283,7 +283,7 @@ def fill(folder):
 
 
 def finish_and_damage(folder):
-    saved = saving.Saved(epath.Path(folder))
+    saved = RunDir(epath.Path(folder))
     with saved.finishing() as local:
         (local / "result.json").write_text("{}")
     (folder / "result.json").write_text("{ }")
@@ -517,7 +517,7 @@ CASES = {
     # Folders
     "a folder that cannot be": Case(run_bert, given(out=Path("/proc/run")), "--out /proc/run: cannot be written"),
     "a folder that is a file": Case(run_custom, given(out="model/model.safetensors"), "cannot be read: Not a directory"),
-    "a folder with something else": Case(run_bert, fill, "holds something already (thesis.tex); choose a new folder"),
+    "a folder with something else": Case(run_bert, fill, "the folder isn't empty (it holds thesis.tex); choose a new folder"),
     "nothing to resume": Case(run_custom, given(resume="model"), "--resume model: expected the folder of a run, with run.json"),
     "a run of another script": Case(
         run_custom, run_there(kind="bert", resume="there"), "is a run of run_bert.py; expected one of run_custom.py"
@@ -528,7 +528,7 @@ CASES = {
     "options for a run to resume": Case(
         run_custom, run_there(resume="there", seed=3), "holds a run with other options: --seed 0 there, 3 given"
     ),
-    "a run of other data": Case(run_custom, run_there(resume="there"), "model or data are not what they were"),
+    "a run of other data": Case(run_custom, run_there(resume="there"), "model or data have changed since this run started"),
     "half a run.json": Case(run_custom, run_there(cut_facts, resume="there"), "run.json: damaged; restore it, or begin again"),
     "a run.json with other options": Case(run_custom, run_there(change_facts, resume="there"), "run.json: damaged"),
     "a deep run.json": Case(

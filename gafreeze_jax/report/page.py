@@ -13,10 +13,10 @@ from xml.etree.ElementTree import Element, tostring
 from matplotlib.figure import Figure
 
 from gafreeze_jax.report import charts
+from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.run_folder import RunFolder, furthest
 from gafreeze_jax.report.summary import advise, describe_found, describe_mask
 from gafreeze_jax.runs.finalists import NO_MASKS
-from gafreeze_jax.runs.saving import NOT_COMPARED
 from gafreeze_jax.search.history import FINAL, RANDOM, SEARCH, write_whole
 
 Node = Element | str

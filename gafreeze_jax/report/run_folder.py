@@ -14,7 +14,7 @@ from scipy import stats
 
 from gafreeze_jax import masking
 from gafreeze_jax.engine.population import StepFlops
-from gafreeze_jax.runs import saving
+from gafreeze_jax.report import folder_format
 from gafreeze_jax.runs.verdict import Interval
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.history import RANDOM, SEARCH, Evaluation, Journal, genome_array, genome_text
@@ -69,19 +69,19 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path, folder = Path(path), epath.Path(path)
-        if not (self.path / saving.RUN).is_file():
-            raise ValueError(f"{path}: no run: expected {saving.RUN} in it; give a run's folder")
-        if (self.path / saving.SUMS).is_file():
-            saving.verify(folder)
+        if not (self.path / folder_format.RUN).is_file():
+            raise ValueError(f"{path}: no run: expected {folder_format.RUN} in it; give a run's folder")
+        if (self.path / folder_format.SUMS).is_file():
+            folder_format.verify(folder)
         try:
-            self.facts = saving.read_facts(folder)
-            if (self.path / "result.json").is_file():
-                self.facts |= json.loads((self.path / "result.json").read_text())
+            self.facts = folder_format.read_facts(folder)
+            if (self.path / folder_format.RESULT).is_file():
+                self.facts |= json.loads((self.path / folder_format.RESULT).read_text())
             self.genes, self.options = [str(name) for name in self.facts["stages"]], dict(self.facts["options"])
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-        self._journal = Journal(folder / saving.JOURNAL)
+        self._journal = Journal(folder / folder_format.JOURNAL)
         self.rows = list(self._journal)
         if wrong := {row.genome for row in self.rows if len(row.genome) != len(self.genes) or set(row.genome) - set("01")}:
             raise ValueError(f"{path}: expected genomes of {len(self.genes)} genes, 0 or 1, got {wrong.pop()!r}")

@@ -24,21 +24,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.engine import devices, planning, population
-from gafreeze_jax.search import genetic, nsga2
 from gafreeze_jax import masking
-from gafreeze_jax.report import page, summary
-from gafreeze_jax.runs import saving, verdict
-from gafreeze_jax.engine.cache import Predictions, Source, predict
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
-from gafreeze_jax.report.display import Display
-from gafreeze_jax.runs.finalists import LOWER_RATES, NO_MASKS, Finalist, Trainer, retrain
-from gafreeze_jax.search.history import FINAL, RANDOM, Evaluation, Ledger, genome_array, genome_text
-from gafreeze_jax.engine.population import Member
-from gafreeze_jax.report.run_folder import RunFolder
-from gafreeze_jax.runs.saving import Saved
-from gafreeze_jax.search.loop import Generation, Search, Settings, evaluation_of
+from gafreeze_jax.engine import devices, planning, population
+from gafreeze_jax.engine.cache import Predictions, Source, predict
 from gafreeze_jax.engine.network import Batch, Dataset, Network, PyTree, parameters
+from gafreeze_jax.engine.population import Member
+from gafreeze_jax.report import page, summary
+from gafreeze_jax.report.display import Display
+from gafreeze_jax.report.folder_format import TENSORBOARD
+from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.runs import verdict
+from gafreeze_jax.runs.finalists import LOWER_RATES, NO_MASKS, Finalist, Trainer, retrain
+from gafreeze_jax.runs.fingerprint import fingerprint
+from gafreeze_jax.runs.run_dir import RunDir, choose_folder
+from gafreeze_jax.runs.signals import stoppable
+from gafreeze_jax.search import genetic, nsga2
+from gafreeze_jax.search.history import FINAL, RANDOM, Evaluation, Ledger, genome_array, genome_text
+from gafreeze_jax.search.loop import Generation, Search, Settings, evaluation_of
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 LEAST_STEPS = 16  # after which a member is scored
@@ -284,14 +287,14 @@ def make_settings(options: Options, num_steps: int) -> Settings:
     )
 
 
-def run_search(task: Task, options: Options, saved: Saved | None = None, display: Display | None = None) -> Result:
+def run_search(task: Task, options: Options, saved: RunDir | None = None, display: Display | None = None) -> Result:
     """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
 
     Args:
       saved: the run as it is kept; what is there already is not done again.
       display: where the progress is shown; default: one for this search.
     """
-    saved = saved or Saved()
+    saved = saved or RunDir()
     make_run = functools.cache(task.run)
     run = make_run(options.seed)
     num_genes, num_steps = len(task.network.blocks), len(run.batches.examples)
@@ -378,7 +381,7 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
         display.progress.begin(FINALISTS)
         display.progress.expect({FINALISTS: num_finalists * num_steps})
         record = _recorder(task, saved, num_steps, display, len(screened))
-        winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.kept, record)
+        winner, rivals = retrain(members, make_run, leaders, baselines, seeds, options.epochs, saved.finalists, record)
         display.progress.begin("counting FLOPs", training=False)
         step_flops = costs.count()
     facts = {
@@ -399,9 +402,11 @@ def run_search(task: Task, options: Options, saved: Saved | None = None, display
     return Result(winner, rivals, list(saved.journal), facts)
 
 
-def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = None, display: Display | None = None) -> Result:
+def train_mask(
+    task: Task, genome: str, options: Options, saved: RunDir | None = None, display: Display | None = None
+) -> Result:
     """Trains with a genome, and everything at three rates, with fresh seeds, in place of a search; else as `run_search`."""
-    saved = saved or Saved()
+    saved = saved or RunDir()
     everything = "0" * len(genome)
     make_run = functools.cache(task.run)
     seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
@@ -417,7 +422,7 @@ def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = 
         display.progress.begin(FINALISTS)
         record = _recorder(task, saved, num_steps, display)
         found, rivals = retrain(
-            members, make_run, [genome], baselines, seeds, options.epochs, saved.kept, record, no_masks=LOWER_RATES
+            members, make_run, [genome], baselines, seeds, options.epochs, saved.finalists, record, no_masks=LOWER_RATES
         )
         display.progress.begin("counting FLOPs", training=False)
         step_flops = members.step_flops(run)
@@ -432,7 +437,7 @@ def train_mask(task: Task, genome: str, options: Options, saved: Saved | None = 
 def _populate(
     task: Task,
     options: Options,
-    saved: Saved,
+    saved: RunDir,
     display: Display,
     run: population.Replicate,
     genomes: np.ndarray,
@@ -471,7 +476,7 @@ def _populate(
 
 
 def _recorder(
-    task: Task, saved: Saved, num_steps: int, display: Display, generation: int = 0
+    task: Task, saved: RunDir, num_steps: int, display: Display, generation: int = 0
 ) -> Callable[[Sequence[Member], int], None]:
     """Puts finalists into the journal."""
     final = Ledger(num_steps, saved.journal, FINAL, display.evaluation)
@@ -546,7 +551,7 @@ class Locked:
     @property
     def fingerprint(self) -> str:
         """Of its content."""
-        return saving.fingerprint(self._source.data)
+        return fingerprint(self._source.data)
 
     @property
     def num_examples(self) -> int:
@@ -624,10 +629,10 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, 
     start = time.perf_counter()
     path = None
     go_on = go_on or f"python {sys.argv[0]} --resume"
-    with saving.stoppable(lambda: f"To go on: {go_on} {path}" if path else "Nothing was done yet."):
+    with stoppable(lambda: f"To go on: {go_on} {path}" if path else "Nothing was done yet."):
         try:
             devices.join(options.coordinator, options.num_processes, options.process_id)
-            options, path, finished = saving.choose_folder(kind, options)
+            options, path, finished = choose_folder(kind, options)
             if finished:
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
@@ -637,7 +642,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, 
             planning.keep_compiled_programs()
             prepared = prepare(options)
             mask = None if options.mask is None else masking.read_mask(options.mask, prepared.task.genes)
-            saved = Saved.open(path, _facts(kind, options, prepared))
+            saved = RunDir.open(path, _facts(kind, options, prepared))
         except (ValueError, OSError, ModuleNotFoundError) as error:
             sys.exit(summary.fail(error))
         steps = saved.facts["num_steps"]
@@ -668,7 +673,7 @@ def make_display(prepared: Prepared, options: Options, path: os.PathLike[str]) -
         prepared.task.network.names,
         quiet=options.quiet,
         verbose=options.verbose,
-        tensorboard=Path(path) / saving.TENSORBOARD if options.tensorboard and devices.is_first() else None,
+        tensorboard=Path(path) / TENSORBOARD if options.tensorboard and devices.is_first() else None,
     )
     # Found and train all; of a search, head only and the best prefix mask, too.
     num_rows = 2 + len(LOWER_RATES) if options.mask else 4 + options.compare_random + len(NO_MASKS)
@@ -687,7 +692,7 @@ def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
         "device": summary.device(),
         "stages": task.network.names,
         "num_steps": len(task.run(options.seed).batches.examples),
-        "fingerprint": saving.fingerprint(task.params, task.train.data, task.validation.data) + test,
+        "fingerprint": fingerprint(task.params, task.train.data, task.validation.data) + test,
     }
 
 

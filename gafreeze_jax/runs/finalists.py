@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gafreeze_jax.search.history import Journal, genome_array, genome_text
 from gafreeze_jax.engine.population import Member, Population, Recipe, Replicate, beginners, side_by_side
-from gafreeze_jax.runs.saving import FinalistStore
+from gafreeze_jax.runs.finalist_store import FinalistStore
+from gafreeze_jax.search.history import Journal, genome_array, genome_text
 
 PHASES = 4  # of gradual unfreezing
 MEASURED = 5  # batches, for relative gradient norms

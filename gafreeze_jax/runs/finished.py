@@ -12,10 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from gafreeze_jax.engine import cache, backprop
-from gafreeze_jax.runs import experiment, saving
+from gafreeze_jax.engine import backprop, cache
 from gafreeze_jax.report import summary
+from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.runs import experiment
+from gafreeze_jax.runs.run_dir import with_options
 from gafreeze_jax.tasks import bert, gpt2, resnet
 
 TASKS: dict[str, ModuleType] = {"bert": bert, "gpt2": gpt2, "resnet": resnet}  # by the kind of run
@@ -95,7 +97,7 @@ def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, A
     """A finished run, what knows its kind of model and data, and its options with changes."""
     run = RunFolder(path)
     script = f"run_{run.facts['kind']}.py"
-    if not (path / saving.SUMS).is_file():
+    if not (path / SUMS).is_file():
         raise ValueError(f"{path}: the run is not finished; to go on with it: python experiments/{script} --resume {path}")
     task = TASKS.get(run.facts["kind"])
     if task is None:
@@ -103,7 +105,7 @@ def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, A
             f"{path}: is a run of {script}, and only that script knows its network and data. To train with the mask, give the "
             f"script --mask {path / 'mask.json'}; the parameters are in {path / 'model/model.safetensors'}"
         )
-    options = saving.with_options(task.Options(), run.options)
+    options = with_options(task.Options(), run.options)
     given = {name: value for name, value in changes.items() if value not in (None, ())}
     if others := [name for name in given if not hasattr(options, name)]:
         raise ValueError(f"{path}: runs of {script} have no --{others[0].replace('_', '-')}")

@@ -19,7 +19,7 @@ from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate
 from gafreeze_jax.models import from_function
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.runs.finalists import NO_MASKS
-from gafreeze_jax.runs.saving import Saved
+from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search.history import genome_text
 
 RNG = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_a_search_in_a_few_lines(tmp_path):
     plan = "members=4,steps=3,freezing=traced"
     options = experiment.Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
     task = experiment.make_task(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, GENES)
-    result = experiment.run_search(task, options, Saved(epath.Path(tmp_path)))
+    result = experiment.run_search(task, options, RunDir(epath.Path(tmp_path)))
     names = [finalist.name for finalist in result.baselines]
     assert names == ["train all", "head only", "best prefix mask", "best random mask", *NO_MASKS]
     for finalist in (result.found, *result.baselines):

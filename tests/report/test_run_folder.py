@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 
 from gafreeze_jax.report import run_folder
-from gafreeze_jax.runs import saving
+from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search.genetic import all_genomes
 from gafreeze_jax.search.history import Evaluation, Journal
 
@@ -26,7 +26,7 @@ ROWS = [
 
 def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
     """The folder of an unfinished run."""
-    saved = saving.Saved(epath.Path(folder))
+    saved = RunDir(epath.Path(folder))
     saved.add_facts(**FACTS | facts)
     for row, phase in zip(rows, phases, strict=False):
         saved.journal.write(phase, [Evaluation(*row)])
@@ -35,7 +35,7 @@ def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
 
 def test_an_unfinished_run_is_read(tmp_path):
     run = write(tmp_path)
-    assert (run.name, run.finished, run.blocks, run.num_steps) == (tmp_path.name, False, ["a", "b"], 8)
+    assert (run.name, run.finished, run.genes, run.num_steps) == (tmp_path.name, False, ["a", "b"], 8)
     assert list(map(run.phase, run.rows)) == 7 * ["search"] + ["final"]
     assert [row.genome for row in run.full] == ["00", "10"]
     assert {name: row.genome for name, row in run.baselines.items()} == {"train all": "00", "best prefix mask": "10"}
@@ -97,9 +97,9 @@ WRONG = Evaluation("1x", *ROWS[0][1:])
         (lambda folder: (folder / "run.json").write_text("{}"), "damaged"),
         (lambda folder: (folder / "result.json").write_text("{"), "cannot be read: JSONDecodeError"),
         (lambda folder: (folder / "result.json").write_text("[1]"), "cannot be read: TypeError"),
-        (lambda folder: saving.Saved(epath.Path(folder)).add_facts(kind="bert"), "missing, or of another type: options"),
+        (lambda folder: RunDir(epath.Path(folder)).add_facts(kind="bert"), "missing, or of another type: options"),
         (
-            lambda folder: saving.Saved(epath.Path(folder)).add_facts(**FACTS | {"options": {}}),
+            lambda folder: RunDir(epath.Path(folder)).add_facts(**FACTS | {"options": {}}),
             "cannot be read: KeyError: 'seed'",
         ),
         (lambda folder: (folder / "evaluations.csv").write_text("a,b\n"), "expected the columns phase,genome"),

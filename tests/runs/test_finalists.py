@@ -10,6 +10,7 @@ from test_population import RECIPES, TASKS, apply_network, make_population, make
 
 from gafreeze_jax.engine.population import Member, Plan, Population, Recipe, adamw_recipe
 from gafreeze_jax.runs import experiment, finalists
+from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.runs.finalists import Recalled, Trainer
 from gafreeze_jax.search.history import Journal, Ledger, genome_array, genome_text
 from gafreeze_jax.search.loop import evaluation_of

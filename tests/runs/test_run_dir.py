@@ -1,6 +1,5 @@
 """What a run leaves in its folder, and what happens when it is given again, goes on, or finds damage."""
 
-import gc
 import importlib.util
 import json
 import re
@@ -9,22 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import run_custom
+import test_finalist_store
 from command_line import words
 from etils import epath
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from gafreeze_jax.engine.population import Member
-from gafreeze_jax.runs import saving
-from gafreeze_jax.runs.saving import FinalistStore, Saved
+from gafreeze_jax.report.folder_format import read_facts
+from gafreeze_jax.runs import run_dir
+from gafreeze_jax.runs.fingerprint import fingerprint
+from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search.history import Evaluation
 
 SCRIPT = str(Path(run_custom.__file__))
@@ -43,7 +42,7 @@ class Options:
 
 
 def make_run(folder, options, *, finished=False):
-    saved = Saved.open(epath.Path(folder), FACTS | {"options": saving._plain(options)})
+    saved = RunDir.open(epath.Path(folder), FACTS | {"options": run_dir.as_json(options)})
     if finished:
         with saved.finishing() as local:
             (local / "model").mkdir()
@@ -62,7 +61,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_new_run_gets_a_folder_of_its_own(folder):
     for expected in ("", "-2", "-3"):
-        options, path, finished = saving.choose_folder("bert", Options())
+        options, path, finished = run_dir.choose_folder("bert", Options())
         assert (options, path.parent, finished) == (Options(), epath.Path("runs"), False)
         assert path.name.startswith("bert-20")
         assert path.name.count("-") == 2 + bool(expected)
@@ -71,38 +70,38 @@ def test_a_new_run_gets_a_folder_of_its_own(folder):
 
 def test_a_folder_that_is_new_or_empty_begins_a_run(folder):
     options = Options(out=folder)
-    assert saving.choose_folder("bert", options) == (options, epath.Path(folder), False)
+    assert run_dir.choose_folder("bert", options) == (options, epath.Path(folder), False)
     folder.mkdir()
     (folder / ".run.json.partial").touch()  # a run was killed just when it began
-    assert saving.choose_folder("bert", options) == (options, epath.Path(folder), False)
+    assert run_dir.choose_folder("bert", options) == (options, epath.Path(folder), False)
 
 
 def test_the_same_command_goes_on(folder):
     options = Options(4, folder, columns=("a", "b"), limit=0.1)
     make_run(folder, options)
-    assert saving.choose_folder("bert", options) == (options, epath.Path(folder), False)
+    assert run_dir.choose_folder("bert", options) == (options, epath.Path(folder), False)
     elsewhere = folder.rename(folder.with_name("elsewhere"))
-    assert saving.choose_folder("bert", replace(options, out=elsewhere))[2] is False
+    assert run_dir.choose_folder("bert", replace(options, out=elsewhere))[2] is False
 
 
 def test_resuming_needs_no_options(folder):
     options = Options(4, folder, columns=("a", "b"), limit=0.1)
     make_run(folder, options)
     given = Options(resume=folder)
-    assert saving.choose_folder("bert", given) == (replace(options, out=None, resume=folder), epath.Path(folder), False)
-    assert saving.choose_folder("bert", replace(given, gens=4))[0].gens == 4
+    assert run_dir.choose_folder("bert", given) == (replace(options, out=None, resume=folder), epath.Path(folder), False)
+    assert run_dir.choose_folder("bert", replace(given, gens=4))[0].gens == 4
 
 
 def test_a_finished_run_is_left_alone(folder):
     make_run(folder, options := Options(4, folder), finished=True)
-    assert saving.choose_folder("bert", options)[2] is True
-    assert saving.choose_folder("bert", Options(resume=folder))[2] is True
+    assert run_dir.choose_folder("bert", options)[2] is True
+    assert run_dir.choose_folder("bert", Options(resume=folder))[2] is True
 
 
 def test_a_run_that_was_killed_just_when_it_had_finished_keeps_no_finalists(folder):
     make_run(folder, options := Options(4, folder), finished=True)
-    keep(epath.Path(folder) / "members")
-    assert saving.choose_folder("bert", options)[2] is True
+    test_finalist_store.keep(epath.Path(folder) / "members")
+    assert run_dir.choose_folder("bert", options)[2] is True
     assert not (folder / "members").exists()
 
 
@@ -115,7 +114,7 @@ def test_a_run_that_was_killed_just_when_it_had_finished_keeps_no_finalists(fold
         "resumed with others": (Options(5, resume="run"), "--gens 4 there, 5 given"),
         "lists": (Options(4, "run", columns=("x",)), "--columns [] there, ['x'] given"),
         "no run": (Options(resume="other"), "--resume other: expected the folder of a run, with run.json; there is none"),
-        "something else": (Options(out="."), "--out .: holds something already (run)"),
+        "something else": (Options(out="."), "--out .: the folder isn't empty (it holds run)"),
         "a file": (Options(out="run/run.json"), "--out run/run.json: cannot be read: Not a directory"),
     }.values(),
 )
@@ -123,38 +122,38 @@ def test_another_folder_is_refused(options, message, finished, folder):
     make_run(folder, Options(4), finished=finished)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=re.escape(message)):
-        saving.choose_folder("bert", options)
+        run_dir.choose_folder("bert", options)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_of_another_experiment_is_refused(folder):
     make_run(folder, Options(4))
     with pytest.raises(ValueError, match=r"is a run of run_bert\.py; expected one of run_gpt2\.py"):
-        saving.choose_folder("gpt2", Options(resume=folder))
+        run_dir.choose_folder("gpt2", Options(resume=folder))
 
 
 def test_other_data_are_refused(folder):
     make_run(folder, Options())
-    with pytest.raises(ValueError, match="model or data are not what they were when this run started"):
-        Saved.open(epath.Path(folder), FACTS | {"fingerprint": "12345679"})
+    with pytest.raises(ValueError, match="model or data have changed since this run started"):
+        RunDir.open(epath.Path(folder), FACTS | {"fingerprint": "12345679"})
 
 
 def test_other_versions_are_told(folder):
     make_run(folder, Options())
     with pytest.warns(UserWarning, match=r"was begun with jax 1, 1 x cpu; rounding may be different"):
-        Saved.open(epath.Path(folder), FACTS | {"versions": {"jax": "2"}})
+        RunDir.open(epath.Path(folder), FACTS | {"versions": {"jax": "2"}})
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write")
 def test_a_folder_that_cannot_be_written():
     with pytest.raises(ValueError, match=r"--out /proc/run: cannot be written: .*; choose another folder"):
-        Saved.open(epath.Path("/proc/run"), FACTS)
+        RunDir.open(epath.Path("/proc/run"), FACTS)
 
 
 def test_the_fingerprint_tells_arrays_apart():
     trees = [{"a": np.zeros(4)}, {"a": np.zeros(4, np.float32)}, {"a": np.zeros((2, 2))}, {"a": np.array([0, 0, 0, 1e-300])}]
-    assert len({saving.fingerprint(tree) for tree in trees}) == 4
-    assert saving.fingerprint({"a": np.zeros(4)}, [np.ones(2)]) == saving.fingerprint({"a": np.zeros(4)}, [np.ones(2)])
+    assert len({fingerprint(tree) for tree in trees}) == 4
+    assert fingerprint({"a": np.zeros(4)}, [np.ones(2)]) == fingerprint({"a": np.zeros(4)}, [np.ones(2)])
 
 
 # Damage
@@ -162,25 +161,25 @@ def test_the_fingerprint_tells_arrays_apart():
 
 def test_any_damage_to_run_json_is_noticed(folder):
     make_run(folder, Options())
-    file, facts = folder / "run.json", saving.read_facts(epath.Path(folder))
+    file, facts = folder / "run.json", read_facts(epath.Path(folder))
     text = file.read_bytes().rstrip()
     for i in range(0, len(text), 3):
         for other in (text[:i], text[:i] + bytes([text[i] ^ 4]) + text[i + 1 :], b"[]"):
             file.write_bytes(other)
             with pytest.raises(ValueError, match=r"run\.json: damaged; restore it, or begin again in a new folder"):
-                saving.choose_folder("bert", Options(resume=folder))
+                run_dir.choose_folder("bert", Options(resume=folder))
     file.write_bytes(text)
-    assert saving.read_facts(epath.Path(folder)) == facts
+    assert read_facts(epath.Path(folder)) == facts
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_facts_that_run_json_lacks_are_named(name, folder):
     make_run(folder, Options())
-    saved = Saved(epath.Path(folder), {other: value for other, value in FACTS.items() if other != name})
+    saved = RunDir(epath.Path(folder), {other: value for other, value in FACTS.items() if other != name})
     for facts in ({}, {name: None}):
         saved.add_facts(**facts)
         with pytest.raises(ValueError, match=rf"run\.json: missing, or of another type: {name}; begin again in a new folder"):
-            saving.choose_folder("bert", Options(resume=folder))
+            run_dir.choose_folder("bert", Options(resume=folder))
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes() + b" ")])
@@ -188,7 +187,7 @@ def test_damage_to_a_finished_run_is_noticed(damage, folder):
     make_run(folder, Options(), finished=True)
     damage(folder / "model" / "config.json")
     with pytest.raises(ValueError, match=r"damaged or missing: model/config\.json\. Delete .*SHA256SUMS and give the command"):
-        saving.choose_folder("bert", Options(resume=folder))
+        run_dir.choose_folder("bert", Options(resume=folder))
 
 
 def test_the_sums_are_those_of_sha256sum(folder):
@@ -203,7 +202,7 @@ def test_a_remote_run_is_kept_alike(monkeypatch):
         path = "gs://bucket/run"
         saved = make_run(path, Options(4))
         saved.journal.write("search", [Evaluation("10", 0, 4, 1, 0.5, 0.5, 0.5, 10, 1.5)])
-        assert saving.choose_folder("bert", Options(resume=path)) == (Options(4, resume=path), epath.Path(path), False)
+        assert run_dir.choose_folder("bert", Options(resume=path)) == (Options(4, resume=path), epath.Path(path), False)
         again = make_run(path, Options(4))
         assert list(again.journal) == list(saved.journal)
         assert again.seconds == 1.5
@@ -212,131 +211,16 @@ def test_a_remote_run_is_kept_alike(monkeypatch):
             (local / "model").mkdir()
             (local / "model" / "config.json").write_text("{}")
         assert (epath.Path(path) / "model" / "config.json").read_text() == "{}"
-        assert saving.choose_folder("bert", Options(4, path))[2] is True
+        assert run_dir.choose_folder("bert", Options(4, path))[2] is True
         (epath.Path(path) / "model" / "config.json").write_text("{ }")
         with pytest.raises(ValueError, match=r"damaged or missing: model/config\.json"):
-            saving.choose_folder("bert", Options(4, path))
+            run_dir.choose_folder("bert", Options(4, path))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="needs an environment without gcsfs")
 def test_a_remote_folder_needs_a_package():
     with pytest.raises(ValueError, match="gs://bucket/run: Please install gcsfs"):
-        saving.choose_folder("bert", Options(out="gs://bucket/run"))
-
-
-# Finalists
-
-
-PARAMS = {"low": {"kernel": np.ones((3, 4), np.float32)}, "high": (np.zeros(2), np.zeros((0, 3))), "head": {"bias": np.ones(2)}}
-
-
-def make_member(genome, value=2.0):
-    frozen = dict(zip(PARAMS, genome, strict=False))
-    params = {
-        name: tree if frozen.get(name) else jax.tree.map(lambda leaf: np.full_like(leaf, value), tree)
-        for name, tree in PARAMS.items()
-    }
-    return Member(np.array(genome, bool), params, 0.1, 0.2, np.nan, 6, 7.5)
-
-
-def same(one, other):
-    assert repr(one._replace(params=None)) == repr(other._replace(params=None))
-    assert list(one.params) == list(other.params)
-    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
-
-
-def keep(folder):
-    kept = FinalistStore(folder)
-    kept.keep("mask-1", [make_member([0, 1]), make_member([1, 1], 3)])
-    kept.keep("mask-2", [make_member([0, 1], 4)])
-    kept.close()
-
-
-def test_finalists_are_found_as_they_were(folder):
-    keep(epath.Path(folder))
-    kept = FinalistStore(epath.Path(folder))
-    same(kept.find("mask-1", np.array([False, True]), PARAMS), make_member([0, 1]))
-    same(kept.find("mask-1", np.array([True, True]), PARAMS), make_member([1, 1], 3))
-    same(kept.find("mask-2", np.array([False, True]), PARAMS), make_member([0, 1], 4))
-    assert kept.find("mask-2", np.array([True, True]), PARAMS) is None
-    kept.keep("mask-2", [make_member([1, 1])])
-    kept.close()
-    assert FinalistStore(epath.Path(folder)).find("mask-2", np.array([True, True]), PARAMS) is not None
-    kept.remove()
-    assert not folder.exists()
-
-
-def test_a_damaged_finalist_is_trained_again(folder):
-    """Of every file some bytes are changed, or it is cut: what is found is what was kept, or nothing."""
-    keep(epath.Path(folder))
-    expected = {"mask-1": [[0, 1], 2], "mask-2": [[0, 1], 4]}
-    num_missing = 0
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = file.read_bytes()
-        for damaged in (b"", content[: len(content) // 2], *(_flip(content, i) for i in range(0, len(content), 61))):
-            file.write_bytes(damaged)
-            with warnings.catch_warnings(action="ignore"):
-                kept = FinalistStore(epath.Path(folder))
-            for name, (genome, value) in expected.items():
-                found = kept.find(name, np.array(genome, bool), PARAMS)
-                num_missing += found is None
-                if found is not None:
-                    same(found, make_member(genome, value))
-        file.write_bytes(content)
-    assert num_missing > 0
-
-
-def _flip(content, i):
-    return content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
-
-
-def test_what_cannot_be_written_stops_the_run(folder):
-    folder.write_text("a file")
-    kept = FinalistStore(epath.Path(folder).parent / "run" / "members")
-    kept.keep("mask-1", [make_member([0, 1])])
-    with pytest.raises(OSError, match="cannot be written"):
-        kept.close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_exceptions_are_ignored_is_not_lost(number, capsys):
-    """As in what the garbage collector calls, which for JAX is much."""
-    handlers, hook, rung = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook, []
-
-    def ring(phase, info):
-        if len(rung) < 2:
-            rung.append(phase)
-            signal.raise_signal(number)
-
-    def run():
-        with saving.stoppable(lambda: "To go on: again"):
-            gc.collect()
-            time.sleep(10)
-
-    gc.callbacks.append(ring)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run()
-    finally:
-        gc.callbacks.remove(ring)
-    assert len(rung) == 2
-    assert stop.value.code == 128 + number
-    assert capsys.readouterr().err == "\nStopped. To go on: again\n"
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert sys.unraisablehook is hook
-
-
-def test_other_exceptions_that_are_ignored_are_told_as_ever(monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda what: told.append(what.exc_value))
-
-    class Bad:
-        def __del__(self):
-            raise ValueError("on my way out")
-
-    with saving.stoppable(lambda: "To go on: again"):
-        Bad()
-    assert [str(one) for one in told] == ["on my way out"]
+        run_dir.choose_folder("bert", Options(out="gs://bucket/run"))
 
 
 # Real runs
@@ -392,7 +276,7 @@ def test_a_run_whose_files_were_damaged_is_made_again(undisturbed, tmp_path, cap
     """After the user has followed the advice. The rows that are left save the search."""
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     rows = (folder / "evaluations.csv").read_bytes()
-    (folder / "evaluations.csv").write_bytes(_flip(rows, len(rows) // 3))
+    (folder / "evaluations.csv").write_bytes(test_finalist_store.flip(rows, len(rows) // 3))
     with pytest.raises(SystemExit):
         run_custom.main(run_custom.Options(resume=folder))
     assert "damaged or missing: evaluations.csv" in capsys.readouterr().err
@@ -405,7 +289,7 @@ def test_a_run_whose_files_were_damaged_is_made_again(undisturbed, tmp_path, cap
 
 
 def test_a_full_disk_ends_a_run_with_how_to_go_on(undisturbed, tmp_path, capsys, monkeypatch):
-    write_whole = saving.write_whole
+    write_whole = run_dir.write_whole
 
     def fails(path, text):
         if path.name == "evaluations.csv" and text.count("\n") > 4:

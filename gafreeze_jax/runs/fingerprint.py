@@ -1,0 +1,18 @@
+"""Fingerprints of arrays: an interrupted run resumes only with the model and data it began with."""
+
+import zlib
+
+import jax
+import numpy as np
+
+from gafreeze_jax.engine.network import PyTree
+
+
+def fingerprint(*trees: PyTree) -> str:
+    """CRC-32 of all arrays in some trees."""
+    crc = 0
+    for leaf in jax.tree.leaves(trees):
+        array = np.ascontiguousarray(leaf)
+        crc = zlib.crc32(f"{array.dtype}{np.shape(leaf)}".encode(), crc)
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"
