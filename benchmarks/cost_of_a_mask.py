@@ -31,7 +31,7 @@ from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Batch, Dataset
 from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert, checkpoints, trees
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs import results
 
 MASKS = {
     "train all": "0000000",
@@ -104,7 +104,7 @@ def main(options: Options) -> None:
     machine = pytorch_bert.describe_machine()
     print_result(machine, rows)
     if options.out is not None:
-        summary.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "masks": rows})
+        results.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "masks": rows})
 
 
 def print_result(machine: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import run_bert
 
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs import results
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal
 
@@ -79,8 +79,8 @@ def main(options: Options) -> None:
         share = seconds["processor"] / run["processor"]
         print(f"{part}: {seconds['processor']:.2f} s of processor time, {share:.2%}; alone it takes {seconds['wall']:.2f} s")
     if options.out is not None:
-        about = {"options": dataclasses.asdict(options), "versions": summary.versions(), "device": summary.device()}
-        summary.write_json(options.out, about | {"cpus": os.cpu_count()} | facts)
+        about = {"options": dataclasses.asdict(options), "versions": results.versions(), "device": results.device()}
+        results.write_json(options.out, about | {"cpus": os.cpu_count()} | facts)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from gafreeze_jax.engine.network import Block, Dataset, Network, classification
 from gafreeze_jax.engine.population import Plan, Population, adamw_recipe, in_order
 from gafreeze_jax.models import checkpoints, plain
 from gafreeze_jax.report import summary
-from gafreeze_jax.runs import experiment
+from gafreeze_jax.runs import experiment, results
 from gafreeze_jax.search.genetic import all_genomes
 from gafreeze_jax.search.history import genome_text
 from gafreeze_jax.tasks import pretraining
@@ -153,7 +153,7 @@ def empty_table(prepared: experiment.Prepared, population: Population, options: 
             "settings": {name: getattr(SETTINGS, name) for name in COUNTED},
             "dtype": "float32" if options.table.startswith("cnn") else experiment.compute_dtype(options.dtype).name,
             "device": jax.devices()[0].device_kind,
-            "versions": summary.versions(),
+            "versions": results.versions(),
             "num_test": prepared.num_test,
         },
     )

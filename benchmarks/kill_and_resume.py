@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs import results
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TIMES = ("seconds", "call")  # columns that tell how long something took, or follow from that
@@ -188,8 +188,8 @@ def main(options: Options) -> None:
     num_equal = sum(not row["other"] for row in rows)
     print(f"{num_equal} of {len(rows)} equal; killed: {dict(Counter(row['killed'] for row in rows))}")
     if options.out is not None:
-        facts = {"options": dataclasses.asdict(options), "versions": summary.versions(), "device": summary.device()}
-        summary.write_json(options.out, facts | {"num_equal": num_equal, "kills": rows})
+        facts = {"options": dataclasses.asdict(options), "versions": results.versions(), "device": results.device()}
+        results.write_json(options.out, facts | {"num_equal": num_equal, "kills": rows})
     if num_equal < len(rows):
         sys.exit(1)
 

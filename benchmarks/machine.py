@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs import results
 
 
 def describe_machine() -> dict[str, Any]:
@@ -16,6 +16,6 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "device": summary.device(),
-        "versions": summary.versions(),
+        "device": results.device(),
+        "versions": results.versions(),
     }

@@ -30,7 +30,7 @@ from gafreeze_jax.engine.cache import Source, device_memory
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Plan, Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs import results
 
 BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
 MINILM = bert.BertConfig(2000, 384, 6, 12, 1536)  # with so many words as a search leaves
@@ -146,9 +146,9 @@ def main(options: Options) -> None:
         share = f"{rows[name]['tflops'] / peak:8.1%}" if peak else f"{'':8}"
         print(f"{name:12} {time * 1e3:10.2f} {rate:15.2f} {rows[name]['tflops']:9.3f} {share}")
     if options.out is not None:
-        machine = {"device": device.device_kind, "versions": summary.versions()}
+        machine = {"device": device.device_kind, "versions": results.versions()}
         step = work._replace(config=dataclasses.asdict(work.config))._asdict()
-        summary.write_json(
+        results.write_json(
             options.out, {"options": dataclasses.asdict(options), "machine": machine, "step": step, "rows": rows}
         )
 

@@ -21,8 +21,8 @@ from typing import Any
 import tyro
 from machine import describe_machine
 
-from gafreeze_jax.report.summary import write_json
 from gafreeze_jax.runs.finalists import LOWER_RATES
+from gafreeze_jax.runs.results import write_json
 
 ROOT = Path(__file__).parent.parent
 SEARCHES = {

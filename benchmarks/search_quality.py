@@ -58,9 +58,10 @@ import tyro
 from rivals import RIVALS, Budget, BudgetSpent, Rival
 from tables import TABLES, Table, load_table
 
+from gafreeze_jax.intervals import Interval, difference, interval
 from gafreeze_jax.masking import prefix_genomes
 from gafreeze_jax.report import summary
-from gafreeze_jax.runs.verdict import Interval, difference, interval
+from gafreeze_jax.runs import results
 from gafreeze_jax.search import loop
 from gafreeze_jax.search.genetic import make_ga
 from gafreeze_jax.search.history import Ledger, genome_text
@@ -401,7 +402,7 @@ def main(options: Options) -> None:
         paths = find_tables(options)
     except (ValueError, OSError) as error:
         sys.exit(summary.fail(error))
-    versions = summary.versions() | {name: version(name) for name in RIVALS_NEED}
+    versions = results.versions() | {name: version(name) for name in RIVALS_NEED}
     print(f"{options.seeds} replays of each algorithm; 95 % intervals over them")
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}  # workers inherit it; many threads slow them down
     tables, entries = {}, {}
@@ -425,7 +426,7 @@ def main(options: Options) -> None:
     print(f"\n{seconds:.0f} s")
     if options.out is not None:
         facts = {"seeds": options.seeds, "workers": options.workers, "cpus": os.cpu_count(), "seconds": round(seconds)}
-        summary.write_json(options.out, facts | {"versions": versions, "budgets": BUDGETS, "tables": entries})
+        results.write_json(options.out, facts | {"versions": versions, "budgets": BUDGETS, "tables": entries})
     if options.plot is not None:
         draw(options.plot, tables)
 

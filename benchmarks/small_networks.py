@@ -51,8 +51,8 @@ from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.network import Dataset, Network
 from gafreeze_jax.engine.population import Population, Recipe, Replicate
 from gafreeze_jax.models import plain
-from gafreeze_jax.report import summary
 from gafreeze_jax.runs.experiment import SCORING_BATCH, make_source
+from gafreeze_jax.runs.results import write_json
 from gafreeze_jax.search.history import genome_text
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
@@ -318,7 +318,7 @@ def main(options: Options) -> None:
         results[name] = compare(task, options, keras_python)
         print_result(name, results[name], machine["versions"])
     if options.out is not None:
-        summary.write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "tasks": results})
+        write_json(options.out, {"options": dataclasses.asdict(options), "machine": machine, "tasks": results})
 
 
 def print_result(name: str, result: dict[str, Any], versions: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Cohort, Plan, Population, Replicate, adamw_recipe, make_cohorts
 from gafreeze_jax.models import bert
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs.results import versions, write_json
 
 COLLECTIVE = re.compile(r"\b(?:all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)\b")
 QUICKLY: Any = {"exec_time_optimization_effort": -1.0}  # a quarter of the time to compile
@@ -231,8 +231,8 @@ def main(options: Options) -> None:
                     flush=True,
                 )
     if options.out is not None:
-        facts = {"options": dataclasses.asdict(options), "versions": summary.versions() | {"libtpu": version("libtpu")}}
-        summary.write_json(options.out, facts | {"rows": results})
+        facts = {"options": dataclasses.asdict(options), "versions": versions() | {"libtpu": version("libtpu")}}
+        write_json(options.out, facts | {"rows": results})
 
 
 if __name__ == "__main__":

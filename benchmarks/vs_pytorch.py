@@ -41,7 +41,7 @@ from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
 from gafreeze_jax.models import bert, checkpoints, trees
-from gafreeze_jax.report import summary
+from gafreeze_jax.runs import results
 from gafreeze_jax.search.history import Evaluation, Ledger, genome_text
 from gafreeze_jax.search.loop import Scored
 
@@ -272,7 +272,7 @@ def main(options: Options) -> None:
     }
     print_result(result)
     if options.out is not None:
-        summary.write_json(options.out, result)
+        results.write_json(options.out, result)
 
 
 def print_result(result: dict[str, Any]) -> None:

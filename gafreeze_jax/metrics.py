@@ -21,8 +21,8 @@ class Metric(NamedTuple):
       name: as people know it, such as "accuracy"; also in file keys, with spaces as underscores.
       per_example: `per_example(outputs, targets) -> values` [B], for outputs and targets with B rows. Runs under `jax.jit`.
       reduce: from the values [..., E] of E examples to the metric [...].
-      influence: by how much each example moves the metric: from values [..., E] to numbers [..., E] whose mean is the metric and
-        whose spread is its sampling error (pseudo-values, Tukey 1958). None = the values themselves, as for a mean.
+      influence: by how much each example moves the metric: from values [..., E] to numbers [..., E] whose mean is the metric
+        and whose spread is its sampling error (pseudo-values, Tukey 1958). None = the values themselves, as for a mean.
       higher_is_better: whether a search maximizes it; otherwise it maximizes its negative.
       is_share: whether it lies between 0 and 1 and reads well as a percentage.
     """

@@ -30,6 +30,7 @@ from gafreeze_jax.engine import backprop, devices
 from gafreeze_jax.engine.backprop import Gradients, over_members
 from gafreeze_jax.engine.cache import Activations, Budget, Chunk, Source, default_budget, fetch, score_from
 from gafreeze_jax.engine.network import STATISTICS, Axis, Batch, Network, PyTree, lowest_trainable, parameters
+from gafreeze_jax.search.costs import StepFlops
 
 TIMED_STEPS = 2
 AUGMENTATION = 2**31 - 1  # folded into a step's key, as the blocks' indices are
@@ -372,7 +373,7 @@ class Population:
         first, second = seconds
         return Timing(max(0.0, first - second), second / num_steps)
 
-    def step_flops(self, run: Replicate) -> "StepFlops":
+    def step_flops(self, run: Replicate) -> StepFlops:
         """What a training step of any genome takes, counted by XLA for 3 G genomes."""
         num_genes = len(self.network.blocks)
         above = [self.flops_per_step(genome, run) for genome in np.tri(num_genes + 1, num_genes, -1, bool)]
@@ -546,31 +547,6 @@ def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
 
 def _num_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-class StepFlops(NamedTuple):
-    """Floating-point operations of training steps; a function of a genome [G].
-
-    A frozen block above the lowest trainable one spares the same in all genomes: its weights' gradient and their update.
-
-    Attributes:
-      above: [G + 1], by depth of the genome: of a step from kept activations that trains all blocks from there on.
-      spared: [G], by freezing a block above the lowest trainable one.
-      kept: [G], by keeping what a block below it makes of the data; 0 where it is computed again all the same.
-    """
-
-    above: Sequence[float]
-    spared: Sequence[float]
-    kept: Sequence[float]
-
-    def __call__(self, genome: np.ndarray) -> float:
-        """Of a step from kept activations."""
-        depth = lowest_trainable(genome.tolist())
-        return self.above[depth] - sum(self.spared[i] for i in range(depth + 1, len(genome)) if genome[i])
-
-    def from_scratch(self, genome: np.ndarray) -> float:
-        """Of a step that computes what the frozen bottom makes of its batch."""
-        return self(genome) + sum(self.kept[: lowest_trainable(genome.tolist())])
 
 
 class Timing(NamedTuple):

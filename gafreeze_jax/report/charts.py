@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report.run_folder import RecordedGeneration
-from gafreeze_jax.runs.verdict import Interval
 from gafreeze_jax.search.history import Evaluation
 
 INK, MUTED, RULE = "#1f2328", "#6a737d", "#d0d7de"

@@ -16,7 +16,6 @@ from gafreeze_jax.report import charts
 from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.run_folder import RunFolder, furthest
 from gafreeze_jax.report.summary import advise, describe_found, describe_mask
-from gafreeze_jax.runs.finalists import NO_MASKS
 from gafreeze_jax.search.history import FINAL, RANDOM, SEARCH, write_whole
 
 Node = Element | str
@@ -259,7 +258,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         difference = pairs["found"].get(name)
         lines.append([
             name,
-            mask_glyph("".join(map(str, row["genome"]))) if name not in NO_MASKS else "none",
+            mask_glyph("".join(map(str, row["genome"]))) if row["is_mask"] else "none",
             percent(row["validation_accuracy"]),
             percent(row["test_accuracy"]),
             interval_bar(row, scale, results["found"]["test_accuracy"]),

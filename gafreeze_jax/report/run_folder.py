@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from scipy import stats
 
 from gafreeze_jax import masking
-from gafreeze_jax.engine.population import StepFlops
-from gafreeze_jax.report import folder_format
-from gafreeze_jax.runs.verdict import Interval
+from gafreeze_jax.intervals import Interval, main_effects
+from gafreeze_jax.report import folder_format, metric_format, old_versions
 from gafreeze_jax.search import nsga2
+from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.search.history import RANDOM, SEARCH, Evaluation, Journal, genome_array, genome_text
 from gafreeze_jax.search.loop import estimates
 
@@ -61,6 +60,7 @@ class RunFolder:
     Attributes:
       path: of the folder.
       facts: what `run.json` and, once there is one, `result.json` say.
+      metric: what the run maximizes, and how it is written.
       rows: the evaluations in `evaluations.csv`.
 
     Raises:
@@ -77,6 +77,8 @@ class RunFolder:
             self.facts = folder_format.read_facts(folder)
             if (self.path / folder_format.RESULT).is_file():
                 self.facts |= json.loads((self.path / folder_format.RESULT).read_text())
+            self.facts = old_versions.complete(self.facts)
+            self.metric = metric_format.from_facts(self.facts)
             self.genes, self.options = [str(name) for name in self.facts["stages"]], dict(self.facts["options"])
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
@@ -225,26 +227,3 @@ class RunFolder:
 def furthest(rows: Iterable[Evaluation]) -> list[Evaluation]:
     """The longest evaluation of each genome with each seed."""
     return list({(row.genome, row.seed): row for row in sorted(rows, key=lambda row: row.steps)}.values())
-
-
-def main_effects(genomes: np.ndarray, values: np.ndarray, weights: np.ndarray) -> list[Interval] | None:
-    """By how much values change, on average, where a gene is frozen, with 95 % intervals.
-
-    Weighted least squares on the genes and a constant; Student's t with N - G - 1 degrees of freedom. What genes do together is
-    taken as noise, so that it widens the intervals. None if the genomes do not tell all genes apart.
-
-    Args:
-      genomes: [N, G].
-      values: [N].
-      weights: [N].
-    """
-    num, num_genes = genomes.shape
-    design = np.sqrt(weights)[:, None] * np.column_stack([np.ones(num), genomes])
-    if np.linalg.matrix_rank(design) <= num_genes or (freedom := num - num_genes - 1) < 1:
-        return None
-    target = np.sqrt(weights) * values
-    inverse = np.linalg.inv(design.T @ design)
-    coefficients = inverse @ design.T @ target
-    variance = np.sum((target - design @ coefficients) ** 2) / freedom
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance * np.diag(inverse))
-    return [Interval(*map(float, (mean, mean - h, mean + h))) for mean, h in zip(coefficients, half, strict=True)][1:]

@@ -30,11 +30,13 @@ from gafreeze_jax.engine import devices, planning, population
 from gafreeze_jax.engine.cache import Predictions, Source, predict
 from gafreeze_jax.engine.network import Batch, Dataset, Network, PyTree, parameters
 from gafreeze_jax.engine.population import Member
+from gafreeze_jax.metrics import ACCURACY
 from gafreeze_jax.report import page, summary
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.folder_format import TENSORBOARD
+from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.report.run_folder import RunFolder
-from gafreeze_jax.runs import verdict
+from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.finalists import LOWER_RATES, NO_MASKS, Finalist, Trainer, retrain
 from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.runs.run_dir import RunDir, choose_folder
@@ -42,6 +44,7 @@ from gafreeze_jax.runs.signals import stoppable
 from gafreeze_jax.search import genetic, nsga2
 from gafreeze_jax.search.history import FINAL, RANDOM, Evaluation, Ledger, genome_array, genome_text
 from gafreeze_jax.search.loop import Generation, Search, Settings, evaluation_of
+from gafreeze_jax.space import Space
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 LEAST_STEPS = 16  # after which a member is scored
@@ -688,10 +691,11 @@ def _facts(kind: str, options: Options, prepared: Prepared) -> dict[str, Any]:
     return {
         "kind": kind,
         "options": dataclasses.asdict(options),
-        "versions": summary.versions(),
-        "device": summary.device(),
+        "versions": results.versions(),
+        "device": results.device(),
         "stages": task.network.names,
         "num_steps": len(task.run(options.seed).batches.examples),
+        "metric": ACCURACY.facts(),
         "fingerprint": fingerprint(task.params, task.train.data, task.validation.data) + test,
     }
 
@@ -718,8 +722,14 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
                 display.progress.step(work)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     display.progress.begin("writing files", training=False)
-    judged = [verdict.Contender(row.name, "" if row.name in NO_MASKS else row.genome, row.correct, row.flops) for row in rows]
-    judgement = verdict.judge(judged[0], judged[1:], rows[0].validation_accuracy, transferred=options.mask is not None)
+    judged = [verdict.Contender(row.name, row.genome if row.is_mask else "", row.scores, row.flops) for row in rows]
+    judgement = verdict.judge(
+        judged[0],
+        judged[1:],
+        metric=MetricFormat(**ACCURACY.facts()),
+        validation_score=rows[0].validation_score,
+        transferred=options.mask is not None,
+    )
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
     of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
@@ -731,25 +741,25 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
             masking.write_mask(out / "masks" / f"{text}.json", task.genes, genome_array(text), task.tensors)
     names = task.network.names
     seconds = time.perf_counter() - start
-    entries = summary.make_result(
-        options, names, rows, judgement, result.evaluations, seconds,
+    entries = results.make_result(
+        options, Space(names), rows, judgement, metric=ACCURACY, evaluations=result.evaluations, seconds=seconds,
         language=prepared.language, **result.engine, **prepared.facts,
         model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
         seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
     )  # fmt: skip
-    summary.write_json(out / "result.json", entries)
+    results.write_json(out / "result.json", entries)
     page.write([RunFolder(out)], out / "report.html")
     return entries
 
 
-def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> summary.Row:
+def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> results.ScoredFinalist:
     """What a finalist did on the test split."""
     correct = np.stack([one.correct for one in tested])
     if prepared.rows is not None:
         counts = np.bincount(prepared.rows)
         correct = np.stack([np.bincount(prepared.rows, own) / counts for own in correct])
     genome = genome_array(finalist.genome)
-    return summary.Row(
+    return results.ScoredFinalist(
         finalist.name,
         finalist.genome,
         *finalist.validation,
@@ -757,4 +767,6 @@ def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictio
         float(np.mean([one.loss.mean() for one in tested])),
         prepared.task.count_trainable(genome),
         finalist.flops,
+        is_mask=finalist.name not in NO_MASKS,
+        learning_rate_factor=LOWER_RATES.get(finalist.name, 1.0),
     )

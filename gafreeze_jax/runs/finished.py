@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from gafreeze_jax.engine import backprop, cache
-from gafreeze_jax.report import summary
+from gafreeze_jax.metrics import exponential_mean
 from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs import experiment
@@ -58,7 +58,7 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
         losses = np.zeros(num)
         for rows, (loss, _) in progress:
             losses[rows] = loss
-        return {**columns, "tokens": [num], "perplexity": [summary.perplexity(losses.mean())]}
+        return {**columns, "tokens": [num], "perplexity": [float(exponential_mean(losses))]}
     probabilities = np.zeros((num, len(label_names)))
     for rows, logits in progress:
         probabilities[rows] = jax.nn.softmax(logits)

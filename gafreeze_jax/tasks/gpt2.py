@@ -16,8 +16,8 @@ from gafreeze_jax import masking, user_cache
 from gafreeze_jax.data import lm, text, tokens
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Batch, Dataset, Network
+from gafreeze_jax.metrics import exponential_mean
 from gafreeze_jax.models import checkpoints, gpt2, trees
-from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks import pretraining
 
@@ -96,7 +96,7 @@ def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> No
     member = pretraining.pretrain(lm_task(gpt2.make_gpt2(config, "lm"), params, train, validation, options), options)
     say(
         f"It took {time.perf_counter() - start:.0f} s, and predicts {member.accuracy:.1%} of the validation bytes (perplexity "
-        f"{summary.perplexity(member.loss):.2f})"
+        f"{exponential_mean(np.array([member.loss])):.2f})"
     )
     gpt2.save_gpt2(folder, folder, member.params)
 

@@ -11,7 +11,7 @@ from search_quality import BUDGETS, OURS, Course, Options, compare, main, replay
 from tables import TABLES, Table, save_table
 from threadpoolctl import threadpool_limits
 
-from gafreeze_jax.runs.verdict import Interval
+from gafreeze_jax.intervals import Interval
 from gafreeze_jax.search.genetic import all_genomes
 
 NUM_GENES = 8

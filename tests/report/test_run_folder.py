@@ -1,12 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 from etils import epath
 
 from gafreeze_jax.report import run_folder
 from gafreeze_jax.runs.run_dir import RunDir
-from gafreeze_jax.search.genetic import all_genomes
 from gafreeze_jax.search.history import Evaluation, Journal
 
 OPTIONS = {"seed": 0, "population": 2}
@@ -115,39 +113,3 @@ def test_what_is_no_run_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=rf"^{tmp_path}") as error:
         run_folder.RunFolder(tmp_path)
     assert message in str(error.value)
-
-
-def test_main_effects_of_a_sum_are_its_terms():
-    genomes = all_genomes(3)
-    effects = run_folder.main_effects(genomes, 0.5 + genomes @ [0.1, -0.2, 0.0], np.ones(8))
-    np.testing.assert_allclose(effects, np.repeat([[0.1], [-0.2], [0.0]], 3, axis=1), atol=1e-12)
-
-
-def test_of_all_masks_a_main_effect_is_a_difference_of_means():
-    genomes, values = all_genomes(3), np.random.default_rng(0).random(8)
-    effects = run_folder.main_effects(genomes, values, np.ones(8))
-    for gene, effect in zip(genomes.T, effects, strict=True):
-        assert effect.mean == pytest.approx(values[gene].mean() - values[~gene].mean())
-
-
-def test_what_counts_more_moves_an_effect_more():
-    genomes = np.array([[0], [1], [1]], bool)
-    (effect,) = run_folder.main_effects(genomes, np.array([0.0, 1.0, 4.0]), np.array([1.0, 2.0, 1.0]))
-    assert effect.mean == pytest.approx(2.0)
-
-
-def test_intervals_of_main_effects_hold_the_truth():
-    rng = np.random.default_rng(0)
-    truth, held = np.array([0.03, 0.0, -0.02, 0.0]), []
-    for _ in range(1000):
-        genomes = rng.random((12, 4)) < 0.5
-        effects = run_folder.main_effects(genomes, genomes @ truth + rng.normal(scale=0.02, size=12), np.ones(12))
-        held += (
-            [] if effects is None else [effect.low <= true <= effect.high for effect, true in zip(effects, truth, strict=True)]
-        )
-    assert 0.94 < np.mean(held) < 0.96
-
-
-@pytest.mark.parametrize("genomes", [all_genomes(2)[:3], np.eye(5, 3, dtype=bool) | [True, False, False]])
-def test_masks_that_do_not_tell_layers_apart_have_no_effects(genomes):
-    assert run_folder.main_effects(genomes, np.arange(float(len(genomes))), np.ones(len(genomes))) is None

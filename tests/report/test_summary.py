@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gafreeze_jax.metrics import ACCURACY
 from gafreeze_jax.report import summary
-from gafreeze_jax.runs import verdict
+from gafreeze_jax.report.metric_format import MetricFormat
+from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.search.history import Evaluation
+from gafreeze_jax.space import Space
 
 NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
 
@@ -20,12 +23,12 @@ def evaluation(genome, accuracy=0.85, parameters=100):
 def row(name, genome, validation, right, parameters, flops):
     """Two seeds on 100 examples, with as many right answers."""
     correct = np.arange(100)[None] < np.array(right)[:, None]
-    return summary.Row(name, genome, validation, 0.4, correct, 0.5, parameters, flops)
+    return results.ScoredFinalist(name, genome, validation, 0.4, correct, 0.5, parameters, flops)
 
 
 ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
-FINALISTS = [verdict.Contender(one.name, one.genome, one.correct, one.flops) for one in ROWS]
-JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], 0.85)
+FINALISTS = [verdict.Contender(one.name, one.genome, one.scores, one.flops) for one in ROWS]
+JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], metric=MetricFormat(**ACCURACY.facts()), validation_score=0.85)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,9 @@ class Options:
 
 
 def result(rows=ROWS, evaluations=(), options=Options(), **facts):  # noqa: B008
-    return summary.make_result(options, NAMES, rows, JUDGEMENT, evaluations, 12.34, **facts)
+    return results.make_result(
+        options, Space(NAMES), rows, JUDGEMENT, metric=ACCURACY, evaluations=evaluations, seconds=12.34, **facts
+    )
 
 
 def test_the_table_has_a_line_per_row():
@@ -72,8 +77,9 @@ def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
 
 @pytest.mark.parametrize(("validation", "rate"), [(0.86, "2.5e-05"), (0.84, None)])
 def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, capsys, tmp_path):
-    rows = [*ROWS, row("train all, half rate", "00000", 0.82, [75, 75], 1000, 4e9)]
-    rows += [row("train all, quarter rate", "00000", validation, [75, 75], 1000, 4e9)]
+    rows = [*ROWS]
+    for name, score, factor in (("half", 0.82, 0.5), ("quarter", validation, 0.25)):
+        rows.append(row(f"train all, {name} rate", "00000", score, [75, 75], 1000, 4e9)._replace(learning_rate_factor=factor))
     facts = result(rows, options=Options(learning_rate=1e-4))
     summary.print_summary(facts, tmp_path)
     printed = capsys.readouterr().out
@@ -83,7 +89,7 @@ def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, cap
 
 def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
     evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
-    summary.write_json(tmp_path / "result.json", result(evaluations=evaluations, options=Options(out=tmp_path)))
+    results.write_json(tmp_path / "result.json", result(evaluations=evaluations, options=Options(out=tmp_path)))
     read = json.loads((tmp_path / "result.json").read_text())
     assert read["options"] == {"gens": 3, "out": str(tmp_path), "learning_rate": 5e-5}
     assert {"python", "jax", "flax", "optax", "numpy", "gafreeze_jax"} <= set(read["versions"])

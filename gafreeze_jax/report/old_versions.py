@@ -1,0 +1,19 @@
+"""Entries that the files of version 0.1.0 lack. Nothing else knows what older versions wrote."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ACCURACY = {"name": "accuracy", "higher_is_better": True, "is_share": True}
+LEARNING_RATE_FACTORS = {"train all, half rate": 1 / 2, "train all, quarter rate": 1 / 4}
+NO_MASKS = ("gradual unfreezing", "auto-RGN", *LEARNING_RATE_FACTORS)
+
+
+def complete(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `run.json` and `result.json` with the entries that later versions write."""
+    completed = {"metric": ACCURACY, **facts}
+    if "results" in facts:
+        completed["results"] = {
+            name: {"is_mask": name not in NO_MASKS, "learning_rate_factor": LEARNING_RATE_FACTORS.get(name, 1.0), **entry}
+            for name, entry in facts["results"].items()
+        }
+    return completed
