@@ -30,7 +30,7 @@ from gafreeze_jax.data import tokens
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Batch, Dataset
 from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
-from gafreeze_jax.models import bert, checkpoints, trees
+from gafreeze_jax.models import checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import results
 
 MASKS = {
@@ -61,7 +61,8 @@ class Options:
 def main(options: Options) -> None:
     jax.config.update("jax_platforms", "cpu")
     folder = checkpoints.find_model("minilm")
-    config, params, _ = bert.load_bert(folder, jax.random.key(0), NUM_CLASSES)
+    loaded = pretrained.load(folder, num_classes=NUM_CLASSES)
+    config, params = loaded.config, loaded.params
     texts, one_text = (make_texts(num, NUM_TOKENS, config.vocab_size) for num in (NUM_BATCHES * NUM_TEXTS, 1))
     labels = np.zeros(NUM_BATCHES * NUM_TEXTS, np.int32)
     examples = np.resize(np.arange(len(labels)), (MOST_STEPS, NUM_TEXTS))
@@ -69,9 +70,9 @@ def main(options: Options) -> None:
     finetuner = pytorch_bert.Finetuner(folder, params["head"], *LEARNING_RATES, options.dtype)
     batches = pytorch_bert.pad_batches(texts, labels, examples)
 
-    trimmed, trimmed_params, used = trees.trim_vocabulary(config, params, texts.inputs["ids"], one_text.inputs["ids"])
+    trimmed, trimmed_params, used = vocabulary.trim(loaded.model, params, texts.inputs["ids"], one_text.inputs["ids"])
     members = Population(
-        bert.make_bert(trimmed, NUM_CLASSES, dtype=jnp.dtype(options.dtype)),
+        trimmed.make_network(dtype=jnp.dtype(options.dtype)),
         trimmed_params,
         adamw_recipe(*LEARNING_RATES, len(examples)),
         Source(Dataset(tokens.renumber(texts, used), labels), tokens.scoring_batches(texts)),

@@ -29,7 +29,7 @@ from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.cache import Source, device_memory
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Plan, Population, Replicate, adamw_recipe
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import base, bert
 from gafreeze_jax.runs import results
 
 BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
@@ -63,9 +63,10 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
     config, num_texts, length, dtype = work
     texts = make_texts(num_texts, length, config.vocab_size)
     examples = np.tile(np.arange(num_texts), (MOST_STEPS, 1))
-    params = bert.init_params(jax.random.key(0), config, NUM_CLASSES)
+    model = base.Model(bert.FAMILY, config, num_classes=NUM_CLASSES)
+    params = model.init_params(jax.random.key(0))
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), tokens.pack_batches(texts, examples[:1], length))
-    network = bert.make_bert(config, NUM_CLASSES, dtype=jnp.dtype(dtype))
+    network = model.make_network(dtype=jnp.dtype(dtype))
     population = Population(network, params, adamw_recipe(1e-5, 1e-4, MOST_STEPS), source, source)
     batches = tokens.pack_batches(texts, examples, length)
     seconds = {}

@@ -71,7 +71,7 @@ class Finetuner:
 
     Args:
       folder: a checkpoint in the Hugging Face layout.
-      head: initial pooler and classifier, a tree of `bert.make_bert`.
+      head: initial pooler and classifier, as in `models/bert.py`.
       learning_rate, head_learning_rate: highest ones, as for `population.adamw_recipe`.
       dtype: bfloat16 = autocast.
 
@@ -89,7 +89,7 @@ class Finetuner:
     ):
         transformers.logging.set_verbosity_error()  # it would say that the classifier is fresh
         transformers.logging.disable_progress_bar()
-        tensors = checkpoints.from_tree({"head": head}, bert.CHECKPOINT_MAP)
+        tensors = checkpoints.from_tree({"head": head}, bert.LAYOUT.table)
         self.model = BertForSequenceClassification.from_pretrained(
             folder, num_labels=len(tensors["classifier.bias"]), attn_implementation="sdpa", dtype=torch.float32
         )

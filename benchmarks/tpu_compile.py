@@ -23,7 +23,6 @@ os.environ.update(
 )
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Cohort, Plan, Population, Replicate, adamw_recipe, make_cohorts
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import base, bert
 from gafreeze_jax.runs.results import versions, write_json
 
 COLLECTIVE = re.compile(r"\b(?:all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)\b")
@@ -107,12 +106,12 @@ class Step(NamedTuple):
 
 def make_population(config: bert.BertConfig, num_texts: int, length: int) -> tuple[Population, Replicate]:
     """Random texts, and parameters that are zero, as nothing is run."""
-    init = functools.partial(bert.init_params, config=config, num_classes=NUM_CLASSES)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(init, jax.random.key(0)))
+    model = base.Model(bert.FAMILY, config, num_classes=NUM_CLASSES)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(model.init_params, jax.random.key(0)))
     texts = make_texts(num_texts, length, config.vocab_size)
     batches = tokens.pack_batches(texts, np.arange(num_texts)[None], length)
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), batches)
-    network = bert.make_bert(config, NUM_CLASSES, dtype=jnp.bfloat16)
+    network = model.make_network(dtype=jnp.bfloat16)
     run = Replicate(params["head"], batches, jax.random.key(0))
     return Population(network, params, adamw_recipe(1e-5, 1e-4, 100), source, source), run
 

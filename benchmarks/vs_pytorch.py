@@ -40,7 +40,7 @@ from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
-from gafreeze_jax.models import bert, checkpoints, trees
+from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import results
 from gafreeze_jax.search.history import Evaluation, Ledger, genome_text
 from gafreeze_jax.search.loop import Scored
@@ -77,7 +77,7 @@ class Task(NamedTuple):
     """What both sides get: the pretrained model with a fresh head, texts and labels."""
 
     folder: Path
-    config: bert.BertConfig
+    model: base.Model
     params: Any
     data: text.TextData
     train: tokens.Tokens
@@ -109,11 +109,12 @@ class Side(NamedTuple):
 def load_task(options: Options) -> Task:
     data = text.load_text(options.data, max_train=options.train_examples, max_validation=options.validation_examples)
     folder = checkpoints.find_model("minilm")
-    config, params, _ = bert.load_bert(folder, jax.random.key(options.seed), len(data.label_names))
+    loaded = pretrained.load(folder, num_classes=len(data.label_names), key=jax.random.key(options.seed))
+    config = loaded.config
     tokenizer = tokens.load_tokenizer(folder)
     limits = {"max_tokens": MAX_TOKENS, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
     splits = (tokens.tokenize(tokenizer, split.texts, **limits) for split in (data.train, data.validation, data.test))
-    return Task(folder, config, params, data, *splits)
+    return Task(folder, loaded.model, loaded.params, data, *splits)
 
 
 def make_pytorch(task: Task, options: Options) -> Side:
@@ -134,9 +135,9 @@ def make_pytorch(task: Task, options: Options) -> Side:
 
 
 def make_ours(task: Task, options: Options) -> Side:
-    dtype, num_classes = jnp.dtype(options.dtype), len(task.data.label_names)
+    dtype = jnp.dtype(options.dtype)
     ids = (task.train.inputs["ids"], task.validation.inputs["ids"])
-    config, params, used = trees.trim_vocabulary(task.config, task.params, *ids)
+    trimmed, params, used = vocabulary.trim(task.model, task.params, *ids)
     rng = np.random.default_rng(options.seed)
     examples = balanced_batches(rng, task.train.lengths, BATCH_SIZE, options.epochs)
     train, validation = (
@@ -144,9 +145,9 @@ def make_ours(task: Task, options: Options) -> Side:
         for texts, split in ((task.train, task.data.train), (task.validation, task.data.validation))
     )
     recipe = adamw_recipe(LEARNING_RATE, HEAD_LEARNING_RATE, len(examples))
-    members = Population(bert.make_bert(config, num_classes, dtype=dtype), params, recipe, train, validation)
+    members = Population(trimmed.make_network(dtype=dtype), params, recipe, train, validation)
     run = Replicate(params["head"], tokens.pack_batches(task.train, examples), jax.random.key(options.seed))
-    network = bert.make_bert(task.config, num_classes, dtype=dtype)
+    network = task.model.make_network(dtype=dtype)
     test = Source(Dataset(task.test.inputs, task.data.test.labels), tokens.scoring_batches(task.test))
     chosen: list[planning.Choice] = []
 
@@ -159,7 +160,7 @@ def make_ours(task: Task, options: Options) -> Side:
 
     return Side(
         evaluate,
-        lambda member: score(network, trees.restore_vocabulary(member.params, used, task.params), test)[0],
+        lambda member: score(network, vocabulary.restore(member.params, used, task.params), test)[0],
     )
 
 

@@ -5,7 +5,7 @@ import json
 import jax
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.models import bert, checkpoints, gpt2, resnet
+from gafreeze_jax.models import base, checkpoints, preprocessing, pretrained, resnet
 from gafreeze_jax.tasks import gpt2 as gpt2_task
 
 
@@ -17,8 +17,9 @@ def write_bert(folder, num_layers=2):
     raw |= {"hidden_size": 16, "num_hidden_layers": num_layers, "num_attention_heads": 2, "intermediate_size": 32}
     (written / "config.json").write_text(json.dumps(raw))
     checkpoints.copy_tokenizer(source, written)
-    params = bert.init_params(jax.random.key(0), bert.read_config(written), 2)
-    bert.save_bert(folder / "model", written, params, ("negative", "positive"))
+    model = base.Model(*pretrained.read_config(written), num_classes=2)
+    params = model.init_params(jax.random.key(0))
+    model.save(folder / "model", params, source=written, label_names=("negative", "positive"))
     return folder / "model"
 
 
@@ -27,12 +28,15 @@ def write_gpt2(folder):
     raw = gpt2_task.SMALL | {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
     (folder / "config.json").write_text(json.dumps(raw))
     tokens.make_byte_tokenizer().save_pretrained(folder)
-    gpt2.save_gpt2(folder, folder, gpt2.init_params(jax.random.key(0), gpt2.read_config(folder), None))
+    model = base.Model(*pretrained.read_config(folder), head="lm")
+    model.save(folder, model.init_params(jax.random.key(0)), source=folder)
     return folder
 
 
 def write_resnet(folder):
     """A ResNet of three genes for images of 8 x 8 pixels, with PyTorch's names."""
     config = resnet.ResNetConfig(3, 4, (4, 8), (1, 1), "basic", stem="cifar")
-    resnet.write_new(folder, config, 8, resnet.init_params(jax.random.key(0), config, 4))
+    model = base.Model(resnet.CIFAR_FAMILY, config, num_classes=4)
+    preprocessing.write(folder, resnet.default_preprocessing(config)._replace(size=8))
+    model.save(folder, model.init_params(jax.random.key(0)), source=folder)
     return folder

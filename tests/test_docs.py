@@ -19,7 +19,7 @@ from gafreeze_jax.data import reviews
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
-DOCUMENTS += [f"docs/{name}.md" for name in ("guide", "other_tools", "design", "gpu", "cloud_tpu")]
+DOCUMENTS += [f"docs/{name}.md" for name in ("guide", "other_tools", "design", "families", "gpu", "cloud_tpu")]
 RUN_HERE = ["README.md", "docs/guide.md"]  # the others' commands want several machines: their options are read
 SMALL = "--gens 1 --population 2 --train-examples 16 --validation-examples 16 --epochs 1 --batch-size 8 --finalist-seeds 1 "
 SMALL += "--no-compare-random --plan steps=0"

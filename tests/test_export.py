@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gafreeze_jax import export, masking
-from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.models import base, bert, checkpoints
 
 GENOME = np.array([True, False, True])
 
@@ -72,11 +72,12 @@ def bert_model(tmp_path_factory):
         '{"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, '
         '"intermediate_size": 16}'
     )
-    params = bert.init_params(jax.random.key(0), config, 2)
-    bert.save_bert(folder, source, params, ("no", "yes"))
+    model = base.Model(bert.FAMILY, config, num_classes=2)
+    params = model.init_params(jax.random.key(0))
+    model.save(folder, params, source=source, label_names=("no", "yes"))
     rules = {"embeddings/.*": "embeddings", r"layer_(\d)/.*": r"layer_\1", "head/.*": None}
     mask = folder / "mask.json"
-    masking.write_mask(mask, masking.make_genes(params, rules), GENOME, bert.tensor_names(params))
+    masking.write_mask(mask, masking.make_genes(params, rules), GENOME, model.tensor_names(params))
     return folder, mask
 
 

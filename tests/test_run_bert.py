@@ -16,7 +16,7 @@ from command_line import words
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import pretrained
 from gafreeze_jax.runs.finalists import NO_MASKS
 
 BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
@@ -100,19 +100,20 @@ def test_what_is_left_on_disk(small_bert, reviews, tmp_path, capsys):
 
     # The saved model scores on the test set what the table says, and what is frozen is what was loaded.
     data = load_text(str(reviews))
-    config, params, fresh = bert.load_bert(out / "model", jax.random.key(1))
-    assert not fresh
+    loaded = pretrained.load(out / "model")
+    params = loaded.params
+    assert not loaded.fresh
     test = tokens.tokenize(tokens.load_tokenizer(out / "model"), data.test.texts, max_tokens=64, vocabulary=30522, types=2)
     batch = jax.tree.map(lambda leaf: leaf[0], tokens.pack_batches(test, np.arange(12)[None]))
-    network = bert.make_bert(config, 2)
+    network = loaded.model.make_network()
     x = jax.tree.map(lambda leaf: leaf[batch.elements], test.inputs)
     for block in network.blocks:
         x = block.apply(params[block.name], x, batch.context, frozen=True, key=None)
     logits = network.head(params["head"], x, batch.context, frozen=True, key=None)
     assert result["model"]["test_accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == data.test.labels))
-    _, pretrained, _ = bert.load_bert(small_bert, jax.random.key(1))
+    start = pretrained.load(small_bert).params
     for name, frozen in mask["frozen"].items():
-        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (params[name], pretrained[name])), strict=True)]
+        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (params[name], start[name])), strict=True)]
         assert all(same) if frozen else not any(same)
     assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
 

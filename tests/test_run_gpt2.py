@@ -18,7 +18,7 @@ from gafreeze_jax import user_cache
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.engine.cache import Source, score
-from gafreeze_jax.models import gpt2
+from gafreeze_jax.models import pretrained
 from gafreeze_jax.runs.finalists import NO_MASKS
 
 BASELINES = ("train all", "best prefix mask", "best random mask", *NO_MASKS)
@@ -100,11 +100,10 @@ def test_the_small_model_is_pretrained_once(tmp_path, monkeypatch, capsys):
     assert "Pretraining" not in capsys.readouterr().out
     assert again["results"] == result["results"]
     (kept,) = (tmp_path / "cache" / "gafreeze_jax").glob("gpt2-pydoc-*")
-    _, pretrained, _ = gpt2.load_gpt2(kept, "lm", jax.random.key(0))
-    _, found, _ = gpt2.load_gpt2(tmp_path / "a" / "model", "lm", jax.random.key(0))
+    start, trained = (pretrained.load(path, "lm").params for path in (kept, tmp_path / "a" / "model"))
     frozen = json.loads((tmp_path / "a" / "mask.json").read_text())["frozen"]
     for name in frozen:
-        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (found[name], pretrained[name])), strict=True)]
+        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (trained[name], start[name])), strict=True)]
         assert all(same) == frozen[name]
 
 
@@ -133,10 +132,10 @@ def test_the_saved_model_scores_in_pytorch_what_the_table_says(granularity, smal
     out = tmp_path / "run"
     result = run(out, model=str(small_gpt2), data=str(corpus), granularity=granularity)
     found = result["model"]
-    config, params, _ = gpt2.load_gpt2(out / "model", "lm", jax.random.key(0))
+    loaded = pretrained.load(out / "model", "lm")
     tokenizer = tokens.load_tokenizer(out / "model")
     test = lm.make_windows(lm.encode(tokenizer, lm.load_corpus(str(corpus)).test, vocabulary=256), TINY["max_tokens"])
-    scores = score(gpt2.make_gpt2(config, "lm"), params, Source(test.dataset, lm.scoring_batches(test)))
+    scores = score(loaded.model.make_network(), loaded.params, Source(test.dataset, lm.scoring_batches(test)))
     assert scores == pytest.approx((found["test_accuracy"], found["test_loss"]), rel=1e-5)
     if granularity == "sublayer":
         assert result["stages"][1:3] == ["block_0/attention", "block_0/mlp"]

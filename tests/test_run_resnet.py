@@ -17,7 +17,7 @@ from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.data.images import Frame, load_images
 from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.engine.network import Dataset, parameters
-from gafreeze_jax.models import resnet
+from gafreeze_jax.models import base, pretrained, resnet
 from gafreeze_jax.runs.finalists import NO_MASKS
 from gafreeze_jax.tasks import resnet as resnet_task
 
@@ -66,9 +66,9 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 
-    checkpoint = resnet.load_resnet(resnet_task.find_model("digits"))  # from the cache
+    model = pretrained.load(resnet_task.find_model("digits")).model  # from the cache
     assert not capsys.readouterr().out
-    assert (checkpoint.config, checkpoint.preprocessing.size) == (resnet.cifar_config(14, num_channels=1), 8)
+    assert (model.config, model.pixels.size) == (resnet.cifar_config(14, num_channels=1), 8)
 
 
 def test_what_is_left_on_disk(small_resnet, photos, tmp_path, capsys):
@@ -82,7 +82,8 @@ def test_what_is_left_on_disk(small_resnet, photos, tmp_path, capsys):
     result = json.loads((out / "result.json").read_text())
     assert {"000", "100", "110", "111"} <= {row["genome"] for row in rows}
     assert result["stages"] == GENES
-    params = resnet.init_params(jax.random.key(0), resnet.load_resnet(small_resnet).config, 2)
+    config = pretrained.read(small_resnet).model.config
+    params = base.Model(resnet.FAMILY, config, num_classes=2).init_params(jax.random.key(0))
     everything = sum(leaf.size for name in (*GENES, "head") for leaf in jax.tree.leaves(parameters(params[name])))
     assert result["results"]["train all"]["trainable_parameters"] == everything  # without running statistics
     mask = json.loads((out / "mask.json").read_text())
@@ -90,14 +91,14 @@ def test_what_is_left_on_disk(small_resnet, photos, tmp_path, capsys):
     assert "layer2.0.downsample.1.weight" in mask["tensors"]["frozen"] + mask["tensors"]["trainable"]
 
     # The saved model scores on the test set what the table says, and what is frozen is what was loaded.
-    checkpoint = resnet.load_resnet(out / "model")
-    saved, pretrained = resnet.make_params(checkpoint), resnet.make_params(resnet.load_resnet(small_resnet))
+    loaded = pretrained.load(out / "model")
+    saved, start = loaded.params, pretrained.load(small_resnet).params
     test = load_images(str(photos), Frame(8)).test
     source = Source(Dataset(*test), make_batches(in_order(len(test.labels), 4)))
-    accuracy, _ = score(resnet.make_resnet(checkpoint.config), saved, source)
+    accuracy, _ = score(loaded.model.make_network(), saved, source)
     assert accuracy == pytest.approx(result["model"]["test_accuracy"])
     for name, frozen in mask["frozen"].items():
-        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (saved[name], pretrained[name])), strict=True)]
+        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (saved[name], start[name])), strict=True)]
         assert all(same) if frozen else not any(same)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the Hugging Face layout <-> parameter trees. The map of names is data: one table per network."""
+"""Checkpoints in the Hugging Face layout <-> parameter trees. Which tensor goes where is data: a table for each family."""
 
 import functools
 import json
@@ -26,7 +26,18 @@ with needs("text"):
 
 # (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number, and in the
 # tensor's name {-1} for one less than the path's.
-Map = tuple[tuple[str, str, tuple[int, ...] | None], ...]
+Table = tuple[tuple[str, str, tuple[int, ...] | None], ...]
+
+
+def dense(name: str, path: str) -> Table:
+    """Rows of a table for PyTorch's linear layer, whose kernel is the transpose of ours."""
+    return ((f"{name}.weight", f"{path}/kernel", (1, 0)), (f"{name}.bias", f"{path}/bias", None))
+
+
+def norm(name: str, path: str) -> Table:
+    """Rows of a table for a layer norm."""
+    return ((f"{name}.weight", f"{path}/scale", None), (f"{name}.bias", f"{path}/bias", None))
+
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -172,7 +183,7 @@ def renamed(tensors: Mapping[str, np.ndarray], rename: Callable[[str], str], whe
 
 def to_tree(
     tensors: Mapping[str, np.ndarray],
-    table: Map,
+    table: Table,
     shapes: Any,
     *,
     fresh: Collection[str] = (),
@@ -216,7 +227,7 @@ def to_tree(
     return tree
 
 
-def from_tree(tree: Any, table: Map) -> dict[str, np.ndarray]:
+def from_tree(tree: Any, table: Table) -> dict[str, np.ndarray]:
     """The reverse of `to_tree`: tensors by their names in the checkpoint."""
     return {
         name: np.asarray(np.asarray(leaf, np.float32).transpose(np.argsort(axes)), order="C")
@@ -224,12 +235,12 @@ def from_tree(tree: Any, table: Map) -> dict[str, np.ndarray]:
     }
 
 
-def names(tree: Any, table: Map) -> dict[str, str]:
+def names(tree: Any, table: Table) -> dict[str, str]:
     """Names of the leaves of a tree in the checkpoint, by path."""
     return {path: name for name, (path, _, _) in _places(tree, table).items()}
 
 
-def _places(tree: Any, table: Map) -> dict[str, tuple[str, Any, tuple[int, ...]]]:
+def _places(tree: Any, table: Table) -> dict[str, tuple[str, Any, tuple[int, ...]]]:
     """What each tensor of a checkpoint becomes: path in the tree, leaf, axes permutation."""
     rules = [(re.compile(re.escape(path).replace(r"\{\}", r"(\d+)")), name, axes) for name, path, axes in table]
     places = {}

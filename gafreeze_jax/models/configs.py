@@ -1,76 +1,106 @@
-"""Hugging Face's `config.json`: read, checked against rules, and written back with changes."""
+"""Hugging Face's `config.json`: read, checked by the rules of a dataclass's fields, and written back with changes."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gafreeze_jax.data import files
 
-# What a field must be, and a test for it.
-Rule = tuple[str, Callable[[Any], bool]]
+
+class Rule(NamedTuple):
+    """What a value must be, in words, and a test for it."""
+
+    expected: str
+    is_right: Callable[[Any], bool]
+
+
+# `type`, not `isinstance`: to that a bool is an int.
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_depth(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 1000
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _is_rate(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1
 
 
-# `type`, not `isinstance`: to that a bool is an int.
-COUNT: Rule = ("a positive integer below 2**31", lambda value: type(value) is int and 0 < value < 2**31)
-DEPTH: Rule = ("an integer from 1 to 1000", lambda value: type(value) is int and 0 < value <= 1000)
-POSITIVE: Rule = ("a positive number", lambda value: type(value) in (int, float) and 0 < value < math.inf)
-RATE: Rule = ("a number from 0 to below 1", _is_rate)
-FLAG: Rule = ("true or false", lambda value: type(value) is bool)
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+COUNT = Rule("a positive integer below 2**31", _is_count)
+DEPTH = Rule("an integer from 1 to 1000", _is_depth)
+POSITIVE = Rule("a positive number", _is_positive)
+RATE = Rule("a number from 0 to below 1", _is_rate)
+FLAG = Rule("true or false", _is_flag)
 
 
 def or_null(rule: Rule) -> Rule:
-    expected, is_right = rule
-    return f"null or {expected}", lambda value: value is None or is_right(value)
+    def is_right(value: Any) -> bool:
+        return value is None or rule.is_right(value)
+
+    return Rule(f"null or {rule.expected}", is_right)
 
 
 def list_of(rule: Rule) -> Rule:
-    expected, is_right = rule
-    return (
-        f"a list, each {expected}",
-        lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(is_right, value)),
-    )
+    def is_right(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) > 0 and all(map(rule.is_right, value))
+
+    return Rule(f"a list, each {rule.expected}", is_right)
 
 
-def one_of(names: Sequence[str]) -> Rule:
-    return f"one of {', '.join(names)}", lambda value: value in list(names)  # it may be unhashable
+def one_of(names: Iterable[str]) -> Rule:
+    choices = list(names)
+    return Rule(f"one of {', '.join(choices)}", choices.__contains__)  # a list, as the value may be unhashable
 
 
-def read(path: Path, model_type: str, kind: str) -> dict[str, Any]:
+def field(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a config's dataclass, with what its value must be. Without a default, a `config.json` must have it."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def rules(config: type) -> dict[str, Rule]:
+    """The rules of a config's fields, by name. Fields without a rule are not read from a `config.json`."""
+    return {field.name: field.metadata["rule"] for field in dataclasses.fields(config) if "rule" in field.metadata}
+
+
+def read(path: Path) -> Any:
     """The content of a `config.json`.
 
-    Args:
-      kind: what it must be, in words, such as "a BERT".
-
     Raises:
-      ValueError, FileNotFoundError: if there is none, or it is of another kind of model.
+      ValueError, FileNotFoundError: if there is none, or it is not JSON.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a folder in the Hugging Face layout")
     try:
-        raw = files.parse_json(path.read_text(encoding="utf-8"))
+        return files.parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("model_type") != model_type:
-        found = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(f"{path}: expected {kind} (model_type {model_type!r}), got model_type {found!r}")
-    return raw
 
 
-def check(raw: Mapping[str, Any], config: type, rules: Mapping[str, Rule]) -> tuple[dict[str, Any], list[str]]:
-    """The fields that a dataclass has, with its defaults, and what is wrong with them."""
-    values = {field.name: raw.get(field.name, field.default) for field in dataclasses.fields(config)}
-    problems = [
-        f"{name} is missing" if values[name] is dataclasses.MISSING else f"{name} must be {expected}, got {values[name]!r}"
-        for name, (expected, is_right) in rules.items()
-        if not is_right(values[name])
-    ]
+def check(raw: Mapping[str, Any], config: type) -> tuple[dict[str, Any], list[str]]:
+    """The values of a dataclass's fields, lists as tuples, and what is wrong with them."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    values, problems = {}, []
+    for name, rule in rules(config).items():
+        value = raw.get(name, defaults[name])
+        values[name] = tuple(value) if isinstance(value, list) else value
+        if value is dataclasses.MISSING:
+            problems.append(f"{name} is missing")
+        elif not rule.is_right(value):
+            problems.append(f"{name} must be {rule.expected}, got {value!r}")
     return values, problems
 
 

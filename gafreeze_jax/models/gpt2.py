@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) as a chain of blocks: the embeddings, one block per block, the final norm.
+"""GPT-2 (Radford et al. 2019): the embeddings, one block per block, the final norm.
 
 It models language, with the word vectors as its output layer too, or classifies texts by their last token. Token arrays are
 flat, `[tokens, features]`, and texts share rows (see `data/tokens.py`); a token sees earlier ones of its own text. For
@@ -6,109 +6,93 @@ classification the last block and the final norm are computed for the last token
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from gafreeze_jax.engine.network import Block, Network, classification
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import checkpoints, configs, layers
-from gafreeze_jax.models.trees import Granularity
+from gafreeze_jax.models import configs, layers
+from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models.checkpoints import Table, norm
 
 with needs("text"):
     import flax.linen as nn
 
-TaskName = Literal["lm", "classify"]
 
-# Name in a Hugging Face checkpoint (without the prefix "transformer."), path in our tree, axes permutation.
-CHECKPOINT_MAP: checkpoints.Map = (
-    ("wte.weight", "embeddings/word", None),
-    ("wpe.weight", "embeddings/position", None),
-    ("h.{}.ln_1.weight", "block_{}/attention/norm/scale", None),
-    ("h.{}.ln_1.bias", "block_{}/attention/norm/bias", None),
-    ("h.{}.attn.c_attn.weight", "block_{}/attention/qkv/kernel", None),
-    ("h.{}.attn.c_attn.bias", "block_{}/attention/qkv/bias", None),
-    ("h.{}.attn.c_proj.weight", "block_{}/attention/out/kernel", None),
-    ("h.{}.attn.c_proj.bias", "block_{}/attention/out/bias", None),
-    ("h.{}.ln_2.weight", "block_{}/mlp/norm/scale", None),
-    ("h.{}.ln_2.bias", "block_{}/mlp/norm/bias", None),
-    ("h.{}.mlp.c_fc.weight", "block_{}/mlp/up/kernel", None),
-    ("h.{}.mlp.c_fc.bias", "block_{}/mlp/up/bias", None),
-    ("h.{}.mlp.c_proj.weight", "block_{}/mlp/down/kernel", None),
-    ("h.{}.mlp.c_proj.bias", "block_{}/mlp/down/bias", None),
-    ("ln_f.weight", "final_norm/norm/scale", None),
-    ("ln_f.bias", "final_norm/norm/bias", None),
-    ("score.weight", "head/score/kernel", (1, 0)),
+def dense(name: str, path: str) -> Table:
+    """Rows for a dense layer, whose kernel is stored as ours is."""
+    return ((f"{name}.weight", f"{path}/kernel", None), (f"{name}.bias", f"{path}/bias", None))
+
+
+LAYOUT = Layout(
+    prefix="transformer.",
+    bare=("score.",),
+    # Buffers; the output layer, which is the word vectors; the head of the other task.
+    ignored=r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight|score\.weight",
+    table=(
+        ("wte.weight", "embeddings/word", None),
+        ("wpe.weight", "embeddings/position", None),
+        *norm("h.{}.ln_1", "block_{}/attention/norm"),
+        *dense("h.{}.attn.c_attn", "block_{}/attention/qkv"),
+        *dense("h.{}.attn.c_proj", "block_{}/attention/out"),
+        *norm("h.{}.ln_2", "block_{}/mlp/norm"),
+        *dense("h.{}.mlp.c_fc", "block_{}/mlp/up"),
+        *dense("h.{}.mlp.c_proj", "block_{}/mlp/down"),
+        *norm("ln_f", "final_norm/norm"),
+        ("score.weight", "head/score/kernel", (1, 0)),
+    ),
 )
-# Buffers; the output layer, which is the word vectors; the head of the other task.
-NOT_USED = r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight|score\.weight"
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """What of a Hugging Face `config.json` changes the computation. Names are theirs."""
+    """What of a Hugging Face `config.json` changes the computation. Names are theirs.
 
-    vocab_size: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    n_positions: int = 1024
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True
-
-
-CONFIG_RULES: dict[str, configs.Rule] = {
-    "vocab_size": configs.COUNT,
-    "n_embd": configs.COUNT,
-    "n_layer": configs.DEPTH,
-    "n_head": configs.COUNT,
-    "n_inner": configs.or_null(configs.COUNT),
-    "activation_function": configs.one_of(list(layers.ACTIVATIONS)),
-    "n_positions": configs.COUNT,
-    "layer_norm_epsilon": configs.POSITIVE,
-    "initializer_range": configs.POSITIVE,
-    "embd_pdrop": configs.RATE,
-    "attn_pdrop": configs.RATE,
-    "resid_pdrop": configs.RATE,
-    "scale_attn_weights": configs.FLAG,
-    "scale_attn_by_inverse_layer_idx": configs.FLAG,
-    "tie_word_embeddings": configs.FLAG,
-}
-
-
-def read_config(folder: Path) -> GPT2Config:
-    """Reads and checks a `config.json`. (`reorder_and_upcast_attn` says what we always do: softmax is in float32.)
-
-    Raises:
-      ValueError: if it is not a GPT-2 that this file implements; all reasons at once.
+    (`reorder_and_upcast_attn` says what we always do: softmax is in float32.)
     """
-    path = folder / "config.json"
-    raw = configs.read(path, "gpt2", "a GPT-2")
-    values, problems = configs.check(raw, GPT2Config, CONFIG_RULES)
-    if not problems and values["n_embd"] % values["n_head"]:
-        problems.append(f"{values['n_head']} attention heads do not divide n_embd {values['n_embd']}")
+
+    vocab_size: int = configs.field(configs.COUNT)
+    n_embd: int = configs.field(configs.COUNT)
+    n_layer: int = configs.field(configs.DEPTH)
+    n_head: int = configs.field(configs.COUNT)
+    n_inner: int | None = configs.field(configs.or_null(configs.COUNT), None)
+    activation_function: str = configs.field(configs.one_of(layers.ACTIVATIONS), "gelu_new")
+    n_positions: int = configs.field(configs.COUNT, 1024)
+    layer_norm_epsilon: float = configs.field(configs.POSITIVE, 1e-5)
+    initializer_range: float = configs.field(configs.POSITIVE, 0.02)
+    embd_pdrop: float = configs.field(configs.RATE, 0.1)
+    attn_pdrop: float = configs.field(configs.RATE, 0.1)
+    resid_pdrop: float = configs.field(configs.RATE, 0.1)
+    scale_attn_weights: bool = configs.field(configs.FLAG, True)
+    scale_attn_by_inverse_layer_idx: bool = configs.field(configs.FLAG, False)
+    tie_word_embeddings: bool = configs.field(configs.FLAG, True)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.n_positions
+
+    @property
+    def num_types(self) -> int:
+        return 1
+
+    def attention_scale(self, index: int) -> float:
+        """Of the attention scores in a block."""
+        scale = (self.n_embd // self.n_head) ** -0.5 if self.scale_attn_weights else 1.0
+        return scale / (index + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def problems(raw: Mapping[str, Any], config: GPT2Config | None) -> Iterator[str]:
+    if config and config.n_embd % config.n_head:
+        yield f"{config.n_head} attention heads do not divide n_embd {config.n_embd}"
     if raw.get("add_cross_attention"):
-        problems.append("it has cross-attention to an encoder; expected a decoder by itself")
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
-    return GPT2Config(**values)
+        yield "it has cross-attention to an encoder; expected a decoder by itself"
 
 
-class Embeddings(nn.Module):
+class GPT2Embeddings(nn.Module):
     config: GPT2Config
     dtype: Any = jnp.float32
 
@@ -121,7 +105,7 @@ class Embeddings(nn.Module):
         return layers.dropout(self, h, cfg.embd_pdrop, frozen)
 
 
-class Attention(nn.Module):
+class GPT2Attention(nn.Module):
     """Norm, causal self-attention within the texts of a row, residual: [R * S, D] -> [R * S, D], or [B, D] where `last`.
 
     Attributes:
@@ -150,7 +134,7 @@ class Attention(nn.Module):
         return x + layers.dropout(self, out, cfg.resid_pdrop, frozen)
 
 
-class MLP(nn.Module):
+class GPT2MLP(nn.Module):
     """Norm, two dense layers, residual."""
 
     config: GPT2Config
@@ -171,19 +155,7 @@ def _residual_stddev(config: GPT2Config) -> float:
     return config.initializer_range / (2 * config.n_layer) ** 0.5
 
 
-class TransformerBlock(nn.Module):
-    config: GPT2Config
-    scale: float
-    dtype: Any = jnp.float32
-    last: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        x = Attention(self.config, self.scale, self.dtype, self.last, name="attention")(x, context, frozen)
-        return MLP(self.config, self.dtype, name="mlp")(x, context, frozen)
-
-
-class FinalNorm(nn.Module):
+class GPT2FinalNorm(nn.Module):
     config: GPT2Config
 
     @nn.compact
@@ -206,123 +178,48 @@ def _next_token(dtype: Any) -> Callable:
     return apply
 
 
-class _Named(NamedTuple):
-    name: str
-    module: nn.Module
-    per_example: bool
+def make_score(config: GPT2Config, num_classes: int, dtype: Any) -> Callable:
+    return _score
 
 
-def _modules(config: GPT2Config, task: TaskName, dtype: Any, granularity: Granularity) -> list[_Named]:
-    """All blocks, lowest first."""
-    modules = [_Named("embeddings", Embeddings(config, dtype), False)]
-    for i in range(config.n_layer):
-        last = task == "classify" and i == config.n_layer - 1
-        scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            scale /= i + 1
-        if granularity == "sublayer":
-            modules.append(_Named(f"block_{i}/attention", Attention(config, scale, dtype, last), last))
-            modules.append(_Named(f"block_{i}/mlp", MLP(config, dtype), last))
-        else:
-            modules.append(_Named(f"block_{i}", TransformerBlock(config, scale, dtype, last), last))
-    return [*modules, _Named("final_norm", FinalNorm(config), task == "classify")]
+def make_next_token(config: GPT2Config, num_classes: None, dtype: Any) -> Callable:
+    return _next_token(dtype)
 
 
-def make_gpt2(config: GPT2Config, task: TaskName, *, dtype: Any = jnp.float32, granularity: Granularity = "layer") -> Network:
-    """The network: genes `embeddings`, `block_0`, ..., `final_norm`.
-
-    Args:
-      task: "lm": an example is a token, whose target is the next one; the head has no parameters of its own. "classify": an
-        example is a text; the head is a linear classifier.
-      dtype: of products, and of activations where that is faster; all parameters, sums, softmax and logits are float32.
-      granularity: "sublayer" has the genes `block_0/attention`, `block_0/mlp`, ...; parameters go through
-        `trees.split_layers`.
-    """
-    modules = _modules(config, task, dtype, granularity)
-    blocks = tuple(Block(name, layers.as_block(module), per_example) for name, module, per_example in modules)
-    if task == "lm":
-        return Network(blocks, _next_token(jnp.dtype(dtype)), classification, shared=("embeddings",))
-    return Network(blocks, _score, classification)
-
-
-def init_head(key: Array, config: GPT2Config, num_classes: int | None) -> dict:
-    """A fresh classifier; no parameters for None, which is language modelling."""
-    if num_classes is None:
-        return {}
+def init_score(key: Array, config: GPT2Config, num_classes: int) -> dict:
+    """A fresh classifier."""
     return {"score": {"kernel": config.initializer_range * jax.random.normal(key, (config.n_embd, num_classes))}}
 
 
-def init_params(key: Array, config: GPT2Config, num_classes: int | None) -> dict:
-    """A randomly initialised tree {block name: parameters, "head": parameters}, as `init_head`."""
-    index = jnp.zeros(1, jnp.int32)
-    x: Any = {"ids": index, "positions": index}
-    params = {}
-    for name, module, _ in _modules(config, "lm", jnp.float32, "layer"):
-        key, key_block = jax.random.split(key)
-        params[name] = module.init(key_block, x, {"segments": index[None]}, True)["params"]
-        x = jnp.zeros((1, config.n_embd))
-    return {**params, "head": init_head(key, config, num_classes)}
+def init_nothing(key: Array, config: GPT2Config, num_classes: None) -> dict:
+    return {}
 
 
-def load_gpt2(folder: Path, task: TaskName, key: Array, num_classes: int | None = None) -> tuple[GPT2Config, dict, list[str]]:
-    """Reads a Hugging Face GPT-2 checkpoint, with or without a head.
-
-    Args:
-      key: for a fresh classifier.
-      num_classes: of a fresh classifier; None = the checkpoint has one and it is read, or the task needs none.
-
-    Returns:
-      Its config, its parameters {block name: float32 arrays, "head": ...}, and the paths of leaves that are fresh.
-
-    Raises:
-      ValueError, FileNotFoundError: if anything is missing, left over, of another shape or damaged; all at once.
-    """
-    config = read_config(folder)
-    tensors = checkpoints.renamed(checkpoints.read_tensors(folder), lambda name: name.removeprefix("transformer."), folder)
-    fresh: tuple[str, ...] = ()
-    if task == "lm":
-        num_classes = None
-        output = tensors.get("lm_head.weight")
-        if not config.tie_word_embeddings or not (output is None or np.array_equal(output, tensors.get("wte.weight", output))):
-            raise ValueError(f"{folder}: its output layer is not its word vectors, as it is in a GPT-2 that models language")
-    elif num_classes is not None:
-        fresh = ("head/score/kernel",)
-    elif "score.weight" in tensors:
-        num_classes = len(tensors["score.weight"])
-    else:
-        raise ValueError(f"{folder}: the checkpoint has no classifier")
-    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config, num_classes))
-    params = checkpoints.to_tree(tensors, CHECKPOINT_MAP, shapes, fresh=fresh, ignore=NOT_USED, where=str(folder))
-    if task == "lm" or fresh:
-        params["head"] = jax.tree.map(np.asarray, init_head(key, config, num_classes))
-    return config, params, list(fresh)
+def blocks(config: GPT2Config, dtype: Any, per_example: bool) -> Iterator[Part]:
+    yield Part("embeddings", GPT2Embeddings(config, dtype), per_example=False)
+    for i in range(config.n_layer):
+        last = per_example and i == config.n_layer - 1
+        attention = GPT2Attention(config, config.attention_scale(i), dtype, last)
+        yield Part(f"block_{i}", {"attention": attention, "mlp": GPT2MLP(config, dtype)}, per_example=last)
+    yield Part("final_norm", GPT2FinalNorm(config), per_example=per_example)
 
 
-def _full_name(name: str) -> str:
-    return name if name.startswith("score.") else f"transformer.{name}"
-
-
-def tensor_names(params: dict) -> dict[str, str]:
-    """What the leaves of a tree are called in PyTorch's `GPT2LMHeadModel` or `GPT2ForSequenceClassification`: {path: name}."""
-    return {path: _full_name(name) for path, name in checkpoints.names(params, CHECKPOINT_MAP).items()}
-
-
-def save_gpt2(
-    folder: Path, source: Path, params: dict, label_names: Sequence[str] = (), padding: tuple[int, str] | None = None
-) -> None:
-    """Writes a folder that PyTorch's `GPT2LMHeadModel` loads, or, if there are labels, `GPT2ForSequenceClassification`.
-
-    Args:
-      source: folder the model came from; its config and tokenizer files are taken over.
-      params: the whole tree.
-      label_names: the C classes, in the order of the logits.
-      padding: id and text of the token that fills up batches of texts, which PyTorch's classifier has to know.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    changes: dict[str, Any] = {"architectures": ["GPT2LMHeadModel"]}
-    if label_names:
-        changes = {"architectures": ["GPT2ForSequenceClassification"], **configs.labels(label_names)}
-    configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
-    tensors = checkpoints.from_tree(params, CHECKPOINT_MAP)
-    checkpoints.write_tensors(folder, {_full_name(name): value for name, value in tensors.items()})
-    checkpoints.copy_tokenizer(source, folder, **({"pad_token": padding[1]} if padding else {}))
+FAMILY = Family(
+    model_type="gpt2",
+    title="a GPT-2",
+    config=GPT2Config,
+    problems=problems,
+    layout=LAYOUT,
+    blocks=blocks,
+    heads={
+        "lm": Head(
+            architecture="GPT2LMHeadModel",
+            make=make_next_token,
+            init=init_nothing,
+            per_example=False,
+            shared=("embeddings",),
+            tied=("lm_head.weight", "wte.weight"),
+        ),
+        "classify": Head(architecture="GPT2ForSequenceClassification", make=make_score, init=init_score, output="head/score"),
+    },
+)

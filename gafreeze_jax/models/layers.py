@@ -1,7 +1,7 @@
 """Layers of transformers that cost no more to train than they must."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.network import STATISTICS, has_statistics, parameters
 from gafreeze_jax.extras import needs
 
 with needs("text"):
@@ -27,15 +28,40 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@functools.cache  # equal layers have one function, and so share compiled code
+@functools.cache  # equal modules have one function, and so share compiled code
 def as_block(module: nn.Module) -> Callable:
-    """What `blocks.Block` and `blocks.Network` call, of a module that is called with an input, its context and `frozen`."""
+    """What a `Block` or a `Network`'s head calls, of a module that is called with an input, its context and `frozen`.
+
+    Running statistics are handled where its parameters have some.
+    """
 
     def apply(params, x, context, *, frozen, key):
         rngs = {} if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, context, frozen, rngs=rngs)
+        if not has_statistics(params):
+            return module.apply({"params": params}, x, context, frozen, rngs=rngs)
+        variables = {"params": parameters(params), STATISTICS: params[STATISTICS]}
+        if frozen is True:
+            return module.apply(variables, x, context, True)
+        x, updated = module.apply(variables, x, context, frozen, rngs=rngs, mutable=[STATISTICS])
+        return x, updated[STATISTICS]
 
     return apply
+
+
+class Sublayers(nn.Module):
+    """Modules that follow each other, as attention and MLP do in a layer.
+
+    Attributes:
+      modules: name and module of each.
+    """
+
+    modules: tuple[tuple[str, nn.Module], ...]
+
+    @nn.compact
+    def __call__(self, x: Array, context: Mapping[str, Array], frozen: Any) -> Array:
+        for name, module in self.modules:
+            x = module.copy(name=name)(x, context, frozen)
+        return x
 
 
 class Dense(nn.Module):

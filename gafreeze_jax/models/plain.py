@@ -2,6 +2,7 @@
 
     network, shapes = make_cnn((28, 28, 1), channels=(16, 32), dense=128, num_classes=10)
     params = init_params(jax.random.key(0), shapes)
+    head = init_head(jax.random.key(1), shapes)
 
 Shapes are those of the kernels, by block. Inputs are float32, images [B, H, W, C].
 """
@@ -91,6 +92,11 @@ def init_params(key: Array, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
         }
         for part, (name, shape) in zip(parts, shapes.items(), strict=True)
     }
+
+
+def init_head(key: Array, shapes: Shapes) -> dict[str, np.ndarray]:
+    """A fresh head alone."""
+    return init_params(key, {"head": shapes["head"]})["head"]
 
 
 def linear(params, x, context, *, frozen, key):

@@ -4,14 +4,13 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.models import bert, checkpoints, trees
+from gafreeze_jax.models import base, bert, checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import experiment
 
 
@@ -26,7 +25,7 @@ class Options(experiment.Options):
     and test files, or tfds:NAME such as tfds:glue/sst2."""
     max_tokens: int = 64
     """Longer texts are cut."""
-    granularity: trees.Granularity = "layer"
+    granularity: base.Granularity = "layer"
     """layer: a gene for every encoder layer; sublayer: one for its attention and one for its MLP."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
@@ -49,28 +48,28 @@ def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
         max_validation=options.validation_examples,
     )
     folder = checkpoints.find_model(options.model)
-    num_classes, dtype = len(data.label_names), experiment.compute_dtype(options.dtype)
-    load = functools.partial(bert.load_bert, folder, num_classes=num_classes)
-    config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
+    dtype, key = experiment.compute_dtype(options.dtype), experiment.Keys.of(options.seed).head
+    loaded = pretrained.load(folder, families=[bert.FAMILY], num_classes=len(data.label_names), key=key)
+    model, config = loaded.model, loaded.config
     tokenizer = tokens.load_tokenizer(folder)
-    limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
-    if options.max_tokens > config.max_position_embeddings:
-        raise ValueError(f"--max-tokens must be at most the model's {config.max_position_embeddings}, got {options.max_tokens}")
+    limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
+    if options.max_tokens > config.max_tokens:
+        raise ValueError(f"--max-tokens must be at most the model's {config.max_tokens}, got {options.max_tokens}")
     train, validation, test = (tokens.tokenize(tokenizer, split.texts, **limits) for split in data[:3])
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
-    trimmed_config, params, used = trees.trim_vocabulary(config, pretrained, *occurring)
-    network = bert.make_bert(trimmed_config, num_classes, dtype=dtype, granularity=options.granularity)
-    genes = experiment.block_genes(network, pretrained)
+    trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
+    network = trimmed.make_network(dtype=dtype, granularity=options.granularity)
+    genes = experiment.block_genes(network, loaded.params)
     task = experiment.Task(
         network,
-        trees.split_layers(params) if options.granularity == "sublayer" else params,
+        base.split_layers(params, network.names),
         Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
         Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-        lambda key: load(key)[1]["head"],
+        loaded.make_head,
         tokens.batch_maker(train, options.batch_size, options.epochs),
         genes,
-        functools.partial(masking.count_trainable, pretrained, genes),
-        bert.tensor_names(pretrained),
+        functools.partial(masking.count_trainable, loaded.params, genes),
+        model.tensor_names(loaded.params),
     )
     return experiment.Prepared(
         task,
@@ -78,11 +77,11 @@ def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
             f"Model: {options.model}, genes {', '.join(genes.names)}; pooler and classifier always train",
             *text.describe(options.data, data),
         ],
-        bert.make_bert(config, num_classes, dtype=dtype),
+        model.make_network(dtype=dtype),
         experiment.Locked(Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))),
         len(data.test.texts),
-        lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
-        lambda to, params: bert.save_bert(to, folder, params, data.label_names),
+        lambda params: vocabulary.restore(base.join_layers(params), used, loaded.params),
+        lambda to, params: loaded.save(to, params, label_names=data.label_names),
         {"label_names": data.label_names},
     )
 
@@ -90,10 +89,13 @@ def prepare(options: Options, *, trim: bool = True) -> experiment.Prepared:
 def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Unlabelled:
     """Loads a saved model and the texts of a file."""
     texts, columns, notes = text.load_unlabelled(data, options.text_columns)
-    config, params, _ = bert.load_bert(folder, jax.random.key(0))
-    limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": config.type_vocab_size}
+    loaded = pretrained.load(folder, families=[bert.FAMILY])
+    limits = {
+        "max_tokens": options.max_tokens,
+        "vocabulary": loaded.config.vocab_size,
+        "types": loaded.config.num_types,
+    }
     tokenized = tokens.tokenize(tokens.load_tokenizer(folder), texts, **limits)
-    num_classes = params["head"]["classifier"]["bias"].size
-    network = bert.make_bert(config, num_classes, dtype=experiment.compute_dtype(options.dtype))
+    network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
     source = Source(Dataset(tokenized.inputs, np.zeros(len(texts), np.int32)), tokens.scoring_batches(tokenized))
-    return experiment.Unlabelled(network, params, source, columns, notes)
+    return experiment.Unlabelled(network, loaded.params, source, columns, notes)

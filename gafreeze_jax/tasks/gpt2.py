@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from gafreeze_jax.data import lm, text, tokens
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Batch, Dataset, Network
 from gafreeze_jax.metrics import exponential_mean
-from gafreeze_jax.models import checkpoints, gpt2, trees
+from gafreeze_jax.models import base, checkpoints, gpt2, pretrained, vocabulary
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks import pretraining
 
@@ -26,7 +27,7 @@ from gafreeze_jax.tasks import pretraining
 class Options(experiment.Options):
     """Search which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts."""
 
-    task: gpt2.TaskName = "lm"
+    task: Literal["lm", "classify"] = "lm"
     """lm: predict the next token; an example is a window of text, the fitness the share of tokens predicted. classify: tell
     the class of a text."""
     model: str = "pydoc"
@@ -40,7 +41,7 @@ class Options(experiment.Options):
     learning_rate: float = 3e-3
     """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay). The default suits the small model;
     take about 1e-4 for a GPT-2 of 100 million parameters."""
-    granularity: trees.Granularity = "layer"
+    granularity: base.Granularity = "layer"
     """layer: a gene for every block; sublayer: one for its attention and one for its MLP."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts, to classify. Default: found by convention."""
@@ -79,13 +80,14 @@ def find_model(options: Options) -> Path:
 def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> None:
     """Pretrains the small GPT-2 and writes it to a folder in the Hugging Face layout."""
     (folder / "config.json").write_text(json.dumps(SMALL, indent=2))
-    config = gpt2.read_config(folder)
+    _, config = pretrained.read_config(folder, [gpt2.FAMILY])
+    model = base.Model(gpt2.FAMILY, config, head="lm")
     tokenizer = tokens.make_byte_tokenizer()
     tokenizer.save_pretrained(folder)
     train, validation = (
         lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), config.n_positions) for part in corpus[:2]
     )
-    params = gpt2.init_params(jax.random.key(0), config, None)
+    params = model.init_params(jax.random.key(0))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     say = (lambda text: None) if options.quiet else functools.partial(print, flush=True)
     say(
@@ -93,37 +95,43 @@ def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> No
         "once, as it is kept ..."
     )
     start = time.perf_counter()
-    member = pretraining.pretrain(lm_task(gpt2.make_gpt2(config, "lm"), params, train, validation, options), options)
+    member = pretraining.pretrain(lm_task(model, params, train, validation, options), options)
     say(
         f"It took {time.perf_counter() - start:.0f} s, and predicts {member.accuracy:.1%} of the validation bytes (perplexity "
         f"{exponential_mean(np.array([member.loss])):.2f})"
     )
-    gpt2.save_gpt2(folder, folder, member.params)
+    model.save(folder, member.params, source=folder)
 
 
 def lm_task(
-    network: Network, params: dict, train: lm.Windows, validation: lm.Windows, options: experiment.Options
+    model: base.Model,
+    params: dict,
+    train: lm.Windows,
+    validation: lm.Windows,
+    options: experiment.Options,
+    network: Network | None = None,
 ) -> experiment.Task:
+    """A task of language modelling; `network` is the model's by default."""
     first, second = (Source(windows.dataset, lm.scoring_batches(windows)) for windows in (train, validation))
     make_batches = lm.batch_maker(train, options.batch_size, options.epochs)
-    return make_task(network, params, first, second, lambda key: params["head"], make_batches)
+    return make_task(model, network or model.make_network(), params, first, second, model.init_head, make_batches, whole=params)
 
 
 def make_task(
+    model: base.Model,
     network: Network,
     params: dict,
     train: Source,
     validation: Source,
     make_head: Callable[[Array], dict],
     make_batches: Callable[[np.random.Generator], Batch],
-    pretrained: dict | None = None,
+    whole: dict,
 ) -> experiment.Task:
-    """A task; `pretrained` is the tree before words were left out, if some were."""
-    pretrained = pretrained or params
-    genes = experiment.block_genes(network, pretrained)
-    count = functools.partial(masking.count_trainable, pretrained, genes)
-    params = params if network.names[1] in params else trees.split_layers(params)
-    tensors = gpt2.tensor_names(pretrained)
+    """A task; `whole` is the tree before words were left out."""
+    genes = experiment.block_genes(network, whole)
+    count = functools.partial(masking.count_trainable, whole, genes)
+    params = base.split_layers(params, network.names)
+    tensors = model.tensor_names(whole)
     return experiment.Task(network, params, train, validation, make_head, make_batches, genes, count, tensors)
 
 
@@ -136,8 +144,9 @@ def prepare(options: Options) -> experiment.Prepared:
 def prepare_lm(options: Options) -> experiment.Prepared:
     corpus = lm.load_corpus(options.data)
     folder = find_model(options)
-    config, pretrained, _ = gpt2.load_gpt2(folder, "lm", experiment.Keys.of(options.seed).head)
-    network = make_network(options, config)
+    loaded = pretrained.load(folder, "lm", families=[gpt2.FAMILY])
+    config = loaded.config
+    network = make_network(options, loaded.model)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": options.train_examples, "validation": options.validation_examples, "test": None}
 
@@ -147,16 +156,16 @@ def prepare_lm(options: Options) -> experiment.Prepared:
 
     train, validation, test = (make_windows(split, limit) for split, limit in limits.items())
     return experiment.Prepared(
-        lm_task(network, pretrained, train, validation, options),
+        lm_task(loaded.model, loaded.params, train, validation, options, network),
         [
             f"Model: {options.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
             *lm.describe(options.data, (train, validation, test), corpus.notes),
         ],
-        make_network(dataclasses.replace(options, granularity="layer"), config),
+        make_network(dataclasses.replace(options, granularity="layer"), loaded.model),
         experiment.Locked(Source(test.dataset, lm.scoring_batches(test))),
         len(test.tokens.lengths),
-        trees.join_layers,
-        lambda to, params: gpt2.save_gpt2(to, folder, params),
+        base.join_layers,
+        loaded.save,
         language=True,
         rows=np.repeat(np.arange(len(test.tokens.lengths)), test.tokens.lengths),
     )
@@ -171,24 +180,26 @@ def prepare_classify(options: Options) -> experiment.Prepared:
         max_validation=options.validation_examples,
     )
     folder = find_model(options)
-    load = functools.partial(gpt2.load_gpt2, folder, "classify", num_classes=len(data.label_names))
-    config, pretrained, _ = load(experiment.Keys.of(options.seed).head)
-    full_network = make_network(dataclasses.replace(options, granularity="layer"), config)
+    key = experiment.Keys.of(options.seed).head
+    loaded = pretrained.load(folder, families=[gpt2.FAMILY], num_classes=len(data.label_names), key=key)
+    config = loaded.config
+    full_network = make_network(dataclasses.replace(options, granularity="layer"), loaded.model)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"max_tokens": options.max_tokens, "vocabulary": config.vocab_size, "types": 1}
     train, validation, test = (tokens.tokenize(tokenizer, split.texts, **limits) for split in data[:3])
 
     # Words that occur in no text are left out until the model is saved.
-    trimmed, params, used = trees.trim_vocabulary(config, pretrained, train.inputs["ids"], validation.inputs["ids"])
+    trimmed, params, used = vocabulary.trim(loaded.model, loaded.params, train.inputs["ids"], validation.inputs["ids"])
     network = make_network(options, trimmed)
     task = make_task(
+        trimmed,
         network,
         params,
         Source(Dataset(tokens.renumber(train, used), data.train.labels), tokens.scoring_batches(train)),
         Source(Dataset(tokens.renumber(validation, used), data.validation.labels), tokens.scoring_batches(validation)),
-        lambda key: load(key)[1]["head"],
+        loaded.make_head,
         tokens.batch_maker(train, options.batch_size, options.epochs),
-        pretrained,
+        loaded.params,
     )
     padding = tokens.padding(tokenizer, config.vocab_size)
     return experiment.Prepared(
@@ -200,16 +211,17 @@ def prepare_classify(options: Options) -> experiment.Prepared:
         full_network,
         experiment.Locked(Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test))),
         len(data.test.labels),
-        lambda params: trees.restore_vocabulary(trees.join_layers(params), used, pretrained),
-        lambda to, params: gpt2.save_gpt2(to, folder, params, data.label_names, padding),
+        lambda params: vocabulary.restore(base.join_layers(params), used, loaded.params),
+        lambda to, params: loaded.save(to, params, label_names=data.label_names, padding=padding),
         {"label_names": data.label_names},
     )
 
 
 def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Unlabelled:
     """Loads a saved model and the texts of a file; for a model of language, the file as one text."""
-    config, params, _ = gpt2.load_gpt2(folder, options.task, jax.random.key(0))
-    network = make_network(dataclasses.replace(options, granularity="layer"), config)
+    loaded = pretrained.load(folder, options.task, families=[gpt2.FAMILY])
+    config, params = loaded.config, loaded.params
+    network = make_network(dataclasses.replace(options, granularity="layer"), loaded.model)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     if options.task == "lm":
         ids = lm.encode(tokenizer, lm.read_text(data), vocabulary=config.vocab_size)
@@ -227,7 +239,6 @@ def check_length(options: Options, num_positions: int) -> None:
         raise ValueError(f"--max-tokens must be at most the model's {num_positions}, got {options.max_tokens}")
 
 
-def make_network(options: Options, config: gpt2.GPT2Config) -> Network:
-    check_length(options, config.n_positions)
-    dtype = experiment.compute_dtype(options.dtype)
-    return gpt2.make_gpt2(config, options.task, dtype=dtype, granularity=options.granularity)
+def make_network(options: Options, model: base.Model) -> Network:
+    check_length(options, model.config.max_tokens)
+    return model.make_network(dtype=experiment.compute_dtype(options.dtype), granularity=options.granularity)

@@ -14,7 +14,7 @@ import numpy as np
 from gafreeze_jax import user_cache
 from gafreeze_jax.data import images
 from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.models import checkpoints, resnet
+from gafreeze_jax.models import base, checkpoints, preprocessing, pretrained, resnet
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks import pretraining
 
@@ -49,6 +49,8 @@ class Options(experiment.Options):
 
 SMALL = resnet.cifar_config(14, num_channels=1)
 SMALL_FRAME = images.Frame(8, 1)
+SMALL_PIXELS = resnet.default_preprocessing(SMALL)._replace(size=SMALL_FRAME.size)
+SMALL_MODEL = base.Model(resnet.CIFAR_FAMILY, SMALL, num_classes=5)
 PRETRAINING = experiment.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
 
 
@@ -69,25 +71,25 @@ def find_model(name: str, quiet: bool = False) -> Path:
 
 def pretrain(data: images.ImageData, options: experiment.Options, folder: Path) -> None:
     """Pretrains the small ResNet and writes it to a folder."""
-    params = resnet.init_params(jax.random.key(0), SMALL, len(data.label_names))
+    params = SMALL_MODEL.init_params(jax.random.key(0))
     train, validation = (Dataset(*split) for split in (data.train, data.validation))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     say = (lambda text: None) if options.quiet else functools.partial(print, flush=True)
     say(f"Pretraining a ResNet of {num_params:,} parameters on {len(train.targets):,} digits 0 to 4, once, as it is kept ...")
     start = time.perf_counter()
-    task = experiment.make_task(resnet.make_resnet(SMALL), params, train, validation, options)
+    task = experiment.make_task(SMALL_MODEL.make_network(), params, train, validation, options)
     member = pretraining.pretrain(task, options)
     say(f"It took {time.perf_counter() - start:.0f} s, and tells {member.accuracy:.1%} of the validation digits")
-    resnet.write_new(folder, SMALL, SMALL_FRAME.size, member.params)
+    preprocessing.write(folder, SMALL_PIXELS)
+    SMALL_MODEL.save(folder, member.params, source=folder)
 
 
 def prepare(options: Options) -> experiment.Prepared:
     """Loads model and data."""
     if options.image_size is not None and options.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {options.image_size}")
-    checkpoint = resnet.load_resnet(find_model(options.model, options.quiet))
-    config, wanted = checkpoint.config, checkpoint.preprocessing
-    frame = make_frame(options, checkpoint)
+    checkpoint = pretrained.read(find_model(options.model, options.quiet), [resnet.FAMILY])
+    frame = make_frame(options, checkpoint.model)
     data = images.load_images(
         options.data,
         frame,
@@ -95,12 +97,11 @@ def prepare(options: Options) -> experiment.Prepared:
         max_validation=options.validation_examples,
         skip_broken=options.skip_broken,
     )
-    make_head = functools.partial(resnet.init_head, config=config, num_classes=len(data.label_names))
-    params = resnet.make_params(checkpoint, experiment.Keys.of(options.seed).head, len(data.label_names))
-    network = resnet.make_resnet(config, wanted, dtype=experiment.compute_dtype(options.dtype))
+    loaded = checkpoint.load(num_classes=len(data.label_names), key=experiment.Keys.of(options.seed).head)
+    network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
     train, validation, test = (Dataset(*split) for split in data[:3])
-    task = experiment.make_task(network, params, train, validation, options, make_head=make_head)
-    task = task._replace(tensors=resnet.tensor_names(checkpoint, params))
+    task = experiment.make_task(network, loaded.params, train, validation, options, make_head=loaded.make_head)
+    task = task._replace(tensors=loaded.model.tensor_names(loaded.params))
     if options.augment:
         task = task._replace(train=task.train._replace(augment=images.augment))
     return experiment.Prepared(
@@ -114,22 +115,22 @@ def prepare(options: Options) -> experiment.Prepared:
         experiment.Locked(experiment.make_source(test)),
         len(test.targets),
         lambda params: params,
-        lambda to, params: resnet.save_resnet(to, checkpoint, params, data.label_names),
+        lambda to, params: loaded.save(to, params, label_names=data.label_names),
         {"label_names": data.label_names},
     )
 
 
-def make_frame(options: Options, checkpoint: resnet.Checkpoint) -> images.Frame:
+def make_frame(options: Options, model: base.Model) -> images.Frame:
     """The form that images are brought into."""
-    wanted = checkpoint.preprocessing
-    return images.Frame(options.image_size or wanted.size, checkpoint.config.num_channels, wanted.crop, wanted.resample)
+    wanted = model.pixels
+    assert wanted  # a network for images has it
+    return images.Frame(options.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample)
 
 
 def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Unlabelled:
     """Loads a saved model and images."""
-    checkpoint = resnet.load_resnet(folder)
-    pictures, columns, notes = images.load_unlabelled(data, make_frame(options, checkpoint), skip_broken=options.skip_broken)
-    dtype = experiment.compute_dtype(options.dtype)
-    network = resnet.make_resnet(checkpoint.config, checkpoint.preprocessing, dtype=dtype)
+    loaded = pretrained.load(folder, families=[resnet.FAMILY])
+    pictures, columns, notes = images.load_unlabelled(data, make_frame(options, loaded.model), skip_broken=options.skip_broken)
+    network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
     source = experiment.make_source(Dataset(pictures, np.zeros(len(pictures), np.int32)))
-    return experiment.Unlabelled(network, resnet.make_params(checkpoint), source, columns, notes)
+    return experiment.Unlabelled(network, loaded.params, source, columns, notes)

@@ -14,7 +14,7 @@ from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
-from gafreeze_jax.models import bert, checkpoints
+from gafreeze_jax.models import base, bert, checkpoints, pretrained
 
 torch = pytest.importorskip("torch")
 pytorch_bert = pytest.importorskip("pytorch_bert")
@@ -32,15 +32,16 @@ def folder(tmp_path_factory):
     raw |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (written / "config.json").write_text(json.dumps(raw))
     checkpoints.copy_tokenizer(source, written)
-    bert.save_bert(folder, written, bert.init_params(jax.random.key(0), bert.read_config(written), NUM_CLASSES), ("no", "yes"))
+    model = base.Model(*pretrained.read_config(written), num_classes=NUM_CLASSES)
+    model.save(folder, model.init_params(jax.random.key(0)), source=written, label_names=("no", "yes"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def ours(folder):
     """Network and parameters, with a fresh head."""
-    config, params, _ = bert.load_bert(folder, jax.random.key(1), NUM_CLASSES)
-    return bert.make_bert(config, NUM_CLASSES), params
+    loaded = pretrained.load(folder, num_classes=NUM_CLASSES, key=jax.random.key(1))
+    return loaded.model.make_network(), loaded.params
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_training_equals_ours(genome, finetuner, ours, task):
 
     frozen = dict(zip(network.names, genome, strict=True)) | {"head": False}
     tensors = {name.removeprefix("bert."): tensor.numpy() for name, tensor in finetuner.model.state_dict().items()}
-    theirs = checkpoints.to_tree(tensors, bert.CHECKPOINT_MAP, params, fresh=(), ignore=bert.NOT_USED, where="PyTorch")
+    theirs = checkpoints.to_tree(tensors, bert.LAYOUT.table, params, ignore=bert.LAYOUT.ignored)
 
     def compare(path, ours, theirs, start):
         if frozen[path[0].key]:

@@ -14,7 +14,7 @@ from gafreeze_jax.engine import backprop, cache, population
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, classification
 from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import base, bert
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.history import Evaluation, Ledger
@@ -47,7 +47,7 @@ def bert_task():
     """A BERT of MiniLM's width; its first products are those for query, key and value, and attention has no weights."""
     texts, length, width, hidden = 64, 8, 384, 1536
     config = bert.BertConfig(100, width, NUM_BLOCKS - 1, 12, hidden)
-    params = bert.init_params(jax.random.key(0), config, 2)
+    params = base.Model(bert.FAMILY, config, num_classes=2).init_params(jax.random.key(0))
     size = texts * length
     inputs = {"ids": np.zeros(size, np.int32), "types": np.zeros(size, np.int32)}
     inputs["positions"] = np.tile(np.arange(length, dtype=np.int32), texts)
@@ -59,7 +59,7 @@ def bert_task():
         return first, others, 4.0 * queries * length * width
 
     forwards = [(0.0, 0.0, 0.0), layer(size), layer(texts)]
-    network = bert.make_bert(config, 2)
+    network = base.Model(bert.FAMILY, config, num_classes=2).make_network()
     source = Source(Dataset(inputs, np.zeros(texts, np.int32)), batches)
     return network, params, source, forwards, 2.0 * texts * (width**2 + 2 * width)
 

@@ -14,7 +14,7 @@ from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine.cache import Activations, Budget, Source, fetch, score
 from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, classification
 from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate, adamw_recipe
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import base, bert
 
 ALL_MASKS = np.array(list(np.ndindex(2, 2, 2)), bool)
 NUM_EXAMPLES, NUM_CLASSES = 20, 3
@@ -25,7 +25,8 @@ def bert_task():
     config = bert.BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
     )
-    params = bert.init_params(jax.random.key(0), config, NUM_CLASSES)
+    model = base.Model(bert.FAMILY, config, num_classes=NUM_CLASSES)
+    params = model.init_params(jax.random.key(0))
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 13, NUM_EXAMPLES)
     inputs = {
@@ -37,7 +38,7 @@ def bert_task():
     targets = rng.integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
     steps = tokens.pack_batches(texts, balanced_batches(rng, lengths, 8, num_epochs=2))
     source = Source(Dataset(inputs, targets), tokens.scoring_batches(texts))
-    return bert.make_bert(config, NUM_CLASSES), params, source, steps
+    return model.make_network(), params, source, steps
 
 
 def convolutional_task():

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.engine import backprop
-from gafreeze_jax.models import bert, checkpoints, layers, trees
+from gafreeze_jax.models import base, bert, checkpoints, configs, layers, pretrained, vocabulary
 
 KEY = jax.random.key(0)
 LABELS = ("bad", "fair", "good")
@@ -25,7 +25,7 @@ TWO_LAYERS = golden.CASES["large epsilon, silu, no pooler"]._replace(pooler=True
 
 def compute_logits(config, params, texts, batches):
     """Of all texts, by their number: [N, C]."""
-    network = bert.make_bert(config, golden.NUM_CLASSES)
+    network = make_model(config, golden.NUM_CLASSES).make_network()
     logits = np.full((len(texts.lengths), golden.NUM_CLASSES), np.nan, np.float32)
     for step in range(len(batches.examples)):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
@@ -42,9 +42,17 @@ def packed(texts):
     return tokens.pack_batches(texts, golden.BATCHES, golden.ROW_LENGTH)
 
 
+def make_model(config, num_classes):
+    return base.Model(bert.FAMILY, config, num_classes=num_classes)
+
+
 def load(folder, num_classes=None):
-    config, params, _ = bert.load_bert(folder, KEY, num_classes)
-    return config, params
+    loaded = pretrained.load(folder, families=[bert.FAMILY], num_classes=num_classes, key=KEY)
+    return loaded.config, loaded.params
+
+
+def read_config(folder):
+    return pretrained.read_config(folder, [bert.FAMILY])[1]
 
 
 def write(folder, *, config=None, tensors=None):
@@ -140,17 +148,17 @@ def test_activation_equals_pytorch(name):
 
 
 def test_blocks(folder):
-    config = dataclasses.replace(bert.read_config(folder), num_hidden_layers=3)
-    network = bert.make_bert(config, 2)
+    config = dataclasses.replace(read_config(folder), num_hidden_layers=3)
+    network = make_model(config, 2).make_network()
     assert network.names == ("embeddings", "layer_0", "layer_1", "layer_2")
     assert [block.per_example for block in network.blocks] == [False, False, False, True]
     assert network.blocks[1].apply is network.blocks[2].apply  # so they share compiled code
-    assert network == bert.make_bert(config, 2)
+    assert network == make_model(config, 2).make_network()
 
 
 def test_initial_parameters_have_the_shapes_of_loaded_ones(folder):
     config, params = load(folder)
-    initial = jax.eval_shape(lambda key: bert.init_params(key, config, golden.NUM_CLASSES), KEY)
+    initial = jax.eval_shape(make_model(config, golden.NUM_CLASSES).init_params, KEY)
     assert jax.tree.map(lambda leaf: leaf.shape, initial) == jax.tree.map(np.shape, params)
 
 
@@ -165,13 +173,18 @@ def test_initial_parameters_have_the_shapes_of_loaded_ones(folder):
 )
 def test_what_is_fresh_comes_from_the_key_alone(num_classes, pooler, fresh, tmp_path):
     golden.write_checkpoint(tmp_path, TWO_LAYERS._replace(pooler=pooler))
-    config, params, reported = bert.load_bert(tmp_path, KEY, num_classes)
-    assert set(reported) == fresh
-    head = bert.init_head(KEY, config, num_classes or golden.NUM_CLASSES)
+    loaded = pretrained.load(tmp_path, num_classes=num_classes, key=KEY)
+    params = loaded.params
+    assert set(loaded.fresh) == fresh
+    head = make_model(loaded.config, num_classes or golden.NUM_CLASSES).init_head(KEY)
     assert jax.tree.map(np.shape, params["head"]) == jax.tree.map(np.shape, head)
+    another = jax.random.key(1)
+    drawn = make_model(loaded.config, num_classes or golden.NUM_CLASSES).init_head(another)
     for path in ("head/pooler/kernel", "head/classifier/kernel"):
         _, layer, leaf = path.split("/")
         assert np.array_equal(params["head"][layer][leaf], head[layer][leaf]) == (path in fresh)
+        expected = drawn if path in fresh else params["head"]
+        np.testing.assert_array_equal(loaded.make_head(another)[layer][leaf], expected[layer][leaf])
 
 
 def test_heads_of_pretraining_and_buffers_are_not_used(tmp_path, folder):
@@ -182,22 +195,23 @@ def test_heads_of_pretraining_and_buffers_are_not_used(tmp_path, folder):
 def test_trimmed_vocabulary_gives_the_same_logits(folder):
     config, params = load(folder)
     texts = golden.make_tokens(config.__dict__)
-    small, trimmed, used = trees.trim_vocabulary(config, params, texts.inputs["ids"][:20], texts.inputs["ids"][10:])
-    assert small.vocab_size == len(used) == len(trimmed["embeddings"]["word"]) < config.vocab_size
+    model = make_model(config, golden.NUM_CLASSES)
+    small, trimmed, used = vocabulary.trim(model, params, texts.inputs["ids"][:20], texts.inputs["ids"][10:])
+    assert small.config.vocab_size == len(used) == len(trimmed["embeddings"]["word"]) < config.vocab_size
     renumbered = texts._replace(inputs=tokens.renumber(texts, used))
     batches = packed(texts)
     expected = compute_logits(config, params, texts, batches)
-    np.testing.assert_array_equal(compute_logits(small, trimmed, renumbered, batches), expected)
+    np.testing.assert_array_equal(compute_logits(small.config, trimmed, renumbered, batches), expected)
 
 
 def test_restored_vocabulary_has_trained_rows_and_pretrained_ones(folder):
     config, params = load(folder)
-    _, trimmed, used = trees.trim_vocabulary(config, params, np.array([7, 3]), np.array([3, 40]))
+    _, trimmed, used = vocabulary.trim(make_model(config, golden.NUM_CLASSES), params, np.array([7, 3]), np.array([3, 40]))
     np.testing.assert_array_equal(used, [3, 7, 40])
-    jax.tree.map(np.testing.assert_array_equal, trees.restore_vocabulary(trimmed, used, params), params)
+    jax.tree.map(np.testing.assert_array_equal, vocabulary.restore(trimmed, used, params), params)
 
     trained = jax.tree.map(lambda leaf: leaf + 1, trimmed)
-    restored = trees.restore_vocabulary(trained, used, params)
+    restored = vocabulary.restore(trained, used, params)
     difference = restored["embeddings"]["word"] - params["embeddings"]["word"]
     np.testing.assert_allclose(difference[used], 1, atol=1e-5)
     assert not np.delete(difference, used, axis=0).any()
@@ -214,17 +228,17 @@ def saved(folder, tmp_path_factory):
     target = tmp_path_factory.mktemp("saved") / "new" / "model"
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, load(folder)[1])
-    bert.save_bert(target, folder, params, LABELS)
+    pretrained.load(folder).save(target, params, label_names=LABELS)
     return target, params
 
 
 def test_loading_what_was_saved_is_exact(saved, folder):
     target, params = saved
-    config, loaded, fresh = bert.load_bert(target, KEY)
-    assert config == bert.read_config(folder)
-    assert fresh == []
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    loaded = pretrained.load(target)
+    assert loaded.config == read_config(folder)
+    assert loaded.fresh == ()
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
 
 
 def test_saved_folder_is_whole(saved):
@@ -252,7 +266,7 @@ def test_pytorch_loads_what_was_saved(saved):
     assert model.config.id2label == {0: "bad", 1: "fair", 2: "good"}
     assert str(model.dtype) == "torch.float32"
     texts = golden.make_tokens(TWO_LAYERS.config)
-    ours = compute_logits(bert.read_config(target), params, texts, packed(texts))
+    ours = compute_logits(read_config(target), params, texts, packed(texts))
     np.testing.assert_allclose(ours, golden.run_torch(model, texts), rtol=0, atol=1e-4)
 
 
@@ -323,7 +337,7 @@ def test_folder_without_config(tmp_path):
 def test_file_that_is_no_config_of_a_bert(text, reason, tmp_path):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=rf"config\.json: {reason}"):
-        bert.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -358,26 +372,26 @@ def test_file_that_is_no_config_of_a_bert(text, reason, tmp_path):
 def test_config_with_a_wrong_value(changes, reason, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TWO_LAYERS.config | changes))
     with pytest.raises(ValueError, match=rf"config\.json: {reason}"):
-        bert.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_all_wrong_values_of_a_config_are_named_at_once(tmp_path):
     changed = TWO_LAYERS.config | {"hidden_act": "mish", "layer_norm_eps": 0, "is_decoder": True}
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in changed.items() if k != "vocab_size"}))
     with pytest.raises(ValueError, match=r"vocab_size is missing; hidden_act .*; layer_norm_eps .*; it is a decoder"):
-        bert.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_every_field_of_the_config_has_a_rule():
-    assert list(bert.CONFIG_RULES) == [field.name for field in dataclasses.fields(bert.BertConfig)]
+    assert list(configs.rules(bert.BertConfig)) == [field.name for field in dataclasses.fields(bert.BertConfig)]
 
 
 def test_config_that_says_little_has_the_defaults_of_hugging_face(tmp_path):
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     config = {"model_type": "bert", "classifier_dropout": None} | {name: TWO_LAYERS.config[name] for name in sizes}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    ours, theirs = bert.read_config(tmp_path), transformers.BertConfig(**config)
-    assert dataclasses.asdict(ours) == {name: getattr(theirs, name) for name in bert.CONFIG_RULES}
+    ours, theirs = read_config(tmp_path), transformers.BertConfig(**config)
+    assert dataclasses.asdict(ours) == {name: getattr(theirs, name) for name in configs.rules(bert.BertConfig)}
     assert ours.head_dropout == 0.1
 
 
@@ -396,7 +410,7 @@ def run_part(folder):
     inputs = {}
 
     def apply(name, frozen, key, **rates):
-        network = bert.make_bert(dataclasses.replace(config, **rates), golden.NUM_CLASSES)
+        network = make_model(dataclasses.replace(config, **rates), golden.NUM_CLASSES).make_network()
         functions = {block.name: block.apply for block in network.blocks} | {"head": network.head}
         return functions[name](params[name], inputs[name], context, frozen=frozen, key=key)
 

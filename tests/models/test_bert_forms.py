@@ -9,26 +9,27 @@ import pytest
 import test_population as tasks
 
 from gafreeze_jax.engine.cache import score
-from gafreeze_jax.models import bert, layers, trees
+from gafreeze_jax.models import base, bert, layers
 
 CONFIG = bert.BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
 )
+MODEL = base.Model(bert.FAMILY, CONFIG, num_classes=tasks.NUM_CLASSES)
 _, PARAMS, SOURCE, _ = tasks.TASKS["bert"]
 
 
 def test_half_layers_compute_the_same_and_are_joined_again():
-    halves = bert.make_bert(CONFIG, tasks.NUM_CLASSES, granularity="sublayer")
-    split = trees.split_layers(PARAMS)
+    halves = MODEL.make_network(granularity="sublayer")
+    split = base.split_layers(PARAMS, halves.names)
     assert halves.names == ("embeddings", "layer_0/attention", "layer_0/mlp", "layer_1/attention", "layer_1/mlp")
-    assert score(halves, split, SOURCE) == pytest.approx(score(bert.make_bert(CONFIG, tasks.NUM_CLASSES), PARAMS, SOURCE))
-    assert trees.join_layers(split) == PARAMS
+    assert score(halves, split, SOURCE) == pytest.approx(score(MODEL.make_network(), PARAMS, SOURCE))
+    assert base.join_layers(split) == PARAMS
 
 
 def test_bfloat16_computes_nearly_the_same_and_leaves_parameters_in_float32():
-    half = bert.make_bert(CONFIG, tasks.NUM_CLASSES, dtype=jnp.bfloat16)
+    half = MODEL.make_network(dtype=jnp.bfloat16)
     _, loss = score(half, PARAMS, SOURCE)
-    _, expected = score(bert.make_bert(CONFIG, tasks.NUM_CLASSES), PARAMS, SOURCE)
+    _, expected = score(MODEL.make_network(), PARAMS, SOURCE)
     assert loss == pytest.approx(expected, rel=0.02)
     assert loss != expected
     task = (half, *tasks.TASKS["bert"][1:])

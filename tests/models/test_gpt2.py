@@ -19,7 +19,7 @@ from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.cache import Source, score
-from gafreeze_jax.models import gpt2, trees
+from gafreeze_jax.models import base, configs, gpt2, pretrained
 
 KEY = jax.random.key(0)
 LABELS = ("bad", "fair", "good")
@@ -33,7 +33,7 @@ def pack(texts, task, examples=BATCHES):
 
 def compute_logits(config, params, task, texts, batches):
     """Of all tokens [T, V], or texts [N, C]."""
-    network = gpt2.make_gpt2(config, task)
+    network = make_model(config, task).make_network()
     logits = {}
     for step in range(len(batches.examples)):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
@@ -49,9 +49,17 @@ def read_by_head(network, params):
     return params["head"] | {name: params[name] for name in network.shared}
 
 
+def make_model(config, task, num_classes=NUM_CLASSES):
+    return base.Model(gpt2.FAMILY, config, head=task, num_classes=None if task == "lm" else num_classes)
+
+
 def load(folder, task="classify", num_classes=None):
-    config, params, _ = gpt2.load_gpt2(folder, task, KEY, num_classes)
-    return config, params
+    loaded = pretrained.load(folder, task, num_classes=num_classes, key=KEY)
+    return loaded.config, loaded.params
+
+
+def read_config(folder):
+    return pretrained.read_config(folder, [gpt2.FAMILY])[1]
 
 
 def write(folder, *, config=None, tensors=None):
@@ -134,25 +142,25 @@ def test_sharded_checkpoint_of_pytorch(folder, tmp_path):
 
 
 def test_blocks(folder):
-    config = dataclasses.replace(gpt2.read_config(folder), n_layer=3)
+    config = dataclasses.replace(read_config(folder), n_layer=3)
     for task, per_example in (("lm", [False] * 5), ("classify", [False, False, False, True, True])):
-        network = gpt2.make_gpt2(config, task)
+        network = make_model(config, task).make_network()
         assert network.names == ("embeddings", "block_0", "block_1", "block_2", "final_norm")
         assert [block.per_example for block in network.blocks] == per_example
         assert network.blocks[1].apply is network.blocks[2].apply  # so they share compiled code
-        assert network == gpt2.make_gpt2(config, task)
+        assert network == make_model(config, task).make_network()
 
 
 @pytest.mark.parametrize("task", golden.TASKS)
 def test_initial_parameters_have_the_shapes_of_loaded_ones(task, folder):
     config, params = load(folder, task)
-    initial = jax.eval_shape(lambda key: gpt2.init_params(key, config, None if task == "lm" else NUM_CLASSES), KEY)
+    initial = jax.eval_shape(make_model(config, task).init_params, KEY)
     assert jax.tree.map(lambda leaf: leaf.shape, initial) == jax.tree.map(np.shape, params)
 
 
 def test_initial_parameters_are_scaled_as_in_pytorch():
     config = gpt2.GPT2Config(vocab_size=500, n_embd=64, n_layer=2, n_head=2)
-    params = gpt2.init_params(KEY, config, NUM_CLASSES)
+    params = make_model(config, "classify").init_params(KEY)
     block = params["block_1"]
     kernels = [block["attention"]["qkv"], block["mlp"]["up"], block["attention"]["out"], block["mlp"]["down"]]
     stddevs = [float(kernel["kernel"].std()) for kernel in kernels]
@@ -162,17 +170,17 @@ def test_initial_parameters_are_scaled_as_in_pytorch():
 
 def test_half_layers_compute_the_same_and_are_joined_again():
     network, params, source, _ = TASKS["classify"]
-    halves = gpt2.make_gpt2(CONFIG, "classify", granularity="sublayer")
-    split = trees.split_layers(params)
+    halves = make_model(CONFIG, "classify").make_network(granularity="sublayer")
+    split = base.split_layers(params, halves.names)
     assert halves.names == ("embeddings", "block_0/attention", "block_0/mlp", "final_norm")
     assert score(halves, split, source) == pytest.approx(score(network, params, source))
-    assert trees.join_layers(split) == params
+    assert base.join_layers(split) == params
 
 
 @pytest.mark.parametrize("task", golden.TASKS)
 def test_bfloat16_computes_nearly_the_same(task):
     network, params, source, _ = TASKS[task]
-    _, loss = score(gpt2.make_gpt2(CONFIG, task, dtype=jnp.bfloat16), params, source)
+    _, loss = score(make_model(CONFIG, task).make_network(dtype=jnp.bfloat16), params, source)
     _, expected = score(network, params, source)
     assert loss == pytest.approx(expected, rel=0.02)
     assert loss != expected
@@ -180,10 +188,10 @@ def test_bfloat16_computes_nearly_the_same(task):
 
 @pytest.mark.parametrize(("num_classes", "fresh"), [(None, []), (5, ["head/score/kernel"])])
 def test_a_fresh_classifier_comes_from_the_key(num_classes, fresh, folder):
-    config, params, reported = gpt2.load_gpt2(folder, "classify", KEY, num_classes)
-    assert reported == fresh
-    head = gpt2.init_head(KEY, config, num_classes or NUM_CLASSES)
-    assert np.array_equal(params["head"]["score"]["kernel"], head["score"]["kernel"]) == bool(fresh)
+    loaded = pretrained.load(folder, num_classes=num_classes, key=KEY)
+    assert list(loaded.fresh) == fresh
+    head = make_model(loaded.config, "classify", num_classes or NUM_CLASSES).init_head(KEY)
+    assert np.array_equal(loaded.params["head"]["score"]["kernel"], head["score"]["kernel"]) == bool(fresh)
 
 
 # Training
@@ -197,14 +205,15 @@ def language_task():
     windows = lm.make_windows(rng.integers(0, 40, 150), 16)
     steps = lm.make_batches(windows, balanced_batches(rng, windows.tokens.lengths, 4, num_epochs=2))
     source = Source(windows.dataset, lm.scoring_batches(windows))
-    return gpt2.make_gpt2(CONFIG, "lm"), gpt2.init_params(KEY, CONFIG, None), source, steps
+    model = make_model(CONFIG, "lm")
+    return model.make_network(), model.init_params(KEY), source, steps
 
 
 def classification_task():
     """The texts of BERT's task."""
     _, _, source, steps = tasks.TASKS["bert"]
-    params = gpt2.init_params(KEY, CONFIG, tasks.NUM_CLASSES)
-    return gpt2.make_gpt2(CONFIG, "classify"), params, source, steps
+    model = make_model(CONFIG, "classify", tasks.NUM_CLASSES)
+    return model.make_network(), model.init_params(KEY), source, steps
 
 
 TASKS = {"lm": language_task(), "classify": classification_task()}
@@ -271,19 +280,20 @@ def saved(request, folder, tmp_path_factory):
     """A task, parameters that training has moved, and the folder they were saved to."""
     target = tmp_path_factory.mktemp("saved") / "new" / "model"
     (folder / "vocab.json").write_text('{"a": 0, "b": 1}')
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, load(folder, request.param)[1])
-    extra = (LABELS, (1, "b")) if request.param == "classify" else ()
-    gpt2.save_gpt2(target, folder, params, *extra)
+    loaded = pretrained.load(folder, request.param)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
+    extra = {"label_names": LABELS, "padding": (1, "b")} if request.param == "classify" else {}
+    loaded.save(target, params, **extra)
     return request.param, params, target
 
 
 def test_loading_what_was_saved_is_exact(saved, folder):
     task, params, target = saved
-    config, loaded, fresh = gpt2.load_gpt2(target, task, KEY)
-    assert config == gpt2.read_config(folder)
-    assert fresh == []
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    loaded = pretrained.load(target, task)
+    assert loaded.config == read_config(folder)
+    assert loaded.fresh == ()
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
 
 
 def test_saved_folder_is_whole(saved):
@@ -300,7 +310,9 @@ def test_saved_folder_is_whole(saved):
         assert json.loads((target / "tokenizer_config.json").read_text()) == {"pad_token": "b"}
         names.insert(2, "tokenizer_config.json")
     assert sorted(path.name for path in target.iterdir()) == names
-    assert set(load_file(target / "model.safetensors")) == set(gpt2.tensor_names(params).values())
+    assert set(load_file(target / "model.safetensors")) == set(
+        pretrained.load(target, task).model.tensor_names(params).values()
+    )
 
 
 def test_the_round_trip_through_pytorch_is_exact(saved, tmp_path):
@@ -315,7 +327,7 @@ def test_the_round_trip_through_pytorch_is_exact(saved, tmp_path):
     for name, tensor in load_file(target / "model.safetensors").items():
         np.testing.assert_array_equal(theirs[name].numpy(), tensor)
     texts = golden.make_tokens(TWO_BLOCKS.config)
-    ours = compute_logits(gpt2.read_config(target), params, task, texts, pack(texts, task))
+    ours = compute_logits(read_config(target), params, task, texts, pack(texts, task))
     np.testing.assert_allclose(ours, golden.run_torch(model, texts), rtol=0, atol=1e-4)
     model.save_pretrained(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path, task)[1], params)
@@ -390,18 +402,18 @@ def test_an_output_layer_of_its_own_is_refused_for_language_modelling_alone(conf
 def test_config_with_a_wrong_value(changes, reason, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TWO_BLOCKS.config | changes))
     with pytest.raises(ValueError, match=rf"config\.json: {reason}"):
-        gpt2.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_every_field_of_the_config_has_a_rule():
-    assert list(gpt2.CONFIG_RULES) == [field.name for field in dataclasses.fields(gpt2.GPT2Config)]
+    assert list(configs.rules(gpt2.GPT2Config)) == [field.name for field in dataclasses.fields(gpt2.GPT2Config)]
 
 
 def test_config_that_says_little_has_the_defaults_of_hugging_face(tmp_path):
     config = {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12}
     (tmp_path / "config.json").write_text(json.dumps(config))
     theirs = transformers.GPT2Config(**config)
-    assert dataclasses.asdict(gpt2.read_config(tmp_path)) == {name: getattr(theirs, name) for name in gpt2.CONFIG_RULES}
+    assert dataclasses.asdict(read_config(tmp_path)) == {name: getattr(theirs, name) for name in configs.rules(gpt2.GPT2Config)}
 
 
 # Dropout
@@ -418,7 +430,7 @@ def run_part(folder):
     inputs = {}
 
     def apply(name, frozen, key, **rates):
-        network = gpt2.make_gpt2(dataclasses.replace(config, **rates), "classify")
+        network = make_model(dataclasses.replace(config, **rates), "classify").make_network()
         functions = {block.name: block.apply for block in network.blocks} | {"head": network.head}
         return functions[name](params[name], inputs[name], context, frozen=frozen, key=key)
 

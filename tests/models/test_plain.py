@@ -71,6 +71,14 @@ def test_initial_parameters_are_he_normal():
     assert not np.array_equal(params["conv_0"]["kernel"], other["conv_0"]["kernel"])
 
 
+def test_a_fresh_head_comes_from_the_key():
+    _, shapes = NETWORKS["dense"][0]
+    first, again, other = (plain.init_head(jax.random.key(seed), shapes) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert jax.tree.map(np.shape, first) == {"kernel": (8, 3), "bias": (3,)}
+    assert not np.array_equal(first["kernel"], other["kernel"])
+
+
 BAD_DENSE = {
     "positive integers, at least one; got sizes: []": [],
     "positive integers, at least one; got sizes: [10, 0, 3]": [10, 0, 3],

@@ -18,13 +18,21 @@ from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.cache import Source, score
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.masking import leaf_paths
-from gafreeze_jax.models import resnet
+from gafreeze_jax.models import base, preprocessing, pretrained, resnet
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 KEY = jax.random.key(0)
 LABELS = ("ant", "bee", "cat")
 NUM_CLASSES = len(LABELS)
 WEIGHTS = np.array([1, 1, 0, 1, 1], np.float32)  # the third row only fills the batch up
+
+
+def make_model(config, num_classes=NUM_CLASSES):
+    return base.Model(resnet.CIFAR_FAMILY, config, num_classes=num_classes)
+
+
+def read_config(folder):
+    return pretrained.read_config(folder, [resnet.FAMILY])[1]
 
 
 def random_images(size, channels=3, num=5):
@@ -180,9 +188,8 @@ def load(torch, tmp_path_factory):
     @functools.cache
     def of(name):
         path, module, forward = write(torch, tmp_path_factory.mktemp("case"), name)
-        checkpoint = resnet.load_resnet(path)
-        network = resnet.make_resnet(checkpoint.config, checkpoint.preprocessing)
-        return checkpoint, network, resnet.make_params(checkpoint), module, forward
+        loaded = pretrained.load(path)
+        return loaded, loaded.model.make_network(), loaded.params, module, forward
 
     return of
 
@@ -194,23 +201,23 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_pytorch(name, load, torch):
-    checkpoint, network, params, module, forward = load(name)
-    x = random_images(37, checkpoint.config.num_channels)
+    loaded, network, params, module, forward = load(name)
+    x = random_images(37, loaded.config.num_channels)
     module.eval()
     with torch.no_grad():
-        theirs = forward(scaled(torch, x, checkpoint.preprocessing))
+        theirs = forward(scaled(torch, x, loaded.model.pixels))
     close(run(network, params, x, frozen=True)[0], theirs)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_equals_pytorch(name, load, torch):
     """Loss, gradients and running statistics; a row that only fills the batch up does not count."""
-    checkpoint, network, params, module, forward = load(name)
-    x, labels = random_images(32, checkpoint.config.num_channels), np.arange(len(WEIGHTS)) % NUM_CLASSES
+    loaded, network, params, module, forward = load(name)
+    x, labels = random_images(32, loaded.config.num_channels), np.arange(len(WEIGHTS)) % NUM_CLASSES
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     real = WEIGHTS > 0
     module.train()
-    logits = forward(scaled(torch, x[real], checkpoint.preprocessing))
+    logits = forward(scaled(torch, x[real], loaded.model.pixels))
     module.zero_grad()
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[real]))
     loss.backward()
@@ -223,7 +230,7 @@ def test_training_equals_pytorch(name, load, torch):
     close(result.loss, loss.item())
     trained = {name: tree | {"batch_stats": result.statistics.get(name, {})} for name, tree in result.gradients.items()}
     trained["head"] = result.gradients["head"]
-    names = resnet.tensor_names(checkpoint, params)
+    names = loaded.model.tensor_names(params)
     assert set(names.values()) == {name for name in after if "num_batches" not in name}
     for path, leaf in zip(leaf_paths(trained), jax.tree.leaves(trained), strict=True):
         theirs = after[names[path]] if "batch_stats" in path else slopes[names[path]]
@@ -234,12 +241,12 @@ def test_resnet_20_scores_on_cifar_10_what_its_authors_say():
     path, test = SHARED / "weights/resnet20-cifar10.safetensors", SHARED / "images/cifar10/test.npz"
     if not path.exists():
         pytest.skip(f"no {path}")
-    checkpoint = resnet.load_resnet(path)
-    assert checkpoint.config == resnet.cifar_config(20)
+    loaded = pretrained.load(path)
+    assert loaded.config == resnet.cifar_config(20)
     with np.load(test) as file:
         data = Dataset(file["images"], file["labels"].astype(np.int32))
     source = Source(data, make_batches(in_order(len(data.targets), 200)))
-    accuracy, _ = score(resnet.make_resnet(checkpoint.config), resnet.make_params(checkpoint), source)
+    accuracy, _ = score(loaded.model.make_network(), loaded.params, source)
     assert accuracy >= 0.91
 
 
@@ -251,12 +258,12 @@ def small_config(**changes):
 
 
 def test_stages():
-    network = resnet.make_resnet(small_config(depths=(3, 3)))
+    network = make_model(small_config(depths=(3, 3))).make_network()
     assert network.names == ("stem", "layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1", "layer2_2")
     functions = [block.apply for block in network.blocks]
     assert functions[1] is functions[2] is functions[3]  # so they share compiled code
     assert functions[5] is functions[6] is not functions[4]
-    assert network == resnet.make_resnet(small_config(depths=(3, 3)))
+    assert network == make_model(small_config(depths=(3, 3))).make_network()
 
 
 def test_bad_depth_of_the_cifar_family():
@@ -267,10 +274,11 @@ def test_bad_depth_of_the_cifar_family():
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_bfloat16_computes_nearly_the_same(backend, monkeypatch):
     config = small_config(hidden_sizes=(16,), depths=(1,), stem="cifar")
-    params, x = resnet.init_params(KEY, config, NUM_CLASSES), random_images(8)
-    exact = run(resnet.make_resnet(config), params, x, frozen=False)
+    model, x = make_model(config), random_images(8)
+    params = model.init_params(KEY)
+    exact = run(model.make_network(), params, x, frozen=False)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    rounded = run(resnet.make_resnet(config, dtype=jnp.bfloat16), params, x, frozen=False)
+    rounded = run(model.make_network(dtype=jnp.bfloat16), params, x, frozen=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0.05, atol=0.05), rounded, exact)
 
@@ -290,13 +298,13 @@ def test_pooling_equals_that_of_xla(size):
 
 
 def image_task(config):
-    params = resnet.init_params(KEY, config, tasks.NUM_CLASSES)
+    model = make_model(config, tasks.NUM_CLASSES)
     rng = np.random.default_rng(0)
     x = random_images(8, config.num_channels, tasks.NUM_EXAMPLES)
     targets = rng.integers(0, tasks.NUM_CLASSES, len(x)).astype(np.int32)
     source = Source(Dataset(x, targets), make_batches(in_order(len(x), 8)))
     steps = make_batches(balanced_batches(rng, np.ones(len(x)), 8, num_epochs=2))
-    return resnet.make_resnet(config), params, source, steps
+    return model.make_network(), model.init_params(KEY), source, steps
 
 
 def small_task():
@@ -328,22 +336,22 @@ def test_every_mask_trains_like_the_plain_static_run(trained, plan):
 
 @pytest.mark.parametrize("name", CASES)
 def test_loading_in_pytorch_what_was_saved_is_exact(name, load, torch, tmp_path):
-    checkpoint, _, params, module, _ = load(name)
+    loaded, _, params, module, _ = load(name)
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, params)
-    resnet.save_resnet(tmp_path / "new" / "model", checkpoint, moved, LABELS)
-    again = resnet.load_resnet(tmp_path / "new" / "model")
-    assert (again.config, again.preprocessing) == (checkpoint.config, checkpoint.preprocessing)
-    jax.tree.map(np.testing.assert_array_equal, resnet.make_params(again), moved)
+    loaded.save(tmp_path / "new" / "model", moved, label_names=LABELS)
+    again = pretrained.load(tmp_path / "new" / "model")
+    assert (again.config, again.model.pixels) == (loaded.config, loaded.model.pixels)
+    jax.tree.map(np.testing.assert_array_equal, again.params, moved)
 
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    if (checkpoint.path / "config.json").exists():
+    if (loaded.source / "config.json").exists():
         from transformers import AutoModelForImageClassification
 
-        loaded, info = AutoModelForImageClassification.from_pretrained(tmp_path / "new/model", output_loading_info=True)
+        theirs, info = AutoModelForImageClassification.from_pretrained(tmp_path / "new/model", output_loading_info=True)
         assert {name: list(culprits) for name, culprits in info.items() if culprits} == {}
-        assert loaded.config.id2label == dict(enumerate(LABELS))
+        assert theirs.config.id2label == dict(enumerate(LABELS))
         assert (tmp_path / "new/model/preprocessor_config.json").exists()
-        found = loaded.state_dict()
+        found = theirs.state_dict()
     else:
         found = {name: torch.tensor(tensor) for name, tensor in load_file(tmp_path / "new/model/model.safetensors").items()}
         module.load_state_dict(found)
@@ -357,29 +365,30 @@ def test_loading_in_pytorch_what_was_saved_is_exact(name, load, torch, tmp_path)
 @pytest.fixture
 def cifar_file(tmp_path):
     """A random checkpoint of the CIFAR family, and its tensors."""
-    config = resnet.cifar_config(8)
+    model = make_model(resnet.cifar_config(8))
     folder = tmp_path / "cifar"
     folder.mkdir()
-    resnet.write_new(folder, config, 24, resnet.init_params(KEY, config, NUM_CLASSES))
+    preprocessing.write(folder, model.pixels._replace(size=24))
+    model.save(folder, model.init_params(KEY), source=folder)
     return folder / "model.safetensors", load_file(folder / "model.safetensors")
 
 
 def test_a_network_of_our_own_is_read_again(cifar_file):
     path, tensors = cifar_file
-    params = resnet.init_params(KEY, resnet.cifar_config(8), NUM_CLASSES)
+    params = make_model(resnet.cifar_config(8)).init_params(KEY)
     for where, size in ((path.parent, 24), (path, 32)):  # the size is written beside the file
-        checkpoint = resnet.load_resnet(where)
-        assert checkpoint.config == resnet.cifar_config(8)
-        assert checkpoint.preprocessing.size == size
-        jax.tree.map(np.testing.assert_array_equal, resnet.make_params(checkpoint), params)
+        loaded = pretrained.load(where)
+        assert loaded.config == resnet.cifar_config(8)
+        assert loaded.model.pixels.size == size
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert {"conv1.weight", "layer3.0.bn2.running_var", "linear.bias"} < tensors.keys()
 
 
 def test_a_fresh_classifier_comes_from_the_key(cifar_file):
-    checkpoint = resnet.load_resnet(cifar_file[0])
-    params = resnet.make_params(checkpoint, KEY, 7)
-    jax.tree.map(np.testing.assert_array_equal, params["head"], resnet.init_head(KEY, checkpoint.config, 7))
-    jax.tree.map(np.testing.assert_array_equal, params["stem"], resnet.make_params(checkpoint)["stem"])
+    checkpoint = pretrained.read(cifar_file[0])
+    params = checkpoint.load(num_classes=7, key=KEY).params
+    jax.tree.map(np.testing.assert_array_equal, params["head"], make_model(checkpoint.model.config, 7).init_head(KEY))
+    jax.tree.map(np.testing.assert_array_equal, params["stem"], checkpoint.load().params["stem"])
 
 
 def zeros(*shape):
@@ -393,7 +402,7 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(cifar_file):
     tensors |= {"bn1.num_batches_tracked": np.array(7)}
     save_file(tensors, path)
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
-        resnet.make_params(resnet.load_resnet(path))
+        pretrained.load(path)
     assert sorted(line.strip() for line in str(error.value).splitlines()[1:]) == [
         "bn1.bias is missing",
         "layer1.0.bn2.running_var is missing",
@@ -432,7 +441,7 @@ def test_checkpoint_of_another_architecture(name, tmp_path):
     tensors, message = BAD_TENSORS[name]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        resnet.load_resnet(tmp_path / "model.safetensors")
+        pretrained.read(tmp_path / "model.safetensors")
     assert "\n" not in str(error.value)
 
 
@@ -440,7 +449,7 @@ def test_checkpoint_without_the_classifier_that_is_asked_for(cifar_file):
     path, tensors = cifar_file
     save_file({name: tensor for name, tensor in tensors.items() if "linear" not in name}, path)
     with pytest.raises(ValueError, match="no classifier"):
-        resnet.make_params(resnet.load_resnet(path))
+        pretrained.load(path)
 
 
 CONFIG = {"model_type": "resnet", "num_channels": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
@@ -463,7 +472,7 @@ CONFIG = {"model_type": "resnet", "num_channels": 3, "embedding_size": 8, "hidde
 def test_config_with_a_wrong_value(changes, reason, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
     with pytest.raises(ValueError, match=rf"config\.json: .*{reason}"):
-        resnet.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 MEAN_STD = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
@@ -484,16 +493,19 @@ PREPROCESSORS = {
 def test_preprocessor_config(name, tmp_path):
     raw, expected = PREPROCESSORS[name]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(MEAN_STD | raw))
-    assert resnet.read_preprocessing(tmp_path, small_config()) == (*expected, *map(tuple, MEAN_STD.values()))
+    assert preprocessing.read(tmp_path, resnet.default_preprocessing(small_config())) == (
+        *expected,
+        *map(tuple, MEAN_STD.values()),
+    )
 
 
 def test_preprocessing_of_the_family(tmp_path):
-    assert resnet.read_preprocessing(tmp_path, small_config())[:3] == (224, 0.875, 2)
-    gray = resnet.read_preprocessing(tmp_path, resnet.cifar_config(8, num_channels=1))
+    assert preprocessing.read(tmp_path, resnet.default_preprocessing(small_config()))[:3] == (224, 0.875, 2)
+    gray = preprocessing.read(tmp_path, resnet.default_preprocessing(resnet.cifar_config(8, num_channels=1)))
     assert gray[:3] == (32, 1.0, 2)
     np.testing.assert_allclose((*gray.mean, *gray.std), (0.449, 0.226))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, "do_normalize": False}))
-    assert resnet.read_preprocessing(tmp_path, small_config()).std == (1.0, 1.0, 1.0)
+    assert preprocessing.read(tmp_path, resnet.default_preprocessing(small_config())).std == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -512,4 +524,4 @@ def test_preprocessing_of_the_family(tmp_path):
 def test_preprocessor_config_with_a_wrong_value(changes, reason, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 224} | MEAN_STD | changes))
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{reason}"):
-        resnet.read_preprocessing(tmp_path, small_config())
+        preprocessing.read(tmp_path, resnet.default_preprocessing(small_config()))

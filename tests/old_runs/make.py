@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gafreeze_jax.data.text import load_text
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import base, pretrained
 
 HERE = Path("tests/old_runs")
 OPTIONS = [
@@ -44,9 +44,10 @@ def write_model() -> None:
         "intermediate_size": 16, "max_position_embeddings": 16, "initializer_range": 0.3,
     }  # fmt: skip
     (source / "config.json").write_text(json.dumps(config))
-    params = bert.init_params(jax.random.key(0), bert.read_config(source), 2)
+    model = base.Model(*pretrained.read_config(source), num_classes=2)
+    params = model.init_params(jax.random.key(0))
     rounded = jax.tree.map(lambda leaf: np.asarray(leaf).round(3), params)
-    bert.save_bert(HERE / "model", source, rounded, ("negative", "positive"))
+    model.save(HERE / "model", rounded, source=source, label_names=("negative", "positive"))
     shutil.rmtree(source)
 
 

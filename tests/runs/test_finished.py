@@ -20,7 +20,7 @@ from PIL import Image
 from gafreeze_jax import cli
 from gafreeze_jax.data import images, lm, text
 from gafreeze_jax.engine import cache
-from gafreeze_jax.models import bert
+from gafreeze_jax.models import pretrained
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks import bert as bert_task
 from gafreeze_jax.tasks import gpt2 as gpt2_task
@@ -238,10 +238,10 @@ def test_a_mask_on_other_data(runs, gafreeze, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == names
 
     # What is frozen is what was loaded; the folder is a run's, which is finished, and labels texts.
-    _, pretrained, _ = bert.load_bert(folder.parent / "model", jax.random.key(0), 2)
-    _, trained, _ = bert.load_bert(out / "model", jax.random.key(0))
+    start = pretrained.load(folder.parent / "model", num_classes=2).params
+    trained = pretrained.load(out / "model").params
     for name, frozen in masks[0].items():
-        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (trained[name], pretrained[name])), strict=True)]
+        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (trained[name], start[name])), strict=True)]
         assert all(same) if frozen else not any(same)
     assert "it is finished" in gafreeze(*command)[1]
     assert len(read(gafreeze("predict", out, "--data", data)[1])) == 80

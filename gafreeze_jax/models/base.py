@@ -1,0 +1,269 @@
+"""Families of pretrained networks, such as BERT: what differs between them is data, and what they share is written here, once.
+
+A family is one file with a `Family`: a config whose fields come with their rules, a table of tensors, blocks and heads.
+Networks, initialisation, tensor names, saving and loading (`pretrained.py`) follow from these; docs/families.md has an example.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.engine.network import STATISTICS, Block, Network, classification
+from gafreeze_jax.extras import needs
+from gafreeze_jax.models import checkpoints, configs, layers, preprocessing
+from gafreeze_jax.models.preprocessing import Preprocessing
+
+with needs("text"):
+    import flax.linen as nn
+
+Granularity = Literal["layer", "sublayer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a checkpoint calls its tensors.
+
+    Attributes:
+      table: rows of (name without prefix, path in our tree, axes permutation); see `checkpoints.Table`.
+      prefix: of all names but those that begin with one of `bare`. A checkpoint may leave it out.
+      old_endings: endings of names in old checkpoints, and what they are today.
+      ignored: regular expression of tensors that are not used.
+      carried: regular expression of tensors that are not used, and are saved again as they are.
+    """
+
+    table: checkpoints.Table
+    prefix: str = ""
+    bare: tuple[str, ...] = ()
+    old_endings: tuple[tuple[str, str], ...] = ()
+    ignored: str = ""
+    carried: str = ""
+
+    def standard_name(self, name: str) -> str:
+        """A name as it stands in the table."""
+        name = name.removeprefix(self.prefix)
+        for old, new in self.old_endings:
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        return name
+
+    def full_name(self, name: str) -> str:
+        return name if name.startswith(self.bare) else self.prefix + name
+
+
+class Part(NamedTuple):
+    """The Flax module of a block.
+
+    Attributes:
+      module: called as `module(x, context, frozen)`; or the modules of a layer's sublayers by their names, lowest first.
+      per_example: whether its output has one row per example, as in `Block`.
+    """
+
+    name: str
+    module: nn.Module | Mapping[str, nn.Module]
+    per_example: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A kind of head, on top of the blocks.
+
+    Attributes:
+      architecture: PyTorch's name of the network with such a head, for `config.json`.
+      make: `make(config, num_classes, dtype)` returns the function that is the `Network`'s head.
+      init: `init(key, config, num_classes)` returns its parameters.
+      output: path of the layer with a row for each class, such as "head/classifier". It is fresh where a number of classes is
+        asked for; the head's other layers are where the checkpoint lacks them. "" for a head without classes, of which nothing
+        is fresh.
+      per_example: whether it reads one row per example, so that the last layer need not be computed for the others.
+      shared: names of blocks whose parameters it reads, too, as in `Network`.
+      tied: names of the output layer's tensor and of the one that it must be equal to, if it is there.
+    """
+
+    architecture: str
+    make: Callable[[Any, Any, Any], Callable[..., Any]]
+    init: Callable[[Array, Any, Any], dict]
+    output: str = ""
+    per_example: bool = True
+    shared: tuple[str, ...] = ()
+    tied: tuple[str, str] | None = None
+
+
+def no_problems(raw: Mapping[str, Any], config: Any) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Networks that differ by their config only.
+
+    Attributes:
+      model_type: in `config.json`.
+      title: what one is called, such as "a BERT".
+      config: a frozen dataclass of what changes the computation, by Hugging Face's names, with fields from `configs.field`.
+        For texts it has `vocab_size`, and says `max_tokens` and `num_types` (of tokens).
+      layout: of Hugging Face's checkpoints.
+      blocks: `blocks(config, dtype, per_example)` returns the parts, lowest first; where `per_example` the last layer
+        computes only what a head reads that looks at one token of each text, `context["firsts"]` or `context["lasts"]`.
+      heads: by their kinds: "classify", "lm" (the next token).
+      problems: `problems(raw, config)` says what is wrong with a `config.json` besides its fields; `config` is None if a field
+        is wrong.
+      preprocessing: for images, `preprocessing(config)` is the family's way to prepare them. None = texts.
+      infer: `infer(tensors, where)` returns config and layout of a checkpoint without `config.json`, or raises a ValueError.
+    """
+
+    model_type: str
+    title: str
+    config: type
+    layout: Layout
+    blocks: Callable[[Any, Any, bool], Iterable[Part]]
+    heads: Mapping[str, Head]
+    problems: Callable[[Mapping[str, Any], Any], Iterable[str]] = no_problems
+    preprocessing: Callable[[Any], Preprocessing] | None = None
+    infer: Callable[[Mapping[str, np.ndarray], str], tuple[Any, Layout]] | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of a family with a head: all but the values of its parameters.
+
+    Attributes:
+      head: its kind.
+      num_classes: None for a head without classes.
+      preprocessing: of images; the family's by default.
+    """
+
+    family: Family
+    config: Any
+    _: dataclasses.KW_ONLY
+    head: str = "classify"
+    num_classes: int | None = None
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def pixels(self) -> Preprocessing | None:
+        """How it wants its images; None for texts."""
+        return self.preprocessing or (self.family.preprocessing and self.family.preprocessing(self.config))
+
+    def make_network(self, *, dtype: Any = jnp.float32, granularity: Granularity = "layer") -> Network:
+        """The network. Blocks are the family's parts, or their sublayers, such as `layer_0/attention`.
+
+        Args:
+          dtype: of products, and of activations where that is faster; all parameters, sums, statistics, softmax and logits
+            are float32.
+          granularity: with "sublayer", parameters go through `split_layers`.
+        """
+        head = self.family.heads[self.head]
+        blocks = [
+            Block(name, layers.as_block(module), part.per_example)
+            for part in self.family.blocks(self.config, dtype, head.per_example)
+            for name, module in _modules(part, granularity)
+        ]
+        if self.pixels:
+            blocks[0] = blocks[0]._replace(apply=preprocessing.on_pixels(blocks[0].apply, self.pixels, jnp.dtype(dtype)))
+        apply = head.make(self.config, self.num_classes, jnp.dtype(dtype))
+        return Network(tuple(blocks), apply, classification, shared=head.shared)
+
+    def init_head(self, key: Array) -> dict:
+        """A fresh head."""
+        return self.family.heads[self.head].init(key, self.config, self.num_classes)
+
+    def init_params(self, key: Array) -> dict:
+        """A randomly initialised tree {block name: parameters, "head": parameters}."""
+        x, context = self._smallest_input()
+        init = _init_compiled if self.family.preprocessing else _init
+        params = {}
+        for part in self.family.blocks(self.config, jnp.float32, False):
+            ((name, module),) = _modules(part, "layer")
+            key, key_block = jax.random.split(key)
+            x, variables = init(module, key_block, x, context)
+            statistics = {STATISTICS: variables[STATISTICS]} if STATISTICS in variables else {}
+            params[name] = {**variables["params"], **statistics}
+        return {**params, "head": self.init_head(key)}
+
+    def _smallest_input(self) -> tuple[Any, dict[str, Array]]:
+        """A text of one token, or an image of the family's size, and its context."""
+        if self.family.preprocessing:
+            wanted = self.family.preprocessing(self.config)
+            return jnp.zeros((1, wanted.size, wanted.size, len(wanted.mean))), {"weights": jnp.ones(1)}
+        index = jnp.zeros(1, jnp.int32)
+        context = {"segments": index[None], "firsts": index, "lasts": index}
+        return {"ids": index, "positions": index, "types": index}, context
+
+    def tensor_names(self, params: dict) -> dict[str, str]:
+        """What the leaves of a tree are called in a checkpoint: {path: name}."""
+        layout = self.family.layout
+        return {path: layout.full_name(name) for path, name in checkpoints.names(params, layout.table).items()}
+
+    def save(
+        self,
+        folder: Path,
+        params: dict,
+        *,
+        source: Path,
+        label_names: Sequence[str] = (),
+        padding: tuple[int, str] | None = None,
+        carried: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Writes a model in the layout that it has; with a `config.json`, PyTorch's `AutoModelFor...` loads the folder.
+
+        Args:
+          source: folder or file that the model came from; its config, tokenizer and preprocessor files are taken over.
+          params: the whole tree.
+          label_names: the C classes, in the order of the logits.
+          padding: id and text of the token that fills up batches of texts, if PyTorch has to know it.
+          carried: tensors that are saved as they are, by their names in the table.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if (source / "config.json").exists():
+            changes = {"architectures": [self.family.heads[self.head].architecture]}
+            changes |= configs.labels(label_names) if label_names else {}
+            configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
+        layout = self.family.layout
+        tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
+        checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()})
+        checkpoints.copy_tokenizer(source, folder, **({"pad_token": padding[1]} if padding else {}))
+        if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
+            shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
+
+
+def _modules(part: Part, granularity: Granularity) -> Iterable[tuple[str, nn.Module]]:
+    """Name and module of each block that a part makes."""
+    if isinstance(part.module, nn.Module):
+        return [(part.name, part.module)]
+    if granularity == "sublayer":
+        return [(f"{part.name}/{name}", module) for name, module in part.module.items()]
+    return [(part.name, layers.Sublayers(tuple(part.module.items())))]
+
+
+def _init(module: nn.Module, key: Array, x: Any, context: dict[str, Array]) -> tuple[Array, Any]:
+    """What shape the output has, and the variables."""
+    x, variables = module.init_with_output(key, x, context, True)
+    return jnp.zeros_like(x), variables
+
+
+_init_compiled = jax.jit(_init, static_argnums=0)  # what convolutions compute is left out then, as only its shape counts
+
+
+def split_layers(params: dict, names: Iterable[str]) -> dict:
+    """A model's parameters by the names of a network's blocks: `layer_0/attention` is "attention" of "layer_0"."""
+    split = {}
+    for name in (*names, "head"):
+        layer, _, sublayer = name.partition("/")
+        split[name] = params[layer][sublayer] if sublayer else params[layer]
+    return split
+
+
+def join_layers(params: dict) -> dict:
+    """The reverse of `split_layers`; leaves whole layers as they are."""
+    joined: dict = {}
+    for name, tree in params.items():
+        layer, _, sublayer = name.partition("/")
+        joined[layer] = {**joined.get(layer, {}), sublayer: tree} if sublayer else tree
+    return joined

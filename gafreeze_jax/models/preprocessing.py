@@ -1,0 +1,101 @@
+"""How a network wants its images: Hugging Face's `preprocessor_config.json`."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gafreeze_jax.data import files
+from gafreeze_jax.models import checkpoints, configs, layers
+
+BILINEAR, BICUBIC = 2, 3  # as pillow counts them
+SQUASHED_FROM = 384  # size from which Hugging Face's preprocessing for ConvNext crops no more
+
+
+class Preprocessing(NamedTuple):
+    """How a network wants its images.
+
+    Attributes:
+      size: height and width.
+      crop: share of the shorter side that is kept, from the middle; None: all is, and the sides' ratio changes.
+      resample: pillow's filter for resizing.
+      mean, std: of each channel, for pixels from 0 to 1.
+    """
+
+    size: int
+    crop: float | None
+    resample: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@functools.cache  # so that equal networks are equal
+def on_pixels(apply: Callable[..., Any], wanted: Preprocessing, dtype: Any) -> Callable[..., Any]:
+    """The lowest block of a network with images [B, H, W, C] uint8 in place of the numbers that it was trained with."""
+
+    def scaled(params, x, context, *, frozen, key):
+        mean, std = (jnp.array(values, jnp.float32)[None, None, None] for values in (wanted.mean, wanted.std))
+        x = ((x.astype(jnp.float32) / 255 - mean) / std).astype(layers.activation_dtype(dtype))
+        return apply(params, x, context, frozen=frozen, key=key)
+
+    return scaled
+
+
+def read(folder: Path, default: Preprocessing) -> Preprocessing:
+    """What a Hugging Face `preprocessor_config.json` says, or `default` if there is none.
+
+    Raises:
+      ValueError: if it asks for something that is not implemented; all reasons at once.
+    """
+    path, num_channels = folder / checkpoints.PREPROCESSOR_FILE, len(default.mean)
+    if not path.exists():
+        return default
+    try:
+        raw = files.parse_json(path.read_text(encoding="utf-8"))
+        size, crop = _size_and_crop(raw, default.size)
+        mean, std = (0.0,) * num_channels, (1.0,) * num_channels
+        if raw.get("do_normalize", True):
+            mean, std = (tuple(map(float, raw[name])) for name in ("image_mean", "image_std"))
+        resample = raw.get("resample", BICUBIC)
+        scale = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1
+        are_right = {
+            f"size must be a positive integer, got {size!r}": configs.COUNT.is_right(size),
+            f"the share of an image that is kept must be above 0 and at most 1, got {crop}": crop is None or 0 < crop <= 1,
+            f"resample must be one of pillow's 0 to 5, got {resample!r}": resample in range(6),
+            f"image_mean must be {num_channels} numbers, got {mean}": len(mean) == num_channels,
+            f"image_std must be {num_channels} positive numbers, got {std}": len(std) == num_channels and min(std) > 0,
+            f"rescale_factor must be 1 / 255, got {scale}": abs(scale * 255 - 1) < 1e-3,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: not the config of an image processor: {error!r}") from None
+    if problems := [problem for problem, is_right in are_right.items() if not is_right]:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return Preprocessing(size, crop, resample, mean, std)
+
+
+def _size_and_crop(raw: Mapping[str, Any], default: int) -> tuple[int, float | None]:
+    """Hugging Face's image processors cut out the middle in two ways; their ConvNext's, which ResNets have, by a share."""
+
+    def side(size: Any) -> int:
+        return size.get("shortest_edge") or size["height"] if isinstance(size, dict) else size
+
+    wanted = raw.get("size", default)
+    size = side(wanted)
+    if raw.get("do_center_crop"):
+        return side(raw["crop_size"]), side(raw["crop_size"]) / size
+    if isinstance(wanted, dict) and "shortest_edge" not in wanted:
+        return size, None
+    kind = str(raw.get("image_processor_type", raw.get("feature_extractor_type")))
+    if "crop_pct" in raw or kind.startswith("ConvNext"):
+        return size, None if size >= SQUASHED_FROM else float(raw.get("crop_pct") or 224 / 256)
+    return size, 1.0
+
+
+def write(folder: Path, wanted: Preprocessing) -> None:
+    """Writes a `preprocessor_config.json` for images that have the right size."""
+    sizes = {"height": wanted.size, "width": wanted.size}
+    raw = {"size": sizes, "resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std}
+    (folder / checkpoints.PREPROCESSOR_FILE).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,187 @@
+"""Pretrained networks: a checkpoint is read once, its family is found, and its tensors become parameters."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.masking import leaf_paths
+from gafreeze_jax.models import bert, checkpoints, configs, gpt2, preprocessing, resnet
+from gafreeze_jax.models.base import Family, Model
+
+FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, resnet.FAMILY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model that was read from a checkpoint.
+
+    Attributes:
+      params: {block name: float32 arrays, "head": ...}.
+      fresh: paths of the head's leaves that are not from the checkpoint.
+      source: folder or file.
+      carried: as for `Model.save`.
+    """
+
+    model: Model
+    params: dict
+    fresh: tuple[str, ...]
+    source: Path
+    carried: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def make_head(self, key: Array) -> dict:
+        """The head with other fresh leaves."""
+        return _complete(self.params["head"], self.model, self.fresh, key)
+
+    def save(self, folder: Path, params: dict, **given: Any) -> None:
+        """As `Model.save`, which also says what may be given."""
+        self.model.save(folder, params, source=self.source, carried=self.carried, **given)
+
+
+def _complete(head: dict, model: Model, fresh: Sequence[str], key: Array) -> dict:
+    """A head whose fresh leaves are drawn."""
+    if not fresh:
+        return head
+    known = dict(zip(leaf_paths(head), jax.tree.leaves(head), strict=True))
+    drawn = model.init_head(key)
+    leaves = [
+        np.asarray(leaf) if f"head/{path}" in fresh else known[path]
+        for path, leaf in zip(leaf_paths(drawn), jax.tree.leaves(drawn), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(drawn), leaves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint as it was read, before a task says which head it needs.
+
+    Attributes:
+      path: of the folder or file.
+      model: without a number of classes.
+      tensors: by their names in the layout's table; `carried` are no parameters.
+    """
+
+    path: Path
+    model: Model
+    tensors: dict[str, np.ndarray]
+    carried: dict[str, np.ndarray]
+
+    def load(self, head: str = "classify", *, num_classes: int | None = None, key: Array | None = None) -> Pretrained:
+        """The parameters of a network with a head.
+
+        Args:
+          head: its kind.
+          num_classes: of a fresh output layer; None = the checkpoint has one and it is read, or such a head has none.
+          key: for what is fresh; by default that of seed 0.
+
+        Raises:
+          ValueError: if anything is missing, left over or of another shape; all at once.
+        """
+        family, layout = self.model.family, self.model.family.layout
+        if head not in family.heads:
+            raise ValueError(f"{self.path}: {family.title} has no head for {head!r}; it has: {', '.join(family.heads)}")
+        kind = family.heads[head]
+        if kind.tied and not self._is_tied(*kind.tied):
+            raise ValueError(
+                f"{self.path}: its output layer is not its word vectors, as it is in {family.title} that models language"
+            )
+        renewed = None if num_classes is None else kind.output
+        if num_classes is None and kind.output:
+            num_classes = self._count_classes(kind.output)
+        model = dataclasses.replace(self.model, head=head, num_classes=num_classes)
+        shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+        fresh = self._fresh_leaves(shapes["head"], renewed) if kind.output else ()
+        params = checkpoints.to_tree(
+            self.tensors, layout.table, shapes, fresh=fresh, ignore=layout.ignored, where=str(self.path)
+        )
+        params["head"] = _complete(params.get("head", {}), model, fresh, jax.random.key(0) if key is None else key)
+        return Pretrained(model=model, params=params, fresh=fresh, source=self.path, carried=self.carried)
+
+    def _is_tied(self, output: str, words: str) -> bool:
+        tensors = self.tensors
+        equal = output not in tensors or words not in tensors or np.array_equal(tensors[output], tensors[words])
+        return equal and getattr(self.model.config, "tie_word_embeddings", True)
+
+    def _count_classes(self, layer: str) -> int:
+        names = [name for name, path, _ in self.model.family.layout.table if path.rpartition("/")[0] == layer]
+        for name in names:
+            if name in self.tensors:
+                return np.atleast_1d(self.tensors[name]).shape[0]
+        raise ValueError(f"{self.path}: the checkpoint has no classifier ({', '.join(names)})")
+
+    def _fresh_leaves(self, head: Any, renewed: str | None) -> tuple[str, ...]:
+        """Paths of the leaves of a layer of the head that is renewed, and of layers of which the checkpoint has nothing."""
+        places = checkpoints.names({"head": head}, self.model.family.layout.table)
+        layer = {path: path.rpartition("/")[0] for path in places}
+        there = {layer[path] for path, name in places.items() if name in self.tensors} - {renewed}
+        return tuple(path for path in places if layer[path] not in there)
+
+
+def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Family, Any]:
+    """Finds the family of a folder by its `config.json`, and reads and checks this.
+
+    Raises:
+      ValueError, FileNotFoundError: if there is none, or not of a network that these families implement; all reasons at once.
+    """
+    path = folder / "config.json"
+    raw = configs.read(path)
+    model_type = raw.get("model_type") if isinstance(raw, dict) else raw
+    family = next((family for family in families if isinstance(raw, dict) and family.model_type == model_type), None)
+    if family is None:
+        known = " or ".join(f"{family.title} (model_type {family.model_type!r})" for family in families)
+        raise ValueError(f"{path}: expected {known}, got model_type {model_type!r}")
+    values, problems = configs.check(raw, family.config)
+    config = None if problems else family.config(**values)
+    problems += family.problems(raw, config)
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return family, config
+
+
+def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
+    """Reads a folder in the Hugging Face layout; with a family that infers configs, also a safetensors file by itself.
+
+    Raises:
+      ValueError, FileNotFoundError: if it is damaged, or not of a network that these families implement.
+    """
+    inferring = [family for family in families if family.infer]
+    if inferring and not (path / "config.json").exists():
+        (family,) = inferring
+        tensors = checkpoints.read_tensors(path) if path.is_dir() else checkpoints.read_file(path)
+        assert family.infer
+        config, layout = family.infer(tensors, str(path))
+        family = dataclasses.replace(family, layout=layout)
+    else:
+        family, config = read_config(path, families)
+        tensors, layout = checkpoints.read_tensors(path), family.layout
+    tensors = checkpoints.renamed(tensors, layout.standard_name, path)
+    carried = {name: tensor for name, tensor in tensors.items() if layout.carried and re.fullmatch(layout.carried, name)}
+    images = family.preprocessing and preprocessing.read(path, family.preprocessing(config))
+    return Checkpoint(
+        path=path,
+        model=Model(family, config, preprocessing=images),
+        tensors={name: tensor for name, tensor in tensors.items() if name not in carried},
+        carried=carried,
+    )
+
+
+def load(
+    path: Path,
+    head: str = "classify",
+    *,
+    families: Sequence[Family] = FAMILIES,
+    num_classes: int | None = None,
+    key: Array | None = None,
+) -> Pretrained:
+    """`read` and `Checkpoint.load` at once."""
+    return read(path, families).load(head, num_classes=num_classes, key=key)
