@@ -27,9 +27,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Batch, Dataset
-from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
+from gafreeze_jax.engine.cohort import Replicate
+from gafreeze_jax.engine.network import Batch, Dataset, Source
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import results
 
@@ -74,9 +76,11 @@ def main(options: Options) -> None:
     members = Population(
         trimmed.make_network(dtype=jnp.dtype(options.dtype)),
         trimmed_params,
-        adamw_recipe(*LEARNING_RATES, len(examples)),
+        adamw_recipe(learning_rate=LEARNING_RATES[0], head_learning_rate=LEARNING_RATES[1], num_steps=len(examples)),
         Source(Dataset(tokens.renumber(texts, used), labels), tokens.scoring_batches(texts)),
         Source(Dataset(tokens.renumber(one_text, used), labels[:1]), tokens.scoring_batches(one_text)),
+        loss=cross_entropy,
+        metric=ACCURACY,
     )
     steps: Batch = tokens.pack_batches(texts, examples, NUM_TOKENS)
 

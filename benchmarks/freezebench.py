@@ -23,19 +23,27 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import run_bert
 import run_resnet
 from tables import TABLES, Table, load_table, save_table
 
 from gafreeze_jax.data import images
-from gafreeze_jax.engine import planning
-from gafreeze_jax.engine.network import Block, Dataset, Network, classification
-from gafreeze_jax.engine.population import Plan, Population, adamw_recipe, in_order
+from gafreeze_jax.engine import costs, planning
+from gafreeze_jax.engine.cohort import Plan, Replicate, untrained
+from gafreeze_jax.engine.network import Block, Dataset, Network, Source
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.models import checkpoints, plain
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment, results
 from gafreeze_jax.search.genetic import all_genomes
 from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.space import Genome
 from gafreeze_jax.tasks import pretraining
 
 SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
@@ -93,7 +101,7 @@ def cnn_problem(options: Options) -> experiment.Prepared:
     """A small CNN in float32, pretrained on the classes 0 to 4; the masks are for the classes 5 to 9."""
     single, pooled = plain.convolution, plain.pooled_convolution
     functions = (single, pooled, single, pooled, single, plain.hidden, plain.hidden)
-    network = Network(tuple(map(Block, CNN, functions)), plain.linear, classification)
+    network = Network(tuple(map(Block, CNN, functions)), plain.linear)
     data = images.load_images(options.data, images.Frame(28, 1))
     splits = [Dataset(np.float32(split.images / 255), split.labels) for split in data[:3]]
     low, high = (
@@ -109,7 +117,7 @@ def cnn_problem(options: Options) -> experiment.Prepared:
         experiment.make_task(
             network, pretrained.params, train, validation, SETTINGS, make_head=lambda key: plain.init_params(key, CNN)["head"]
         ),
-        [f"Pretrained to {pretrained.accuracy:.1%} accuracy on the classes 0 to 4"],
+        [f"Pretrained to {pretrained.score:.1%} accuracy on the classes 0 to 4"],
         network,
         experiment.Locked(experiment.make_source(test)),
         len(test.targets),
@@ -126,10 +134,40 @@ def common(options: Options) -> dict[str, Any]:
     return dataclasses.asdict(SETTINGS) | {"data": options.data, "dtype": options.dtype}
 
 
+class Curve(NamedTuple):
+    """How a mask did while it was trained.
+
+    Attributes:
+      validation: [stops, 2] accuracy and mean loss.
+      test: [2], after the last stop.
+    """
+
+    genome: Genome
+    validation: np.ndarray
+    test: np.ndarray
+
+
 def make_population(prepared: experiment.Prepared, plan: Plan) -> Population:
     task = prepared.task
-    recipe = adamw_recipe(SETTINGS.learning_rate, SETTINGS.head_learning_rate, STOPS[-1])
-    return Population(task.network, task.params, recipe, task.train, task.validation, plan=plan)
+    recipe = adamw_recipe(
+        learning_rate=SETTINGS.learning_rate, head_learning_rate=SETTINGS.head_learning_rate, num_steps=STOPS[-1]
+    )
+    sources = task.train, task.validation
+    return Population(task.network, task.params, recipe, *sources, loss=task.loss, metric=task.metric, plan=plan)
+
+
+def train(population: Population, masks: np.ndarray, run: Replicate, test: Source) -> Iterator[Curve]:
+    """Trains masks [P, G], scores them on the way, and keeps none; in an order of their own."""
+    members = untrained(masks)
+    validation: dict[Genome, list[tuple[float, float]]] = {member.genome: [] for member in members}
+    for stop in STOPS:
+        members = list(itertools.chain.from_iterable(population.advance(members, run, stop)))
+        for member in members:
+            validation[member.genome].append((member.score, member.loss))
+    for member in members:
+        params = {name: member.params[name] for name in member.params}
+        scores = score(population.network, params, test, loss=population.trainer.loss, metric=population.metric)
+        yield Curve(member.genome, np.array(validation[member.genome]), np.array([leaf.mean() for leaf in scores]))
 
 
 def empty_table(prepared: experiment.Prepared, population: Population, options: Options) -> Table:
@@ -169,17 +207,16 @@ def main(options: Options) -> None:
         table = load_table(path) if path.exists() else empty_table(prepared, population, options)
     except (ValueError, OSError) as error:
         sys.exit(summary.fail(error))
-    test = population.activations(prepared.test.break_open())
+    test = prepared.test.break_open()
     masks = all_genomes(len(table.genes))
-    order = in_order(masks)
     print(*prepared.about, sep="\n", flush=True)
     for seed in range(options.seeds):
         run = prepared.task.run(seed)
-        missing = [mask for mask in order if not table.done[mask, seed]]
+        missing = [mask for mask in range(len(masks)) if not table.done[mask, seed]]
         for first in range(0, len(missing), MASKS_OF_A_PART):
             part = missing[first : first + MASKS_OF_A_PART]
             start = time.perf_counter()
-            for curve in population.curves(masks[part], run, STOPS, test):
+            for curve in train(population, masks[part], run, test):
                 number = int(genome_text(curve.genome), 2)
                 table.validation[number, seed], table.test[number, seed] = curve.validation, curve.test
             save_table(path, table)
@@ -188,7 +225,7 @@ def main(options: Options) -> None:
                 flush=True,
             )
     if jax.default_backend() == "cpu" and np.isnan(table.flops).any():  # so that tables made elsewhere are comparable
-        table.flops[:] = list(map(population.step_flops(prepared.task.run(0)), masks))
+        table.flops[:] = list(map(costs.step_flops(population, prepared.task.run(0)), masks))
         save_table(path, table)
     describe(table)
 

@@ -25,10 +25,13 @@ import tyro
 from steps import MOST_STEPS, NUM_CLASSES, make_texts, seconds_per_step, step_flops
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.engine import planning
-from gafreeze_jax.engine.cache import Source, device_memory
-from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.engine.population import Plan, Population, Replicate, adamw_recipe
+from gafreeze_jax.engine import costs, planning
+from gafreeze_jax.engine.cache import device_memory
+from gafreeze_jax.engine.cohort import Plan, Replicate
+from gafreeze_jax.engine.network import Dataset, Source
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert
 from gafreeze_jax.runs import results
 
@@ -67,14 +70,15 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
     params = model.init_params(jax.random.key(0))
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), tokens.pack_batches(texts, examples[:1], length))
     network = model.make_network(dtype=jnp.dtype(dtype))
-    population = Population(network, params, adamw_recipe(1e-5, 1e-4, MOST_STEPS), source, source)
+    recipe = adamw_recipe(learning_rate=1e-5, head_learning_rate=1e-4, num_steps=MOST_STEPS)
+    population = Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY)
     batches = tokens.pack_batches(texts, examples, length)
     seconds = {}
     for plan in plans:
         population.plan = plan
         genomes = np.zeros((plan.members * plan.calls, config.num_hidden_layers + 1), bool)
-        num_bytes = population.bytes_of_call(
-            plan, genomes[: plan.members], Replicate(params["head"], batches, jax.random.key(0))
+        num_bytes = costs.bytes_of_cohort(
+            population, plan, genomes[: plan.members], Replicate(params["head"], batches, jax.random.key(0))
         )
         if num_bytes > planning.SHARE_OF_MEMORY * device_memory():
             break

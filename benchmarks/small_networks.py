@@ -48,8 +48,11 @@ from torch import nn
 
 from gafreeze_jax.data.batches import NONE, balanced_batches, make_batches
 from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Dataset, Network
-from gafreeze_jax.engine.population import Population, Recipe, Replicate
+from gafreeze_jax.engine.optimizer import Recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import plain
 from gafreeze_jax.runs.experiment import SCORING_BATCH, make_source
 from gafreeze_jax.runs.results import write_json
@@ -250,7 +253,8 @@ def run_keras(task: Task, genomes: Sequence[str], python: Path) -> tuple[list[Ev
 def run_ours(task: Task, generations: Sequence[np.ndarray]) -> list[Evaluation]:
     """Evaluates the genomes [P, G] of each generation that are new."""
     start = time.perf_counter()
-    population = Population(task.network, task.params, RECIPE, make_source(task.train), make_source(task.validation))
+    train, validation = make_source(task.train), make_source(task.validation)
+    population = Population(task.network, task.params, RECIPE, train, validation, loss=cross_entropy, metric=ACCURACY)
     run = Replicate(task.params["head"], make_batches(task.batches), jax.random.key(0))
     population.plan = planning.choose(population, generations[0], run, sum(map(len, generations))).plan
     done: dict[str, Evaluation] = {}
@@ -259,7 +263,7 @@ def run_ours(task: Task, generations: Sequence[np.ndarray]) -> list[Evaluation]:
         for member in population.evaluate(np.array(list(new.values()), bool).reshape(-1, genomes.shape[1]), run):
             seconds, start = time.perf_counter() - start, time.perf_counter()
             text = genome_text(member.genome)
-            done[text] = Evaluation(text, member.accuracy, seconds)
+            done[text] = Evaluation(text, member.score, seconds)
     return list(done.values())
 
 

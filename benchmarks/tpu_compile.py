@@ -43,10 +43,12 @@ from members import BERT_BASE, MINILM
 from steps import NUM_CLASSES, make_texts
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.engine import devices
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.engine.population import Cohort, Plan, Population, Replicate, adamw_recipe, make_cohorts
+from gafreeze_jax.engine import costs, devices
+from gafreeze_jax.engine.cohort import Cohort, Plan, Replicate, make_cohorts, untrained
+from gafreeze_jax.engine.network import Dataset, Source
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert
 from gafreeze_jax.runs.results import versions, write_json
 
@@ -113,7 +115,8 @@ def make_population(config: bert.BertConfig, num_texts: int, length: int) -> tup
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), batches)
     network = model.make_network(dtype=jnp.bfloat16)
     run = Replicate(params["head"], batches, jax.random.key(0))
-    return Population(network, params, adamw_recipe(1e-5, 1e-4, 100), source, source), run
+    recipe = adamw_recipe(learning_rate=1e-5, head_learning_rate=1e-4, num_steps=100)
+    return Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY), run
 
 
 def num_bytes(tree: Any) -> int:
@@ -133,7 +136,7 @@ def compile_piece(equation: Any, arguments: list[jax.ShapeDtypeStruct]) -> Any:
 
 def compile_pieces(population: Population, call: Cohort, run: Replicate) -> Step:
     """A step that is handed out block by block. Arrays are followed through it: they live until they are last used."""
-    (scan,) = [one for one in population.trace(call, run).jaxpr.eqns if one.primitive.name == "scan"]
+    (scan,) = [one for one in population.trainer.trace(call, run).jaxpr.eqns if one.primitive.name == "scan"]
     step = scan.params["jaxpr"].jaxpr
     mesh = jax.sharding.get_mesh()
     of_members, shared = (NamedSharding(mesh, spec) for spec in (devices.MEMBERS, devices.SHARED))
@@ -175,7 +178,7 @@ def compile_pieces(population: Population, call: Cohort, run: Replicate) -> Step
 
 def compile_whole(population: Population, call: Cohort, run: Replicate) -> Step:
     """A step in one program, where XLA is free to compute again what it would else keep."""
-    compiled: Any = population.trace(call, run).lower().compile(QUICKLY)
+    compiled: Any = population.trainer.trace(call, run).lower().compile(QUICKLY)
     flops = compiled.cost_analysis()["flops"]
     return Step(compiled.memory_analysis().peak_memory_in_bytes, flops, len(COLLECTIVE.findall(compiled.as_text())))
 
@@ -187,10 +190,10 @@ def measure(population: Population, run: Replicate, where: Slice, num: int, *, w
 
     def compiled_with(per_device: int, compile_step: Callable[[Population, Cohort, Replicate], Step]) -> tuple[Step, int]:
         plan = Plan(per_device * mesh.size)
-        genomes = np.zeros((plan.members, len(population.network.blocks)), bool)
-        (call,) = make_cohorts(plan, population.network, genomes)
+        genomes = [population.space.all_trained] * plan.members
+        (call,) = make_cohorts(plan, population.space, untrained(genomes))
         with jax.set_mesh(mesh):
-            return compile_step(population, call, run), population.bytes_of_call(plan, genomes, run)
+            return compile_step(population, call, run), costs.bytes_of_cohort(population, plan, genomes, run)
 
     rows = {}
     for form, compile_step in {"in pieces": compile_pieces, "in one": compile_whole}.items():

@@ -37,9 +37,12 @@ from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine import planning
-from gafreeze_jax.engine.cache import Source, score
-from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
+from gafreeze_jax.engine.cache import score
+from gafreeze_jax.engine.cohort import Replicate
+from gafreeze_jax.engine.network import Dataset, Source
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import results
 from gafreeze_jax.search.history import Evaluation, Ledger, genome_text
@@ -90,7 +93,7 @@ class Finetuned(NamedTuple):
 
     genome: np.ndarray
     train_loss: float
-    accuracy: float
+    score: float
     loss: float
 
 
@@ -144,8 +147,9 @@ def make_ours(task: Task, options: Options) -> Side:
         Source(Dataset(tokens.renumber(texts, used), split.labels), tokens.scoring_batches(texts))
         for texts, split in ((task.train, task.data.train), (task.validation, task.data.validation))
     )
-    recipe = adamw_recipe(LEARNING_RATE, HEAD_LEARNING_RATE, len(examples))
-    members = Population(trimmed.make_network(dtype=dtype), params, recipe, train, validation)
+    recipe = adamw_recipe(learning_rate=LEARNING_RATE, head_learning_rate=HEAD_LEARNING_RATE, num_steps=len(examples))
+    trained = trimmed.make_network(dtype=dtype)
+    members = Population(trained, params, recipe, train, validation, loss=cross_entropy, metric=ACCURACY)
     run = Replicate(params["head"], tokens.pack_batches(task.train, examples), jax.random.key(options.seed))
     network = task.model.make_network(dtype=dtype)
     test = Source(Dataset(task.test.inputs, task.data.test.labels), tokens.scoring_batches(task.test))
@@ -158,10 +162,11 @@ def make_ours(task: Task, options: Options) -> Side:
             print(f"Plan: {planning.describe(members.plan)} ({chosen[0].reason})", flush=True)
         return members.evaluate(genomes, run)
 
-    return Side(
-        evaluate,
-        lambda member: score(network, vocabulary.restore(member.params, used, task.params), test)[0],
-    )
+    def accuracy(member: Any) -> float:
+        params = vocabulary.restore(member.params, used, task.params)
+        return float(score(network, params, test, loss=cross_entropy, metric=ACCURACY).values.mean())
+
+    return Side(evaluate, accuracy)
 
 
 class Account:
@@ -185,7 +190,7 @@ class Account:
             self.seconds += seconds
             self.num_evaluations += 1
             if member.genome not in self.ledger:
-                scores = (member.accuracy, member.loss, member.train_loss)
+                scores = (member.score, member.loss, member.train_loss)
                 num_trainable = self._count_trainable(member.genome)
                 self.ledger.add(Evaluation(genome_text(member.genome), 0, 1, generation, *scores, num_trainable, seconds))
             clock = time.perf_counter()

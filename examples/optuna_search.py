@@ -13,8 +13,10 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from gafreeze_jax import masking
+from gafreeze_jax.engine.cohort import Plan
 from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.engine.population import Plan, Population, adamw_recipe
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
 from gafreeze_jax.models import from_function
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from jax import Array
 
-from gafreeze_jax.engine.network import Block, Dataset, Network, classification
+from gafreeze_jax.engine.network import Block, Dataset, Network
 from gafreeze_jax.models import checkpoints
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks.pretraining import pretrain
@@ -80,7 +80,7 @@ def make_network(kind: str, image: tuple[int, ...], num_classes: int, key: Array
         key, key_layer = jax.random.split(key)
         kernel = jax.nn.initializers.he_normal()(key_layer, shape, jnp.float32)
         params[name] = {"kernel": kernel, "bias": jnp.zeros(shape[-1])}
-    return Network(blocks, classifier, classification), params
+    return Network(blocks, classifier), params
 
 
 # 2. Data are arrays: a row of inputs and a label for every example.
@@ -149,7 +149,7 @@ def prepare(options: Options) -> experiment.Prepared:
         experiment.make_task(network, pretrained.params, data.train, data.validation, options, make_head=make_head),
         [
             f"Model: {options.network}, genes {', '.join(network.names)}; the last layer always trains",
-            f"Pretrained to {pretrained.accuracy:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task",
+            f"Pretrained to {pretrained.score:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task",
         ],
         network,
         experiment.Locked(experiment.make_source(data.test)),

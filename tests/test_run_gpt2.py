@@ -17,7 +17,9 @@ from command_line import words
 from gafreeze_jax import user_cache
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.text import load_text
-from gafreeze_jax.engine.cache import Source, score
+from gafreeze_jax.engine.network import Source
+from gafreeze_jax.engine.scoring import score
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import pretrained
 from gafreeze_jax.runs.finalists import NO_MASKS
 
@@ -135,7 +137,14 @@ def test_the_saved_model_scores_in_pytorch_what_the_table_says(granularity, smal
     loaded = pretrained.load(out / "model", "lm")
     tokenizer = tokens.load_tokenizer(out / "model")
     test = lm.make_windows(lm.encode(tokenizer, lm.load_corpus(str(corpus)).test, vocabulary=256), TINY["max_tokens"])
-    scores = score(loaded.model.make_network(), loaded.params, Source(test.dataset, lm.scoring_batches(test)))
+    scores = score(
+        loaded.model.make_network(),
+        loaded.params,
+        Source(test.dataset, lm.scoring_batches(test)),
+        loss=cross_entropy,
+        metric=ACCURACY,
+    )
+    scores = scores.values.mean(), scores.losses.mean()
     assert scores == pytest.approx((found["test_accuracy"], found["test_loss"]), rel=1e-5)
     if granularity == "sublayer":
         assert result["stages"][1:3] == ["block_0/attention", "block_0/mlp"]

@@ -15,8 +15,9 @@ from PIL import Image
 
 from gafreeze_jax.data.batches import in_order, make_batches
 from gafreeze_jax.data.images import Frame, load_images
-from gafreeze_jax.engine.cache import Source, score
-from gafreeze_jax.engine.network import Dataset, parameters
+from gafreeze_jax.engine.network import Dataset, Source, parameters
+from gafreeze_jax.engine.scoring import score
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, pretrained, resnet
 from gafreeze_jax.runs.finalists import NO_MASKS
 from gafreeze_jax.tasks import resnet as resnet_task
@@ -95,8 +96,8 @@ def test_what_is_left_on_disk(small_resnet, photos, tmp_path, capsys):
     saved, start = loaded.params, pretrained.load(small_resnet).params
     test = load_images(str(photos), Frame(8)).test
     source = Source(Dataset(*test), make_batches(in_order(len(test.labels), 4)))
-    accuracy, _ = score(loaded.model.make_network(), saved, source)
-    assert accuracy == pytest.approx(result["model"]["test_accuracy"])
+    scores = score(loaded.model.make_network(), saved, source, loss=cross_entropy, metric=ACCURACY)
+    assert scores.values.mean() == pytest.approx(result["model"]["test_accuracy"])
     for name, frozen in mask["frozen"].items():
         same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (saved[name], start[name])), strict=True)]
         assert all(same) if frozen else not any(same)

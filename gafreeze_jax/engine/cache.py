@@ -1,14 +1,14 @@
-"""What the pretrained blocks make of a data set, computed once and kept; its batches; and scores of a network on it.
+"""Activations of the frozen prefix, computed once for a data set and kept within a budget of bytes; and its batches.
 
-All members of a population start from the same pretrained parameters, and frozen blocks run in inference mode: up to its
-lowest trainable block every member computes the same.
+All members of a population start from the same pretrained parameters, and frozen blocks run in inference mode. So all
+members compute the same up to their lowest trainable block.
 """
 
 import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,25 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.engine import backprop, devices
-from gafreeze_jax.engine.network import AnyArray, Axis, Batch, Dataset, Network, PyTree
+from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.network import AnyArray, Batch, Network, PyTree, Source, Step
+from gafreeze_jax.engine.passes import infer
 from gafreeze_jax.extras import needs
 
 STREAMED_STEPS = 8  # of a chunk, where nothing else asks for more
 PREFETCHED_CHUNKS = 2
-
-
-class Source(NamedTuple):
-    """A data set and batches that run through it once, in order.
-
-    Attributes:
-      augment: `augment(key, inputs) -> inputs`, what a training step does to the rows [N, ...] of its batch. As they are
-        other ones each time, nothing is kept of what frozen blocks make of them.
-    """
-
-    data: Dataset
-    batches: Batch
-    augment: Callable[[Array, PyTree], PyTree] | None = None
 
 
 class Chunk(NamedTuple):
@@ -46,17 +34,8 @@ class Chunk(NamedTuple):
     """
 
     inputs: PyTree
-    targets: Array
+    targets: Array | None
     batches: Batch
-
-
-class Step(NamedTuple):
-    """What a block is given at a step: `x` enters it; weights [B] are 0 for examples that only fill the batch up."""
-
-    x: PyTree
-    targets: Array
-    weights: Array
-    context: PyTree
 
 
 class Budget(NamedTuple):
@@ -100,7 +79,7 @@ class Activations:
 
     def __init__(self, network: Network, params: PyTree, source: Source, budget: Budget):
         self.num_batches = len(source.batches.examples)
-        self.num_examples = len(source.data.targets)
+        self.num_examples = source.num_examples
         self._network, self._params, self._budget = network, params, budget
         self.augment = source.augment
         fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
@@ -153,7 +132,7 @@ class Activations:
         batches = self._batches if batches is None else batches
         steps = len(batches.examples)
         if isinstance(jax.tree.leaves(inputs)[0], jax.Array):
-            targets = jnp.asarray(self._data.targets)
+            targets = jax.tree.map(jnp.asarray, self._data.targets)
             for part in _parts(devices.replicate(batches), num_steps or steps):
                 yield Chunk(inputs, targets, part)
         else:
@@ -164,6 +143,11 @@ class Activations:
         some = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
         inputs = self._data.inputs if depth == 0 else self._shapes[depth]
         return jax.eval_shape(Chunk, inputs, self._data.targets, some)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The example at each place of all batches, one batch after the other; -1 only fills a batch up."""
+        return np.asarray(self._batches.examples).ravel()
 
     def per_example(self, depth: int) -> bool:
         """Whether what enters the block at `depth` has one row per example (or else per element)."""
@@ -222,7 +206,7 @@ class Activations:
                 for boundary, block in enumerate(self._network.blocks[below:depth], start=below + 1):
                     if block.apply is None:
                         continue
-                    x = backprop.infer(block.apply, (None, None), self._params[block.name], x, context)
+                    x = infer(block.apply, (None, None), self._params[block.name], x, context)
                     if boundary in outputs:
                         rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
                         outputs[boundary] = _put(outputs[boundary], rows[number], x)
@@ -253,7 +237,8 @@ def fetch(per_example: bool, chunk: Chunk, step: int) -> Step:
     batch = jax.tree.map(lambda leaf: leaf[step], chunk.batches)
     rows = batch.examples if per_example else batch.elements
     x = devices.cut(jax.tree.map(lambda leaf: leaf[rows], chunk.inputs))
-    return Step(x, chunk.targets[batch.examples], batch.weights, batch.context)
+    targets = None if chunk.targets is None else chunk.targets[batch.examples]
+    return Step(x, targets, batch.weights, batch.context)
 
 
 def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
@@ -261,7 +246,7 @@ def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
         yield jax.tree.map(lambda leaf, first=first: leaf[first : first + num_steps], batches)
 
 
-def _stream(per_example: bool, inputs: PyTree, targets: AnyArray, batches: Batch, num_steps: int) -> Iterator[Chunk]:
+def _stream(per_example: bool, inputs: PyTree, targets: PyTree, batches: Batch, num_steps: int) -> Iterator[Chunk]:
     """Chunks that hold just the rows they need, put on the device ahead of their use."""
     with needs("report"):
         import grain  # takes a second to import
@@ -272,7 +257,7 @@ def _stream(per_example: bool, inputs: PyTree, targets: AnyArray, batches: Batch
     def load(index: int) -> Chunk:
         part = parts[index]
         rows = (part.examples if per_example else part.elements).ravel()
-        needed = jax.tree.map(lambda leaf: leaf[rows], inputs), targets[part.examples.ravel()]
+        needed = jax.tree.map(lambda leaf: leaf[rows], inputs), jax.tree.map(lambda leaf: leaf[part.examples.ravel()], targets)
         renumbered = part._replace(elements=_renumber(part.elements), examples=_renumber(part.examples))
         return Chunk(*jax.device_put((*needed, renumbered)))
 
@@ -296,106 +281,3 @@ def _put(array: AnyArray, rows: Array, values: Array) -> AnyArray:
 @functools.partial(jax.jit, donate_argnums=0)
 def _put_on_device(array: Array, rows: Array, values: Array) -> Array:
     return array.at[jnp.where(rows < 0, len(array), rows)].set(values, mode="drop")
-
-
-class Predictions(NamedTuple):
-    """What a network makes of E examples.
-
-    Attributes:
-      correct: [E] float64, 1 where it is right.
-      loss: [E] float64.
-    """
-
-    correct: np.ndarray
-    loss: np.ndarray
-
-
-def predict(network: Network, params: PyTree, source: Source) -> Predictions:
-    """What one network makes of every example of a data set."""
-    correct, loss = np.zeros((2, len(source.data.targets)))
-    for rows, scores in each_batch(network, params, source, backprop.head_predict):
-        loss[rows], correct[rows] = scores
-    return Predictions(correct, loss)
-
-
-def each_batch(
-    network: Network, params: PyTree, source: Source, head: Callable[..., PyTree]
-) -> Iterator[tuple[np.ndarray, PyTree]]:
-    """What one network makes of a data set, batch by batch.
-
-    Args:
-      head: `blocks.head_predict`, or another function of what that takes.
-
-    Yields:
-      The rows [B] of the examples, and arrays [B, ...] that `head` gave for them.
-    """
-    activations = Activations(network, params, source, default_budget())
-    shared = tuple(params[name] for name in network.shared)
-    examples = iter(np.asarray(source.batches.examples))  # a chunk that is read from the host has its own numbers
-    _, inputs = activations.inputs(0)
-    for chunk in activations.chunks(0, inputs):
-        for step in range(len(chunk.batches.examples)):
-            rows = next(examples)
-            x, targets, _, context = fetch(False, chunk, step)
-            for block in network.blocks:
-                if block.apply is not None:
-                    x = backprop.infer(block.apply, (None, None), params[block.name], x, context)
-            output = head(network, params["head"], shared, x, targets, context)
-            yield rows[rows >= 0], jax.tree.map(lambda leaf, real=rows >= 0: np.asarray(leaf)[real], output)
-
-
-def score(network: Network, params: PyTree, source: Source) -> tuple[float, float]:
-    """Accuracy (a share) and mean loss of one network on a data set."""
-    correct, loss = predict(network, params, source)
-    return float(correct.mean()), float(loss.mean())
-
-
-def score_from(
-    network: Network, params: PyTree, axes: tuple[Axis, ...], activations: Activations, depth: int, *, scan: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy and mean loss of one or several networks that have the pretrained blocks below `depth`: [members] each.
-
-    Args:
-      axes: of the parameters of all blocks and of the head.
-      scan: one program for the whole data set, in place of one per block.
-    """
-    boundary, inputs = activations.inputs(depth)
-    score_chunk = _score_chunk_in_one if scan else _score_chunk
-    scores = [
-        score_chunk(network, axes, boundary, activations.per_example(boundary), params, chunk)
-        for chunk in activations.chunks(boundary, inputs)
-    ]
-    loss, correct = (
-        np.sum([devices.gather(part) for part in parts], axis=0, dtype=np.float64).reshape(-1) / activations.num_examples
-        for parts in zip(*scores, strict=True)
-    )
-    return correct, loss
-
-
-def _score_step(
-    network: Network, axes: tuple[Axis, ...], start: int, per_example: bool, params: PyTree, chunk: Chunk, step: int
-) -> tuple[Array, Array]:
-    """Sum of losses and number of right answers."""
-    x, targets, weights, context = fetch(per_example, chunk, step)
-    axis: Axis = None
-    for block, own in zip(network.blocks[start:], axes[start:-1], strict=True):
-        if block.apply is not None:
-            x = backprop.infer(block.apply, (own, axis), params[block.name], x, context)
-            axis = axis if own is None else own
-    axis_of = dict(zip(network.names, axes[:-1], strict=True))
-    head_axes = axes[-1], *(axis_of[name] for name in network.shared), axis
-    shared = tuple(params[name] for name in network.shared)
-    return backprop.head_score(network, head_axes, params["head"], shared, x, targets, weights, context)
-
-
-def _score_chunk(network, axes, start, per_example, params, chunk):
-    steps = range(len(chunk.batches.examples))
-    scores = [_score_step(network, axes, start, per_example, params, chunk, step) for step in steps]
-    return jax.tree.map(lambda *parts: sum(parts), *scores)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _score_chunk_in_one(network, axes, start, per_example, params, chunk):
-    step = functools.partial(_score_step, network, axes, start, per_example, params, chunk)
-    scores = jax.lax.map(step, jnp.arange(len(chunk.batches.examples)))
-    return jax.tree.map(lambda parts: parts.sum(0), scores)

@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 PyTree = Any
 Axis = int | None
 AnyArray = Array | np.ndarray
+Loss = Callable[[Array, Array], Array]  # (outputs [B, ...], targets [B, ...]) -> losses [B]
 
 STATISTICS = "batch_stats"  # Flax's name for running statistics
 
 
 class Block(NamedTuple):
-    """One gene's worth of a network.
+    """One gene's part of a network.
 
-    Parameters that are a dict with a key "batch_stats" hold running statistics there, as of a batch normalisation, which
-    no optimizer touches and no gradient is taken of.
+    Parameters that are a dict with a key "batch_stats" hold running statistics there, as of a batch normalisation. No
+    optimizer touches them, and no gradient is taken of them.
 
     Attributes:
       name: the gene's name, and the key of the block's parameters in the network's tree.
@@ -31,7 +31,7 @@ class Block(NamedTuple):
         when scoring. Blocks with the same `apply` object and parameter shapes share their compiled code. With running
         statistics it returns `(x, new statistics)` unless `frozen` is True. None = nothing is computed here, and the
         parameters are for the head (see `Network.shared`).
-      per_example: whether the output has one row per example; else one per element of the batch (see `Batch`).
+      per_example: whether the output has one row per example; otherwise it has one per element of the batch (see `Batch`).
     """
 
     name: str
@@ -44,15 +44,13 @@ class Network(NamedTuple):
 
     Attributes:
       blocks: the G blocks, lowest first.
-      head: like `Block.apply`; its output goes to `loss`.
-      loss: `loss(output, targets) -> (loss [B], correct [B])`, per example.
-      shared: names of blocks whose parameters the head reads, too, such as word vectors that are tied to its output: it is
-        given {..., block name: parameters} beside its own.
+      head: like `Block.apply`; it gives the network's outputs [B, ...], one row per example.
+      shared: names of blocks whose parameters the head reads as well, such as word vectors that are tied to its output: it
+        receives {..., block name: parameters} beside its own.
     """
 
     blocks: tuple[Block, ...]
     head: Callable[..., Array]
-    loss: Callable[[Array, Array], tuple[Array, Array]]
     shared: tuple[str, ...] = ()
 
     @property
@@ -61,15 +59,15 @@ class Network(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set on the device.
+    """A data set.
 
     Attributes:
       inputs: tree of arrays [N, ...], a row for every element: for images an element is an example, for texts a token.
-      targets: [E, ...], a row for every example.
+      targets: [E, ...], a row for every example; None for data without labels.
     """
 
     inputs: PyTree
-    targets: AnyArray
+    targets: Any = None
 
 
 class Batch(NamedTuple):
@@ -87,17 +85,45 @@ class Batch(NamedTuple):
 
     @property
     def weights(self) -> Array:
-        """[steps, B] float32: 1, or 0 for what only fills the batch up."""
+        """[steps, B] float32: 1, or 0 for rows that only fill the batch up."""
         return jnp.asarray(self.examples >= 0, jnp.float32)
 
 
-def classification(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Cross-entropy and whether the prediction is right, for logits [B, C] and labels [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits.argmax(-1) == labels
+class Source(NamedTuple):
+    """A data set and batches that run through it once, in order.
+
+    Attributes:
+      augment: `augment(key, inputs) -> inputs`, applied to the rows [N, ...] of each training batch. Activations of augmented
+        inputs change at every step, so none are kept.
+    """
+
+    data: Dataset
+    batches: Batch
+    augment: Callable[[Array, PyTree], PyTree] | None = None
+
+    @property
+    def num_examples(self) -> int:
+        return int(np.max(self.batches.examples)) + 1
+
+
+class Step(NamedTuple):
+    """The data of one step.
+
+    Attributes:
+      x: tree of arrays [N, ...] that enters the lowest block to be computed.
+      targets: [B, ...], or None.
+      weights: [B], 0 for examples that only fill the batch up.
+      context: for the blocks.
+    """
+
+    x: PyTree
+    targets: Array | None
+    weights: Array
+    context: PyTree
 
 
 def parameters(tree: PyTree) -> PyTree:
-    """What an optimizer may change: a block's tree without its running statistics."""
+    """The parameters that an optimizer may change: a block's tree without its running statistics."""
     return {name: leaf for name, leaf in tree.items() if name != STATISTICS} if has_statistics(tree) else tree
 
 

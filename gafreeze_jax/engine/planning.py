@@ -16,16 +16,19 @@ import numpy as np
 from gafreeze_jax import user_cache
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import device_memory
-from gafreeze_jax.engine.population import (
+from gafreeze_jax.engine.cohort import (
     BLOCK_BY_BLOCK,
-    TIMED_STEPS,
+    Cohort,
+    Member,
     Plan,
-    Population,
     Replicate,
-    Timing,
-    in_order,
-    ran_out_of_memory,
+    make_cohorts,
+    side_by_side,
+    sorted_members,
+    untrained,
 )
+from gafreeze_jax.engine.costs import bytes_of_cohort, flops_per_step
+from gafreeze_jax.engine.population import Population, ran_out_of_memory
 
 HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled block, on slow CPU cores
 TINY_FLOPS = 2e7  # of a training step that takes no longer than handing it out block by block
@@ -35,6 +38,7 @@ GROWTH = 4  # of the members per call from one try to the next, each of which co
 GROWTH_OF_CALLS = 2  # of the calls at the same time, which compile nothing
 WORTHWHILE = 0.1  # what could save, or has saved, no more than this share is not tried further
 NUM_TIMED = 3  # calls of each plan
+TIMED_STEPS = 2  # of a cohort whose steps are not one program
 COMPILE_SECONDS = 1.0  # of a plan's programs, at least, even if those of the first plan were there already
 
 
@@ -127,71 +131,85 @@ def describe(plan: Plan) -> str:
 
 
 def choose(
-    population: Population, genomes: np.ndarray, run: Replicate, num_evaluations: int, at_a_time: int | None = None
+    population: Population, genomes: np.ndarray, replicate: Replicate, num_evaluations: int, at_a_time: int | None = None
 ) -> Choice:
     """Chooses a plan for a search.
 
     Args:
       genomes: [P, G], of the first generation.
-      run: a few of its steps are trained, and forgotten.
+      replicate: a few of its steps are trained, and forgotten.
       num_evaluations: that are to come in all, at most.
       at_a_time: steps after which members are scored; None = all.
     """
     start = time.perf_counter()
-    genomes = np.asarray(genomes, bool)
-    genomes = genomes[in_order(genomes)]
-    train_all = np.zeros((1, genomes.shape[1]), bool)
-    per_member = population.bytes_of_call(BLOCK_BY_BLOCK, train_all, run)
-    flops = population.flops_per_step(train_all[0], run)
-    num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
-    num_devices = devices.num_shards()
-    most = -(-len(genomes) // num_devices)
+    members = sorted_members(untrained(genomes), population.space)
     memory = SHARE_OF_MEMORY * device_memory()
-    work = Work(
-        num_genes=genomes.shape[1],
-        num_steps=len(run.batches.examples),
-        at_a_time=at_a_time or len(run.batches.examples),
-        num_evaluations=min(num_evaluations, 2 ** genomes.shape[1]),  # no mask is evaluated twice
-        num_members=int(np.clip(memory // per_member, 1, most)),
-        tiny=flops < TINY_FLOPS,
-        large=flops > LARGE_FLOPS * max(1, num_cores),
-        num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # calls run one by one
-        in_blocks=any(block.apply is not None for block in population.network.blocks),
-        num_devices=num_devices,
-    )
-    fit = num_devices * work.num_members
+    work, flops = _describe_work(population, members, replicate, num_evaluations, at_a_time, memory)
+    fit = work.num_devices * work.num_members
     plans = candidates(work)
     if len(plans) == 1:
-        reason = f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {num_cores} cores"
-        return Choice(plans[0], f"{reason}; {_fitting(fit, len(genomes))}")
+        reason = f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {work.num_cores} cores"
+        return Choice(plans[0], f"{reason}; {_fitting(fit, len(members))}")
     trials: list[Trial] = []
     for plan in plans:
         if not trials or possible_saving(work, trials, plan) > cost_of_trying(trials, plan):
-            if plan.steps and plan.members == fit < len(genomes):
-                plan = plan._replace(members=num_devices * min(most, _num_fitting(population, plan, genomes, run, memory)))
-            trials.append(_try(population, plan, genomes, run))
+            if plan.steps and plan.members == fit < len(members):
+                plan = _shrink(population, plan, members, replicate, memory)
+            trials.append(_try(population, plan, members, replicate))
     best = min(trials, key=work.seconds)
     tried = "the only plan tried" if len(trials) == 1 else f"the fastest of {len(trials)} plans tried"
     reason = (
         f"{tried}, in {time.perf_counter() - start:.1f} s: {best.step_seconds * 1e3:.3g} ms a member-step, "
-        f"{best.compile_seconds:.1f} s compiling; {_fitting(max(fit, best.plan.members), len(genomes))}"
+        f"{best.compile_seconds:.1f} s compiling; {_fitting(max(fit, best.plan.members), len(members))}"
     )
     return Choice(best.plan, reason, tuple(trials))
+
+
+def _describe_work(
+    population: Population,
+    members: Sequence[Member],
+    replicate: Replicate,
+    num_evaluations: int,
+    at_a_time: int | None,
+    memory: float,
+) -> tuple["Work", float]:
+    """What there is to do, and FLOPs of a step that trains everything."""
+    space = population.space
+    per_member = bytes_of_cohort(population, BLOCK_BY_BLOCK, [space.all_trained], replicate)
+    flops = flops_per_step(population, space.all_trained, replicate)
+    num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
+    num_devices = devices.num_shards()
+    work = Work(
+        num_genes=space.num_genes,
+        num_steps=replicate.num_steps,
+        at_a_time=at_a_time or replicate.num_steps,
+        num_evaluations=min(num_evaluations, space.size),  # no mask is evaluated twice
+        num_members=int(np.clip(memory // per_member, 1, -(-len(members) // num_devices))),
+        tiny=flops < TINY_FLOPS,
+        large=flops > LARGE_FLOPS * max(1, num_cores),
+        num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # cohorts run one after the other
+        in_blocks=any(block.apply is not None for block in population.network.blocks),
+        num_devices=num_devices,
+    )
+    return work, flops
 
 
 def _fitting(num: int, num_genomes: int) -> str:
     return f"{num} of {num_genomes} members fit" if num < num_genomes else "all members fit"
 
 
-def _num_fitting(population: Population, plan: Plan, genomes: np.ndarray, run: Replicate, memory: float) -> int:
-    """Members of a plan of whole steps for which a device has memory, as XLA says of fewer of them."""
-    of_device = plan.members // devices.num_shards()
+def _shrink(population: Population, plan: Plan, members: Sequence[Member], replicate: Replicate, memory: float) -> Plan:
+    """A plan of whole steps with as many members as fit a device's memory, by what XLA says of fewer members."""
+    num_devices = devices.num_shards()
+    of_device = plan.members // num_devices
+    genomes = [member.genome for member in members[: plan.members]]
     try:
-        return int(of_device * memory / population.bytes_of_call(plan, genomes[: plan.members], run))
+        fitting = int(of_device * memory / bytes_of_cohort(population, plan, genomes, replicate))
     except jax.errors.JaxRuntimeError as error:
         if not ran_out_of_memory(error):
             raise
-        return of_device  # as trying it will show, too many
+        fitting = of_device  # too many, as trying them will show
+    return plan._replace(members=num_devices * min(-(-len(members) // num_devices), fitting))
 
 
 class Work(NamedTuple):
@@ -288,21 +306,58 @@ def _at_once(plan: Plan) -> int:
     return plan.members * plan.calls
 
 
-def _try(population: Population, plan: Plan, genomes: np.ndarray, run: Replicate) -> Trial:
+class Timing(NamedTuple):
+    """How fast cohorts are.
+
+    Attributes:
+      compile_seconds: by which the first time took longer.
+      step_seconds: of one training step of all members.
+    """
+
+    compile_seconds: float
+    step_seconds: float
+
+
+def time_steps(population: Population, plan: Plan, members: Sequence[Member], replicate: Replicate) -> Timing:
+    """Times a few training steps of cohorts that run at the same time. What they have trained is forgotten.
+
+    Args:
+      members: at most members times calls of the plan.
+    """
+    cohorts = make_cohorts(plan, population.space, members)
+    num_steps = min(plan.steps or TIMED_STEPS, replicate.num_steps)
+    trainer = population.trainer
+    for cohort in cohorts:
+        trainer.activations.inputs(cohort.depth)  # not counted
+
+    def fit(cohort: Cohort) -> None:
+        trained = trainer.start(cohort, replicate, plan.steps)
+        jax.block_until_ready(trainer.fit(cohort, replicate, trained, until=num_steps, steps=plan.steps))
+
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        list(side_by_side(fit, cohorts, plan.calls))
+        seconds.append(time.perf_counter() - start)
+    first, second = seconds
+    return Timing(max(0.0, first - second), second / num_steps)
+
+
+def _try(population: Population, plan: Plan, members: Sequence[Member], replicate: Replicate) -> Trial:
     """Times members from all over the sorted population."""
     size = _at_once(plan)
-    num_parts = math.ceil(len(genomes) / size)
+    num_parts = math.ceil(len(members) / size)
     chosen = sorted({int(num_parts * (i + 0.5) / NUM_TIMED) for i in range(NUM_TIMED)})
     compile_seconds = step_seconds = 0.0
     for i in chosen:
-        own = genomes[i * size : (i + 1) * size]
+        timed = members[i * size : (i + 1) * size]
         try:
-            timing = population.time_steps(plan, own, run)
+            timing = time_steps(population, plan, timed, replicate)
         except jax.errors.JaxRuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
             return Trial(plan, compile_seconds, len(chosen), math.inf)
         timing = Timing(*devices.of_first(timing).tolist())
         compile_seconds += timing.compile_seconds
-        step_seconds += timing.step_seconds / len(own) / len(chosen)
+        step_seconds += timing.step_seconds / len(timed) / len(chosen)
     return Trial(plan, compile_seconds, len(chosen), step_seconds)

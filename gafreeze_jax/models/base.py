@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.engine.network import STATISTICS, Block, Network, classification
+from gafreeze_jax.engine.network import STATISTICS, Block, Network
 from gafreeze_jax.extras import needs
 from gafreeze_jax.models import checkpoints, configs, layers, preprocessing
 from gafreeze_jax.models.preprocessing import Preprocessing
@@ -168,7 +168,7 @@ class Model:
         if self.pixels:
             blocks[0] = blocks[0]._replace(apply=preprocessing.on_pixels(blocks[0].apply, self.pixels, jnp.dtype(dtype)))
         apply = head.make(self.config, self.num_classes, jnp.dtype(dtype))
-        return Network(tuple(blocks), apply, classification, shared=head.shared)
+        return Network(tuple(blocks), apply, shared=head.shared)
 
     def init_head(self, key: Array) -> dict:
         """A fresh head."""

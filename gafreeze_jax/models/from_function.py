@@ -9,7 +9,7 @@ from collections.abc import Callable
 from jax import Array
 
 from gafreeze_jax import masking
-from gafreeze_jax.engine.network import Block, Network, PyTree, classification
+from gafreeze_jax.engine.network import Block, Network, PyTree
 from gafreeze_jax.masking import Genes
 
 ALWAYS = "always"  # the key, among the head's parameters, of those without a gene
@@ -18,20 +18,18 @@ ALWAYS = "always"  # the key, among the head's parameters, of those without a ge
 def make_network(
     apply: Callable[[PyTree, PyTree, Array | None], Array],
     genes: Genes,
-    loss: Callable[[Array, Array], tuple[Array, Array]] = classification,
 ) -> Network:
     """The network of a function `apply(params, inputs, key) -> output`; its parameters go through `split`.
 
     Args:
       apply: takes the user's own parameter tree, a batch of inputs [B, ...] and a key for dropout, None when scoring.
       genes: of that tree.
-      loss: `loss(output, targets) -> (loss [B], correct [B])`; by default `output` are logits, and targets are labels.
     """
 
     def head(params, x, context, *, frozen, key):
         return apply(masking.join_genes(params, params[ALWAYS], genes), x, key)
 
-    return Network(tuple(Block(name, None) for name in genes.names), head, loss, shared=genes.names)
+    return Network(tuple(Block(name, None) for name in genes.names), head, shared=genes.names)
 
 
 def split(params: PyTree, genes: Genes) -> dict[str, PyTree]:

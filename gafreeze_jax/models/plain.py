@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.engine.network import Block, Network, classification
+from gafreeze_jax.engine.network import Block, Network
 from gafreeze_jax.models.convolutions import convolve
 
 KERNEL = 3  # height and width of the convolutions
@@ -78,7 +78,7 @@ def _make_network(shapes: Shapes) -> tuple[Network, Shapes]:
     blocks = (
         Block(name, hidden if len(shape) == 2 else pooled_convolution) for name, shape in shapes.items() if name != "head"
     )
-    return Network(tuple(blocks), linear, classification), shapes
+    return Network(tuple(blocks), linear), shapes
 
 
 def init_params(key: Array, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:

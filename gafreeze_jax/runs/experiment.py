@@ -26,11 +26,13 @@ from jax import Array
 
 from gafreeze_jax import masking
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
-from gafreeze_jax.engine import devices, planning, population
-from gafreeze_jax.engine.cache import Predictions, Source, predict
-from gafreeze_jax.engine.network import Batch, Dataset, Network, PyTree, parameters
-from gafreeze_jax.engine.population import Member
-from gafreeze_jax.metrics import ACCURACY
+from gafreeze_jax.engine import costs, devices, planning
+from gafreeze_jax.engine.cohort import Member, Replicate
+from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.engine.scoring import Scores, score
+from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
 from gafreeze_jax.report import page, summary
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.folder_format import TENSORBOARD
@@ -198,16 +200,18 @@ class Task(NamedTuple):
     genes: masking.Genes
     count_trainable: Callable[[np.ndarray], int]
     tensors: Mapping[str, str] = MappingProxyType({})
+    loss: Loss = cross_entropy
+    metric: Metric = ACCURACY
 
-    def run(self, seed: int) -> population.Replicate:
+    def run(self, seed: int) -> Replicate:
         """What a seed decides: the head's initialisation, the batches and dropout."""
         keys = Keys.of(seed)
-        return population.Replicate(self.make_head(keys.head), self.make_batches(np.random.default_rng(seed)), keys.dropout)
+        return Replicate(self.make_head(keys.head), self.make_batches(np.random.default_rng(seed)), keys.dropout)
 
 
 def make_source(data: Dataset) -> Source:
     """Arrays in their order, in batches for scoring."""
-    return Source(data, make_batches(in_order(len(data.targets), SCORING_BATCH)))
+    return Source(data, make_batches(in_order(len(jax.tree.leaves(data.inputs)[0]), SCORING_BATCH)))
 
 
 def make_task(
@@ -300,7 +304,7 @@ def run_search(task: Task, options: Options, saved: RunDir | None = None, displa
     saved = saved or RunDir()
     make_run = functools.cache(task.run)
     run = make_run(options.seed)
-    num_genes, num_steps = len(task.network.blocks), len(run.batches.examples)
+    num_genes, num_steps = len(task.network.blocks), run.num_steps
     prefixes = masking.prefix_genomes(num_genes)
     least = "head only" if jax.tree.leaves(run.head) else "train nothing"
     fixed = {"train all": genome_text(prefixes[0]), least: genome_text(prefixes[-1])}  # no search has to choose these
@@ -414,7 +418,7 @@ def train_mask(
     make_run = functools.cache(task.run)
     seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
     run = make_run(seeds[0])
-    num_steps, num_runs = len(run.batches.examples), (len({genome, everything}) + len(LOWER_RATES)) * len(seeds)
+    num_steps, num_runs = run.num_steps, (len({genome, everything}) + len(LOWER_RATES)) * len(seeds)
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(len({genome, everything})), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM_MASKS: 0, SEARCHING: 0})
@@ -428,7 +432,7 @@ def train_mask(
             members, make_run, [genome], baselines, seeds, options.epochs, saved.finalists, record, no_masks=LOWER_RATES
         )
         display.progress.begin("counting FLOPs", training=False)
-        step_flops = members.step_flops(run)
+        step_flops = costs.step_flops(members, run)
     facts = {
         "dtype": compute_dtype(options.dtype).name,
         "step_flops": step_flops._asdict(),
@@ -442,18 +446,24 @@ def _populate(
     options: Options,
     saved: RunDir,
     display: Display,
-    run: population.Replicate,
+    run: Replicate,
     genomes: np.ndarray,
     num_evaluations: int,
     at_a_time: int | None = None,
-) -> tuple[population.Population, planning.Choice]:
+) -> tuple[Population, planning.Choice]:
     """The task's population, with the plan that the run has, or that is given, or else chosen (see `planning.choose`)."""
-    members = population.Population(
+    members = Population(
         task.network,
         task.params,
-        population.adamw_recipe(options.learning_rate, options.head_learning_rate, len(run.batches.examples)),
+        adamw_recipe(
+            learning_rate=options.learning_rate,
+            head_learning_rate=options.head_learning_rate,
+            num_steps=run.num_steps,
+        ),
         task.train,
         task.validation,
+        loss=task.loss,
+        metric=task.metric,
         on_steps=display.progress.step,
     )
     if "plan" in saved.facts:
@@ -497,9 +507,9 @@ class Costs:
       run: whose steps are counted.
     """
 
-    def __init__(self, members: population.Population, run: population.Replicate):
-        self.count = functools.cache(lambda: members.step_flops(run))
-        self._bytes = functools.cache(lambda: members.optimizer_bytes(run))
+    def __init__(self, members: Population, run: Replicate):
+        self.count = functools.cache(lambda: costs.step_flops(members, run))
+        self._bytes = functools.cache(lambda: costs.optimizer_bytes(members, run))
         self._names = members.network.names
 
     def share(self, genome: np.ndarray) -> float:
@@ -558,7 +568,7 @@ class Locked:
 
     @property
     def num_examples(self) -> int:
-        return len(self._source.data.targets)
+        return self._source.num_examples
 
     def open(self, result: Result) -> Source:
         """The split.
@@ -714,11 +724,13 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     display.progress.expect({TEST: work * len({id(member) for finalist in finalists for member in finalist.members})})
     test = prepared.test.open(result)
     rows = []
-    tested: dict[int, Predictions] = {}  # by member: the one found may be a baseline
+    tested: dict[int, Scores] = {}  # by member: the one found may be a baseline
     for finalist in finalists:
         for member in finalist.members:
             if id(member) not in tested:
-                tested[id(member)] = predict(prepared.network, prepared.restore(member.params), test)
+                tested[id(member)] = score(
+                    prepared.network, prepared.restore(member.params), test, loss=task.loss, metric=task.metric
+                )
                 display.progress.step(work)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     display.progress.begin("writing files", training=False)
@@ -732,7 +744,10 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     )
     found, saved = result.found, result.found.best
     prepared.save(out / "model", prepared.restore(saved.params))
-    of_saved = {name: float(scores.mean()) for name, scores in tested[id(saved)]._asdict().items()}
+    of_saved = {
+        "test_accuracy": float(task.metric.score(tested[id(saved)].values)),
+        "test_loss": float(tested[id(saved)].losses.mean(dtype=np.float64)),
+    }
     masking.write_mask(out / "mask.json", task.genes, genome_array(found.genome), task.tensors)
     if front := result.engine.get("front"):
         (out / "masks").mkdir(exist_ok=True)
@@ -744,7 +759,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     entries = results.make_result(
         options, Space(names), rows, judgement, metric=ACCURACY, evaluations=result.evaluations, seconds=seconds,
         language=prepared.language, **result.engine, **prepared.facts,
-        model={"test_accuracy": of_saved["correct"], "test_loss": of_saved["loss"]},
+        model=of_saved,
         seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
     )  # fmt: skip
     results.write_json(out / "result.json", entries)
@@ -752,9 +767,9 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
     return entries
 
 
-def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictions]) -> results.ScoredFinalist:
+def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Scores]) -> results.ScoredFinalist:
     """What a finalist did on the test split."""
-    correct = np.stack([one.correct for one in tested])
+    correct = np.stack([prepared.task.metric.contributions(one.values) for one in tested])
     if prepared.rows is not None:
         counts = np.bincount(prepared.rows)
         correct = np.stack([np.bincount(prepared.rows, own) / counts for own in correct])
@@ -764,7 +779,7 @@ def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Predictio
         finalist.genome,
         *finalist.validation,
         correct,
-        float(np.mean([one.loss.mean() for one in tested])),
+        float(np.mean([one.losses.mean(dtype=np.float64) for one in tested])),
         prepared.task.count_trainable(genome),
         finalist.flops,
         is_mask=finalist.name not in NO_MASKS,

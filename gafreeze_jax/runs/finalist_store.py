@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from etils import epath
 
+from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import PyTree
-from gafreeze_jax.engine.population import Member
 from gafreeze_jax.extras import needs
 from gafreeze_jax.report.folder_format import is_local
 from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.space import as_genome
 
 Arrays = dict[str, np.ndarray]  # a member: its trained leaves by number, and "scores"
 
@@ -74,8 +75,8 @@ class FinalistStore:
             return None
         leaves, tree = jax.tree.flatten(_trained(genome, like))
         leaves = [arrays.get(str(number), leaf) for number, leaf in enumerate(leaves)]
-        train_loss, accuracy, loss, seconds, steps = arrays["scores"].tolist()
-        return Member(genome, like | jax.tree.unflatten(tree, leaves), train_loss, accuracy, loss, int(steps), seconds)
+        train_loss, score, loss, seconds, steps = arrays["scores"].tolist()
+        return Member(as_genome(genome), like | jax.tree.unflatten(tree, leaves), train_loss, score, loss, int(steps), seconds)
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -141,5 +142,5 @@ def _trained(genome: np.ndarray, params: PyTree) -> PyTree:
 def _as_arrays(member: Member) -> Arrays:
     """Scores and trained leaves of a member; Orbax takes no empty arrays."""
     leaves = enumerate(map(np.asarray, jax.tree.leaves(_trained(member.genome, member.params))))
-    scores = (member.train_loss, member.accuracy, member.loss, member.seconds, member.steps)
+    scores = (member.train_loss, member.score, member.loss, member.seconds, member.steps)
     return {str(number): leaf for number, leaf in leaves if leaf.size} | {"scores": np.array(scores, np.float64)}

@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gafreeze_jax.engine.population import Member, Population, Recipe, Replicate, beginners, side_by_side
+from gafreeze_jax.engine import costs
+from gafreeze_jax.engine.cohort import Member, Replicate, side_by_side, untrained
+from gafreeze_jax.engine.population import Population
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal, genome_array, genome_text
+from gafreeze_jax.space import as_genome
 
 PHASES = 4  # of gradual unfreezing
 MEASURED = 5  # batches, for relative gradient norms
@@ -33,7 +36,7 @@ class Recalled(NamedTuple):
 
     genome: np.ndarray
     train_loss: float
-    accuracy: float
+    score: float
     loss: float
     steps: int
     seconds: float
@@ -55,7 +58,7 @@ class Trainer:
         self.journal = Journal() if journal is None else journal
 
     def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
-        known, unknown = self._split(beginners(genomes), seed, until)
+        known, unknown = self._split(untrained(genomes), seed, until)
         return itertools.chain([known] if known else [], self.population.advance(unknown, self.run(seed), until))
 
     def resume(self, members: Sequence[Member | Recalled], seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
@@ -87,7 +90,7 @@ class Trainer:
                 earlier = self._again(together, seed, before)
                 start = [earlier[one] for one in together]
             else:
-                start = beginners(np.array(list(map(genome_array, together))))
+                start = untrained(np.array(list(map(genome_array, together))))
             for call in self.population.advance(start, self.run(seed), steps):
                 members |= {genome_text(member.genome): member for member in call}
         return members
@@ -111,14 +114,14 @@ class Finalist(NamedTuple):
     @property
     def validation(self) -> tuple[float, float]:
         """Mean accuracy and mean loss on the validation split; those of a diverged member are the worst."""
-        scores = [(one.accuracy, one.loss) if math.isfinite(one.loss) else (-math.inf, math.inf) for one in self.members]
+        scores = [(one.score, one.loss) if math.isfinite(one.loss) else (-math.inf, math.inf) for one in self.members]
         accuracy, loss = np.mean(scores, axis=0).tolist()
         return accuracy, loss
 
     @property
     def best(self) -> Member:
         """The member with the highest validation accuracy; ties go to the lower loss."""
-        return max(self.members, key=lambda one: (one.accuracy, -one.loss) if math.isfinite(one.loss) else (-math.inf, 0.0))
+        return max(self.members, key=lambda one: (one.score, -one.loss) if math.isfinite(one.loss) else (-math.inf, 0.0))
 
 
 def retrain(
@@ -164,7 +167,7 @@ def retrain(
         members = {text: member for text, member in there.items() if member is not None}
         record(list(members.values()), seed)
         missing = [genome for text, genome in zip(texts, genomes, strict=True) if text not in members]
-        for call in population.advance(beginners(np.array(missing)), make_run(seed)):
+        for call in population.advance(untrained(np.array(missing)), make_run(seed)):
             ready = keep("mask", seed, call)
             record(ready, seed)
             members |= {genome_text(member.genome): member for member in ready}
@@ -181,11 +184,11 @@ def retrain(
         return tuple(members[seed] for seed in seeds)
 
     run = make_run(seeds[0])
-    num_steps = len(run.batches.examples)
+    num_steps = run.num_steps
     num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
-    flops = functools.cache(lambda text: num_steps * population.flops_per_step(genome_array(text), run))
+    flops = functools.cache(lambda text: num_steps * costs.flops_per_step(population, genome_array(text), run))
     of_all = functools.partial(flops, genome_text(everything))
-    scaled = population.with_recipe(scalable(population.recipe))
+    scaled = population.with_recipe(population.recipe.scalable())
     ways: dict[str, tuple[Callable[[Replicate], Member], Callable[[], float]]] = {  # how each trains, and what that costs
         GRADUAL: (
             functools.partial(unfreeze_gradually, population),
@@ -221,7 +224,7 @@ def unfreeze_gradually(population: Population, run: Replicate) -> Member:
     ends = _ends(len(run.batches.examples), PHASES)
     (member,) = population.evaluate(genomes[-len(ends)][None], run, ends[0])
     for genome, until in zip(genomes[-len(ends) + 1 :] if len(ends) > 1 else [], ends[1:], strict=True):
-        (member,) = population.resume([member._replace(genome=genome)], run, until)
+        (member,) = population.resume([member._replace(genome=as_genome(genome))], run, until)
     return member
 
 
@@ -235,7 +238,7 @@ def auto_rgn(population: Population, run: Replicate, num_epochs: int) -> Member:
     - the optimizer's state and schedule go on over epochs, as for all other finalists; the authors' program restarts Adam.
 
     Args:
-      population: whose recipe is `scalable`.
+      population: with a recipe from `Recipe.scalable`.
     """
     member = population.begin(run)
     for until in _ends(len(run.batches.examples), num_epochs):
@@ -251,18 +254,13 @@ def shares_of_largest(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 def train_all(population: Population, run: Replicate, factor: float) -> Member:
-    """Trains everything, blocks with their learning rate times `factor`; the population's recipe is `scalable`.
+    """Trains everything, blocks with their learning rate times `factor`; the population has a recipe from `Recipe.scalable`.
 
     A mask may win by nothing but that it holds back what too high a learning rate would spoil. This shows it.
     """
     member = population.begin(run)
     (member,) = population.resume([scale_learning_rates(member, dict.fromkeys(population.network.names, factor))], run)
     return member
-
-
-def scalable(recipe: Recipe) -> Recipe:
-    """The recipe with a factor to the body's learning rate in the optimizer's state: one program serves all factors."""
-    return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
 
 
 def scale_learning_rates(member: Member, factors: Mapping[str, float]) -> Member:

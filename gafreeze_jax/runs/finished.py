@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from gafreeze_jax.engine import backprop, cache
-from gafreeze_jax.metrics import exponential_mean
+from gafreeze_jax.engine.scoring import each_batch, outputs_only
+from gafreeze_jax.metrics import cross_entropy, exponential_mean
 from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs import experiment
@@ -42,8 +42,7 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
     network, params, source, columns, notes = task.load_unlabelled(options, path / "model", data)
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     label_names = run.facts.get("label_names")
-    head = backprop.head_output if label_names else backprop.head_predict
-    batches = cache.each_batch(network, params, source, head)
+    batches = each_batch(network, params, source, outputs_only if label_names else cross_entropy)
     console = Console(stderr=True)
     progress = track(
         batches,
@@ -53,10 +52,10 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
         transient=True,
         disable=not console.is_terminal,
     )
-    num = len(source.data.targets)
+    num = source.num_examples
     if label_names is None:
         losses = np.zeros(num)
-        for rows, (loss, _) in progress:
+        for rows, loss in progress:
             losses[rows] = loss
         return {**columns, "tokens": [num], "perplexity": [float(exponential_mean(losses))]}
     probabilities = np.zeros((num, len(label_names)))

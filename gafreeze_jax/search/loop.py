@@ -34,7 +34,7 @@ class Scored(Protocol):
     @property
     def genome(self) -> np.ndarray: ...
     @property
-    def accuracy(self) -> float: ...
+    def score(self) -> float: ...
     @property
     def loss(self) -> float: ...
     @property
@@ -55,7 +55,7 @@ def evaluation_of(
     member: Trained, seed: int, steps: int, generation: int, count_trainable: Callable[[np.ndarray], int]
 ) -> Evaluation:
     """What the ledger says of a member."""
-    scores = (member.accuracy, member.loss, member.train_loss)
+    scores = (member.score, member.loss, member.train_loss)
     return Evaluation(
         genome_text(member.genome), seed, steps, generation, *scores, count_trainable(member.genome), member.seconds
     )

@@ -8,8 +8,7 @@ import numpy as np
 
 from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.models import base, bert, checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import experiment
 
@@ -97,5 +96,5 @@ def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Un
     }
     tokenized = tokens.tokenize(tokens.load_tokenizer(folder), texts, **limits)
     network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
-    source = Source(Dataset(tokenized.inputs, np.zeros(len(texts), np.int32)), tokens.scoring_batches(tokenized))
+    source = Source(Dataset(tokenized.inputs), tokens.scoring_batches(tokenized))
     return experiment.Unlabelled(network, loaded.params, source, columns, notes)

@@ -15,8 +15,7 @@ from jax import Array
 
 from gafreeze_jax import masking, user_cache
 from gafreeze_jax.data import lm, text, tokens
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Batch, Dataset, Network
+from gafreeze_jax.engine.network import Batch, Dataset, Network, Source
 from gafreeze_jax.metrics import exponential_mean
 from gafreeze_jax.models import base, checkpoints, gpt2, pretrained, vocabulary
 from gafreeze_jax.runs import experiment
@@ -97,7 +96,7 @@ def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> No
     start = time.perf_counter()
     member = pretraining.pretrain(lm_task(model, params, train, validation, options), options)
     say(
-        f"It took {time.perf_counter() - start:.0f} s, and predicts {member.accuracy:.1%} of the validation bytes (perplexity "
+        f"It took {time.perf_counter() - start:.0f} s, and predicts {member.score:.1%} of the validation bytes (perplexity "
         f"{exponential_mean(np.array([member.loss])):.2f})"
     )
     model.save(folder, member.params, source=folder)
@@ -230,7 +229,7 @@ def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Un
         return experiment.Unlabelled(network, params, source, {"file": [data.name]})
     texts, columns, notes = text.load_unlabelled(data, options.text_columns)
     tokenized = tokens.tokenize(tokenizer, texts, max_tokens=options.max_tokens, vocabulary=config.vocab_size, types=1)
-    source = Source(Dataset(tokenized.inputs, np.zeros(len(texts), np.int32)), tokens.scoring_batches(tokenized))
+    source = Source(Dataset(tokenized.inputs), tokens.scoring_batches(tokenized))
     return experiment.Unlabelled(network, params, source, columns, notes)
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-
-from gafreeze_jax.engine.population import Member, Population, adamw_recipe
+from gafreeze_jax.engine.cohort import Member
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.runs.experiment import Options, Task
 
@@ -18,11 +18,21 @@ def facts_of(options: Options) -> dict[str, Any]:
 def pretrain(task: Task, options: Options) -> Member:
     """Trains all of a network, from the random parameters of its task, and shows the progress."""
     run = task.run(options.seed)
-    num_steps = len(run.batches.examples)
-    recipe = adamw_recipe(options.learning_rate, options.head_learning_rate, num_steps)
+    recipe = adamw_recipe(
+        learning_rate=options.learning_rate, head_learning_rate=options.head_learning_rate, num_steps=run.num_steps
+    )
     with Display(quiet=options.quiet) as display:
-        display.progress.expect({"pretraining": num_steps})
+        display.progress.expect({"pretraining": run.num_steps})
         display.progress.begin("pretraining")
-        members = Population(task.network, task.params, recipe, task.train, task.validation, on_steps=display.progress.step)
-        (member,) = members.evaluate(np.zeros((1, len(task.network.blocks)), bool), run)
+        population = Population(
+            task.network,
+            task.params,
+            recipe,
+            task.train,
+            task.validation,
+            loss=task.loss,
+            metric=task.metric,
+            on_steps=display.progress.step,
+        )
+        (member,) = population.evaluate([population.space.all_trained], run)
     return member

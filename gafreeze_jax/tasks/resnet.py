@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from gafreeze_jax import user_cache
 from gafreeze_jax.data import images
@@ -79,7 +78,7 @@ def pretrain(data: images.ImageData, options: experiment.Options, folder: Path) 
     start = time.perf_counter()
     task = experiment.make_task(SMALL_MODEL.make_network(), params, train, validation, options)
     member = pretraining.pretrain(task, options)
-    say(f"It took {time.perf_counter() - start:.0f} s, and tells {member.accuracy:.1%} of the validation digits")
+    say(f"It took {time.perf_counter() - start:.0f} s, and tells {member.score:.1%} of the validation digits")
     preprocessing.write(folder, SMALL_PIXELS)
     SMALL_MODEL.save(folder, member.params, source=folder)
 
@@ -132,5 +131,5 @@ def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Un
     loaded = pretrained.load(folder, families=[resnet.FAMILY])
     pictures, columns, notes = images.load_unlabelled(data, make_frame(options, loaded.model), skip_broken=options.skip_broken)
     network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
-    source = experiment.make_source(Dataset(pictures, np.zeros(len(pictures), np.int32)))
+    source = experiment.make_source(Dataset(pictures))
     return experiment.Unlabelled(network, loaded.params, source, columns, notes)

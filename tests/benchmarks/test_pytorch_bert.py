@@ -10,10 +10,12 @@ import pytest
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import NONE, balanced_batches
-from gafreeze_jax.engine import backprop
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.engine.population import Population, Replicate, adamw_recipe
+from gafreeze_jax.engine import passes
+from gafreeze_jax.engine.cohort import Replicate
+from gafreeze_jax.engine.network import Dataset, Source
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert, checkpoints, pretrained
 
 torch = pytest.importorskip("torch")
@@ -68,8 +70,8 @@ def test_logits_equal_ours(finetuner, ours, task):
     batch = jax.tree.map(lambda leaf: leaf[0], tokens.scoring_batches(texts))
     x = {name: column[batch.elements] for name, column in texts.inputs.items()}
     for block in network.blocks:
-        x = backprop.infer(block.apply, (None, None), params[block.name], x, batch.context)
-    x = backprop.infer(network.head, (None, None), params["head"], x, batch.context)
+        x = passes.infer(block.apply, (None, None), params[block.name], x, batch.context)
+    x = passes.infer(network.head, (None, None), params["head"], x, batch.context)
     (padded,) = pytorch_bert.pad_batches(texts, labels, batch.examples[None])
     with torch.inference_mode():
         np.testing.assert_allclose(x, finetuner.model.eval()(**padded).logits, rtol=0, atol=1e-3)
@@ -81,14 +83,15 @@ def test_training_equals_ours(genome, finetuner, ours, task):
     genome = np.array([gene == "1" for gene in genome])
     examples = balanced_batches(np.random.default_rng(0), texts.lengths, BATCH_SIZE, num_epochs=4)
     source = Source(Dataset(texts.inputs, labels), tokens.scoring_batches(texts))
-    population = Population(network, params, adamw_recipe(*RATES, len(examples)), source, source)
+    recipe = adamw_recipe(learning_rate=RATES[0], head_learning_rate=RATES[1], num_steps=len(examples))
+    population = Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY)
     run = Replicate(params["head"], tokens.pack_batches(texts, examples), jax.random.key(0))
     (member,) = population.evaluate(genome[None], run)
 
     train_loss = finetuner.fit(genome, pytorch_bert.pad_batches(texts, labels, examples))
     scores = finetuner.score(pytorch_bert.scoring_batches(texts, labels))
     assert train_loss == pytest.approx(member.train_loss, rel=1e-4)
-    assert scores == pytest.approx((member.accuracy, member.loss), rel=1e-3)
+    assert scores == pytest.approx((member.score, member.loss), rel=1e-3)
 
     frozen = dict(zip(network.names, genome, strict=True)) | {"head": False}
     tensors = {name.removeprefix("bert."): tensor.numpy() for name, tensor in finetuner.model.state_dict().items()}

@@ -9,11 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from gafreeze_jax.engine.population import Population, Replicate
+from gafreeze_jax.engine.cohort import Replicate
+from gafreeze_jax.engine.population import Population
 
 torch = pytest.importorskip("torch")
 
 import small_networks  # noqa: E402
+
+from gafreeze_jax.metrics import ACCURACY, cross_entropy  # noqa: E402
 
 IMAGES = {"train_images": 70, "validation_images": 30}
 
@@ -43,11 +46,12 @@ def test_pytorch_trains_the_same_parameters(task, genome):
     learning_rate = small_networks.LEARNING_RATE
     sources = (small_networks.make_source(data) for data in (task.train, task.validation))
     run = Replicate(task.params["head"], small_networks.make_batches(task.batches), jax.random.key(0))
-    (member,) = Population(task.network, task.params, small_networks.RECIPE, *sources).evaluate(genome[None], run)
+    population = Population(task.network, task.params, small_networks.RECIPE, *sources, loss=cross_entropy, metric=ACCURACY)
+    (member,) = population.evaluate(genome[None], run)
 
     loop = small_networks.PyTorchLoop(task)
     accuracy = loop(genome)
-    assert accuracy == pytest.approx(member.accuracy, abs=0.04)  # two examples, whose logits are nearly equal
+    assert accuracy == pytest.approx(member.score, abs=0.04)  # two examples, whose logits are nearly equal
     initial = small_networks.make_pytorch_model(task.params).state_dict()
     expected = small_networks.make_pytorch_model(jax.tree.map(np.array, member.params)).state_dict()
     frozen = dict(zip(task.network.names, genome, strict=True)) | {"head": False}

@@ -12,10 +12,9 @@ import numpy as np
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Budget
-from gafreeze_jax.engine.population import Member, Plan
-from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.engine.cohort import Member, Plan
 
-GENOMES = np.array([[0, 0, 0], [1, 0, 1], [0, 1, 1]], bool)
+GENOMES = [(0, 0, 0), (1, 0, 1), (0, 1, 1)]
 SEARCH = (
     "--gens 2 --population 3 --train-examples 48 --validation-examples 60 --epochs 8 --batch-size 8 --finalist-seeds 1 "
     "--no-compare-random"
@@ -51,8 +50,8 @@ def save(path: Path, members: Iterable[Member]) -> None:
     """Scores and parameters."""
     arrays = {}
     for member in members:
-        key = f"{genome_text(member.genome)} {member.steps}"
-        arrays[f"{key} scores"] = np.array([member.accuracy, member.loss, member.train_loss])
+        key = f"{''.join(map(str, member.genome))} {member.steps}"
+        arrays[f"{key} scores"] = np.array([member.score, member.loss, member.train_loss])
         for place, leaf in jax.tree_util.tree_leaves_with_path(dict(member.params)):
             arrays[f"{key} {jax.tree_util.keystr(place, simple=True, separator='/')}"] = np.asarray(leaf)
     np.savez(path, **arrays)

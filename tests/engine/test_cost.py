@@ -10,10 +10,12 @@ import pytest
 import test_population as tasks
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.engine import backprop, cache, population
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, classification
-from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate
+from gafreeze_jax.engine import backprop, cache, costs, optimizer, passes, scoring, step
+from gafreeze_jax.engine.cohort import Plan, Replicate, make_cohorts, untrained
+from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, Source
+from gafreeze_jax.engine.optimizer import Recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.search import nsga2
@@ -36,7 +38,7 @@ def dense_task():
     rng = np.random.default_rng(0)
     params = {f"dense_{i}": rng.normal(size=(width, width)).astype(np.float32) / 8 for i in range(NUM_BLOCKS)}
     params["head"] = rng.normal(size=(width, num_classes)).astype(np.float32)
-    network = Network(tuple(Block(f"dense_{i}", dense) for i in range(NUM_BLOCKS)), head, classification)
+    network = Network(tuple(Block(f"dense_{i}", dense) for i in range(NUM_BLOCKS)), head)
     data = Dataset(rng.normal(size=(batch, width)).astype(np.float32), np.zeros(batch, np.int32))
     rows = np.arange(batch, dtype=np.int32)[None]
     forwards = [(2.0 * batch * width**2, 0.0, 0.0)] * NUM_BLOCKS
@@ -88,21 +90,22 @@ class Counter:
         self.flops = 0.0
         for module, name in (
             (backprop, "infer"), (backprop, "forward"), (backprop, "backward"), (backprop, "head_step"),
-            (population, "_update"),
+            (step, "update_block"),
         ):  # fmt: skip
             monkeypatch.setattr(module, name, self.counting(getattr(module, name)))
 
     def counting(self, function):
-        def run(*arguments):
-            self.flops += function.lower(*arguments).compile().cost_analysis()["flops"]
-            return function(*arguments)
+        def run(*arguments, **options):
+            self.flops += function.lower(*arguments, **options).compile().cost_analysis()["flops"]
+            return function(*arguments, **options)
 
         return run
 
 
 def make_population(name):
     network, params, source, *_ = TASKS[name]
-    return Population(network, params, SGD, source, source), Replicate(params["head"], source.batches, jax.random.key(0))
+    members = Population(network, params, SGD, source, source, loss=cross_entropy, metric=ACCURACY)
+    return members, Replicate(params["head"], source.batches, jax.random.key(0))
 
 
 @pytest.mark.parametrize("path", ["static", "freeze-aware", "freeze-aware, 3 members"])
@@ -112,15 +115,15 @@ def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
     members, run = make_population(name)
     for genome in tasks.ALL_MASKS:
         if path == "static":
-            flops = members.flops_per_step(genome, run)
+            flops = costs.flops_per_step(members, genome, run)
         else:
             num_members = 3 if "3" in path else 1
-            (call,) = population.make_cohorts(Plan(num_members), members.network, np.array([genome] * num_members))
-            members._train.inputs(call.depth)
+            (cohort,) = make_cohorts(Plan(num_members), members.space, untrained([genome] * num_members))
+            members.trainer.activations.inputs(cohort.depth)
             with monkeypatch.context() as patch:
                 counter = Counter(patch)
-                members._fit(call, run, members._start(call, run), 0, len(run.batches.examples), 0, lambda member_steps: None)
-            flops = counter.flops / call.size
+                members.trainer.fit(cohort, run, members.trainer.start(cohort, run), until=run.num_steps)
+            flops = counter.flops / cohort.size
         assert flops == pytest.approx(ideal_flops(genome, forwards, head), rel=0.1), genome
 
 
@@ -131,20 +134,20 @@ WHOLE = Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
 def test_optimizer_bytes_are_those_of_the_state(recipe):
     task = tasks.TASKS["bert"]
     members, run = tasks.make_population(task, tasks.RECIPES[recipe]), tasks.make_run(task)
-    sizes = members.optimizer_bytes(run)
-    costs = experiment.Costs(members, run)
+    sizes = costs.optimizer_bytes(members, run)
+    of_masks = experiment.Costs(members, run)
     for member in members.evaluate(tasks.ALL_MASKS[[0, 3, 5, 7]], run, until=1):
         own = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(state)) for name, state in member.state.items()}
         assert own == {name: sizes[name] for name in own}
-        assert costs.optimizer_bytes(member.genome) == sum(own.values())
+        assert of_masks.optimizer_bytes(np.array(member.genome, bool)) == sum(own.values())
 
 
 def test_a_diverged_mask_is_worst_for_nsga2():
     members, run = make_population("dense")
-    ledger, costs = Ledger(6), experiment.Costs(members, run)
+    ledger, of_masks = Ledger(6), experiment.Costs(members, run)
     for genome, loss in (("011", 0.5), ("111", np.nan)):
         ledger.add(Evaluation(genome, 0, 6, 1, 0.9, loss, 0.4, 10, 1.0))
-    told = np.array([experiment.pareto_fitness(ledger, costs, genome) for genome in ("011", "111")])
+    told = np.array([experiment.pareto_fitness(ledger, of_masks, genome) for genome in ("011", "111")])
     assert told[0, 0] == 0.9
     assert (told[1, 1:] >= told[0, 1:]).all()  # though it costs less
     assert nsga2.non_dominated_rank(told).tolist() == [0, 1]
@@ -155,8 +158,8 @@ def test_no_generation_but_the_first_compiles_anything(plan):
     task = tasks.TASKS["bert"]
     members, run = tasks.make_population(task, tasks.RECIPES["adamw"], plan=plan), tasks.make_run(task)
     functions = (
-        backprop.forward, backprop.backward, backprop.infer, backprop.head_step, backprop.head_score, cache.fetch,
-        cache._score_block_in_one, population._update, population._train_block, population._start,
+        passes.forward, passes.backward, passes.infer, passes.head_step, scoring.score_head, cache.fetch,
+        scoring._score_chunk_in_one, optimizer.update_block, step.train_chunk, optimizer.start_block,
     )  # fmt: skip
     list(members.evaluate(tasks.ALL_MASKS, run))
     compiled = [function._cache_size() for function in functions]
@@ -185,10 +188,15 @@ def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
 
     members = () if axis is None else (2,)
     x, params = jnp.ones((*members, 5, 7)), jnp.ones((*members, 7, 11))
-    axes = (axis, axis, None)
-    y, pullback, _ = backprop.forward(apply, backprop.Wrt(True, True), axes, params, x, None, {}, None, 0)
+    y, pullback, _ = passes.forward(
+        apply=apply, wrt=passes.Wrt(True, True), axes=(axis, axis, None), params=params, x=x, frozen=None, context={}, key=None,
+        index=0,
+    )  # fmt: skip
     assert {array.shape for array in pullback.arrays if array.ndim} == {y.shape}
-    of_params, of_x, _ = backprop.backward(axis, pullback, params, x, jnp.ones_like(y), None, jnp.zeros(members))
+    of_params, of_x, _ = passes.backward(
+        axis=axis, residuals=passes.Residuals(pullback, x), params=params, cotangent=jnp.ones_like(y), frozen=None,
+        square_norm=jnp.zeros(members),
+    )  # fmt: skip
     expected = jax.vjp(lambda params, x: jnp.tanh(x @ params), params, x)[1](jnp.ones_like(y))
     jax.tree.map(np.testing.assert_allclose, (of_params, of_x), expected)
 
@@ -196,7 +204,7 @@ def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
 @pytest.mark.parametrize("name", TASKS)
 def test_what_all_masks_cost_follows_from_a_few(name):
     members, run = make_population(name)
-    flops = members.step_flops(run)
+    flops = costs.step_flops(members, run)
     for genome in tasks.ALL_MASKS:
-        assert flops(genome) == pytest.approx(members.flops_per_step(genome, run), rel=0.02)
-        assert flops.from_scratch(genome) == pytest.approx(members.flops_per_step(genome, run, enter=0), rel=0.02)
+        assert flops(genome) == pytest.approx(costs.flops_per_step(members, genome, run), rel=0.02)
+        assert flops.from_scratch(genome) == pytest.approx(costs.flops_per_step(members, genome, run, enter=0), rel=0.02)

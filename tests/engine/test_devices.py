@@ -89,7 +89,7 @@ def test_train_steps_exchange_nothing_but_sums_over_a_batch_that_devices_share(t
     programs: dict[str, list[str]] = {}
     for path in (folder / "programs").glob("*after_optimizations.txt"):
         programs.setdefault(path.name.split(".")[1], []).append(path.read_text())
-    for name in ("_start", "fetch", "infer", "forward", "head_step", "backward", "_update", "head_score"):
+    for name in ("start_block", "fetch", "infer", "forward", "head_step", "backward", "update_block", "score_head"):
         assert any("num_partitions=8" in text for text in programs[f"jit_{name}"])
     exchanging = {name for name, texts in programs.items() if any(map(COLLECTIVE.search, texts))}
     if what == "train":
@@ -97,7 +97,7 @@ def test_train_steps_exchange_nothing_but_sums_over_a_batch_that_devices_share(t
     else:
         of_gradients = re.findall(r"all-reduce\(.*replica_groups=([^ ]*),", "".join(programs["jit_backward"]))
         assert "[2,4]<=[8]" in of_gradients  # over the devices of a member
-        assert "jit__update" not in exchanging
+        assert "jit_update_block" not in exchanging
 
 
 def evaluations(folder):

@@ -7,8 +7,9 @@ import pytest
 import test_population as tasks
 
 from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.cohort import Plan
+from gafreeze_jax.engine.costs import bytes_of_cohort
 from gafreeze_jax.engine.planning import Trial, Work
-from gafreeze_jax.engine.population import Plan
 
 BIG = Work(num_genes=7, num_steps=24, at_a_time=24, num_evaluations=60, num_members=8, tiny=False, large=False, num_cores=2)
 STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
@@ -103,15 +104,15 @@ def test_nothing_is_timed_where_only_one_plan_makes_sense(monkeypatch):
 def test_the_memory_of_a_call_is_what_xla_says(num_members):
     task = tasks.TASKS["bert"]
     members, run = tasks.make_population(task, tasks.RECIPES["sgd"]), tasks.make_run(task)
-    of_call = lambda plan: members.bytes_of_call(plan, tasks.ALL_MASKS[:num_members], run)  # noqa: E731
+    of_call = lambda plan: bytes_of_cohort(members, plan, tasks.ALL_MASKS[:num_members], run)  # noqa: E731
     assert of_call(Plan(num_members)) == pytest.approx(of_call(Plan(num_members, 1)), rel=0.25)
 
 
 def test_members_of_one_program_are_as_many_as_xla_says_fit(monkeypatch):
     task = with_many_classes()
     members, run = tasks.make_population(task, tasks.RECIPES["sgd"]), tasks.make_run(task)
-    in_one = lambda num: members.bytes_of_call(Plan(num, tasks.NUM_STEPS, "traced"), tasks.ALL_MASKS[:num], run)  # noqa: E731
-    memory = 5.5 * members.bytes_of_call(Plan(), np.zeros((1, 3), bool), run)  # for 5 by shapes; XLA:CPU keeps logits twice
+    in_one = lambda num: bytes_of_cohort(members, Plan(num, tasks.NUM_STEPS, "traced"), tasks.ALL_MASKS[:num], run)  # noqa: E731
+    memory = 5.5 * bytes_of_cohort(members, Plan(), np.zeros((1, 3), bool), run)  # for 5 by shapes; XLA:CPU keeps logits twice
     monkeypatch.setattr(planning, "device_memory", lambda: memory / planning.SHARE_OF_MEMORY)
     choice = planning.choose(members, tasks.ALL_MASKS, run, num_evaluations=50)
     assert choice.plan == Plan(int(5 * memory / in_one(5)), tasks.NUM_STEPS, "traced")
@@ -123,14 +124,14 @@ def test_members_of_one_program_are_as_many_as_xla_says_fit(monkeypatch):
 def test_a_call_that_runs_out_of_memory_is_halved_and_tried_again(monkeypatch):
     task = tasks.TASKS["convolutional"]
     members = tasks.make_population(task, tasks.RECIPES["sgd"], plan=Plan(4))
-    fit = members._fit
+    fit = members.trainer.fit
 
-    def limited(call, *arguments):
-        if call.size > 2:
+    def limited(cohort, *arguments, **options):
+        if cohort.size > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
-        return fit(call, *arguments)
+        return fit(cohort, *arguments, **options)
 
-    monkeypatch.setattr(members, "_fit", limited)
+    monkeypatch.setattr(members.trainer, "fit", limited)
     with pytest.warns(UserWarning, match="going on with 2 members"):
         trained = list(members.evaluate(tasks.ALL_MASKS, tasks.make_run(task)))
     assert sorted(tuple(member.genome) for member in trained) == sorted(map(tuple, tasks.ALL_MASKS))
@@ -141,10 +142,10 @@ def test_a_member_that_does_not_fit_is_an_error(monkeypatch):
     task = tasks.TASKS["convolutional"]
     members = tasks.make_population(task, tasks.RECIPES["sgd"])
 
-    def exhausted(*arguments):
+    def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(members, "_fit", exhausted)
+    monkeypatch.setattr(members.trainer, "fit", exhausted)
     with pytest.raises(MemoryError, match="smaller batches"):
         list(members.evaluate(np.zeros((1, 3), bool), tasks.make_run(task)))
 
@@ -154,6 +155,6 @@ def test_the_memory_of_a_call_counts_logits():
     few = tasks.make_population(tasks.TASKS["convolutional"], tasks.RECIPES["sgd"])
     many = tasks.make_population(with_many_classes(), tasks.RECIPES["sgd"])
     run = tasks.make_run(tasks.TASKS["convolutional"])
-    extra = many.bytes_of_call(Plan(2), tasks.ALL_MASKS[:2], run) - few.bytes_of_call(Plan(2), tasks.ALL_MASKS[:2], run)
+    extra = bytes_of_cohort(many, Plan(2), tasks.ALL_MASKS[:2], run) - bytes_of_cohort(few, Plan(2), tasks.ALL_MASKS[:2], run)
     logits = 2 * 8 * (3000 - 3) * 4
     assert logits <= extra <= 4 * logits

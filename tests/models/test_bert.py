@@ -15,7 +15,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.engine import backprop
+from gafreeze_jax.engine import passes
 from gafreeze_jax.models import base, bert, checkpoints, configs, layers, pretrained, vocabulary
 
 KEY = jax.random.key(0)
@@ -31,8 +31,8 @@ def compute_logits(config, params, texts, batches):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
         x = {name: column[batch.elements] for name, column in texts.inputs.items()}
         for block in network.blocks:
-            x = backprop.infer(block.apply, (None, None), params[block.name], x, batch.context)
-        x = backprop.infer(network.head, (None, None), params["head"], x, batch.context)
+            x = passes.infer(block.apply, (None, None), params[block.name], x, batch.context)
+        x = passes.infer(network.head, (None, None), params["head"], x, batch.context)
         real = batch.examples >= 0
         logits[batch.examples[real]] = x[real]
     return logits

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import test_population as tasks
 
-from gafreeze_jax.engine.cache import score
 from gafreeze_jax.models import base, bert, layers
 
 CONFIG = bert.BertConfig(
@@ -22,14 +21,16 @@ def test_half_layers_compute_the_same_and_are_joined_again():
     halves = MODEL.make_network(granularity="sublayer")
     split = base.split_layers(PARAMS, halves.names)
     assert halves.names == ("embeddings", "layer_0/attention", "layer_0/mlp", "layer_1/attention", "layer_1/mlp")
-    assert score(halves, split, SOURCE) == pytest.approx(score(MODEL.make_network(), PARAMS, SOURCE))
+    assert tasks.accuracy_and_loss(halves, split, SOURCE) == pytest.approx(
+        tasks.accuracy_and_loss(MODEL.make_network(), PARAMS, SOURCE)
+    )
     assert base.join_layers(split) == PARAMS
 
 
 def test_bfloat16_computes_nearly_the_same_and_leaves_parameters_in_float32():
     half = MODEL.make_network(dtype=jnp.bfloat16)
-    _, loss = score(half, PARAMS, SOURCE)
-    _, expected = score(MODEL.make_network(), PARAMS, SOURCE)
+    _, loss = tasks.accuracy_and_loss(half, PARAMS, SOURCE)
+    _, expected = tasks.accuracy_and_loss(MODEL.make_network(), PARAMS, SOURCE)
     assert loss == pytest.approx(expected, rel=0.02)
     assert loss != expected
     task = (half, *tasks.TASKS["bert"][1:])

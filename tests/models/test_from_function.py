@@ -13,9 +13,12 @@ from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
 from gafreeze_jax import masking
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.engine import planning
-from gafreeze_jax.engine.cache import Source
-from gafreeze_jax.engine.network import Block, Dataset, Network, classification
-from gafreeze_jax.engine.population import Plan, Population, Recipe, Replicate
+from gafreeze_jax.engine.cohort import Plan, Replicate
+from gafreeze_jax.engine.costs import flops_per_step
+from gafreeze_jax.engine.network import Block, Dataset, Network, Source
+from gafreeze_jax.engine.optimizer import Recipe
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import from_function
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.runs.finalists import NO_MASKS
@@ -65,7 +68,7 @@ def plain_run(genome):
 
         def loss(params, examples=examples, rows=rows, key=key):
             inputs = jax.tree.map(lambda leaf: leaf[examples], DATA.inputs)
-            return classification(apply(params, inputs, key)[-len(rows) :], DATA.targets[rows])[0].mean()
+            return cross_entropy(apply(params, inputs, key)[-len(rows) :], DATA.targets[rows]).mean()
 
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
@@ -82,7 +85,8 @@ NETWORK = from_function.make_network(apply, GENES)
 
 def make_population(plan):
     source = Source(DATA, make_batches(in_order(NUM_EXAMPLES, 8)))
-    return Population(NETWORK, from_function.split(PARAMS, GENES), RECIPE, source, source, plan=plan)
+    params = from_function.split(PARAMS, GENES)
+    return Population(NETWORK, params, RECIPE, source, source, loss=cross_entropy, metric=ACCURACY, plan=plan)
 
 
 RUN = Replicate(from_function.split(PARAMS, GENES)["head"], make_batches(STEPS), jax.random.key(3))
@@ -105,12 +109,12 @@ def test_every_mask_trains_like_the_plain_run(plan):
             np.testing.assert_array_equal(np.asarray(ours)[held], start[held])
             assert not np.any(np.asarray(ours)[~held] == start[~held])
         logits = apply(params, DATA.inputs, None)
-        assert member.accuracy == pytest.approx(np.mean(logits.argmax(-1) == DATA.targets))
+        assert member.score == pytest.approx(np.mean(logits.argmax(-1) == DATA.targets))
 
 
 def test_frozen_parameters_cost_no_weight_gradient():
     members = make_population(Plan())
-    everything, top = (members.flops_per_step(np.array(genome, bool), RUN) for genome in ([0, 0, 0], [1, 1, 0]))
+    everything, top = (flops_per_step(members, genome, RUN) for genome in ((0, 0, 0), (1, 1, 0)))
     assert top < 0.8 * everything
 
 
@@ -155,7 +159,7 @@ def test_augmented_inputs_enter_the_lowest_block_of_every_member():
     """With an augmentation that changes nothing training is as without; with another one, even a frozen bottom sees it."""
     layer = lambda params, x, context, *, frozen, key: jnp.tanh(x @ params)  # noqa: E731
     linear = lambda params, x, context, *, frozen, key: x @ params  # noqa: E731
-    network = Network((Block("low", layer), Block("high", layer)), linear, classification)
+    network = Network((Block("low", layer), Block("high", layer)), linear)
     params = {"low": normal(5, 6), "high": normal(6, 6), "head": normal(6, NUM_CLASSES)}
     data = Dataset(DATA.inputs["x"], DATA.targets)
     plain = Source(data, make_batches(in_order(NUM_EXAMPLES, 8)))
@@ -163,14 +167,14 @@ def test_augmented_inputs_enter_the_lowest_block_of_every_member():
 
     def train(augment):
         train = plain._replace(augment=augment)
-        members = Population(network, params, RECIPE, train, plain).evaluate(np.array([[1, 0], [0, 0]], bool), run)
-        return {tuple(member.genome): member.params for member in members}
+        population = Population(network, params, RECIPE, train, plain, loss=cross_entropy, metric=ACCURACY)
+        return {member.genome: member.params for member in population.evaluate([(1, 0), (0, 0)], run)}
 
     without, same, other = map(train, (None, lambda key, x: x + 0, lambda key, x: x + jax.random.normal(key, x.shape)))
     for genome in without:
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), without[genome], same[genome])
         assert not np.allclose(without[genome]["high"], other[genome]["high"])
-    np.testing.assert_array_equal(other[True, False]["low"], params["low"])
+    np.testing.assert_array_equal(other[1, 0]["low"], params["low"])
 
 
 @pytest.mark.parametrize(

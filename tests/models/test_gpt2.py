@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax.data import lm, tokens
 from gafreeze_jax.data.batches import balanced_batches
-from gafreeze_jax.engine import backprop
-from gafreeze_jax.engine.cache import Source, score
+from gafreeze_jax.engine import backprop, passes
+from gafreeze_jax.engine.network import Source, Step
+from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import base, configs, gpt2, pretrained
 
 KEY = jax.random.key(0)
@@ -39,7 +40,7 @@ def compute_logits(config, params, task, texts, batches):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
         x = {name: column[batch.elements] for name, column in texts.inputs.items()}
         for block in network.blocks:
-            x = backprop.infer(block.apply, (None, None), params[block.name], x, batch.context)
+            x = passes.infer(block.apply, (None, None), params[block.name], x, batch.context)
         x = network.head(read_by_head(network, params), x, batch.context, frozen=True, key=None)
         logits |= {example: row for example, row in zip(batch.examples.tolist(), np.asarray(x), strict=True) if example >= 0}
     return np.stack([logits[example] for example in sorted(logits)])
@@ -173,15 +174,15 @@ def test_half_layers_compute_the_same_and_are_joined_again():
     halves = make_model(CONFIG, "classify").make_network(granularity="sublayer")
     split = base.split_layers(params, halves.names)
     assert halves.names == ("embeddings", "block_0/attention", "block_0/mlp", "final_norm")
-    assert score(halves, split, source) == pytest.approx(score(network, params, source))
+    assert tasks.accuracy_and_loss(halves, split, source) == pytest.approx(tasks.accuracy_and_loss(network, params, source))
     assert base.join_layers(split) == params
 
 
 @pytest.mark.parametrize("task", golden.TASKS)
 def test_bfloat16_computes_nearly_the_same(task):
     network, params, source, _ = TASKS[task]
-    _, loss = score(make_model(CONFIG, task).make_network(dtype=jnp.bfloat16), params, source)
-    _, expected = score(network, params, source)
+    _, loss = tasks.accuracy_and_loss(make_model(CONFIG, task).make_network(dtype=jnp.bfloat16), params, source)
+    _, expected = tasks.accuracy_and_loss(network, params, source)
     assert loss == pytest.approx(expected, rel=0.02)
     assert loss != expected
 
@@ -250,11 +251,12 @@ def test_gradients_of_tied_word_vectors_are_those_of_the_plain_function(frozen):
     targets = jnp.asarray(source.data.targets)[batch.examples]
 
     def loss(params):
-        losses, _ = network.loss(tasks.apply_network(network, params, x, batch, frozen, KEY), targets)
+        losses = cross_entropy(tasks.apply_network(network, params, x, batch, frozen, KEY), targets)
         return losses @ batch.weights / batch.weights.sum()
 
     expected_loss, expected = jax.jit(jax.value_and_grad(loss))(params)
-    got = backprop.value_and_grad(network, frozen)(params, x, targets, batch.weights, batch.context, KEY)
+    step = Step(x, targets, batch.weights, batch.context)
+    got = backprop.value_and_grad(network, cross_entropy, frozen)(params, step, KEY)
     assert got.loss == pytest.approx(float(expected_loss), rel=1e-5)
     trained = [name for name, gene in zip(network.names, frozen, strict=True) if not gene]
     assert set(got.gradients) == {*trained, "head"}
@@ -269,7 +271,7 @@ def test_a_token_is_scored_once_and_right():
     assert len(logits) == len(windows.targets) == 149
     right = logits[np.arange(149), windows.targets]
     expected = (logits.argmax(1) == windows.targets).mean(), np.mean(np.log(np.exp(logits).sum(1)) - right)
-    assert score(network, params, source) == pytest.approx(expected, rel=1e-5)
+    assert tasks.accuracy_and_loss(network, params, source) == pytest.approx(expected, rel=1e-5)
 
 
 # Saving

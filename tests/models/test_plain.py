@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gafreeze_jax.engine import backprop
+from gafreeze_jax.engine.network import Step
+from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import plain
 
 
@@ -42,8 +44,8 @@ def test_shapes(name):
     assert tuple(params) == tuple(shapes) == (*genes, "head")
     assert {block: layer["kernel"].shape for block, layer in params.items()} == shapes
     assert all(layer["bias"].shape == layer["kernel"].shape[-1:] for layer in params.values())
-    differentiate = backprop.value_and_grad(network, [False] * len(genes))
-    gradients = differentiate(params, random(4, *inputs), jnp.zeros(4, int), jnp.ones(4), {}).gradients
+    differentiate = backprop.value_and_grad(network, cross_entropy, [False] * len(genes))
+    gradients = differentiate(params, Step(random(4, *inputs), jnp.zeros(4, int), jnp.ones(4), {})).gradients
     assert jax.tree.map(np.shape, gradients) == jax.tree.map(np.shape, params)
     x = random(4, *inputs)
     for block in network.blocks:

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.engine import backprop
-from gafreeze_jax.engine.cache import Source, score
-from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.engine.network import Dataset, Source, Step
 from gafreeze_jax.masking import leaf_paths
+from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import base, preprocessing, pretrained, resnet
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -225,8 +225,8 @@ def test_training_equals_pytorch(name, load, torch):
     slopes = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
     module.load_state_dict(state)
 
-    step = backprop.value_and_grad(network, [False] * len(network.blocks))
-    result = step(params, x, jnp.array(labels), jnp.array(WEIGHTS), {"weights": jnp.array(WEIGHTS)})
+    step = Step(x, jnp.array(labels), jnp.array(WEIGHTS), {"weights": jnp.array(WEIGHTS)})
+    result = backprop.value_and_grad(network, cross_entropy, [False] * len(network.blocks))(params, step)
     close(result.loss, loss.item())
     trained = {name: tree | {"batch_stats": result.statistics.get(name, {})} for name, tree in result.gradients.items()}
     trained["head"] = result.gradients["head"]
@@ -246,7 +246,7 @@ def test_resnet_20_scores_on_cifar_10_what_its_authors_say():
     with np.load(test) as file:
         data = Dataset(file["images"], file["labels"].astype(np.int32))
     source = Source(data, make_batches(in_order(len(data.targets), 200)))
-    accuracy, _ = score(loaded.model.make_network(), loaded.params, source)
+    accuracy, _ = tasks.accuracy_and_loss(loaded.model.make_network(), loaded.params, source)
     assert accuracy >= 0.91
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from gafreeze_jax.engine.population import Member
+from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.runs.finalist_store import FinalistStore
 
 PARAMS = {"low": {"kernel": np.ones((3, 4), np.float32)}, "high": (np.zeros(2), np.zeros((0, 3))), "head": {"bias": np.ones(2)}}

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gafreeze_jax import cli
 from gafreeze_jax.data import images, lm, text
-from gafreeze_jax.engine import cache
+from gafreeze_jax.engine import cache, scoring
 from gafreeze_jax.models import pretrained
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks import bert as bert_task
@@ -208,9 +208,10 @@ def test_what_does_not_fit_on_the_device_is_labelled_the_same(runs, monkeypatch)
     folder, data, _ = runs("bert")
     options = dataclasses.replace(bert_task.Options(), dtype="float32")
     network, params, source, *_ = bert_task.load_unlabelled(options, folder / "model", data)
-    whole = cache.predict(network, params, source)
-    monkeypatch.setattr(cache, "default_budget", lambda: cache.Budget(0, 0))
-    np.testing.assert_array_equal(cache.predict(network, params, source), whole)
+    logits = lambda: np.concatenate([batch for _, batch in scoring.each_batch(network, params, source)])  # noqa: E731
+    whole = logits()
+    monkeypatch.setattr(scoring, "default_budget", lambda: cache.Budget(0, 0))
+    np.testing.assert_array_equal(logits(), whole)
 
 
 # apply

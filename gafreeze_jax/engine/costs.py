@@ -1,0 +1,109 @@
+"""What training a genome costs, without training it: floating-point operations and bytes."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.engine import backprop, devices
+from gafreeze_jax.engine.cache import Chunk, fetch
+from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_cohorts, untrained
+from gafreeze_jax.engine.network import PyTree, parameters
+from gafreeze_jax.engine.passes import HeadAxes, head_residuals
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.search.costs import StepFlops
+from gafreeze_jax.space import Genome, as_genome
+
+
+def flops_per_step(
+    population: Population, genome: Genome | np.ndarray, replicate: Replicate, enter: int | None = None
+) -> float:
+    """Floating-point operations of a member's training step, as XLA counts them.
+
+    Args:
+      enter: the block from whose kept input it starts; default: the genome's lowest trainable one.
+    """
+    (cohort,) = make_cohorts(Plan(steps=1), population.space, untrained([as_genome(genome)]))
+    analysis: Any = population.trainer.trace(cohort, replicate, enter=enter).lower().cost_analysis()
+    return analysis["flops"]
+
+
+def step_flops(population: Population, replicate: Replicate) -> StepFlops:
+    """Floating-point operations of a training step of any genome, from XLA's counts for 3 G genomes."""
+    space = population.space
+    count = functools.partial(flops_per_step, population, replicate=replicate)
+    above = [count(genome) for genome in space.prefixes()]
+    only_frozen = np.where(np.eye(space.num_genes, dtype=bool), space.all_frozen, space.all_trained)
+    spared = [0.0, *(above[0] - count(genome) for genome in only_frozen[1:])]
+    entered = [count(space.all_frozen, enter=depth) for depth in range(space.num_genes)]
+    return StepFlops(above, spared, [low - high for low, high in itertools.pairwise([*entered, above[-1]])])
+
+
+def optimizer_bytes(population: Population, replicate: Replicate) -> dict[str, int]:
+    """Bytes of the optimizer's state of each block and the head, where they train, by name."""
+    params = {name: parameters(tree) for name, tree in (population.params | {"head": replicate.head}).items()}
+    return {name: num_bytes(jax.eval_shape(population.recipe.of(name).init, tree)) for name, tree in params.items()}
+
+
+def bytes_of_cohort(population: Population, plan: Plan, genomes: Genomes, replicate: Replicate) -> int:
+    """Memory that a cohort takes on a device, apart from what all members share.
+
+    Counted are parameters, optimizer states, gradients and residuals: block by block from shapes. A plan of whole steps is
+    compiled and asked: it may keep half of what blocks hand over (`benchmarks/tpu_compile.py`).
+
+    Args:
+      genomes: [N, G], at most as many as the plan has members.
+    """
+    (cohort,) = make_cohorts(plan, population.space, untrained(genomes))
+    trained = jax.eval_shape(functools.partial(population.trainer.start, cohort, replicate))
+    if plan.steps:
+        program = population.trainer.trace(cohort, replicate, plan.steps).lower().compile()
+        return num_bytes(trained) // cohort.num_shards + _bytes_beside_arguments(program)
+    residuals = jax.eval_shape(
+        functools.partial(_residuals, population, cohort),
+        trained.params,
+        population.trainer.activations.chunk_shape(_boundary(population, cohort), replicate.batches),
+        replicate.key,
+    )
+    of_parts = num_bytes(residuals) // devices.num_shards(devices.DATA)
+    return (2 * num_bytes(trained.params) + num_bytes(trained.state) + of_parts) // cohort.num_shards
+
+
+def _boundary(population: Population, cohort: Cohort) -> int:
+    return population.trainer.activations.boundary(cohort.depth)
+
+
+def _residuals(population: Population, cohort: Cohort, params: PyTree, chunk: Chunk, key: Array) -> PyTree:
+    """All that forward passes keep for the backward passes."""
+    trainer, network = population.trainer, population.network
+    boundary = _boundary(population, cohort)
+    step = fetch(trainer.activations.per_example(boundary), chunk, 0)
+    all_params = trainer.pretrained | params
+    forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis)
+    chain = forward(all_params, step.x, step.context, key, cohort.gates)
+    of_shared = tuple(cohort.axis if name in params else None for name in network.shared)
+    of_head = head_residuals(
+        network=network,
+        loss=trainer.loss,
+        axes=HeadAxes(cohort.axis, of_shared, cohort.axis if chain.residuals else None),
+        params=params["head"],
+        shared=tuple(all_params[name] for name in network.shared),
+        step=step._replace(x=chain.x),
+    )
+    return chain, of_head
+
+
+def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
+    """The most memory that a program takes on a device beside its arguments."""
+    memory: Any = program.memory_analysis()
+    if jax.default_backend() == "tpu":
+        return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
+    # XLA:CPU leaves temporary memory out of its peak.
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def num_bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

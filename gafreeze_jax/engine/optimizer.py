@@ -1,0 +1,118 @@
+"""How parameters move: the optimizers of a network, the state they start from, and their updates."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from gafreeze_jax import masking
+from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.network import STATISTICS, Axis, PyTree, parameters
+from gafreeze_jax.engine.passes import over_members
+
+
+class Recipe(NamedTuple):
+    """How a member is trained.
+
+    Attributes:
+      body: optimizer of the blocks. It runs block by block, so it must treat every leaf by itself (AdamW, SGD, Lion, ...).
+      head: optimizer of the head.
+      max_norm: gradients of trainable parameters are clipped to this global norm (Pascanu et al. 2013); infinite = not clipped.
+    """
+
+    body: optax.GradientTransformation
+    head: optax.GradientTransformation
+    max_norm: float = 1.0
+
+    def of(self, name: str) -> optax.GradientTransformation:
+        """The optimizer of a block, or of "head"."""
+        return self.head if name == "head" else self.body
+
+    def scalable(self) -> "Recipe":
+        """The recipe with a factor to the body's learning rate in the optimizer's state: one program serves all factors."""
+        return self._replace(body=optax.chain(self.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
+
+
+def adamw_recipe(*, learning_rate: float, head_learning_rate: float, num_steps: int) -> Recipe:
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up over a tenth of the steps and linear decay to zero.
+
+    Weight decay 0.01 on kernels and embeddings; none on biases and norms, which are vectors.
+    """
+    warm_up = max(1, num_steps // 10)
+
+    def adamw(peak: float) -> optax.GradientTransformation:
+        rise = optax.linear_schedule(0.0, peak, warm_up)
+        fall = optax.linear_schedule(peak, 0.0, max(1, num_steps - warm_up))
+        mask = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+        return optax.adamw(optax.join_schedules([rise, fall], [warm_up]), weight_decay=0.01, mask=mask)
+
+    return Recipe(adamw(learning_rate), adamw(head_learning_rate))
+
+
+class Trainable(NamedTuple):
+    """Parameters that are trained, and the state of their optimizers, {name: tree} each, or of one block."""
+
+    params: PyTree
+    state: PyTree
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "axis", "size"))
+def start_block(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTree) -> Trainable:
+    """A copy of a block's parameters, or `size` copies along a member axis, and their optimizer's state."""
+    members = () if axis is None else (size,)
+    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
+    init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # the size, as a head may have no parameters
+    return devices.shard(Trainable(copies, init(parameters(copies))), axis)
+
+
+def start_blocks(recipe: Recipe, axis: Axis, size: int, params: dict[str, PyTree]) -> Trainable:
+    """`start_block` of several blocks and the head."""
+    started = {name: start_block(recipe.of(name), axis, size, tree) for name, tree in params.items()}
+    return Trainable(
+        {name: trainable.params for name, trainable in started.items()},
+        {name: trainable.state for name, trainable in started.items()},
+    )
+
+
+start_blocks_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size"))(start_blocks)
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "max_norm", "axis"), donate_argnames=("block",))
+def update_block(
+    *,
+    tx: optax.GradientTransformation,
+    max_norm: float,
+    axis: Axis,
+    block: Trainable,
+    gradients: PyTree,
+    square_norm: Array,
+    frozen: Array | None,
+    statistics: PyTree,
+) -> Trainable:
+    """One step of a block's optimizer; `axis` is that of all arrays.
+
+    Args:
+      block: donated.
+      square_norm: of the gradients of all blocks and the head, for clipping.
+      frozen: [members], or None = trained by all.
+      statistics: new running statistics, or None.
+    """
+
+    def run(params, state, gradients, square_norm, frozen):
+        if max_norm < math.inf:
+            scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        if frozen is None:
+            updates, state = tx.update(gradients, state, params)
+        else:
+            gene = masking.make_genes(params, {".*": "block"})
+            updates, state = masking.freezable(tx, gene).update(gradients, state, params, genome=frozen[None])
+        return optax.apply_updates(params, updates), state
+
+    mapped = over_members(run, (axis, axis, axis, axis, None if frozen is None else axis))
+    params, state = mapped(parameters(block.params), block.state, gradients, square_norm, frozen)
+    return devices.shard(Trainable(params if statistics is None else params | {STATISTICS: statistics}, state), axis)

@@ -1,0 +1,273 @@
+"""Forward and backward passes of a block and of the head, each compiled by itself.
+
+Members of a population may be stacked along a leading axis and are then mapped with `jax.vmap`. An `axis` of None says
+that an argument has no such axis, and is shared by all members.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.network import STATISTICS, Axis, Loss, Network, PyTree, Step, has_statistics, parameters
+
+
+def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
+    """`function` mapped over the arguments that have a member axis; itself if none has. Devices share the members out.
+
+    It may close over no arrays.
+    """
+    return function if all(axis is None for axis in axes) else devices.over_shards(jax.vmap(function, axes), axes)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "axes"))
+def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree) -> Array:
+    """A block in inference mode. `axes` are those of `params` and `x`."""
+
+    def run(params, x, context):
+        return apply(params, x, context, frozen=True, key=None)
+
+    return over_members(run, (*axes, None))(params, x, context)
+
+
+class Wrt(NamedTuple):
+    """What a block is differentiated with respect to."""
+
+    params: bool
+    input: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pullback:
+    """A function from `jax.vjp` that was made inside `jax.jit`, without those of its arrays that went into the program.
+
+    As outputs of the program these would be copied, weights above all.
+
+    Attributes:
+      arrays: the arrays that the program computed.
+      sources: for each array of the function, its place among the program's inputs, or None.
+      treedef: of the function.
+    """
+
+    arrays: list[Array]
+    sources: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
+    treedef: Any = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def without(cls, inputs: PyTree, function: Callable) -> "Pullback":
+        places = {id(array): place for place, array in enumerate(jax.tree.leaves(inputs))}
+        arrays, treedef = jax.tree.flatten(function)
+        sources = tuple(places.get(id(array)) for array in arrays)
+        return cls([array for array, source in zip(arrays, sources, strict=True) if source is None], sources, treedef)
+
+    def complete(self, inputs: PyTree) -> Callable:
+        given, computed = jax.tree.leaves(inputs), iter(self.arrays)
+        arrays = [next(computed) if source is None else given[source] for source in self.sources]
+        return jax.tree.unflatten(self.treedef, arrays)
+
+
+class Residuals(NamedTuple):
+    """What a block's forward pass keeps for its backward pass: the pullback and the block's input."""
+
+    pullback: Pullback
+    x: PyTree
+
+
+class Forward(NamedTuple):
+    """A block in training mode.
+
+    Attributes:
+      y: its output.
+      pullback: for `backward`.
+      statistics: new running statistics, or None.
+    """
+
+    y: Array
+    pullback: Pullback
+    statistics: PyTree
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes"))
+def forward(
+    *,
+    apply: Callable,
+    wrt: Wrt,
+    axes: tuple[Axis, Axis, Axis],
+    params: PyTree,
+    x: PyTree,
+    frozen: Array | None,
+    context: PyTree,
+    key: Array | None,
+    index: int,
+) -> Forward:
+    """Runs a block in training mode.
+
+    Args:
+      axes: of `params`, `x` and `frozen`.
+      frozen: [members] bool, or None: trained by all members if `wrt.params`, else frozen for all.
+      key: of this step, or None; the block's key is `fold_in(key, index)`, the same for all members.
+    """
+    key = None if key is None else jax.random.fold_in(key, index)
+
+    def run(params, x, frozen, context, key):
+        y = apply(params, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
+        if not (wrt.params and has_statistics(params)):
+            return y, None
+        y, statistics = y
+        if frozen is not None:
+            statistics = jax.tree.map(functools.partial(jnp.where, frozen), params[STATISTICS], statistics)
+        return y, statistics
+
+    def of_variables(variables):
+        tree = params
+        if wrt.params:
+            tree = params | variables["params"] if has_statistics(params) else variables["params"]
+        return over_members(run, (*axes, None, None))(tree, variables.get("x", x), frozen, context, key)
+
+    variables = ({"params": parameters(params)} if wrt.params else {}) | ({"x": x} if wrt.input else {})
+    y, pullback, statistics = jax.vjp(of_variables, variables, has_aux=True)
+    return Forward(y, Pullback.without((params, x), pullback), statistics)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm",))
+def backward(
+    *,
+    axis: Axis,
+    residuals: Residuals,
+    params: PyTree,
+    cotangent: Array,
+    frozen: Array | None,
+    square_norm: Array,
+    by_head: PyTree = None,
+) -> tuple[PyTree, Array | None, Array]:
+    """Runs a block backwards.
+
+    Args:
+      axis: of all arguments (`frozen` may be None).
+      residuals: from `forward`, with the input it had.
+      params: as given to `forward`.
+      cotangent: of the block's output.
+      frozen: [members] bool, whose gradients are set to zero.
+      square_norm: [members], of the gradients of the blocks above.
+      by_head: gradients of the parameters as the head reads them, or None.
+
+    Returns:
+      Gradients of the parameters and of the input (None if not asked for), and `square_norm` with this block's added.
+    """
+    (gradients,) = residuals.pullback.complete((params, residuals.x))(cotangent)
+    of_params = gradients.get("params")
+    if of_params is not None:
+        if by_head is not None:
+            of_params = jax.tree.map(jnp.add, of_params, by_head)
+        of_params, square_norm = hold_and_measure(axis, of_params, frozen, square_norm)
+    return of_params, gradients.get("x"), square_norm
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def hold_and_measure(axis: Axis, gradients: PyTree, frozen: Array | None, square_norm: Array) -> tuple[PyTree, Array]:
+    """Gradients with zero where `frozen` ([members] bool, or None), and `square_norm` with theirs added."""
+
+    def run(gradients, frozen):
+        if frozen is not None:
+            gradients = jax.tree.map(lambda g: jnp.where(frozen, 0, g), gradients)
+        return gradients, sum_of_squares(gradients)
+
+    gradients, added = over_members(run, (axis, None if frozen is None else axis))(gradients, frozen)
+    return gradients, square_norm + added
+
+
+def sum_of_squares(tree: PyTree) -> Array:
+    return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+
+
+class HeadAxes(NamedTuple):
+    """Member axes of the head's parameters, of the parameters of each shared block, and of the head's input."""
+
+    params: Axis
+    shared: tuple[Axis, ...]
+    x: Axis
+
+
+class HeadGradients(NamedTuple):
+    """What `head_step` gives; each with a member axis if an argument has one.
+
+    Attributes:
+      loss: mean over the examples.
+      params: gradients of the head's parameters.
+      shared: gradients of the shared blocks that are trained, by name.
+      input: gradient of the head's input, or None.
+      square_norm: of `params`.
+    """
+
+    loss: Array
+    params: PyTree
+    shared: dict[str, PyTree]
+    input: Array | None
+    square_norm: Array
+
+
+def with_shared(network: Network, params: PyTree, shared: Sequence[PyTree]) -> PyTree:
+    """The head's parameters with those of the blocks it shares."""
+    return params | dict(zip(network.shared, map(parameters, shared), strict=True)) if network.shared else params
+
+
+@functools.partial(jax.jit, static_argnames=("network", "loss", "trained", "input_too", "axes"))
+def head_step(
+    *,
+    network: Network,
+    loss: Loss,
+    trained: tuple[bool, ...],
+    input_too: bool,
+    axes: HeadAxes,
+    params: PyTree,
+    shared: tuple[PyTree, ...],
+    step: Step,
+    key: Array | None,
+) -> HeadGradients:
+    """Loss and gradients of the head.
+
+    Args:
+      trained: for each shared block, whether its gradient is wanted.
+      input_too: whether the gradient of the input is wanted.
+      step: whose `x` enters the head.
+    """
+    key = None if key is None else jax.random.fold_in(key, len(network.blocks))
+
+    def run(params, x, targets, weights, context, key, *shared):
+        def mean_loss(variables):
+            read = dict(enumerate(shared)) | variables["shared"]
+            all_params = with_shared(network, variables["params"], list(read.values()))
+            outputs = network.head(all_params, variables.get("x", x), context, frozen=False, key=key)
+            return loss(outputs, targets) @ weights / weights.sum()
+
+        wanted = {i: parameters(tree) for i, tree in enumerate(shared) if trained[i]}
+        variables = {"params": params, "shared": wanted} | ({"x": x} if input_too else {})
+        mean, gradients = jax.value_and_grad(mean_loss)(variables)
+        by_name = {network.shared[i]: tree for i, tree in gradients["shared"].items()}
+        return HeadGradients(mean, gradients["params"], by_name, gradients.get("x"), sum_of_squares(gradients["params"]))
+
+    mapped = over_members(run, (axes.params, axes.x, None, None, None, None, *axes.shared))
+    return mapped(params, step.x, step.targets, step.weights, step.context, key, *shared)
+
+
+def head_residuals(
+    *, network: Network, loss: Loss, axes: HeadAxes, params: PyTree, shared: tuple[PyTree, ...], step: Step
+) -> list[Array]:
+    """What the head keeps for its backward pass, logits above all."""
+
+    def losses(params, x, targets, context, *shared):
+        return loss(network.head(with_shared(network, params, shared), x, context, frozen=False, key=None), targets)
+
+    def of_variables(params, shared):
+        return over_members(losses, (axes.params, axes.x, None, None, *axes.shared))(
+            params, step.x, step.targets, step.context, *shared
+        )
+
+    _, pullback = jax.vjp(of_variables, params, shared)
+    return Pullback.without((params, shared, step.x), pullback).arrays

@@ -1,0 +1,193 @@
+"""Trains a cohort: from pretrained or half-trained parameters to the parameters after a step."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from gafreeze_jax.engine import devices
+from gafreeze_jax.engine.cache import Activations
+from gafreeze_jax.engine.cohort import Cohort, Member, Replicate
+from gafreeze_jax.engine.network import Loss, Network, PyTree, parameters
+from gafreeze_jax.engine.optimizer import Recipe, Trainable, start_block, start_blocks, start_blocks_in_one
+from gafreeze_jax.engine.step import Program, Shared, differentiate, train_chunk, train_step
+
+
+class CohortTrainer:
+    """Trains cohorts of one network on one data set.
+
+    Args:
+      pretrained: parameters of the blocks, on the device.
+      activations: of the training set.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe, loss: Loss, *, pretrained: PyTree, activations: Activations):
+        self.network, self.recipe, self.loss = network, recipe, loss
+        self.pretrained, self.activations = pretrained, activations
+
+    def with_recipe(self, recipe: Recipe) -> "CohortTrainer":
+        """A trainer with another recipe, on the same data and activations."""
+        other = copy.copy(self)
+        other.recipe = recipe
+        return other
+
+    def start(self, cohort: Cohort, replicate: Replicate, steps: int = 0) -> Trainable:
+        """Parameters that the cohort trains, and their optimizers' states, where its members stopped; may be donated.
+
+        Args:
+          steps: of one program; 0 = every block is started by itself.
+        """
+        if cohort.members[0].state is None:
+            initial = {name: self.pretrained[name] for name in cohort.trained} | {"head": replicate.head}
+            return (start_blocks_in_one if steps else start_blocks)(self.recipe, cohort.axis, cohort.size, initial)
+        trainables = {name: self._restart(cohort, name) for name in (*cohort.trained, "head")}
+        return Trainable(
+            {name: trainable.params for name, trainable in trainables.items()},
+            {name: trainable.state for name, trainable in trainables.items()},
+        )
+
+    def _restart(self, cohort: Cohort, name: str) -> Trainable:
+        """A block as the members have it that train it, and as pretrained for those that start to train it now."""
+        start_late = functools.cache(functools.partial(self._start_late, name, cohort.members[0].steps))
+
+        def of_member(member: Member) -> Trainable:
+            state = member.state or {}
+            return Trainable(member.params[name], state[name]) if name in state else start_late()
+
+        return _stack(cohort, map(of_member, cohort.members))
+
+    def _start_late(self, name: str, steps: int) -> Trainable:
+        """Pretrained parameters of a block, and an optimizer state that has counted `steps`, which sets the learning rate."""
+        params, state = start_block(self.recipe.of(name), None, 1, self.pretrained[name])
+
+        def count(leaf: Array) -> Array:
+            return jnp.full_like(leaf, steps) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+
+        return Trainable(params, jax.tree.map(count, state))
+
+    def fit(
+        self,
+        cohort: Cohort,
+        replicate: Replicate,
+        trained: Trainable,
+        *,
+        until: int,
+        steps: int = 0,
+        on_steps: Callable[[int], None] = lambda member_steps: None,
+    ) -> tuple[Trainable, Array]:
+        """Trains a cohort from where its members stopped to the step `until`.
+
+        Args:
+          trained: from `start`; donated.
+          steps: of one program; 0 = block by block.
+          on_steps: called with the number of member-steps since its last call.
+
+        Returns:
+          The same after these steps, and sums of losses.
+        """
+        done = first = cohort.members[0].steps
+        boundary, inputs = self.activations.inputs(cohort.depth)
+        program = self.program(cohort, boundary)
+        batches = jax.tree.map(lambda leaf: leaf[first:until], replicate.batches)
+        total: Array | None = None
+        for chunk in self.activations.chunks(boundary, inputs, batches, steps or None):
+            shared = Shared(self.pretrained, chunk, replicate.key, cohort.gates)
+            num_steps = len(chunk.batches.examples)
+            if steps:
+                trained, loss = train_chunk(program, trained, shared, done)
+                total = loss if total is None else total + loss
+                on_steps(num_steps * len(cohort.members))
+            for step in range(0 if steps else num_steps):
+                trained, loss = train_step(program, trained, shared, step, done + step)
+                total = loss if total is None else total + loss
+                on_steps(len(cohort.members))
+            done += num_steps
+        assert total is not None, "a cohort trains at least one step"
+        return trained, total
+
+    def program(self, cohort: Cohort, boundary: int) -> Program:
+        return Program(
+            network=self.network,
+            loss=self.loss,
+            recipe=self.recipe,
+            frozen=cohort.frozen,
+            start=boundary,
+            per_example=self.activations.per_example(boundary),
+            axis=cohort.axis,
+            augment=self.activations.augment,
+        )
+
+    def trace(self, cohort: Cohort, replicate: Replicate, num_steps: int = 1, enter: int | None = None) -> jax.stages.Traced:
+        """Training steps as one program, for the mesh in context.
+
+        Args:
+          enter: the block from whose kept input the program starts; default: the cohort's lowest trainable one.
+        """
+        boundary = self.activations.boundary(cohort.depth if enter is None else enter)
+        trained = jax.eval_shape(functools.partial(self.start, cohort, replicate))
+        chunk = self.activations.chunk_shape(boundary, replicate.batches, num_steps)
+        trained = trained if cohort.axis is None else devices.shapes(trained, devices.MEMBERS)
+        pretrained, chunk, key = devices.shapes((self.pretrained, chunk, replicate.key))
+        shared = Shared(pretrained, chunk, key, cohort.gates)
+        return train_chunk.trace(self.program(cohort, boundary), trained, shared, 0)
+
+    def relative_gradient_norms(self, cohort: Cohort, replicate: Replicate, until: int) -> dict[str, float]:
+        """||gradients|| / ||parameters|| of each block that a cohort of one member trains; infinite if all parameters are 0.
+
+        Args:
+          until: gradient norms are means over the steps that follow, up to this one; none of them is trained.
+        """
+        (member,) = cohort.members
+        boundary, inputs = self.activations.inputs(cohort.depth)
+        program = self.program(cohort, boundary)
+        batches = jax.tree.map(lambda leaf: leaf[member.steps : until], replicate.batches)
+        norms: list[dict[str, Array]] = []
+        for chunk in self.activations.chunks(boundary, inputs, batches):
+            shared = Shared(self.pretrained, chunk, replicate.key, {})
+            for step in range(len(chunk.batches.examples)):
+                key = jax.random.fold_in(replicate.key, member.steps + len(norms))
+                gradients = differentiate(program, dict(member.params), shared, step, key).gradients
+                norms.append({name: optax.tree.norm(gradients[name]) for name in cohort.trained})
+        relative = {}
+        for name in cohort.trained:
+            of_params = float(optax.tree.norm(parameters(member.params[name])))
+            mean = float(np.mean([of_step[name] for of_step in norms]))
+            relative[name] = mean / of_params if of_params else math.inf
+        return relative
+
+
+def member_trees(
+    cohort: Cohort, i: int, stacked: dict[str, PyTree], frozen: Mapping[str, PyTree], *, all_at_once: bool
+) -> Mapping[str, PyTree]:
+    """Member i of {block name: tree}: what it trains from `stacked`, which has the cohort's axis; the rest from `frozen`.
+
+    Args:
+      all_at_once: pick all blocks by one program that serves all masks, in place of one for each block.
+    """
+    trained = [name for name in stacked if not cohort.masks[i].get(name, False)]
+    trees = {**frozen, **{name: stacked[name] for name in trained}}
+    if cohort.axis is None:
+        return trees
+    if devices.num_shards() > 1:
+        return devices.Slot(trees, i, trained)
+    if all_at_once:
+        picked = devices.pick(stacked, i)
+        return trees | {name: picked[name] for name in trained}
+    return trees | {name: devices.pick(trees[name], i) for name in trained}
+
+
+def _stack(cohort: Cohort, trees: Iterable[PyTree]) -> PyTree:
+    """A copy of the trees of a cohort's members, stacked along its member axis if it has one."""
+    if cohort.axis is None:
+        return jax.tree.map(jnp.array, *trees)
+    if devices.num_shards() > 1:
+        return devices.stack(trees, cohort.size)
+    trees = list(trees)
+    filled = [*trees, *[trees[-1]] * (cohort.size - len(trees))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
