@@ -23,8 +23,9 @@ DOCUMENTS += [f"docs/{name}.md" for name in ("guide", "other_tools", "design", "
 RUN_HERE = ["README.md", "docs/guide.md"]  # the others' commands want several machines: their options are read
 SMALL = "--gens 1 --population 2 --train-examples 16 --validation-examples 16 --epochs 1 --batch-size 8 --finalist-seeds 1 "
 SMALL += "--no-compare-random --plan steps=0"
-# Done by .ci/run (which is itself the last of them), before it comes to the tests or after.
-OF_CI = ("python3 -m venv .venv", ".venv/bin/pip", ".venv/bin/pytest", ".venv/bin/ruff", ".venv/bin/pyright", ".ci/run")
+# Done by .ci/run (which is itself one of them), or, like the first, before each commit.
+OF_CI = (".venv/bin/pre-commit", "python3 -m venv .venv", ".ci/run")
+OF_CI += tuple(f".venv/bin/{program}" for program in ("pip", "pytest", "ruff", "pyright"))
 OF_CLOUDS = ("gcloud", "cd", "python3.11")
 PYTHON = ".venv/bin/python"
 
