@@ -16,6 +16,7 @@ def random(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program instead of one for each operation
 def values_and_gradients(convolve, x, kernel):
     value, pullback = jax.vjp(convolve, jnp.array(x), jnp.array(kernel))
     return value, *pullback(jnp.array(random(*value.shape)))
