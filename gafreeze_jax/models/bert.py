@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import checkpoints, configs, layers
+from gafreeze_jax.models import checkpoints, configs, layers, products
 from gafreeze_jax.models.base import Family, Head, Layout, Part
 
 with needs("text"):
@@ -101,7 +101,9 @@ class BertEmbeddings(nn.Module):
         position = self.param("position", init, (cfg.max_position_embeddings, cfg.hidden_size))
         kind = self.param("type", init, (cfg.type_vocab_size, cfg.hidden_size))
         h = word[x["ids"]] + position[x["positions"]] + kind[x["types"]]
-        return layers.dropout(self, _norm(cfg, layers.activation_dtype(self.dtype), "norm")(h), cfg.hidden_dropout_prob, frozen)
+        return layers.dropout(
+            self, _norm(cfg, products.activation_dtype(self.dtype), "norm")(h), cfg.hidden_dropout_prob, frozen
+        )
 
 
 class BertAttention(nn.Module):

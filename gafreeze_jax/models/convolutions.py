@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gafreeze_jax.models import layers
+from gafreeze_jax.models import products
 
 FEW_CHANNELS = 128  # up to which copying pixels costs more than it saves (`benchmarks/convolutions.py`)
 
@@ -65,5 +65,5 @@ def convolve_by_rows(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array
 def _product(x: Array, kernel: Array, dtype: Any) -> Array:
     """[B, H, W, I] and [I, O] -> [B, H, W, O]."""
     flat = x.reshape(-1, x.shape[-1])
-    y: Any = flat @ kernel if dtype == jnp.float32 else layers.product(jnp.dtype(dtype), flat, kernel)
+    y: Any = flat @ kernel if dtype == jnp.float32 else products.product(jnp.dtype(dtype), flat, kernel)
     return y.reshape(*x.shape[:-1], -1)

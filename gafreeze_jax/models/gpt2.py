@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import configs, layers
+from gafreeze_jax.models import configs, layers, products
 from gafreeze_jax.models.base import Family, Head, Layout, Part
 from gafreeze_jax.models.checkpoints import Table, norm
 
@@ -101,7 +101,7 @@ class GPT2Embeddings(nn.Module):
         cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
         word = self.param("word", init, (cfg.vocab_size, cfg.n_embd))
         position = self.param("position", init, (cfg.n_positions, cfg.n_embd))
-        h = (word[x["ids"]] + position[x["positions"]]).astype(layers.activation_dtype(self.dtype))
+        h = (word[x["ids"]] + position[x["positions"]]).astype(products.activation_dtype(self.dtype))
         return layers.dropout(self, h, cfg.embd_pdrop, frozen)
 
 
@@ -173,7 +173,7 @@ def _next_token(dtype: Any) -> Callable:
     """The output layer, which is the word vectors: [N, D] -> logits [N, V]."""
 
     def apply(params, x, context, *, frozen, key):
-        return layers.matmul(dtype, x.astype(jnp.float32), params["embeddings"]["word"].T)
+        return products.matmul(dtype, x.astype(jnp.float32), params["embeddings"]["word"].T)
 
     return apply
 

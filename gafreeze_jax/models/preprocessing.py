@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gafreeze_jax.data import files
-from gafreeze_jax.models import checkpoints, configs, layers
+from gafreeze_jax.models import checkpoints, configs, products
 
 BILINEAR, BICUBIC = 2, 3  # as pillow counts them
 SQUASHED_FROM = 384  # size from which Hugging Face's preprocessing for ConvNext crops no more
@@ -38,7 +38,7 @@ def on_pixels(apply: Callable[..., Any], wanted: Preprocessing, dtype: Any) -> C
 
     def scaled(params, x, context, *, frozen, key):
         mean, std = (jnp.array(values, jnp.float32)[None, None, None] for values in (wanted.mean, wanted.std))
-        x = ((x.astype(jnp.float32) / 255 - mean) / std).astype(layers.activation_dtype(dtype))
+        x = ((x.astype(jnp.float32) / 255 - mean) / std).astype(products.activation_dtype(dtype))
         return apply(params, x, context, frozen=frozen, key=key)
 
     return scaled

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_population as tasks
 
-from gafreeze_jax.models import base, bert, layers
+from gafreeze_jax.models import base, bert, products
 
 CONFIG = bert.BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
@@ -41,7 +41,7 @@ def test_bfloat16_computes_nearly_the_same_and_leaves_parameters_in_float32():
 
 def test_bfloat16_products_have_gradients_as_in_float32_but_for_rounding():
     x, kernel, cotangent = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((64, 8), (8, 12), (64, 12))))
-    product = functools.partial(layers.product, jnp.dtype("bfloat16"))
+    product = functools.partial(products.product, jnp.dtype("bfloat16"))
     _, pullback = jax.vjp(product, x, kernel)
     for got, expected in zip(pullback(cotangent), (cotangent @ kernel.T, x.T @ cotangent), strict=True):
         assert got.dtype == expected.dtype
@@ -55,7 +55,7 @@ def test_bfloat16_products_keep_only_what_the_gradient_needs(name, expected):
     arguments = {"x": x, "kernel": kernel}
 
     def of_one(value):
-        return layers.product(jnp.dtype("bfloat16"), **(arguments | {name: value}))
+        return products.product(jnp.dtype("bfloat16"), **(arguments | {name: value}))
 
     _, pullback = jax.vjp(of_one, arguments[name])
     kept = {leaf.shape for leaf in jax.tree.leaves(pullback) if leaf.ndim}

@@ -1,0 +1,60 @@
+"""Matrix products with operands of a narrow dtype, in the backward pass as well."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+
+def activation_dtype(dtype: Any) -> Any:
+    """Dtype of what lies between products with operands of `dtype`: on a CPU, elementwise work is slower in bfloat16."""
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
+def matmul(dtype: Any, x: Array, kernel: Array) -> Array:
+    """`x @ kernel` with operands of `dtype`, in the backward pass as well, and float32 sums."""
+    return x @ kernel if dtype == jnp.float32 else product(jnp.dtype(dtype), x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(dtype: Any, x: Array, kernel: Array) -> Array:
+    """`x @ kernel` with operands of `dtype`, in the dtype of x: [N, I] and [I, F] float32 -> [N, F].
+
+    Sums are float32, and so is the kernel's gradient. By JAX's own rule for derivatives the backward products would
+    return `dtype`. XLA:CPU then runs them without the processor's bfloat16 units, and the kernel's gradient loses digits
+    everywhere.
+    """
+    return _dot(x.astype(dtype), kernel.astype(dtype), x.dtype)
+
+
+def _dot(a: Array, b: Array, dtype: Any, contracted: tuple[int, int] = (1, 0)) -> Array:
+    return jax.lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=dtype)
+
+
+def _transposes_first() -> bool:
+    """XLA:CPU has no bfloat16 product that transposes its first operand: what is kept of it is transposed beforehand."""
+    return jax.default_backend() == "cpu"
+
+
+def _product_forward(dtype, x, kernel):
+    (x, x_is_variable), (kernel, kernel_is_variable) = ((arg.value, arg.perturbed) for arg in (x, kernel))
+    a, b = x.astype(dtype), kernel.astype(dtype)
+    kept = a.T if _transposes_first() else a
+    residuals = (jnp.zeros((), x.dtype), b if x_is_variable else None, kept if kernel_is_variable else None)
+    return _dot(a, b, x.dtype), residuals
+
+
+def _product_backward(dtype, residuals, cotangent):
+    like_x, kernel, x = residuals
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    cotangent = cotangent.astype(dtype)
+    of_x = None if kernel is None else _dot(cotangent, kernel, like_x.dtype, (1, 1))
+    of_kernel = None if x is None else _dot(x, cotangent, jnp.float32, (1 if _transposes_first() else 0, 0))
+    return of_x, of_kernel
+
+
+product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
