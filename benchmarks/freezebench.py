@@ -41,9 +41,7 @@ from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.models import checkpoints, plain
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment, results
-from gafreeze_jax.search.genetic import all_genomes
-from gafreeze_jax.search.history import genome_text
-from gafreeze_jax.space import Genome
+from gafreeze_jax.space import Genome, Space, as_genome
 from gafreeze_jax.tasks import pretraining
 
 SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
@@ -173,7 +171,7 @@ def train(population: Population, masks: np.ndarray, run: Replicate, test: Sourc
 def empty_table(prepared: experiment.Prepared, population: Population, options: Options) -> Table:
     """A table in which nothing has been trained yet."""
     task = prepared.task
-    masks = all_genomes(len(task.network.blocks))
+    masks = Space(task.network.names).all_genomes()
     run = task.run(0)
     if len(run.batches.examples) != STOPS[-1]:
         raise ValueError(
@@ -185,7 +183,7 @@ def empty_table(prepared: experiment.Prepared, population: Population, options: 
         np.full((len(masks), options.seeds, len(STOPS), 2), np.nan, np.float32),
         np.full((len(masks), options.seeds, 2), np.nan, np.float32),
         np.full(len(masks), np.nan),
-        np.array([task.count_trainable(mask) for mask in masks]),
+        np.array([task.count_trainable(as_genome(mask)) for mask in masks]),
         {
             "table": options.table,
             "settings": {name: getattr(SETTINGS, name) for name in COUNTED},
@@ -208,7 +206,8 @@ def main(options: Options) -> None:
     except (ValueError, OSError) as error:
         sys.exit(summary.fail(error))
     test = prepared.test.break_open()
-    masks = all_genomes(len(table.genes))
+    space = Space(table.genes)
+    masks = space.frozen(space.all_genomes())
     print(*prepared.about, sep="\n", flush=True)
     for seed in range(options.seeds):
         run = prepared.task.run(seed)
@@ -217,7 +216,7 @@ def main(options: Options) -> None:
             part = missing[first : first + MASKS_OF_A_PART]
             start = time.perf_counter()
             for curve in train(population, masks[part], run, test):
-                number = int(genome_text(curve.genome), 2)
+                number = int(space.index(curve.genome))
                 table.validation[number, seed], table.test[number, seed] = curve.validation, curve.test
             save_table(path, table)
             print(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gafreeze_jax.search import genetic
+from gafreeze_jax.space import Space
 
 Evaluate = Callable[[np.ndarray], float]
 
@@ -88,7 +89,7 @@ def plain_ga(seed: int, num_genes: int, evaluate: Evaluate, num_evaluations: int
 
 @functools.cache
 def _compiled(num_genes: int, population: int) -> genetic.GA:
-    return genetic.GA(*map(jax.jit, genetic.make_ga(num_genes, population)))
+    return genetic.GA(*map(jax.jit, genetic.make_ga(Space([f"gene_{i}" for i in range(num_genes)]), population)))
 
 
 def pygad_ga(seed: int, num_genes: int, evaluate: Evaluate, num_evaluations: int) -> None:

@@ -59,12 +59,13 @@ from rivals import RIVALS, Budget, BudgetSpent, Rival
 from tables import TABLES, Table, load_table
 
 from gafreeze_jax.intervals import Interval, difference, interval
-from gafreeze_jax.masking import prefix_genomes
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import results
 from gafreeze_jax.search import loop
 from gafreeze_jax.search.genetic import make_ga
-from gafreeze_jax.search.history import Ledger, genome_text
+from gafreeze_jax.search.halving import Settings
+from gafreeze_jax.search.history import Ledger
+from gafreeze_jax.space import Space
 
 BUDGETS = (8, 16, 32, 64)
 POPULATION = 6
@@ -127,7 +128,7 @@ class Trained(NamedTuple):
     """What a table says of a mask. It has no training losses; the search wants to know only whether they are finite."""
 
     genome: np.ndarray
-    accuracy: float
+    score: float
     loss: float
     train_loss: float = 0.0
     seconds: float = 0.0
@@ -137,18 +138,14 @@ class Replayed:
     """An evaluator that looks masks up."""
 
     def __init__(self, table: Table):
-        self.table = table
+        self.table, self.space = table, Space(table.genes)
 
     def evaluate(self, genomes: Iterable[np.ndarray], seed: int, until: int) -> list[list[Trained]]:
         curves = self.table.validation[:, seed, self.table.stops.index(until)]
-        return [[Trained(genome, *map(float, curves[number_of(genome)])) for genome in genomes]]
+        return [[Trained(genome, *map(float, curves[self.space.index(genome)])) for genome in genomes]]
 
     def resume(self, members: Sequence[Trained], seed: int, until: int) -> list[list[Trained]]:
         return self.evaluate([member.genome for member in members], seed, until)
-
-
-def number_of(genome: np.ndarray) -> int:
-    return int(genome_text(genome), 2)
 
 
 make_cached_ga = functools.cache(make_ga)  # searches with the same one share compiled code
@@ -156,32 +153,33 @@ make_cached_ga = functools.cache(make_ga)  # searches with the same one share co
 
 def run_ours(table: Table, seed: int, budget: int, variant: Variant) -> tuple[int, float]:
     """The mask that our search names, and the full evaluations that it took."""
-    num, num_steps = len(table.genes), table.stops[-1]
-    initial = prefix_genomes(num) if variant.prefixes else np.zeros((0, num), bool)
+    space, num_steps = Space(table.genes), table.stops[-1]
+    initial = space.prefixes() if variant.prefixes else space.stack([])
     trained_with = seed % table.test.shape[1]
     ledger = Ledger(num_steps)
     found = loop.Search(
-        make_cached_ga(num, POPULATION),
-        Replayed(table),
-        ledger,
-        loop.Settings(
+        space=space,
+        ga=make_cached_ga(space, POPULATION),
+        evaluator=Replayed(table),
+        ledger=ledger,
+        settings=Settings(
             table.stops if variant.halving else (num_steps,), trained_with, screen=variant.surrogate, evaluations=budget
         ),
         initial=initial,
-        count_trainable=lambda genome: int(table.trainable[number_of(genome)]),
+        count_trainable=lambda genome: int(table.trainable[space.index(genome)]),
         groups={"best prefix mask": initial[1:-1]} if variant.prefixes else {},
     ).run(jax.random.key(seed))
-    return int(found.leaders[0], 2), ledger.steps_trained / num_steps
+    return int(space.index(found.leaders[0])), ledger.steps_trained / num_steps
 
 
 def run_rival(table: Table, seed: int, rival: Rival) -> list[tuple[int, float]]:
     """As `run_ours`, with each budget."""
-    accuracies = table.validation[:, seed % table.test.shape[1], -1, 0]
-    budget = Budget(lambda genome: float(accuracies[number_of(genome)]), BUDGETS[-1])
+    accuracies, space = table.validation[:, seed % table.test.shape[1], -1, 0], Space(table.genes)
+    budget = Budget(lambda genome: float(accuracies[space.index(genome)]), BUDGETS[-1])
     with contextlib.suppress(BudgetSpent):
         rival(seed, len(table.genes), budget, BUDGETS[-1])
     nums = [min(num, len(budget.genomes)) for num in BUDGETS]
-    return [(number_of(budget.genomes[int(np.argmax(budget.fitness[:num]))]), float(num)) for num in nums]
+    return [(int(space.index(budget.genomes[int(np.argmax(budget.fitness[:num]))])), float(num)) for num in nums]
 
 
 def replay(path: Path, algorithm: str, seeds: Iterable[int]) -> Course:
@@ -221,7 +219,7 @@ class Goals(NamedTuple):
         share = self.steps_of_plain
         reached = "never" if share is None else f"with {share:.0%}"
         half = f"difference with half its budget {points(self.at_half)}"
-        relations = {name: [relation(one) for one in own] for name, own in self.minus.items()}
+        relations = {name: list(map(relation, differences)) for name, differences in self.minus.items()}
         optuna = [name for name in relations if name.startswith("Optuna")]
         better = all(how == "better" for name in optuna for how in relations[name])
         return [
@@ -245,8 +243,10 @@ def relation(less: Interval) -> str:
 
 def told(relations: Sequence[str]) -> str:
     """With which budgets ours is what."""
-    budgets = {how: [str(budget) for budget, one in zip(BUDGETS, relations, strict=True) if one == how] for how in relations}
-    return ", ".join(f"{how} at {' '.join(own)}" for how, own in budgets.items())
+    budgets = {
+        how: [str(budget) for budget, given in zip(BUDGETS, relations, strict=True) if given == how] for how in relations
+    }
+    return ", ".join(f"{how} at {' '.join(names)}" for how, names in budgets.items())
 
 
 def compare(courses: Mapping[str, Course]) -> Goals:
@@ -274,7 +274,7 @@ def role(name: str) -> str:
 def regret_of_all(table: Table) -> float:
     """Mean regret of naming the highest validation accuracy of all masks: what validation itself cannot tell."""
     quality = 100 * table.test[..., 0].mean(1)
-    named = [quality[own == own.max()].mean() for own in table.validation[:, :, -1, 0].T]
+    named = [quality[scores == scores.max()].mean() for scores in table.validation[:, :, -1, 0].T]
     return float(quality.max() - np.mean(named))
 
 
@@ -287,15 +287,15 @@ def print_result(name: str, table: Table, courses: Mapping[str, Course], goals: 
         role(name),
     ]
     rows = {name: [interval(regrets) for regrets in course.regrets.T] for name, course in courses.items()}
-    rows |= {f"ours minus {name}": own for name, own in goals.minus.items()}
+    rows |= {f"ours minus {name}": differences for name, differences in goals.minus.items()}
     print(f"\n{name}: {', '.join(filter(None, facts))}")
     print(f"{'mean regret in points with a budget of':40}" + "".join(f"{budget:>14}" for budget in BUDGETS))
     for row, values in rows.items():
         print(f"{row:40}" + "".join(f"{points(value):>14}" for value in values))
     for name, course in courses.items():
-        spent = {budget: own for budget, own in zip(BUDGETS, course.spent.mean(0), strict=True) if abs(own - budget) >= 0.5}
+        spent = {budget: took for budget, took in zip(BUDGETS, course.spent.mean(0), strict=True) if abs(took - budget) >= 0.5}
         if spent:
-            print(f"{name} took {', '.join(f'{own:.1f} of {budget}' for budget, own in spent.items())}")
+            print(f"{name} took {', '.join(f'{took:.1f} of {budget}' for budget, took in spent.items())}")
     print(f"naming the highest validation accuracy of all {len(quality):,} masks: {regret_of_all(table):.2f}")
     print(*goals.lines, sep="\n", flush=True)
 
@@ -312,7 +312,7 @@ def as_json(courses: Mapping[str, Course], goals: Goals) -> dict[str, Any]:
             }
             for name, course in courses.items()
         },
-        "ours_minus": {name: [rounded(value) for value in own] for name, own in goals.minus.items()},
+        "ours_minus": {name: [rounded(value) for value in differences] for name, differences in goals.minus.items()},
         "at_half_minus_plain_ga": rounded(goals.at_half),
         "steps_of_plain_ga": goals.steps_of_plain,
         "goals": goals.lines,
@@ -414,8 +414,8 @@ def main(options: Options) -> None:
         }
         for name, path in paths.items():
             courses = {
-                algorithm: Course(*map(np.concatenate, zip(*(job.result() for job in own), strict=True)))
-                for algorithm, own in jobs[name].items()
+                algorithm: Course(*map(np.concatenate, zip(*(job.result() for job in replays), strict=True)))
+                for algorithm, replays in jobs[name].items()
             }
             goals = compare(courses)
             table = load_table(path)

@@ -56,7 +56,7 @@ from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import plain
 from gafreeze_jax.runs.experiment import SCORING_BATCH, make_source
 from gafreeze_jax.runs.results import write_json
-from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.space import Space
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
 ADAM = optax.flatten(optax.adam(LEARNING_RATE))  # one update for all leaves of a block, which XLA compiles faster
@@ -188,7 +188,7 @@ class PyTorchLoop:
         start = time.perf_counter()
         self.fit(genome)
         accuracy = self.score()
-        self.evaluations.append(Evaluation(genome_text(genome), accuracy, time.perf_counter() - start))
+        self.evaluations.append(Evaluation(Space.text(genome), accuracy, time.perf_counter() - start))
         return accuracy
 
     def fit(self, genome: np.ndarray, num_steps: int | None = None) -> None:
@@ -259,10 +259,10 @@ def run_ours(task: Task, generations: Sequence[np.ndarray]) -> list[Evaluation]:
     population.plan = planning.choose(population, generations[0], run, sum(map(len, generations))).plan
     done: dict[str, Evaluation] = {}
     for genomes in generations:
-        new = {genome_text(genome): genome for genome in genomes if genome_text(genome) not in done}
+        new = {Space.text(genome): genome for genome in genomes if Space.text(genome) not in done}
         for member in population.evaluate(np.array(list(new.values()), bool).reshape(-1, genomes.shape[1]), run):
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            text = genome_text(member.genome)
+            text = Space.text(member.genome)
             done[text] = Evaluation(text, member.score, seconds)
     return list(done.values())
 

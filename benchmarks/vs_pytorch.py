@@ -37,16 +37,17 @@ from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine import planning
-from gafreeze_jax.engine.cache import score
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
+from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import results
-from gafreeze_jax.search.history import Evaluation, Ledger, genome_text
+from gafreeze_jax.search.history import Evaluation, Ledger
 from gafreeze_jax.search.loop import Scored
+from gafreeze_jax.space import Space, as_genome
 
 BATCH_SIZE, MAX_TOKENS = 32, 64
 LEARNING_RATE, HEAD_LEARNING_RATE = 4e-4, 2e-3  # as in experiments/run_bert.py
@@ -189,18 +190,18 @@ class Account:
             seconds = time.perf_counter() - clock
             self.seconds += seconds
             self.num_evaluations += 1
-            if member.genome not in self.ledger:
+            if as_genome(member.genome) not in self.ledger:
                 scores = (member.score, member.loss, member.train_loss)
                 num_trainable = self._count_trainable(member.genome)
-                self.ledger.add(Evaluation(genome_text(member.genome), 0, 1, generation, *scores, num_trainable, seconds))
+                self.ledger.add(Evaluation(as_genome(member.genome), 0, 1, generation, *scores, num_trainable, seconds))
             clock = time.perf_counter()
         return self.seconds - before
 
     def best(self) -> dict[str, Any]:
         """The fittest genome, its validation accuracy, and its test accuracy, for which it is trained once more."""
         best = max(self.ledger, key=lambda evaluation: evaluation.fitness)
-        (member,) = self.side.evaluate(np.array([[gene == "1" for gene in best.genome]]))
-        return {"genome": best.genome, "validation_accuracy": best.accuracy, "test_accuracy": self.side.test(member)}
+        (member,) = self.side.evaluate(np.array([best.genome], bool))
+        return {"genome": Space.text(best.genome), "validation_accuracy": best.score, "test_accuracy": self.side.test(member)}
 
 
 class PlainGA(pygad.GA):
@@ -223,16 +224,16 @@ def main(options: Options) -> None:
     def evaluate(ga: pygad.GA, population: np.ndarray, _: None) -> list[float]:
         number, genomes = len(generations) + 1, population.astype(bool)
         new = ours.ledger.unseen(genomes)
-        seconds = {"pytorch": pytorch.evaluate(genomes, number), "ours": ours.evaluate(new, number)}
+        seconds = {"pytorch": pytorch.evaluate(genomes, number), "ours": ours.evaluate(new.astype(bool), number)}
         generations.append({"members": len(genomes), "new": len(new), "seconds": seconds})
         print(
             f"Generation {number}: PyTorch {seconds['pytorch']:.1f} s for {len(genomes)} members, "
             f"gafreeze_jax {seconds['ours']:.1f} s for the {len(new)} that are new",
             flush=True,
         )
-        return [pytorch.ledger.furthest(genome_text(genome))[0].accuracy for genome in genomes]
+        return [pytorch.ledger.furthest(as_genome(genome))[0].score for genome in genomes]
 
-    prefixes = masking.prefix_genomes(len(genes))[: options.population]
+    prefixes = Space(genes.names).prefixes()[: options.population]
     others = np.random.default_rng(options.seed).random((options.population - len(prefixes), len(genes))) < 0.5
     PlainGA(
         num_generations=options.generations - 1,  # PyGAD does not count the first one

@@ -12,15 +12,14 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import masking
+from gafreeze_jax import Space, masking
 from gafreeze_jax.engine.cohort import Plan
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.models import from_function
-from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment
-from gafreeze_jax.search.history import genome_array, genome_text
+from gafreeze_jax.space import as_genome
 
 try:
     import nevergrad as ng
@@ -49,20 +48,21 @@ num_steps = len(run.batches.examples)
 population = Population(network, task.params, adamw_recipe(3e-3, 1e-2, num_steps), task.train, task.validation)
 population.plan = Plan(members=8, steps=num_steps, freezing="traced")  # one program trains any eight masks
 
-space = ng.p.Choice((False, True), repetitions=len(genes))  # True = frozen
-space.random_state.seed(0)
-optimizer = ng.optimizers.DiscreteOnePlusOne(space, budget=32, num_workers=8)
-text_of = lambda candidate: genome_text(np.array(candidate.value))  # noqa: E731
+space = Space(genes.names)
+choices = ng.p.Choice((0, 1), repetitions=space.num_genes)  # 1 = frozen
+choices.random_state.seed(0)
+optimizer = ng.optimizers.DiscreteOnePlusOne(choices, budget=32, num_workers=8)
+genome_of = lambda candidate: as_genome(candidate.value)  # noqa: E731
 accuracies = {}
 for _ in range(4):
     candidates = [optimizer.ask() for _ in range(8)]
-    new = sorted(set(map(text_of, candidates)) - accuracies.keys())  # none is trained twice
+    new = sorted(set(map(genome_of, candidates)) - accuracies.keys())  # none is trained twice
     if new:
-        members = population.evaluate(np.array([genome_array(text) for text in new]), run)
-        accuracies |= {genome_text(member.genome): member.accuracy for member in members}
+        members = population.evaluate(np.array(new, bool), run)
+        accuracies |= {as_genome(member.genome): member.accuracy for member in members}
     for candidate in candidates:
-        optimizer.tell(candidate, -accuracies[text_of(candidate)])  # it minimises
+        optimizer.tell(candidate, -accuracies[genome_of(candidate)])  # it minimises
 
-best = max(accuracies, key=lambda text: accuracies[text])
-print(f"{len(accuracies)} of {2 ** len(genes)} masks trained")
-print(f"{summary.describe_mask(genes.names, best)}: accuracy {accuracies[best]:.3f}")
+best = max(accuracies, key=lambda genome: accuracies[genome])
+print(f"{len(accuracies)} of {space.size} masks trained")
+print(f"{space.describe(best)}: accuracy {accuracies[best]:.3f}")

@@ -12,15 +12,14 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import masking
+from gafreeze_jax import Space, masking
 from gafreeze_jax.engine.cohort import Plan
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.models import from_function
-from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment
-from gafreeze_jax.search.history import genome_array, genome_text
+from gafreeze_jax.space import as_genome
 
 try:
     import optuna
@@ -51,18 +50,19 @@ population.plan = Plan(members=8, steps=num_steps, freezing="traced")  # one pro
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, constant_liar=True))
-space = {name: optuna.distributions.CategoricalDistribution((False, True)) for name in genes.names}  # True = frozen
-text_of = lambda trial: genome_text(np.array([trial.params[name] for name in genes.names]))  # noqa: E731
+space = Space(genes.names)
+choices = {name: optuna.distributions.CategoricalDistribution((0, 1)) for name in space.names}  # 1 = frozen
+genome_of = lambda trial: as_genome(trial.params[name] for name in genes.names)  # noqa: E731
 accuracies = {}
 for _ in range(4):
-    trials = [study.ask(space) for _ in range(8)]
-    new = sorted(set(map(text_of, trials)) - accuracies.keys())  # none is trained twice
+    trials = [study.ask(choices) for _ in range(8)]
+    new = sorted(set(map(genome_of, trials)) - accuracies.keys())  # none is trained twice
     if new:
-        members = population.evaluate(np.array([genome_array(text) for text in new]), run)
-        accuracies |= {genome_text(member.genome): member.accuracy for member in members}
+        members = population.evaluate(np.array(new, bool), run)
+        accuracies |= {as_genome(member.genome): member.accuracy for member in members}
     for trial in trials:
-        study.tell(trial, accuracies[text_of(trial)])
+        study.tell(trial, accuracies[genome_of(trial)])
 
-best = text_of(study.best_trial)
-print(f"{len(accuracies)} of {2 ** len(genes)} masks trained")
-print(f"{summary.describe_mask(genes.names, best)}: accuracy {accuracies[best]:.3f}")
+best = genome_of(study.best_trial)
+print(f"{len(accuracies)} of {space.size} masks trained")
+print(f"{space.describe(best)}: accuracy {accuracies[best]:.3f}")

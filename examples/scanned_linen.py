@@ -9,10 +9,9 @@ import flax.linen as nn
 import jax
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import masking
+from gafreeze_jax import Space, masking
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import from_function
-from gafreeze_jax.report import summary
 from gafreeze_jax.runs import experiment
 
 
@@ -42,6 +41,6 @@ options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learnin
 task = experiment.make_task(network, from_function.split(params, genes), train, validation, options, genes)
 found = experiment.run_search(task, options).found
 
-print(f"{summary.describe_mask(genes.names, found.genome)}: accuracy {found.validation[0]:.3f}")
+print(f"{Space(genes.names).describe(found.genome)}: accuracy {found.validation[0]:.3f}")
 masking.write_mask("mask.json", genes, found.best.genome)
 params = from_function.join(found.best.params, genes)  # the fine-tuned parameters, as the module takes them

@@ -1,8 +1,10 @@
 """Finds out which layers of a pretrained network to freeze when fine-tuning it.
 
-The names here need jax, optax and numpy alone. The search stands in `gafreeze_jax.search`, the training of a population in
-`gafreeze_jax.population`, networks in `gafreeze_jax.models`.
+Importing this package loads jax, optax and numpy only; names of the second group are loaded when they are first used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from gafreeze_jax.masking import (
     Genes,
@@ -13,24 +15,55 @@ from gafreeze_jax.masking import (
     frozen_labels,
     frozen_tree,
     make_genes,
-    prefix_genomes,
     read_mask,
     write_mask,
 )
 from gafreeze_jax.search.genetic import GA, make_ga
+from gafreeze_jax.space import Space
 
-__all__ = [
-    "GA",
-    "Genes",
-    "Stacked",
-    "count_trainable",
-    "freezable",
-    "freeze",
-    "frozen_labels",
-    "frozen_tree",
-    "make_ga",
-    "make_genes",
-    "prefix_genomes",
-    "read_mask",
-    "write_mask",
+if TYPE_CHECKING:
+    from gafreeze_jax.engine.network import Block, Dataset, Network
+    from gafreeze_jax.engine.population import Population
+    from gafreeze_jax.search.loop import Search
+
+__all__ = [  # noqa: RUF022  by subject
+    # Masks: which leaves of a parameter tree are frozen
+    "make_genes",  # names the genes of a parameter tree, by rules on the paths of its leaves
+    "Genes",  # which gene freezes which leaf
+    "Stacked",  # a rule's target for leaves that stack layers along an axis
+    "freeze",  # an optax optimizer for the leaves that a genome trains
+    "freezable",  # the same, with the genome given at each update: one compiled step serves all genomes
+    "frozen_tree",  # whether each leaf is frozen
+    "frozen_labels",  # labels for `optax.multi_transform`
+    "count_trainable",  # number of parameters that a genome trains
+    "write_mask",  # writes a genome with the names of its genes and leaves, as JSON
+    "read_mask",  # reads it
+    # Genomes
+    "Space",  # the alphabet of genomes: text, words, distance, random genomes
+    "make_ga",  # a genetic algorithm: init, ask, tell
+    "GA",  # what it returns
+    # Training and searching
+    "Block",  # one gene's part of a network
+    "Network",  # a chain of blocks and a head
+    "Dataset",  # inputs and targets
+    "Population",  # trains and scores many genomes
+    "Search",  # evolves genomes, with early stopping and a surrogate
 ]
+
+_LAZY = {
+    "Block": "gafreeze_jax.engine.network",
+    "Network": "gafreeze_jax.engine.network",
+    "Dataset": "gafreeze_jax.engine.network",
+    "Population": "gafreeze_jax.engine.population",
+    "Search": "gafreeze_jax.search.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

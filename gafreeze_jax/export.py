@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from gafreeze_jax.masking import Genes, Genome, PyTree, frozen_tree, leaf_paths
+from gafreeze_jax.masking import Genes, Mask, PyTree, frozen_tree, leaf_paths
 
 
-def _trainable_leaves(genome: Genome, genes: Genes) -> frozenset[str]:
+def _trainable_leaves(genome: Mask, genes: Genes) -> frozenset[str]:
     """Paths of the leaves that a genome leaves trainable.
 
     Raises:
@@ -26,7 +26,7 @@ def _trainable_leaves(genome: Genome, genes: Genes) -> frozenset[str]:
     return frozenset(path for path, flag in zip(genes.paths, frozen, strict=True) if not flag.any())
 
 
-def nnx_filter(genome: Genome, genes: Genes) -> Callable[[tuple[Any, ...], Any], bool]:
+def nnx_filter(genome: Mask, genes: Genes) -> Callable[[tuple[Any, ...], Any], bool]:
     """A Flax NNX filter of the trainable parameters: `nnx.Optimizer(model, tx, wrt=nnx_filter(genome, genes))`.
 
     Gradients need it as well: `nnx.grad(loss, argnums=nnx.DiffState(0, nnx_filter(genome, genes)))`.
@@ -39,7 +39,7 @@ def nnx_filter(genome: Genome, genes: Genes) -> Callable[[tuple[Any, ...], Any],
     return lambda path, value: "/".join(map(str, path)) in trainable
 
 
-def filter_spec(model: PyTree, genome: Genome, genes: Genes) -> PyTree:
+def filter_spec(model: PyTree, genome: Mask, genes: Genes) -> PyTree:
     """An Equinox filter_spec, True for trainable arrays: `eqx.partition(model, filter_spec(model, genome, genes))`.
 
     Args:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 PyTree = Any
-Genome = Any  # [G] bools, True = frozen: a sequence, a numpy array or a (traced) jax array
+Mask = Any  # [G] bools, True = frozen: a sequence, a numpy array or a (traced) jax array
 
 _ALWAYS_TRAINS = -1  # in place of a gene's index
 MASK_FORMAT = "gafreeze_jax mask"
@@ -143,7 +143,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def frozen_tree(genome: Genome, genes: Genes) -> PyTree:
+def frozen_tree(genome: Mask, genes: Genes) -> PyTree:
     """The tree of "is this leaf frozen?" that a genome stands for.
 
     Args:
@@ -163,7 +163,7 @@ def frozen_tree(genome: Genome, genes: Genes) -> PyTree:
     return jax.tree.unflatten(genes.treedef, leaves)
 
 
-def frozen_labels(genome: Genome, genes: Genes) -> PyTree:
+def frozen_labels(genome: Mask, genes: Genes) -> PyTree:
     """Labels for `optax.multi_transform`: "frozen" for leaves that are frozen as a whole, else "trainable".
 
     Args:
@@ -184,7 +184,7 @@ def _hold(frozen: PyTree, updates: PyTree) -> PyTree:
     return jax.tree.map(hold, frozen, updates)
 
 
-def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Genome) -> optax.GradientTransformationExtraArgs:
+def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Mask) -> optax.GradientTransformationExtraArgs:
     """`tx` for the trainable leaves, nothing for the frozen ones: no update, no optimizer state, no part in clipping.
 
     For a genome known in Python; under `jax.jit` the weight gradients of frozen leaves are then never computed. The
@@ -246,7 +246,7 @@ def _held(
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def count_trainable(params: PyTree, genes: Genes, genome: Genome) -> int:
+def count_trainable(params: PyTree, genes: Genes, genome: Mask) -> int:
     """Number of parameters that a genome leaves trainable."""
     frozen = frozen_tree(_check_concrete(genome), genes)
     counts = jax.tree.map(lambda flag, leaf: np.size(leaf) // np.size(flag) * np.sum(~flag), frozen, params)
@@ -287,12 +287,7 @@ def join_genes(parts: Mapping[str, Mapping[str, Any]], always: Mapping[str, Any]
     return jax.tree.unflatten(genes.treedef, [leaf(path, owner) for path, owner in zip(genes.paths, genes.owners, strict=True)])
 
 
-def prefix_genomes(num_genes: int) -> np.ndarray:
-    """The masks people pick by hand, [G+1, G] bools: freeze the lowest k genes for k = 0 (train all) to G (head only)."""
-    return np.tri(num_genes + 1, num_genes, -1, dtype=bool)
-
-
-def write_mask(path: str | os.PathLike[str], genes: Genes, genome: Genome, tensors: Mapping[str, str] | None = None) -> None:
+def write_mask(path: str | os.PathLike[str], genes: Genes, genome: Mask, tensors: Mapping[str, str] | None = None) -> None:
     """Writes a genome with the names of its genes and of the leaves that each one freezes, as JSON.
 
     Args:
@@ -346,7 +341,7 @@ def read_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[
     return frozen
 
 
-def _check_length(genome: Genome, genes: Genes) -> Any:
+def _check_length(genome: Mask, genes: Genes) -> Any:
     genome = genome if isinstance(genome, jax.Array) else np.asarray(genome, bool)
     if genome.shape != (len(genes),):
         raise ValueError(
@@ -356,7 +351,7 @@ def _check_length(genome: Genome, genes: Genes) -> Any:
     return genome.astype(bool)
 
 
-def _check_concrete(genome: Genome) -> np.ndarray:
+def _check_concrete(genome: Mask) -> np.ndarray:
     if isinstance(genome, jax.core.Tracer):
         raise ValueError("The genome is traced, so it cannot choose what is compiled: use freezable() in place of freeze().")
     return np.asarray(genome, bool)

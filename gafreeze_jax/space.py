@@ -73,8 +73,9 @@ class Space:
 
     # Text
 
-    def text(self, genome: Iterable[int]) -> str:
-        """A genome [G] as a file has it: a digit for each gene."""
+    @staticmethod
+    def text(genome: Iterable[int]) -> str:
+        """A genome [G] of any space as files and people have it: a digit for each gene."""
         return "".join(map(str, as_genome(genome)))
 
     def parse(self, text: str) -> Genome:

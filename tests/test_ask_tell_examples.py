@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from gafreeze_jax.report import summary
-from gafreeze_jax.search.genetic import all_genomes
-from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.space import Space
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-GENES = [f"layer_{i}" for i in range(6)]
+SPACE = Space([f"layer_{i}" for i in range(6)])
 
 
 def run(name, cwd, **environment):
@@ -44,7 +42,7 @@ def test_another_optimizer_drives_the_evaluator(tmp_path, package):
     (num,) = re.findall(r"^(\d+) of 64 masks trained$", counted)
     assert 8 < int(num) <= 32
     words, accuracy = re.findall(r"^(.*): accuracy (0\.\d+)$", result)[0]
-    assert words in {summary.describe_mask(GENES, genome_text(genome)) for genome in all_genomes(6)}
+    assert words in {SPACE.describe(genome) for genome in SPACE.all_genomes()}
     assert float(accuracy) > 0.75  # one in ten by chance
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gafreeze_jax.intervals import Interval, difference, interval, main_effects
-from gafreeze_jax.search.genetic import all_genomes
+from gafreeze_jax.space import Space
 
 NUM_EXPERIMENTS = 2_000
 DEVIATION = math.sqrt(0.025 * 0.975 / NUM_EXPERIMENTS)  # of a frequency of 2.5 %
@@ -174,13 +174,13 @@ def test_no_difference_of_unlike_shapes():
 
 
 def test_main_effects_of_a_sum_are_its_terms():
-    genomes = all_genomes(3)
+    genomes = Space("abc").all_genomes()
     effects = main_effects(genomes, 0.5 + genomes @ [0.1, -0.2, 0.0], np.ones(8))
     np.testing.assert_allclose(effects, np.repeat([[0.1], [-0.2], [0.0]], 3, axis=1), atol=1e-12)
 
 
 def test_of_all_masks_a_main_effect_is_a_difference_of_means():
-    genomes, values = all_genomes(3), np.random.default_rng(0).random(8)
+    genomes, values = Space("abc").all_genomes(), np.random.default_rng(0).random(8)
     effects = main_effects(genomes, values, np.ones(8))
     for gene, effect in zip(genomes.T, effects, strict=True):
         assert effect.mean == pytest.approx(values[gene].mean() - values[~gene].mean())
@@ -204,6 +204,6 @@ def test_intervals_of_main_effects_hold_the_truth():
     assert 0.94 < np.mean(held) < 0.96
 
 
-@pytest.mark.parametrize("genomes", [all_genomes(2)[:3], np.eye(5, 3, dtype=bool) | [True, False, False]])
+@pytest.mark.parametrize("genomes", [Space("ab").all_genomes()[:3], np.eye(5, 3, dtype=bool) | [True, False, False]])
 def test_masks_that_do_not_tell_layers_apart_have_no_effects(genomes):
     assert main_effects(genomes, np.arange(float(len(genomes))), np.ones(len(genomes))) is None

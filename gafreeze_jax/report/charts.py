@@ -22,6 +22,7 @@ from matplotlib.patches import Rectangle
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report.run_folder import RecordedGeneration
 from gafreeze_jax.search.history import Evaluation
+from gafreeze_jax.space import Genome, Space
 
 INK, MUTED, RULE = "#1f2328", "#6a737d", "#d0d7de"
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -52,22 +53,22 @@ def progress(generations: Sequence[RecordedGeneration], baselines: Mapping[str, 
     """Accuracy over generations: of the population the best, the mean and the spread, new masks, and baselines."""
     figure, axes = _start(250, "validation accuracy")
     numbers = [generation.number for generation in generations]
-    accuracies = [[row.accuracy for row in generation.population] for generation in generations]
+    accuracies = [[row.score for row in generation.population] for generation in generations]
     best, mean, worst = (np.array([summary(own) for own in accuracies]) for summary in (max, np.mean, min))
     new = [row for generation in generations for row in generation.new if row.steps == num_steps]
-    floor = _floor([row.accuracy for row in new])
+    floor = _floor([row.score for row in new])
     for row in new:
-        _point(axes, row.generation, row.accuracy, row.genome, floor, color=MUTED, alpha=0.5, markersize=4)
+        _point(axes, row.generation, row.score, Space.text(row.genome), floor, color=MUTED, alpha=0.5, markersize=4)
     axes.fill_between(numbers, worst, best, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(numbers, mean, color=BLUE, linewidth=1)
     axes.plot(numbers, best, color=BLUE, linewidth=2.4, marker="o", markersize=4)
     labels = [("best", best[-1], BLUE), ("mean", mean[-1], BLUE)]
     for name, row in baselines.items():
-        if row.accuracy < floor:
-            labels.append((f"{name} {_percent(row.accuracy)} ↓", floor, INK))
+        if row.score < floor:
+            labels.append((f"{name} {_percent(row.score)} ↓", floor, INK))
         else:
-            axes.axhline(row.accuracy, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            labels.append((name, row.accuracy, INK))
+            axes.axhline(row.score, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            labels.append((name, row.score, INK))
     axes.set_xlim(0.5, max(numbers) + 0.5)
     if floor > -math.inf:
         axes.set_ylim(bottom=floor)
@@ -78,13 +79,13 @@ def progress(generations: Sequence[RecordedGeneration], baselines: Mapping[str, 
 
 
 @matplotlib.rc_context(STYLE)
-def frozen_shares(generations: Sequence[RecordedGeneration], blocks: Sequence[str], found: str | None) -> Figure:
+def frozen_shares(generations: Sequence[RecordedGeneration], space: Space, found: Genome | None) -> Figure:
     """A row per layer, a column per generation: the share of the population that freezes it; and the mask found."""
-    figure, axes = _start(55 + 19 * len(blocks))
+    figure, axes = _start(55 + 19 * space.num_genes)
     columns = [(float(generation.number), generation.frozen_share) for generation in generations]
     gap = 1 + 0.04 * (len(columns) + 1)
     if found is not None:
-        columns.append((generations[-1].number + gap, np.array([int(gene) for gene in found], float)))
+        columns.append((generations[-1].number + gap, space.frozen(found).astype(float)))
     for x, shares in columns:
         for i, share in enumerate(shares):
             axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor=BLUE, alpha=float(share), linewidth=0))
@@ -93,7 +94,7 @@ def frozen_shares(generations: Sequence[RecordedGeneration], blocks: Sequence[st
     labels = {number: str(number) for number in _spaced(numbers)} | ({columns[-1][0]: "found"} if found is not None else {})
     axes.set_xticks(list(labels), list(labels.values()))
     axes.set_xlim(min(numbers) - 0.6, columns[-1][0] + 0.6)
-    _name_rows(axes, blocks)
+    _name_rows(axes, space.names)
     axes.set_xlabel("generation")
     axes.spines[:].set_visible(False)
     return figure
@@ -118,7 +119,7 @@ def trade_off(
     points: Sequence[tuple[float, Evaluation]],
     front: Sequence[tuple[float, Evaluation]],
     baselines: Mapping[str, Evaluation],
-    found: str | None,
+    found: Genome | None,
     cost: str,
 ) -> Figure:
     """Accuracy against cost: masks that were trained to the end, the front, the mask found, and both extremes.
@@ -128,23 +129,23 @@ def trade_off(
       cost: what it is, in words.
     """
     figure, axes = _start(270, "validation accuracy")
-    floor = _floor([row.accuracy for _, row in points])
+    floor = _floor([row.score for _, row in points])
     for x, row in points:
-        _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", floor, color=MUTED, alpha=0.6, markersize=5)
-    ascending = sorted((x, row.accuracy) for x, row in front)
+        _point(axes, x, row.score, f"{Space.text(row.genome)} at {x:.0%}", floor, color=MUTED, alpha=0.6, markersize=5)
+    ascending = sorted((x, row.score) for x, row in front)
     axes.step(*zip(*ascending, strict=True), where="post", color=BLUE, linewidth=1.6)
     for x, row in front:
-        _point(axes, x, row.accuracy, f"{row.genome} at {x:.0%}", floor, color=BLUE, markersize=6)
+        _point(axes, x, row.score, f"{Space.text(row.genome)} at {x:.0%}", floor, color=BLUE, markersize=6)
     named = {row.genome: name for name, row in baselines.items() if len(set(row.genome)) == 1} | {found: "found"}
     for x, row in points:
         if name := named.get(row.genome):
             color, place = INK, {"ha": "right", "xytext": (-7, -13)} if x > 0.7 else {"ha": "left", "xytext": (8, -13)}
-            if row.accuracy < floor:
-                name, place = f"{name} {_percent(row.accuracy)} ↓", {"ha": "left", "xytext": (8, 2)}
+            if row.score < floor:
+                name, place = f"{name} {_percent(row.score)} ↓", {"ha": "left", "xytext": (8, 2)}
             elif row.genome == found:
                 color, place = VERMILLION, {"ha": "center", "xytext": (0, 10)}
-                axes.plot(x, row.accuracy, "o", color=color, markersize=11, markerfacecolor="none", markeredgewidth=2)
-            axes.annotate(name, (x, max(floor, row.accuracy)), textcoords="offset points", color=color, **place)
+                axes.plot(x, row.score, "o", color=color, markersize=11, markerfacecolor="none", markeredgewidth=2)
+            axes.annotate(name, (x, max(floor, row.score)), textcoords="offset points", color=color, **place)
     axes.set_xlabel(cost)
     axes.set_xlim(-0.04, 1.04)
     axes.margins(y=0.1)

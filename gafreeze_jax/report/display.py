@@ -19,6 +19,7 @@ from rich.text import Text
 from gafreeze_jax.extras import needs
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
+from gafreeze_jax.space import Genome, Space
 
 LEVELS, ASCII_LEVELS = "▁▂▃▄▅▆▇█", "0123456789"  # from no one who freezes a layer to all
 TRAINED, FROZEN = (120, 120, 120), (86, 180, 233)  # grey, and Okabe & Ito's sky blue
@@ -147,8 +148,8 @@ class Display:
             redirect_stderr=sys.stderr.isatty(),
         )
         self._generations: list[Generation] = []
-        self._reached: dict[tuple[str, str, int], Evaluation] = {}  # by phase of the journal, genome and seed
-        self._new: set[tuple[str, str, int]] = set()  # those that were trained
+        self._reached: dict[tuple[str, Genome, int], Evaluation] = {}  # by phase of the journal, genome and seed
+        self._new: set[tuple[str, Genome, int]] = set()  # those that were trained
         self._latest: tuple[str, int] | None = None  # phase and generation
         self._num_evaluations = 0
         self.progress = Progress()
@@ -188,17 +189,17 @@ class Display:
         self._num_evaluations += 1
         how = f"{one.seconds:.2f} s" if new else "known already"
         self.line(
-            f"{phase} {one.genome}, seed {one.seed}, {one.steps} steps: accuracy {one.accuracy:.4f}, loss {one.loss:.4f}, "
-            f"train loss {one.train_loss:.4f}, {how}",
+            f"{phase} {Space.text(one.genome)}, seed {one.seed}, {one.steps} steps: accuracy {one.score:.4f}, "
+            f"loss {one.loss:.4f}, train loss {one.train_loss:.4f}, {how}",
             detail=True,
         )
-        self._write(self._num_evaluations, {f"{phase}/accuracy": one.accuracy, f"{phase}/seconds": one.seconds})
+        self._write(self._num_evaluations, {f"{phase}/accuracy": one.score, f"{phase}/seconds": one.seconds})
 
     def generation(self, generation: Generation) -> None:
         """Prints a generation's two lines."""
         best = generation.best
         self._generations.append(generation)
-        fittest = f"Fittest chromosome: [{', '.join(best.genome)}] | Fitness: {best.accuracy:.4f}"
+        fittest = f"Fittest chromosome: [{', '.join(Space.text(best.genome))}] | Fitness: {best.score:.4f}"
         self.console.print(f"=== Generation {generation.number} ===\n{fittest}", markup=False)
         picked = ", picked by the surrogate" if generation.screened else ""
         self.line(
@@ -207,7 +208,7 @@ class Display:
             detail=True,
         )
         shares = {f"frozen/{name}": float(share) for name, share in zip(self._genes, generation.frozen_share, strict=True)}
-        self._write(generation.number, {"fitness/best": best.accuracy, "fitness/mean": generation.mean} | shares)
+        self._write(generation.number, {"fitness/best": best.score, "fitness/mean": generation.mean} | shares)
         if self._events is not None:
             self._events.flush()
 
@@ -246,7 +247,7 @@ class Display:
         fields = []
         if self._generations:
             last = self._generations[-1]
-            fields += [f"Generation {last.number}", f"best {last.best.accuracy:.4f}", f"mean {last.mean:.4f}"]
+            fields += [f"Generation {last.number}", f"best {last.best.score:.4f}", f"mean {last.mean:.4f}"]
         if (speed := self.progress.speed) is not None:
             fields.append(f"{speed:,.1f} member-steps/s")
         return fields
@@ -284,9 +285,7 @@ def heat_map(genes: Sequence[str], generations: Sequence[Generation], width: int
     colours = np.linspace(TRAINED, FROZEN, len(levels)).round().astype(int)
     styles = [Style(color=f"rgb({red},{green},{blue})") for red, green, blue in colours]
     for generation in generations:
-        row = Text(
-            f"{generation.number:4} {generation.best.accuracy:.4f} {generation.mean:6.4f}  ", no_wrap=True, overflow="crop"
-        )
+        row = Text(f"{generation.number:4} {generation.best.score:.4f} {generation.mean:6.4f}  ", no_wrap=True, overflow="crop")
         for part in parts:
             level = round(float(generation.frozen_share[part].mean()) * (len(levels) - 1))
             row.append((levels[level] * max(1, cell - 1)).ljust(cell), styles[level])

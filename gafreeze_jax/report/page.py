@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from gafreeze_jax.report import charts
 from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.run_folder import RunFolder, furthest
-from gafreeze_jax.report.summary import advise, describe_found, describe_mask
+from gafreeze_jax.report.summary import advise, describe_found
 from gafreeze_jax.search.history import FINAL, RANDOM, SEARCH, write_whole
+from gafreeze_jax.space import Space
 
 Node = Element | str
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser holds the page to its promise
@@ -72,7 +73,7 @@ def tag(name: str, /, *children: Node | None, **attributes: str) -> Element:
 
 def opening_of_one(run: RunFolder) -> list[Element]:
     """What a hurried reader takes along."""
-    facts = {"mask": mask_glyph(run.found)} if run.found else {}
+    facts = {"mask": mask_glyph(run.space, run.found)} if run.found else {}
     if run.finished:
         found = run.facts["results"]["found"]
         facts |= {
@@ -101,8 +102,8 @@ def opening_of_several(runs: Sequence[RunFolder]) -> list[Element]:
         found = run.facts["results"]["found"] if run.finished else None
         lines.append([
             run.name,
-            mask_glyph(run.found),
-            percent(found["validation_accuracy"] if found else run.full[0].accuracy if run.full else None),
+            mask_glyph(run.space, run.found),
+            percent(found["validation_accuracy"] if found else run.full[0].score if run.full else None),
             percent(found and found["test_accuracy"]),
             interval_bar(found, scale) if found else "",
             percent(share_of(found, run, 'training_flops'), 0) if found else "",
@@ -158,7 +159,7 @@ def draw(run: RunFolder, name: str) -> Figure:
         case "progress":
             return charts.progress(run.generations, run.baselines, run.num_steps)
         case "frozen_shares":
-            return charts.frozen_shares(run.generations, run.genes, run.found)
+            return charts.frozen_shares(run.generations, run.space, run.found)
         case "effects":
             return charts.effects(run.genes, run.effects or [])
         case _:
@@ -171,17 +172,14 @@ def network(run: RunFolder, place: str) -> list[Element]:
     if run.found is None:
         return []
     layers = [
-        tag("li", tag("span", name, tag("small", "frozen" if gene == "1" else "trained"), class_="layer"), class_=GENES[gene])
-        for name, gene in zip(run.genes, run.found, strict=True)
+        tag("li", tag("span", name, tag("small", state := "frozen" if frozen else "trained"), class_="layer"), class_=state)
+        for name, frozen in zip(run.genes, run.space.frozen(run.found), strict=True)
     ]
     head = tag("li", tag("span", "head", tag("small", "always trained"), class_="layer"), class_="always")
     ends = [tag("li", tag("span", word, class_="end")) for word in ("input", "output")]
-    mask = describe_found(run.facts) if run.finished else describe_mask(run.genes, run.found)
+    mask = describe_found(run.facts) if run.finished else run.space.describe(run.found)
     drawn = tag("ol", ends[0], *layers, head if run.has_head else None, ends[1], class_="network")
     return [tag("figure", drawn, tag("figcaption", f"{mask[0].upper()}{mask[1:]}.", class_="note"), style="max-width: none")]
-
-
-GENES = {"0": "trained", "1": "frozen"}
 
 
 def progress(run: RunFolder, place: str) -> list[Element]:
@@ -189,12 +187,12 @@ def progress(run: RunFolder, place: str) -> list[Element]:
         return []
     rows = []
     for one in run.generations:
-        accuracies = [row.accuracy for row in one.population]
+        accuracies = [row.score for row in one.population]
         mean = sum(accuracies) / len(accuracies)
         rows.append([str(one.number), str(len(one.new)), *map(percent, (max(accuracies), mean, min(accuracies)))])
     last = rows[-1]
     description = f"After generation {last[0]} the best of the population has {last[2]}, the mean is {last[3]}. " + " ".join(
-        f"{name}: {percent(row.accuracy)}." for name, row in run.baselines.items()
+        f"{name}: {percent(row.score)}." for name, row in run.baselines.items()
     )
     titles = ["generation", "new masks", "best", "mean", "lowest"]
     return [chart(run, place, "progress", "Validation accuracy over generations", description), as_table(titles, rows)]
@@ -236,10 +234,15 @@ def trade_off(run: RunFolder, place: str) -> list[Element]:
         return []
     on_front = {row.genome for row in run.front}
     rows = [
-        [mask_glyph(row.genome), percent(row.accuracy), percent(run.cost(row), 0), "front" if row.genome in on_front else ""]
+        [
+            mask_glyph(run.space, row.genome),
+            percent(row.score),
+            percent(run.cost(row), 0),
+            "front" if row.genome in on_front else "",
+        ]
         for row in run.full
     ]
-    best = "; ".join(f"{row.genome}: {percent(row.accuracy)} at {percent(run.cost(row), 0)}" for row in run.front)
+    best = "; ".join(f"{Space.text(row.genome)}: {percent(row.score)} at {percent(run.cost(row), 0)}" for row in run.front)
     drawn = chart(run, place, "trade_off", f"Validation accuracy against {cost_name(run)}", f"The front: {best}.")
     return [drawn, as_table(["mask", "validation", "cost", ""], rows)]
 
@@ -258,7 +261,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         difference = pairs["found"].get(name)
         lines.append([
             name,
-            mask_glyph("".join(map(str, row["genome"]))) if row["is_mask"] else "none",
+            mask_glyph(run.space, row["genome"]) if row["is_mask"] else "none",
             percent(row["validation_accuracy"]),
             percent(row["test_accuracy"]),
             interval_bar(row, scale, results["found"]["test_accuracy"]),
@@ -390,8 +393,8 @@ def verdict_of(run: RunFolder) -> str:
         return "Unfinished: no mask has been trained to the end yet."
     masks = f"{len(run.searched)} masks in {len(run.generations)} generations"
     return (
-        f"Unfinished: of {masks} so far, the fittest is {run.found}, with a validation accuracy of "
-        f"{percent(run.full[0].accuracy)}. The best of many scores is too good; fresh seeds and the test split will tell."
+        f"Unfinished: of {masks} so far, the fittest is {Space.text(run.found or ())}, with a validation accuracy of "
+        f"{percent(run.full[0].score)}. The best of many scores is too good; fresh seeds and the test split will tell."
     )
 
 
@@ -434,11 +437,12 @@ def words(text: str) -> Element:
     return tag("td", text, class_="words")
 
 
-def mask_glyph(genome: str | None) -> Element:
+def mask_glyph(space: Space, genome: Sequence[int] | None) -> Element:
     """A mask as a row of boxes, filled where frozen."""
-    genes = [tag("i", class_="on" if gene == "1" else "off") for gene in genome or ""]
+    genes = [tag("i", class_="on" if frozen else "off") for frozen in space.frozen(genome or ())]
+    text = Space.text(genome or ())
     width = f"width: calc({min(12, len(genes))} * (.62rem + 2px))"
-    return tag("span", *genes, class_="mask", role="img", aria_label=f"mask {genome}", title=genome or "", style=width)
+    return tag("span", *genes, class_="mask", role="img", aria_label=f"mask {text}", title=text, style=width)
 
 
 def interval_bar(row: Mapping[str, Any], scale: tuple[float, float], mark: float | None = None) -> Element:

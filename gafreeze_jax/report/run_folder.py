@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from gafreeze_jax import masking
 from gafreeze_jax.intervals import Interval, main_effects
 from gafreeze_jax.report import folder_format, metric_format, old_versions
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.costs import StepFlops
-from gafreeze_jax.search.history import RANDOM, SEARCH, Evaluation, Journal, genome_array, genome_text
-from gafreeze_jax.search.loop import estimates
+from gafreeze_jax.search.halving import estimates
+from gafreeze_jax.search.history import RANDOM, SEARCH, Evaluation, Journal
+from gafreeze_jax.space import Genome, Space, as_genome
 
 
 class RecordedGeneration(NamedTuple):
@@ -79,14 +79,17 @@ class RunFolder:
                 self.facts |= json.loads((self.path / folder_format.RESULT).read_text())
             self.facts = old_versions.complete(self.facts)
             self.metric = metric_format.from_facts(self.facts)
-            self.genes, self.options = [str(name) for name in self.facts["stages"]], dict(self.facts["options"])
+            self.space, self.options = Space([str(name) for name in self.facts["stages"]]), dict(self.facts["options"])
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-        self._journal = Journal(folder / folder_format.JOURNAL)
+        self._journal = Journal(folder / folder_format.JOURNAL, self.space)
         self.rows = list(self._journal)
-        if wrong := {row.genome for row in self.rows if len(row.genome) != len(self.genes) or set(row.genome) - set("01")}:
-            raise ValueError(f"{path}: expected genomes of {len(self.genes)} genes, 0 or 1, got {wrong.pop()!r}")
+
+    @property
+    def genes(self) -> Sequence[str]:
+        """Names, in the order of the genome."""
+        return self.space.names
 
     def phase(self, row: Evaluation) -> str:
         """Of the run, in which an evaluation was made, such as `SEARCH`."""
@@ -115,7 +118,7 @@ class RunFolder:
         return self.facts["num_steps"]
 
     @cached_property
-    def searched(self) -> dict[str, Evaluation]:
+    def searched(self) -> dict[Genome, Evaluation]:
         """What the search evaluated, each genome as far as it was trained."""
         return {row.genome: row for row in furthest(row for row in self.rows if self.phase(row) == SEARCH)}
 
@@ -126,16 +129,16 @@ class RunFolder:
         return sorted(rows, key=lambda row: row.fitness, reverse=True)
 
     @cached_property
-    def found(self) -> str | None:
+    def found(self) -> Genome | None:
         """The mask found; of an unfinished run, the fittest so far, if there is one."""
         if self.finished:
-            return "".join(str(gene) for gene in self.facts["best_genome"])
+            return as_genome(self.facts["best_genome"])
         return self.full[0].genome if self.full else None
 
     @cached_property
     def baselines(self) -> dict[str, Evaluation]:
         """Masks that need no search, as the search's own seed has them, by name."""
-        prefixes = [genome_text(genome) for genome in masking.prefix_genomes(len(self.genes))]
+        prefixes = list(map(as_genome, self.space.prefixes()))
         least = "head only" if self.has_head else "train nothing"
         groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
         best = {name: next((row for row in self.full if row.genome in group), None) for name, group in groups.items()}
@@ -150,7 +153,7 @@ class RunFolder:
     def cost(self, row: Evaluation) -> float:
         """Training FLOPs of a genome as a share of those of training everything; without them, trainable parameters."""
         if self.flops is not None:
-            return self.flops(genome_array(row.genome)) / self.flops.above[0]
+            return self.flops(self.space.frozen(row.genome)) / self.flops.above[0]
         return row.trainable_parameters / max(1, *(row.trainable_parameters for row in self.rows))
 
     @cached_property
@@ -159,7 +162,7 @@ class RunFolder:
         return self._front(self.full)
 
     def _front(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
-        chosen = nsga2.front(np.array([(row.accuracy, -self.cost(row)) for row in rows])) if rows else []
+        chosen = nsga2.front(np.array([(row.score, -self.cost(row)) for row in rows])) if rows else []
         return [rows[i] for i in chosen]
 
     @cached_property
@@ -172,14 +175,14 @@ class RunFolder:
             known = sorted([*known, *new], key=lambda row: (row.steps, *row.fitness), reverse=True)
             population = self._front(known) if self.in_pareto else known[: int(self.options["population"])]
             if population:
-                shares = np.mean([genome_array(row.genome) for row in population], axis=0)
+                shares = self.space.frozen([row.genome for row in population]).mean(0)
                 found.append(RecordedGeneration(number, new, population, shares))
         return found
 
     @property
     def trace(self) -> tuple[list[float], list[float]]:
         """How the search went on: training steps done, in full evaluations, and the best accuracy of a mask trained in full."""
-        reached: dict[str, int] = {}
+        reached: dict[Genome, int] = {}
         done, best, steps = [], [], 0
         for row in self.rows:
             if self.phase(row) == SEARCH:
@@ -187,7 +190,7 @@ class RunFolder:
                 reached[row.genome] = row.steps
                 if row.steps == self.num_steps and not row.diverged:
                     done.append(steps / self.num_steps)
-                    best.append(max([row.accuracy, *best[-1:]]))
+                    best.append(max([row.score, *best[-1:]]))
         return done, best
 
     @cached_property
@@ -202,9 +205,7 @@ class RunFolder:
         if not any(row.steps == self.num_steps for row in rows):
             return None
         rungs = {row.steps for row in rows}
-        return main_effects(
-            *estimates({rung: {row.genome: row.accuracy for row in rows if row.steps == rung} for rung in rungs})
-        )
+        return main_effects(*estimates({rung: {row.genome: row.score for row in rows if row.steps == rung} for rung in rungs}))
 
     @cached_property
     def spent(self) -> Spent | None:
@@ -215,7 +216,7 @@ class RunFolder:
         traced = self.facts.get("plan", {}).get("final", {}).get("freezing") == "traced"
         in_full = early = freezing = keeping = 0.0
         for row in furthest(self.rows):
-            genome = genome_array(row.genome)
+            genome = self.space.frozen(row.genome)
             in_full += self.num_steps * full
             early += (self.num_steps - row.steps) * full
             if not traced:

@@ -97,11 +97,6 @@ def describe_found(result: Mapping[str, Any]) -> str:
     return Space(result["stages"]).describe(result["best_genome"])
 
 
-def describe_mask(names: Sequence[str], genome: Sequence[Any]) -> str:
-    """A mask in words."""
-    return Space(names).describe([int(level) for level in genome])
-
-
 def front_table(space: Space, front: Sequence[Mapping[str, Any]], metric: MetricFormat) -> Table:
     """Masks that no other mask beats in the metric, training FLOPs and optimizer bytes at once."""
     table = Table(box=None, pad_edge=False, header_style="bold")

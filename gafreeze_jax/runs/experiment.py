@@ -44,9 +44,10 @@ from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.runs.run_dir import RunDir, choose_folder
 from gafreeze_jax.runs.signals import stoppable
 from gafreeze_jax.search import genetic, nsga2
-from gafreeze_jax.search.history import FINAL, RANDOM, Evaluation, Ledger, genome_array, genome_text
-from gafreeze_jax.search.loop import Generation, Search, Settings, evaluation_of
-from gafreeze_jax.space import Space
+from gafreeze_jax.search.halving import Settings
+from gafreeze_jax.search.history import FINAL, RANDOM, Evaluation, Ledger
+from gafreeze_jax.search.loop import Generation, Search, evaluation_of
+from gafreeze_jax.space import Genome, Space, as_genome
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 LEAST_STEPS = 16  # after which a member is scored
@@ -198,7 +199,7 @@ class Task(NamedTuple):
     make_head: Callable[[Array], PyTree]
     make_batches: Callable[[np.random.Generator], Batch]
     genes: masking.Genes
-    count_trainable: Callable[[np.ndarray], int]
+    count_trainable: Callable[[Genome], int]
     tensors: Mapping[str, str] = MappingProxyType({})
     loss: Loss = cross_entropy
     metric: Metric = ACCURACY
@@ -241,7 +242,7 @@ def make_task(
     batch_size = min(options.batch_size, len(equal))
     sizes = {name: sum(map(np.size, jax.tree.leaves(parameters(tree)))) for name, tree in params.items()}
 
-    def count_trainable(genome: np.ndarray) -> int:
+    def count_trainable(genome: Genome) -> int:
         return sizes["head"] + sum(sizes[name] for name, frozen in zip(network.names, genome, strict=True) if not frozen)
 
     return Task(
@@ -304,17 +305,17 @@ def run_search(task: Task, options: Options, saved: RunDir | None = None, displa
     saved = saved or RunDir()
     make_run = functools.cache(task.run)
     run = make_run(options.seed)
-    num_genes, num_steps = len(task.network.blocks), run.num_steps
-    prefixes = masking.prefix_genomes(num_genes)
+    space, num_steps = Space(task.network.names), run.num_steps
+    prefixes = space.prefixes()
     least = "head only" if jax.tree.leaves(run.head) else "train nothing"
-    fixed = {"train all": genome_text(prefixes[0]), least: genome_text(prefixes[-1])}  # no search has to choose these
-    groups = {"best prefix mask": prefixes[1:-1]} if num_genes > 1 else {}
+    fixed = {"train all": space.all_trained, least: space.all_frozen}  # no search has to choose these
+    groups = {"best prefix mask": prefixes[1:-1]} if space.num_genes > 1 else {}
     settings = make_settings(options, num_steps)
     sizes = max(len(prefixes), options.population), options.population
     in_full = settings._replace(rungs=settings.rungs[-1:])
-    enumerated = in_full.enumerates(num_genes, *sizes)
+    enumerated = in_full.enumerates(space.size, *sizes)
     settings = in_full if enumerated else settings
-    steps_of_search = int(min(2**num_genes, settings.num_genomes(*sizes)) * settings.steps_of_genome)
+    steps_of_search = int(min(space.size, settings.num_genomes(*sizes)) * settings.steps_of_genome)
     comparing = options.compare_random and not enumerated
     num_finalists = options.finalist_seeds * (NUM_LEADERS + len(fixed) + len(groups) + comparing + len(NO_MASKS))
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
@@ -322,12 +323,12 @@ def run_search(task: Task, options: Options, saved: RunDir | None = None, displa
         display.progress.expect(
             {RANDOM_MASKS: steps_of_search * comparing, FINALISTS: num_finalists * num_steps, SEARCHING: steps_of_search}
         )
-        random = np.random.default_rng(options.seed).random((options.population, num_genes)) < 0.5
-        like_the_first = np.concatenate([prefixes, random])[: sizes[0]]
+        random = space.sample(np.random.default_rng(options.seed), options.population)
+        like_the_first = space.frozen(np.concatenate([prefixes, random])[: sizes[0]])
         num_evaluations = int(steps_of_search / num_steps)
         members, choice = _populate(task, options, saved, display, run, like_the_first, num_evaluations, settings.rungs[0])
         if enumerated:
-            display.line(f"All {2**num_genes} masks fit the budget: each is trained to the end, in place of a search")
+            display.line(f"All {space.size} masks fit the budget: each is trained to the end, in place of a search")
         ledger = Ledger(num_steps, saved.journal, on_add=display.evaluation)
         trainer = Trainer(members, make_run, saved.journal)
         screened: list[bool] = []
@@ -340,20 +341,22 @@ def run_search(task: Task, options: Options, saved: RunDir | None = None, displa
 
         costs = Costs(members, run)
         limit = math.inf if options.max_flops is None else options.max_flops
-        if limit < math.inf and (least_share := costs.share(np.ones(num_genes, bool))) > limit:
+        if limit < math.inf and (least_share := costs.share(space.all_frozen)) > limit:
             raise OptionError(f"--max-flops {limit}: no mask takes so little; the head alone takes {least_share:.4f}")
         allowed = lambda genome: limit == math.inf or costs.share(genome) <= limit  # noqa: E731
-        search = functools.partial(Search, count_trainable=task.count_trainable, allowed=allowed)
+        search = functools.partial(
+            Search, space=space, evaluator=trainer, count_trainable=task.count_trainable, allowed=allowed
+        )
         in_pareto = options.objective == "pareto"
         make_ga = functools.partial(nsga2.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
         first = search(
-            make_ga(num_genes, options.population, initial=prefixes),
-            trainer,
-            ledger,
-            settings,
+            ga=make_ga(space, options.population, initial=prefixes),
+            ledger=ledger,
+            settings=settings,
             initial=prefixes,
             groups=groups,
             fitness=functools.partial(pareto_fitness, ledger, costs) if in_pareto else None,
+            elapsed=lambda: float(devices.of_first(ledger.seconds)),
             on_generation=on_generation,
         )
         key, key_random = jax.random.split(Keys.of(options.seed).search)
@@ -370,9 +373,14 @@ def run_search(task: Task, options: Options, saved: RunDir | None = None, displa
             display.progress.expect({RANDOM_MASKS: ledger.steps_trained})
             others = Ledger(num_steps, saved.journal, RANDOM, display.evaluation)
             same_budget = settings._replace(generations=math.inf, evaluations=spent, patience=None, screen=False)
-            nothing = np.zeros((0, num_genes), bool)
-            ga = genetic.make_random(num_genes, options.population)
-            rival = search(ga, trainer, others, same_budget, initial=nothing, groups={})
+            rival = search(
+                ga=genetic.make_random(space, options.population),
+                ledger=others,
+                settings=same_budget,
+                initial=space.stack([]),
+                groups={},
+                elapsed=lambda: float(devices.of_first(others.seconds)),
+            )
             baselines["best random mask"] = rival.run(key_random).leaders[0]
             known = [{one.genome for one in own} for own in (others, ledger)]
             random_masks = {"evaluated": len(known[0]), "looked_up": len(known[0] & known[1])}
@@ -410,11 +418,11 @@ def run_search(task: Task, options: Options, saved: RunDir | None = None, displa
 
 
 def train_mask(
-    task: Task, genome: str, options: Options, saved: RunDir | None = None, display: Display | None = None
+    task: Task, genome: Genome, options: Options, saved: RunDir | None = None, display: Display | None = None
 ) -> Result:
     """Trains with a genome, and everything at three rates, with fresh seeds, in place of a search; else as `run_search`."""
     saved = saved or RunDir()
-    everything = "0" * len(genome)
+    everything = Space(task.network.names).all_trained
     make_run = functools.cache(task.run)
     seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
     run = make_run(seeds[0])
@@ -422,7 +430,7 @@ def train_mask(
     own = Display(task.network.names, quiet=options.quiet, verbose=options.verbose)
     with devices.over_all_devices(len({genome, everything})), contextlib.nullcontext(display) if display else own as display:
         display.progress.expect({FINALISTS: num_runs * num_steps, RANDOM_MASKS: 0, SEARCHING: 0})
-        genomes = np.array([genome_array(everything), genome_array(genome)])
+        genomes = np.array([everything, genome], bool)
         members, choice = _populate(task, options, saved, display, run, genomes, num_runs)
         display.line(f"Training with the mask, and everything, also at lower rates, with {len(seeds)} fresh seeds each ...")
         baselines = {"train all": everything}
@@ -512,19 +520,19 @@ class Costs:
         self._bytes = functools.cache(lambda: costs.optimizer_bytes(members, run))
         self._names = members.network.names
 
-    def share(self, genome: np.ndarray) -> float:
+    def share(self, genome: Genome) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
-        return self.count()(genome) / self.count().above[0]
+        return self.count()(np.array(genome, bool)) / self.count().above[0]
 
-    def optimizer_bytes(self, genome: np.ndarray) -> int:
+    def optimizer_bytes(self, genome: Genome) -> int:
         """Of the optimizers' states of what a genome trains."""
         sizes = self._bytes()
         return sizes["head"] + sum(sizes[name] for name, frozen in zip(self._names, genome, strict=True) if not frozen)
 
 
-def pareto_fitness(ledger: Ledger, costs: Costs, text: str) -> tuple[float, float, float]:
+def pareto_fitness(ledger: Ledger, costs: Costs, genome: Genome) -> tuple[float, float, float]:
     """What NSGA-II is told of a genome: accuracy, or NaN, which is worst, if it diverged; and what it costs, negative."""
-    accuracy, genome = ledger.fitness(text)[1], genome_array(text)
+    accuracy = ledger.fitness(genome)[1]
     return accuracy if math.isfinite(accuracy) else math.nan, -costs.share(genome), -costs.optimizer_bytes(genome)
 
 
@@ -536,10 +544,10 @@ def find_front(ledger: Ledger, costs: Costs, seed: int) -> dict[str, list[dict[s
     full = [one for one in ledger.at(ledger.num_steps, seed) if not one.diverged]
     evaluated = [
         {
-            "genome": one.genome,
-            "validation_accuracy": one.accuracy,
-            "flops": costs.share(genome_array(one.genome)),
-            "optimizer_bytes": costs.optimizer_bytes(genome_array(one.genome)),
+            "genome": Space.text(one.genome),
+            "validation_accuracy": one.score,
+            "flops": costs.share(one.genome),
+            "optimizer_bytes": costs.optimizer_bytes(one.genome),
             "trainable_parameters": one.trainable_parameters,
         }
         for one in full
@@ -667,7 +675,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Prepared], options: OptionsT, 
                 if mask is None:
                     result = run_search(prepared.task, options, saved, display)
                 else:
-                    result = train_mask(prepared.task, genome_text(np.array(list(mask.values()))), options, saved, display)
+                    result = train_mask(prepared.task, as_genome(mask.values()), options, saved, display)
                 if not devices.is_first():
                     return
                 with saved.finishing() as folder:
@@ -734,7 +742,7 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
                 display.progress.step(work)
         rows.append(_make_row(prepared, finalist, [tested[id(member)] for member in finalist.members]))
     display.progress.begin("writing files", training=False)
-    judged = [verdict.Contender(row.name, row.genome if row.is_mask else "", row.scores, row.flops) for row in rows]
+    judged = [verdict.Contender(row.name, Space.text(row.genome) if row.is_mask else "", row.scores, row.flops) for row in rows]
     judgement = verdict.judge(
         judged[0],
         judged[1:],
@@ -748,12 +756,12 @@ def finish(prepared: Prepared, result: Result, options: Options, out: Path, star
         "test_accuracy": float(task.metric.score(tested[id(saved)].values)),
         "test_loss": float(tested[id(saved)].losses.mean(dtype=np.float64)),
     }
-    masking.write_mask(out / "mask.json", task.genes, genome_array(found.genome), task.tensors)
+    masking.write_mask(out / "mask.json", task.genes, found.genome, task.tensors)
     if front := result.engine.get("front"):
         (out / "masks").mkdir(exist_ok=True)
         for one in front["masks"]:
             text = one["genome"]
-            masking.write_mask(out / "masks" / f"{text}.json", task.genes, genome_array(text), task.tensors)
+            masking.write_mask(out / "masks" / f"{text}.json", task.genes, Space(task.network.names).parse(text), task.tensors)
     names = task.network.names
     seconds = time.perf_counter() - start
     entries = results.make_result(
@@ -773,14 +781,13 @@ def _make_row(prepared: Prepared, finalist: Finalist, tested: Sequence[Scores]) 
     if prepared.rows is not None:
         counts = np.bincount(prepared.rows)
         correct = np.stack([np.bincount(prepared.rows, own) / counts for own in correct])
-    genome = genome_array(finalist.genome)
     return results.ScoredFinalist(
         finalist.name,
         finalist.genome,
         *finalist.validation,
         correct,
         float(np.mean([one.losses.mean(dtype=np.float64) for one in tested])),
-        prepared.task.count_trainable(genome),
+        prepared.task.count_trainable(finalist.genome),
         finalist.flops,
         is_mask=finalist.name not in NO_MASKS,
         learning_rate_factor=LOWER_RATES.get(finalist.name, 1.0),

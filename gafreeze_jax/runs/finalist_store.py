@@ -16,8 +16,7 @@ from gafreeze_jax.engine.network import PyTree
 from gafreeze_jax.extras import needs
 from gafreeze_jax.report.folder_format import is_local
 from gafreeze_jax.runs.fingerprint import fingerprint
-from gafreeze_jax.search.history import genome_text
-from gafreeze_jax.space import as_genome
+from gafreeze_jax.space import Genome, Space, as_genome
 
 Arrays = dict[str, np.ndarray]  # a member: its trained leaves by number, and "scores"
 
@@ -60,17 +59,17 @@ class FinalistStore:
         """
         if self._folder is None:
             return
-        self._waiting.append({f"{name}-{genome_text(member.genome)}": _as_arrays(member) for member in members})
+        self._waiting.append({f"{name}-{Space.text(member.genome)}": _as_arrays(member) for member in members})
         self._raise_failures(wait=False)
         self._writes.append(self._writer.submit(self._write))
 
-    def find(self, name: str, genome: np.ndarray, like: PyTree) -> Member | None:
+    def find(self, name: str, genome: Genome, like: PyTree) -> Member | None:
         """A stored member, or None.
 
         Args:
           like: {block name: pretrained parameters, ..., "head": its initial parameters}.
         """
-        arrays = self._stored.get(f"{name}-{genome_text(genome)}")
+        arrays = self._stored.get(f"{name}-{Space.text(genome)}")
         if arrays is None:
             return None
         leaves, tree = jax.tree.flatten(_trained(genome, like))
@@ -133,7 +132,7 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _trained(genome: np.ndarray, params: PyTree) -> PyTree:
+def _trained(genome: Genome, params: PyTree) -> PyTree:
     """Parameters of the blocks that a genome trains, and of the head."""
     frozen = dict(zip(list(params)[: len(genome)], genome, strict=True))
     return {name: tree for name, tree in params.items() if not frozen.get(name, False)}

@@ -20,8 +20,8 @@ from gafreeze_jax.engine import costs
 from gafreeze_jax.engine.cohort import Member, Replicate, side_by_side, untrained
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.runs.finalist_store import FinalistStore
-from gafreeze_jax.search.history import Journal, genome_array, genome_text
-from gafreeze_jax.space import as_genome
+from gafreeze_jax.search.history import Journal
+from gafreeze_jax.space import Genome, as_genome
 
 PHASES = 4  # of gradual unfreezing
 MEASURED = 5  # batches, for relative gradient norms
@@ -34,7 +34,7 @@ M = TypeVar("M", bound="Member | Recalled")
 class Recalled(NamedTuple):
     """What the journal says of a member."""
 
-    genome: np.ndarray
+    genome: Genome
     train_loss: float
     score: float
     loss: float
@@ -63,7 +63,7 @@ class Trainer:
 
     def resume(self, members: Sequence[Member | Recalled], seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
         known, unknown = self._split(members, seed, until)
-        lost = [genome_text(member.genome) for member in unknown if isinstance(member, Recalled)]
+        lost = [as_genome(member.genome) for member in unknown if isinstance(member, Recalled)]
         trained = [member for member in unknown if isinstance(member, Member)]
         again = self._again(lost, seed, members[0].steps)
         trained += [again[genome] for genome in lost]
@@ -73,15 +73,15 @@ class Trainer:
         """Members whose scores after a step are known, and the others."""
         known, unknown = [], []
         for member in members:
-            if (one := self.journal.recall(genome_text(member.genome), seed, until)) is None:
+            if (one := self.journal.recall(as_genome(member.genome), seed, until)) is None:
                 unknown.append(member)
             else:
-                known.append(Recalled(member.genome, one.train_loss, one.accuracy, one.loss, until, one.seconds))
+                known.append(Recalled(member.genome, one.train_loss, one.score, one.loss, until, one.seconds))
         return known, unknown
 
-    def _again(self, genomes: Sequence[str], seed: int, steps: int) -> dict[str, Member]:
+    def _again(self, genomes: Sequence[Genome], seed: int, steps: int) -> dict[Genome, Member]:
         """Members as they were after so many steps, by genome; those that were trained with them, too."""
-        members: dict[str, Member] = {}
+        members: dict[Genome, Member] = {}
         for genome in genomes:
             if genome in members:
                 continue
@@ -90,9 +90,9 @@ class Trainer:
                 earlier = self._again(together, seed, before)
                 start = [earlier[one] for one in together]
             else:
-                start = untrained(np.array(list(map(genome_array, together))))
+                start = untrained(together)
             for call in self.population.advance(start, self.run(seed), steps):
-                members |= {genome_text(member.genome): member for member in call}
+                members |= {as_genome(member.genome): member for member in call}
         return members
 
 
@@ -101,13 +101,13 @@ class Finalist(NamedTuple):
 
     Attributes:
       name: such as "train all".
-      genome: as text; for what is no mask, that of the end.
+      genome: the level of each gene; for what is no mask, that of the end.
       members: S of them.
       flops: of a training run.
     """
 
     name: str
-    genome: str
+    genome: Genome
     members: tuple[Member, ...]
     flops: float
 
@@ -127,8 +127,8 @@ class Finalist(NamedTuple):
 def retrain(
     population: Population,
     make_run: Callable[[int], Replicate],
-    leaders: Sequence[str],
-    baselines: Mapping[str, str],
+    leaders: Sequence[Genome],
+    baselines: Mapping[str, Genome],
     seeds: Sequence[int],
     num_epochs: int,
     kept: FinalistStore,
@@ -139,7 +139,7 @@ def retrain(
 
     Args:
       make_run: what a seed decides.
-      leaders: genomes as text, the most promising first.
+      leaders: genomes, the most promising first.
       baselines: name and genome of each.
       num_epochs: for Auto-RGN.
       kept: those that were trained before, and then all.
@@ -150,7 +150,7 @@ def retrain(
       The winner, named "found", and the baselines; the last of these are no masks.
     """
     texts = list(dict.fromkeys([*leaders, *baselines.values()]))
-    genomes = np.array(list(map(genome_array, texts)))
+    genomes = np.array(texts, bool)
     everything = np.zeros(genomes.shape[1], bool)
 
     def keep(kind: str, seed: int, members: Sequence[Member]) -> list[Member]:
@@ -161,7 +161,7 @@ def retrain(
     def find(kind: str, seed: int, genome: np.ndarray) -> Member | None:
         return kept.find(f"{kind}-{seed}", genome, population.params | {"head": make_run(seed).head})
 
-    trained: dict[str, list[Member]] = {text: [] for text in texts}
+    trained: dict[Genome, list[Member]] = {text: [] for text in texts}
     for seed in seeds:
         there = {text: find("mask", seed, genome) for text, genome in zip(texts, genomes, strict=True)}
         members = {text: member for text, member in there.items() if member is not None}
@@ -170,7 +170,7 @@ def retrain(
         for call in population.advance(untrained(np.array(missing)), make_run(seed)):
             ready = keep("mask", seed, call)
             record(ready, seed)
-            members |= {genome_text(member.genome): member for member in ready}
+            members |= {as_genome(member.genome): member for member in ready}
         for text in texts:
             trained[text].append(members[text])
 
@@ -186,13 +186,13 @@ def retrain(
     run = make_run(seeds[0])
     num_steps = run.num_steps
     num_measured = int(np.minimum(np.diff([0, *_ends(num_steps, num_epochs)]), MEASURED).sum())
-    flops = functools.cache(lambda text: num_steps * costs.flops_per_step(population, genome_array(text), run))
-    of_all = functools.partial(flops, genome_text(everything))
+    flops = functools.cache(lambda text: num_steps * costs.flops_per_step(population, text, run))
+    of_all = functools.partial(flops, as_genome(everything))
     scaled = population.with_recipe(population.recipe.scalable())
     ways: dict[str, tuple[Callable[[Replicate], Member], Callable[[], float]]] = {  # how each trains, and what that costs
         GRADUAL: (
             functools.partial(unfreeze_gradually, population),
-            lambda: float(np.mean([flops(genome_text(genome)) for genome in phases(genomes.shape[1])])),
+            lambda: float(np.mean([flops(as_genome(genome)) for genome in phases(genomes.shape[1])])),
         ),
         AUTO_RGN: (
             functools.partial(auto_rgn, scaled, num_epochs=num_epochs),
@@ -203,7 +203,7 @@ def retrain(
     others = []
     for name in no_masks:
         train, cost = ways[name]
-        others.append(Finalist(name, genome_text(everything), train_without_mask(name, train), cost()))
+        others.append(Finalist(name, as_genome(everything), train_without_mask(name, train), cost()))
     kept.close()
 
     masks = [Finalist("found", text, tuple(trained[text]), flops(text)) for text in leaders]

@@ -19,7 +19,7 @@ from gafreeze_jax.metrics import Metric, exponential_mean
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.verdict import Verdict
 from gafreeze_jax.search.history import Evaluation, write_whole
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import Genome, Space
 
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
 
@@ -29,7 +29,7 @@ class ScoredFinalist(NamedTuple):
 
     Attributes:
       name: such as "found".
-      genome: as text; for what is no mask, that of the end.
+      genome: the level of each gene; for what is no mask, that of the end.
       validation_score, validation_loss: means over seeds.
       scores: [S, N] contributions of N test examples to each seed's score, of which it is the mean (`Metric.contributions`).
       test_loss: mean over seeds and examples.
@@ -40,7 +40,7 @@ class ScoredFinalist(NamedTuple):
     """
 
     name: str
-    genome: str
+    genome: Genome
     validation_score: float
     validation_loss: float
     scores: np.ndarray
@@ -79,7 +79,7 @@ def make_result(
         "cpus": os.cpu_count(),
         "stages": list(space.names),
         "metric": metric.facts(),
-        "best_genome": list(space.parse(found.genome)),
+        "best_genome": list(found.genome),
         "fitness": found.validation_score,
         "verdict": verdict.as_json(),
         "results": {finalist.name: _entry(finalist, space, metric, language=language) for finalist in finalists},
@@ -92,11 +92,11 @@ def make_result(
 
 def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, language: bool) -> dict[str, Any]:
     """A finalist in `result.json`; values of the metric are in its own direction."""
-    genome, key = space.parse(finalist.genome), metric.key
+    key = metric.key
     test = MetricFormat(**metric.facts()).shown_interval(interval(finalist.scores))
     entry = {
-        "genome": list(genome),
-        "frozen": space.frozen_names(genome),
+        "genome": list(finalist.genome),
+        "frozen": space.frozen_names(finalist.genome),
         f"validation_{key}": metric.shown(finalist.validation_score),
         "validation_loss": finalist.validation_loss,
         f"test_{key}": test.mean,

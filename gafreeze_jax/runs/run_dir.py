@@ -24,6 +24,7 @@ from gafreeze_jax.report import folder_format
 from gafreeze_jax.report.folder_format import JOURNAL, MEMBERS, NOT_COMPARED, RUN, SUMS, is_local, is_run, read_facts
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal, write_whole
+from gafreeze_jax.space import Space
 
 OptionsT = TypeVar("OptionsT", bound=Any)
 
@@ -43,7 +44,8 @@ class RunDir:
 
     def __init__(self, path: epath.Path | None = None, facts: Mapping[str, Any] | None = None):
         self.path, self.facts = path, dict(facts or {})
-        self.journal = Journal(path / JOURNAL if path else None, write=devices.is_first())
+        space = Space(self.facts["stages"]) if "stages" in self.facts else None
+        self.journal = Journal(path / JOURNAL if path else None, space, write=devices.is_first())
         self.finalists = FinalistStore(path / MEMBERS if path else None, write=devices.is_first())
         self.seconds = sum(evaluation.seconds for evaluation in self.journal)
 

@@ -1,4 +1,7 @@
-"""Every evaluation once: what was found out about each genome, kept in a CSV file as it happens."""
+"""What has been evaluated: a `Journal` holds every evaluation of a run, a `Ledger` those that one search has asked for so far.
+
+A search has no other state. An interrupted one is replayed with an empty ledger: what the journal holds is not trained again.
+"""
 
 import csv
 import io
@@ -12,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gafreeze_jax.space import Genome, Space, as_genome
+
 if TYPE_CHECKING:
     from etils import epath
 
@@ -19,25 +24,25 @@ SEARCH, RANDOM, FINAL = "search", "random", "final"  # phases of a run
 
 
 class Evaluation(NamedTuple):
-    """One genome, trained and scored.
+    """A genome, trained and scored.
 
     Attributes:
-      genome: its genes as text, "1" = frozen, such as "1100".
+      genome: the level of each gene.
       seed: of the head, the batches and dropout.
-      steps: that it has been trained.
-      generation: the one that asked for it, from 1.
-      accuracy: on the validation set.
-      loss: on the validation set, mean over examples; not finite if the run diverged.
+      steps: of training.
+      generation: that asked for it, from 1.
+      score: the metric on the validation split, higher is better.
+      loss: on the validation split, mean over examples; not finite if the run diverged.
       train_loss: mean over the training steps.
-      trainable_parameters: how many the genome leaves trainable.
-      seconds: of training, since it was scored last, and scoring; of what was done at the same time, its share.
+      trainable_parameters: number of parameters that the genome leaves trainable.
+      seconds: of training, since the last score, and scoring; a share of what was done at the same time.
     """
 
-    genome: str
+    genome: Genome
     seed: int
     steps: int
     generation: int
-    accuracy: float
+    score: float
     loss: float
     train_loss: float
     trainable_parameters: int
@@ -49,52 +54,62 @@ class Evaluation(NamedTuple):
 
     @property
     def fitness(self) -> tuple[float, float, float]:
-        """Accuracy; ties go to the lower loss, then to fewer trainable parameters. Higher is better."""
+        """The score; ties go to the lower loss, then to fewer trainable parameters. Higher is better."""
         if self.diverged:
             return (-math.inf, -math.inf, -math.inf)
-        return (self.accuracy, -self.loss, -float(self.trainable_parameters))
+        return (self.score, -self.loss, -float(self.trainable_parameters))
 
 
-def genome_text(genome: np.ndarray) -> str:
-    return "".join("1" if gene else "0" for gene in genome)
+class Entry(NamedTuple):
+    """An evaluation in the journal.
 
+    Attributes:
+      phase: of the run, such as `SEARCH`.
+      evaluation: what was recorded.
+      together: the genomes that were trained in the same call.
+    """
 
-def genome_array(text: str) -> np.ndarray:
-    """[G] bool."""
-    return np.array([gene == "1" for gene in text])
+    phase: str
+    evaluation: Evaluation
+    together: list[Genome]
 
 
 class Journal:
-    """All evaluations of a run, in a CSV file as soon as they are there: what an interrupted run goes on from.
+    """Every evaluation of a run, in a CSV file as soon as it is made: what an interrupted run is replayed from.
 
-    What was trained together is written together, whole or not at all. The last column, `call`, is the CRC-32 of those rows
-    (without it); rows that are damaged are left out when the file is read.
+    Evaluations of one call are written together, whole or not at all. The last column, `call`, is the CRC-32 of their rows
+    (without it); damaged rows are left out when the file is read.
 
     Args:
-      path: of the file, local or such as gs://bucket/evaluations.csv, which may be there already; None = keep in memory only.
-      write: whether to write to it, and not only read.
+      path: of the file, local or such as gs://bucket/evaluations.csv; None = keep in memory only.
+      space: of the genomes, for a file that exists.
+      metric: name of the scores' column.
+      write: whether to write to the file, and not only read it.
+
+    Attributes:
+      num_damaged: rows that were left out.
 
     Raises:
-      ValueError: if there is another kind of file.
+      ValueError: if there is another kind of file, or one about other genes.
     """
 
-    COLUMNS = ("phase", *Evaluation._fields, "diverged", "call")
-
-    def __init__(self, path: "epath.Path | None" = None, *, write: bool = True):
+    def __init__(
+        self, path: "epath.Path | None" = None, space: Space | None = None, *, metric: str = "accuracy", write: bool = True
+    ):
         self._path = path if write else None
-        self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
-        self._together: dict[tuple[str, int, int], list[str]] = {}
-        self._phases: dict[tuple[str, int, int], str] = {}
-        self._text = ",".join(self.COLUMNS) + "\n"
+        self._entries: dict[tuple[Genome, int, int], Entry] = {}
+        self._text = _header(metric) + "\n"
         self.num_damaged = 0
         if path is not None and path.exists():
-            self._read(path)
+            if space is None:
+                raise ValueError(f"{path}: expected the space of its genomes")
+            self._read(path, space)
 
     def __len__(self) -> int:
-        return len(self._evaluations)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Evaluation]:
-        return iter(self._evaluations.values())
+        return (entry.evaluation for entry in self._entries.values())
 
     def write(self, phase: str, evaluations: Sequence[Evaluation]) -> None:
         """Records what was trained together.
@@ -106,34 +121,35 @@ class Journal:
           OSError: if it cannot be written.
         """
         self._add(phase, evaluations)
-        self._text += _with_checksum([_row(phase, *one, one.diverged) for one in evaluations])
+        self._text += _with_checksum([_row(phase, evaluation) for evaluation in evaluations])
         if self._path is not None:
             write_whole(self._path, self._text)
 
-    def recall(self, genome: str, seed: int, steps: int) -> Evaluation | None:
+    def recall(self, genome: Genome, seed: int, steps: int) -> Evaluation | None:
         """The evaluation of a genome with a seed after so many steps, if there is one."""
-        return self._evaluations.get((genome, seed, steps))
+        entry = self._entries.get((genome, seed, steps))
+        return None if entry is None else entry.evaluation
 
-    def together(self, genome: str, seed: int, steps: int) -> list[str]:
+    def together(self, genome: Genome, seed: int, steps: int) -> list[Genome]:
         """The genomes that were trained in one call to get an evaluation."""
-        return self._together[genome, seed, steps]
+        return self._entries[genome, seed, steps].together
 
-    def before(self, genome: str, seed: int, steps: int) -> int:
+    def before(self, genome: Genome, seed: int, steps: int) -> int:
         """After how many steps a genome was scored before; 0 = it was not."""
-        own = (key for key in self._evaluations if key[:2] == (genome, seed))
-        return max((earlier for *_, earlier in own if earlier < steps), default=0)
+        earlier = [key[2] for key in self._entries if key[:2] == (genome, seed) and key[2] < steps]
+        return max(earlier, default=0)
 
-    def phase(self, genome: str, seed: int, steps: int) -> str:
+    def phase(self, genome: Genome, seed: int, steps: int) -> str:
         """Of the run, in which an evaluation was made."""
-        return self._phases[genome, seed, steps]
+        return self._entries[genome, seed, steps].phase
 
     def _add(self, phase: str, evaluations: Sequence[Evaluation]) -> None:
-        genomes = [one.genome for one in evaluations]
-        for one in evaluations:
-            key = (one.genome, one.seed, one.steps)
-            self._evaluations[key], self._together[key], self._phases[key] = one, genomes, phase
+        together = [evaluation.genome for evaluation in evaluations]
+        for evaluation in evaluations:
+            key = (evaluation.genome, evaluation.seed, evaluation.steps)
+            self._entries[key] = Entry(phase, evaluation, together)
 
-    def _read(self, path: "epath.Path") -> None:
+    def _read(self, path: "epath.Path", space: Space) -> None:
         header, *lines = path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
         if header != self._text.rstrip():
             raise ValueError(f"{path}: expected the columns {self._text.rstrip()}; got {header[:200]!r}")
@@ -143,18 +159,33 @@ class Journal:
             if call != _checksum(texts):
                 self.num_damaged += len(texts)
                 continue
-            parsed = [dict(zip(self.COLUMNS, row, strict=False)) for row in csv.reader(texts)]
-            kinds = Evaluation.__annotations__
-            self._add(
-                parsed[0]["phase"], [Evaluation(*(kinds[name](row[name]) for name in Evaluation._fields)) for row in parsed]
-            )
+            try:
+                phases, evaluations = zip(*(_parse(row, space) for row in csv.reader(texts)), strict=True)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            self._add(phases[0], evaluations)
             self._text += _with_checksum(texts)
 
 
-def _row(*values: object) -> str:
+def _header(metric: str) -> str:
+    """The columns; scores have the metric's name."""
+    names = (metric if name == "score" else name for name in Evaluation._fields)
+    return ",".join(("phase", *names, "diverged", "call"))
+
+
+def _row(phase: str, evaluation: Evaluation) -> str:
+    """A line without its checksum."""
+    genome, *values = evaluation
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(values)
+    csv.writer(buffer, lineterminator="").writerow([phase, Space.text(genome), *values, evaluation.diverged])
     return buffer.getvalue()
+
+
+def _parse(row: Sequence[str], space: Space) -> tuple[str, Evaluation]:
+    """The reverse of `_row`."""
+    phase, genome, *values, _ = row
+    kinds = list(Evaluation.__annotations__.values())[1:]
+    return phase, Evaluation(space.parse(genome), *(kind(value) for kind, value in zip(kinds, values, strict=True)))
 
 
 def _checksum(rows: Sequence[str]) -> str:
@@ -176,9 +207,9 @@ class Ledger:
     """The evaluations of a search, in the order in which they were made.
 
     Args:
-      num_steps: of a full evaluation; one that was stopped earlier has fewer.
-      journal: where those that are not there are written, too.
-      phase: what the journal says of them.
+      num_steps: of a full evaluation; one that was stopped early has fewer.
+      journal: where new evaluations are written.
+      phase: of the run, for the journal.
       on_add: called with the phase, each evaluation as it is recorded, and whether it is new to the journal.
     """
 
@@ -191,17 +222,17 @@ class Ledger:
     ):
         self.num_steps, self._phase, self._on_add = num_steps, phase, on_add
         self.journal = Journal() if journal is None else journal
-        self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
-        self._furthest: dict[str, dict[int, Evaluation]] = {}  # by genome and seed
+        self._evaluations: list[Evaluation] = []
+        self._furthest: dict[Genome, dict[int, Evaluation]] = {}  # by genome and seed
 
     def __len__(self) -> int:
         return len(self._evaluations)
 
-    def __contains__(self, genome: np.ndarray) -> bool:
-        return genome_text(genome) in self._furthest
+    def __contains__(self, genome: Genome) -> bool:
+        return genome in self._furthest
 
     def __iter__(self) -> Iterator[Evaluation]:
-        return iter(self._evaluations.values())
+        return iter(self._evaluations)
 
     def add(self, *evaluations: Evaluation) -> None:
         """Records what was trained together.
@@ -210,51 +241,55 @@ class Ledger:
           ValueError: if a genome has been evaluated before, with this seed and after so many steps or more.
           OSError: if it cannot be written.
         """
-        for one in evaluations:
-            by_seed = self._furthest.setdefault(one.genome, {})
-            if one.seed in by_seed and by_seed[one.seed].steps >= one.steps:
-                raise ValueError(f"genome {one.genome}, seed {one.seed} has been evaluated after {one.steps} steps already")
-            self._evaluations[one.genome, one.seed, one.steps] = by_seed[one.seed] = one
-        if new := [one for one in evaluations if self.journal.recall(one.genome, one.seed, one.steps) is None]:
+        for evaluation in evaluations:
+            genome, seed, steps, *_ = evaluation
+            by_seed = self._furthest.setdefault(genome, {})
+            if seed in by_seed and by_seed[seed].steps >= steps:
+                raise ValueError(f"genome {genome}, seed {seed} has been evaluated after {steps} steps already")
+            by_seed[seed] = evaluation
+        self._evaluations += evaluations
+        new = [evaluation for evaluation in evaluations if self.journal.recall(*evaluation[:3]) is None]
+        if new:
             self.journal.write(self._phase, new)
-        for one in evaluations:
-            self._on_add(self._phase, one, one in new)
+        for evaluation in evaluations:
+            self._on_add(self._phase, evaluation, evaluation in new)
 
     def unseen(self, genomes: np.ndarray) -> np.ndarray:
-        """Those of some genomes [P, G] that have not been evaluated at all, each once: [N, G]."""
-        new = {genome_text(genome): genome for genome in genomes if genome not in self}
-        return np.array(list(new.values()), bool).reshape(-1, genomes.shape[1])
+        """Genomes of [P, G] that have not been evaluated at all, each once: [N, G]."""
+        new = {genome: row for genome, row in zip(map(as_genome, genomes), genomes, strict=True) if genome not in self}
+        return np.array(list(new.values()), np.int8).reshape(-1, genomes.shape[1])
 
-    def furthest(self, genome: str) -> dict[int, Evaluation]:
+    def furthest(self, genome: Genome) -> dict[int, Evaluation]:
         """The longest evaluation of a genome with each seed."""
         return self._furthest[genome]
 
     def at(self, steps: int, seed: int) -> list[Evaluation]:
         """Evaluations with a seed after so many steps, the fittest first."""
-        own = [one for one in self if one.steps == steps and one.seed == seed]
-        return sorted(own, key=lambda one: one.fitness, reverse=True)
+        scored = [evaluation for evaluation in self if evaluation.steps == steps and evaluation.seed == seed]
+        return sorted(scored, key=lambda evaluation: evaluation.fitness, reverse=True)
 
-    def fitness(self, genome: str) -> tuple[float, ...]:
+    def fitness(self, genome: Genome) -> tuple[float, ...]:
         """Of a genome's longest evaluations: their steps, and the means over seeds of what `Evaluation.fitness` has.
 
         If one diverged, all are -inf.
         """
-        steps = max(one.steps for one in self._furthest[genome].values())
-        of_seeds = [one.fitness for one in self._furthest[genome].values() if one.steps == steps]
+        evaluations = self._furthest[genome].values()
+        steps = max(evaluation.steps for evaluation in evaluations)
+        of_seeds = [evaluation.fitness for evaluation in evaluations if evaluation.steps == steps]
         means = np.mean(of_seeds, axis=0).tolist()
         return (float(steps) if math.isfinite(means[0]) else -math.inf, *means)
 
     @property
     def steps_trained(self) -> int:
         """Training steps of all evaluations."""
-        return sum(one.steps for by_seed in self._furthest.values() for one in by_seed.values())
+        return sum(evaluation.steps for by_seed in self._furthest.values() for evaluation in by_seed.values())
 
     @property
     def seconds(self) -> float:
         """That all evaluations took."""
-        return sum(one.seconds for one in self)
+        return sum(evaluation.seconds for evaluation in self)
 
     @property
     def num_full(self) -> int:
         """Evaluations that were not stopped early."""
-        return sum(one.steps == self.num_steps for one in self)
+        return sum(evaluation.steps == self.num_steps for evaluation in self)

@@ -1,4 +1,4 @@
-"""Several objectives: who dominates whom, and NSGA-II on bit genomes, as pure functions.
+"""Several objectives: who dominates whom, and NSGA-II, as pure functions.
 
 Objectives are [N, M], a row for each member, higher is better. A member with a NaN among its objectives is worst: everyone
 without one dominates it. JAX functions compare in float32, where large counts may seem equal: better give those as shares.
@@ -7,7 +7,7 @@ Deb, Pratap, Agarwal, Meyarivan (2002): A fast and elitist multiobjective geneti
 Evolutionary Computation 6(2).
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ from jax import Array
 
 from gafreeze_jax.search import genetic
 from gafreeze_jax.search.genetic import GA, Info
+from gafreeze_jax.space import Space
 
 
 class ParetoState(NamedTuple):
     """What carries on between generations.
 
     Attributes:
-      population: [P, G] bool, best first by rank and crowding once it has been scored.
+      population: [P, G] int8, best first by rank and crowding once it has been scored.
       generation: [] int32, how often `tell` was called.
       objectives: [P, M] float32 of the population, NaN before they are told.
       violation: [P] float32 of the population.
@@ -35,12 +36,11 @@ class ParetoState(NamedTuple):
 
 
 def make_nsga2(
-    num_genes: int,
+    space: Space,
     population_size: int,
     *,
     num_objectives: int = 2,
     initial: np.ndarray | None = None,
-    crossover: Literal["uniform", "one_point"] = "uniform",
     crossover_rate: float = 0.9,
     mutation_rate: float | None = None,
 ) -> GA[ParetoState]:
@@ -55,10 +55,10 @@ def make_nsga2(
     leads the population: of all that violate least, parents included, it is the best in the first objective.
 
     Args:
-      num_genes: G.
+      space: of the genomes.
       population_size: P, at least 2.
       num_objectives: M.
-      initial, crossover, crossover_rate, mutation_rate: as in `genetic.make_ga`.
+      initial, crossover_rate, mutation_rate: as in `genetic.make_ga`.
 
     Raises:
       ValueError: for arguments out of range.
@@ -66,12 +66,11 @@ def make_nsga2(
     if num_objectives < 1:
         raise ValueError(f"num_objectives must be at least 1, got {num_objectives}")
     breeding = genetic.make_ga(
-        num_genes,
+        space,
         population_size,
         initial=initial,
         num_elites=0,
         tournament_size=2,
-        crossover=crossover,
         crossover_rate=crossover_rate,
         mutation_rate=mutation_rate,
     )
@@ -84,32 +83,46 @@ def make_nsga2(
         return breeding.ask(key, genetic.State(state.population, state.generation))
 
     def tell(state: ParetoState, genomes: Array, objectives: Array, violation: Array | None = None) -> tuple[ParetoState, Info]:
-        genomes, objectives = jnp.asarray(genomes, bool), jnp.asarray(objectives, jnp.float32)
+        genomes, objectives = jnp.asarray(genomes, jnp.int8), jnp.asarray(objectives, jnp.float32)
         num = len(genomes)
         violation = jnp.zeros(num, jnp.float32) if violation is None else jnp.asarray(violation, jnp.float32)
-        problems = []
-        if genomes.shape != (num, num_genes):
-            problems.append(f"expected genomes of {num_genes} genes, got shape {genomes.shape}")
-        if objectives.shape != (num, num_objectives):
-            problems.append(f"expected objectives of shape {(num, num_objectives)}, got {objectives.shape}")
-        if violation.shape != (num,):
-            problems.append(f"expected violations of shape {(num,)}, got {violation.shape}")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-        pool = jnp.concatenate([genomes, state.population])
-        values = jnp.concatenate([objectives, state.objectives])
-        violations = jnp.concatenate([violation, state.violation])
-        values = jnp.where(_is_copy(pool)[:, None], jnp.nan, values)
-        rank = non_dominated_rank(values, violations)
-        criteria = [-rank[:, None].astype(jnp.float32), crowding_distance(values, rank)[:, None], values]
-        order = genetic.ranking(pool, jnp.concatenate(criteria, axis=1))
-        kept = order[:population_size]
+        _check_told(genomes, objectives, violation, expected=(space.num_genes, num_objectives))
+        pool = ParetoState(
+            jnp.concatenate([genomes, state.population]),
+            state.generation + 1,
+            jnp.concatenate([objectives, state.objectives]),
+            jnp.concatenate([violation, state.violation]),
+        )
+        order, survivors = _survive(pool, population_size)
         order_told = jnp.argsort(jnp.argsort(order)[:num]).astype(jnp.int32)
-        info = Info(order_told, pool[order[0]], genomes.mean(0, dtype=jnp.float32))
-        return ParetoState(pool[kept], state.generation + 1, values[kept], violations[kept]), info
+        info = Info(order_told, pool.population[order[0]], space.frozen(genomes).mean(0, dtype=jnp.float32))
+        return survivors, info
 
     return GA(init, ask, tell)
+
+
+def _check_told(genomes: Array, objectives: Array, violation: Array, *, expected: tuple[int, int]) -> None:
+    num, (num_genes, num_objectives) = len(genomes), expected
+    problems = []
+    if genomes.shape != (num, num_genes):
+        problems.append(f"expected genomes of {num_genes} genes, got shape {genomes.shape}")
+    if objectives.shape != (num, num_objectives):
+        problems.append(f"expected objectives of shape {(num, num_objectives)}, got {objectives.shape}")
+    if violation.shape != (num,):
+        problems.append(f"expected violations of shape {(num,)}, got {violation.shape}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _survive(pool: ParetoState, num: int) -> tuple[Array, ParetoState]:
+    """The order [N] of a pool, by rank and crowding, and the best `num` of it; of copies the first counts."""
+    genomes, generation, objectives, violation = pool
+    objectives = jnp.where(_is_copy(genomes)[:, None], jnp.nan, objectives)
+    rank = non_dominated_rank(objectives, violation)
+    criteria = [-rank[:, None].astype(jnp.float32), crowding_distance(objectives, rank)[:, None], objectives]
+    order = genetic.ranking(genomes, jnp.concatenate(criteria, axis=1))
+    kept = order[:num]
+    return order, ParetoState(genomes[kept], generation, objectives[kept], violation[kept])
 
 
 def non_dominated_rank(objectives: Array, violation: Array | None = None) -> Array:
@@ -207,23 +220,6 @@ def front(objectives: np.ndarray) -> np.ndarray:
     known = np.flatnonzero(~np.isnan(objectives).any(1))
     values, first = np.unique(objectives[known], axis=0, return_index=True)  # in ascending order
     return known[first[~_dominates(values).any(0)]][::-1]
-
-
-def hypervolume(objectives: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that the members [N, M] dominate above a reference [M] (Zitzler and Thiele 1999), slice by slice.
-
-    Raises:
-      ValueError: for other shapes.
-    """
-    objectives, reference = np.asarray(objectives, np.float64), np.asarray(reference, np.float64)
-    if objectives.ndim != 2 or reference.shape != objectives.shape[1:] or not len(reference):
-        raise ValueError(f"expected shapes (N, M) and (M,), got {objectives.shape} and {reference.shape}")
-    members = np.maximum(objectives[front(objectives)], reference)  # by the first objective
-    depths = -np.diff(members[:, 0], append=reference[0])
-    if len(reference) == 1:
-        return float(depths.sum())
-    slices = [hypervolume(members[: i + 1, 1:], reference[1:]) for i in range(len(members))]
-    return float(depths @ slices)
 
 
 def _dominates(values):

@@ -99,7 +99,7 @@ def pretrain(corpus: lm.Corpus, options: experiment.Options, folder: Path) -> No
         f"It took {time.perf_counter() - start:.0f} s, and predicts {member.score:.1%} of the validation bytes (perplexity "
         f"{exponential_mean(np.array([member.loss])):.2f})"
     )
-    model.save(folder, member.params, source=folder)
+    model.save(folder, dict(member.params), source=folder)
 
 
 def lm_task(

@@ -80,7 +80,7 @@ def pretrain(data: images.ImageData, options: experiment.Options, folder: Path) 
     member = pretraining.pretrain(task, options)
     say(f"It took {time.perf_counter() - start:.0f} s, and tells {member.score:.1%} of the validation digits")
     preprocessing.write(folder, SMALL_PIXELS)
-    SMALL_MODEL.save(folder, member.params, source=folder)
+    SMALL_MODEL.save(folder, dict(member.params), source=folder)
 
 
 def prepare(options: Options) -> experiment.Prepared:

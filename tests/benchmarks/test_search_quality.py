@@ -12,9 +12,10 @@ from tables import TABLES, Table, save_table
 from threadpoolctl import threadpool_limits
 
 from gafreeze_jax.intervals import Interval
-from gafreeze_jax.search.genetic import all_genomes
+from gafreeze_jax.space import Space
 
 NUM_GENES = 8
+SPACE = Space([f"layer_{i}" for i in range(NUM_GENES)])
 EFFECTS = np.array([3, -1, 2, -4, 5, -2, 1, -3]) / 100
 BEST = int("10101010", 2)
 
@@ -29,16 +30,15 @@ def _one_thread():
 def make_table(num_seeds=2, noise=0.0):
     """Accuracies to which each gene adds its own part, and that grow from stop to stop."""
     rng = np.random.default_rng(0)
-    masks = all_genomes(NUM_GENES)
+    masks = SPACE.all_genomes()
     accuracy = 0.5 + masks @ EFFECTS
     validation = np.empty((len(masks), num_seeds, 3, 2), np.float32)
     for stop, share in enumerate((0.5, 0.75, 1)):
         validation[:, :, stop, 0] = share * accuracy[:, None] + noise * rng.normal(size=(len(masks), num_seeds))
     validation[..., 1] = 1 - validation[..., 0]
     test = np.repeat(np.stack([accuracy, 1 - accuracy], -1)[:, None], num_seeds, 1).astype(np.float32)
-    genes = tuple(f"layer_{i}" for i in range(NUM_GENES))
-    trainable = (~masks).sum(1) + 1
-    return Table(genes, (2, 4, 8), validation, test, trainable.astype(float), trainable, {})
+    trainable = (1 - masks).sum(1) + 1
+    return Table(tuple(SPACE.names), (2, 4, 8), validation, test, trainable.astype(float), trainable, {})
 
 
 @pytest.mark.parametrize("variant", OURS.values(), ids=OURS)
@@ -74,7 +74,7 @@ def test_a_rival_names_the_highest_accuracy_so_far_and_keeps_its_choice():
     def rival(seed, num_genes, evaluate, num_evaluations):
         assert (num_genes, num_evaluations) == (NUM_GENES, 64)
         for number in asked:
-            evaluate(all_genomes(NUM_GENES)[number])
+            evaluate(SPACE.all_genomes()[number])
 
     assert run_rival(table, 0, rival) == [(3, 8), (9, 11), (9, 11), (9, 11)]
     asked = range(100)

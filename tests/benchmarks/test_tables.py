@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from tables import TABLES, Table, load_table, save_table
 
-from gafreeze_jax.masking import prefix_genomes
-from gafreeze_jax.search.genetic import all_genomes
+from gafreeze_jax.space import Space
 
 NAMES = ("cnn-fashion_mnist", "minilm-sst2", "minilm-trec", "resnet20-cifar10", "resnet20-fashion_mnist")
 WEIGHTS_OF_CNN = {  # 3 x 3 kernels and biases; dense ones
@@ -62,7 +61,7 @@ def test_seeds_differ(table):
 
 
 def test_each_bit_freezes_one_gene(table):
-    masks = all_genomes(len(table.genes))
+    masks = Space(table.genes).all_genomes()
     np.testing.assert_array_equal(numbers(masks), np.arange(len(masks)))
     sizes = table.trainable[0] - table.trainable[numbers(np.eye(len(table.genes), dtype=bool))]
     assert (sizes > 0).all()
@@ -76,7 +75,7 @@ def test_the_bits_are_in_the_order_of_the_genes():
 
 
 def test_a_deeper_frozen_bottom_costs_less(table):
-    flops = table.flops[numbers(prefix_genomes(len(table.genes)))]
+    flops = table.flops[numbers(Space(table.genes).prefixes())]
     assert (np.diff(flops) < 0).all()
     assert flops[-1] == table.flops.min()
     assert flops[0] == table.flops.max()

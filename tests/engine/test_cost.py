@@ -145,9 +145,9 @@ def test_optimizer_bytes_are_those_of_the_state(recipe):
 def test_a_diverged_mask_is_worst_for_nsga2():
     members, run = make_population("dense")
     ledger, of_masks = Ledger(6), experiment.Costs(members, run)
-    for genome, loss in (("011", 0.5), ("111", np.nan)):
+    for genome, loss in (((0, 1, 1), 0.5), ((1, 1, 1), np.nan)):
         ledger.add(Evaluation(genome, 0, 6, 1, 0.9, loss, 0.4, 10, 1.0))
-    told = np.array([experiment.pareto_fitness(ledger, of_masks, genome) for genome in ("011", "111")])
+    told = np.array([experiment.pareto_fitness(ledger, of_masks, genome) for genome in ((0, 1, 1), (1, 1, 1))])
     assert told[0, 0] == 0.9
     assert (told[1, 1:] >= told[0, 1:]).all()  # though it costs less
     assert nsga2.non_dominated_rank(told).tolist() == [0, 1]

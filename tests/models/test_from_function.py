@@ -23,7 +23,7 @@ from gafreeze_jax.models import from_function
 from gafreeze_jax.runs import experiment
 from gafreeze_jax.runs.finalists import NO_MASKS
 from gafreeze_jax.runs.run_dir import RunDir
-from gafreeze_jax.search.history import genome_text
+from gafreeze_jax.space import as_genome
 
 RNG = np.random.default_rng(0)
 normal = lambda *shape: RNG.normal(size=shape).astype(np.float32) / 3  # noqa: E731
@@ -135,7 +135,7 @@ def test_a_search_in_a_few_lines(tmp_path):
     assert names == ["train all", "head only", "best prefix mask", "best random mask", *NO_MASKS]
     for finalist in (result.found, *result.baselines):
         assert len(finalist.members) == 2
-        assert {genome_text(member.genome) for member in finalist.members} == {finalist.genome}
+        assert {as_genome(member.genome) for member in finalist.members} == {finalist.genome}
     trainable = {one.genome: one.trainable_parameters for one in result.evaluations}
     for genome, num in trainable.items():
         assert num == masking.count_trainable(PARAMS, GENES, [gene == "1" for gene in genome])

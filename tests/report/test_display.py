@@ -23,7 +23,7 @@ LINES = "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n
 
 
 def evaluation(genome, seed=0, steps=24, *, generation=1, accuracy=0.85):
-    return Evaluation(genome, seed, steps, generation, accuracy, 0.4, 0.3, 100, 2.0)
+    return Evaluation(tuple(map(int, genome)), seed, steps, generation, accuracy, 0.4, 0.3, 100, 2.0)
 
 
 def generation(number, frozen_share, mean=0.8):

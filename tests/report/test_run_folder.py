@@ -6,6 +6,7 @@ from etils import epath
 from gafreeze_jax.report import run_folder
 from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search.history import Evaluation, Journal
+from gafreeze_jax.space import Space
 
 OPTIONS = {"seed": 0, "population": 2}
 FACTS = {"kind": "custom", "options": OPTIONS, "versions": {}, "device": "1 x cpu", "stages": ["a", "b"], "num_steps": 8}
@@ -27,23 +28,23 @@ def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
     saved = RunDir(epath.Path(folder))
     saved.add_facts(**FACTS | facts)
     for row, phase in zip(rows, phases, strict=False):
-        saved.journal.write(phase, [Evaluation(*row)])
+        saved.journal.write(phase, [Evaluation(tuple(map(int, row[0])), *row[1:])])
     return run_folder.RunFolder(folder)
 
 
 def test_an_unfinished_run_is_read(tmp_path):
     run = write(tmp_path)
-    assert (run.name, run.finished, run.genes, run.num_steps) == (tmp_path.name, False, ["a", "b"], 8)
+    assert (run.name, run.finished, run.genes, run.num_steps) == (tmp_path.name, False, ("a", "b"), 8)
     assert list(map(run.phase, run.rows)) == 7 * ["search"] + ["final"]
-    assert [row.genome for row in run.full] == ["00", "10"]
-    assert {name: row.genome for name, row in run.baselines.items()} == {"train all": "00", "best prefix mask": "10"}
-    assert run.found == "00"
+    assert [row.genome for row in run.full] == [(0, 0), (1, 0)]
+    assert {name: row.genome for name, row in run.baselines.items()} == {"train all": (0, 0), "best prefix mask": (1, 0)}
+    assert run.found == (0, 0)
 
 
 def test_phases_are_told_apart(tmp_path):
     run = write(tmp_path, phases=[*5 * ["search"], "random", "random", "final"])
     assert list(map(run.phase, run.rows)) == 5 * ["search"] + 2 * ["random"] + ["final"]
-    assert set(run.searched) == {"11", "10", "00"}
+    assert set(run.searched) == {(1, 1), (1, 0), (0, 0)}
 
 
 def test_what_was_damaged_is_left_out(tmp_path):
@@ -55,16 +56,16 @@ def test_what_was_damaged_is_left_out(tmp_path):
 
 def test_a_generation_breeds_from_the_fittest_so_far(tmp_path):
     first, second = write(tmp_path, [*ROWS[:7], ("11", 0, 8, 2, 0.7, 0.6, 0.6, 20, 1.0)], 8 * ["search"]).generations
-    assert [row.genome for row in first.population] == ["00", "10"]
-    assert [row.genome for row in second.population] == ["00", "11"]
-    assert [row.genome for row in second.new] == ["11"]  # the other one diverged
+    assert [row.genome for row in first.population] == [(0, 0), (1, 0)]
+    assert [row.genome for row in second.population] == [(0, 0), (1, 1)]
+    assert [row.genome for row in second.new] == [(1, 1)]  # the other one diverged
     assert second.frozen_share.tolist() == [0.5, 0.5]
 
 
 def test_with_several_objectives_it_breeds_from_the_front(tmp_path):
     rows = [("11", 0, 8, 1, 0.5, 1, 1, 10, 1), ("10", 0, 8, 1, 0.4, 1, 1, 20, 1), ("00", 0, 8, 1, 0.7, 1, 1, 30, 1)]
     run = write(tmp_path, rows, options=OPTIONS | {"objective": "pareto"})
-    assert [row.genome for row in run.generations[0].population] == ["00", "11"] == [row.genome for row in run.front]
+    assert [row.genome for row in run.generations[0].population] == [(0, 0), (1, 1)] == [row.genome for row in run.front]
 
 
 def test_how_a_search_went_on(tmp_path):
@@ -85,7 +86,9 @@ def test_what_training_took_and_what_was_spared(tmp_path):
     assert traced == (3 * 8 * 331, 4 * 331, 0, 0)
 
 
-WRONG = Evaluation("1x", *ROWS[0][1:])
+def write_genome_of_three_levels(folder):
+    journal = Journal(epath.Path(folder) / "evaluations.csv", Space("ab"))
+    journal.write("search", [Evaluation((1, 2), *ROWS[0][1:])])
 
 
 @pytest.mark.parametrize(
@@ -95,16 +98,16 @@ WRONG = Evaluation("1x", *ROWS[0][1:])
         (lambda folder: (folder / "run.json").write_text("{}"), "damaged"),
         (lambda folder: (folder / "result.json").write_text("{"), "cannot be read: JSONDecodeError"),
         (lambda folder: (folder / "result.json").write_text("[1]"), "cannot be read: TypeError"),
-        (lambda folder: RunDir(epath.Path(folder)).add_facts(kind="bert"), "missing, or of another type: options"),
         (
-            lambda folder: RunDir(epath.Path(folder)).add_facts(**FACTS | {"options": {}}),
+            lambda folder: RunDir(epath.Path(folder), {"stages": ["a", "b"]}).add_facts(kind="bert"),
+            "missing, or of another type: options",
+        ),
+        (
+            lambda folder: RunDir(epath.Path(folder), {"stages": ["a", "b"]}).add_facts(**FACTS | {"options": {}}),
             "cannot be read: KeyError: 'seed'",
         ),
         (lambda folder: (folder / "evaluations.csv").write_text("a,b\n"), "expected the columns phase,genome"),
-        (
-            lambda folder: Journal(epath.Path(folder) / "evaluations.csv").write("search", [Evaluation("1x", *ROWS[0][1:])]),
-            "'1x'",
-        ),
+        (write_genome_of_three_levels, "expected a genome of 2 genes (a, b), each of 0, 1; got '12'"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path, change, message):

@@ -17,17 +17,17 @@ NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
 
 
 def evaluation(genome, accuracy=0.85, parameters=100):
-    return Evaluation(genome, 0, 24, 1, accuracy, 0.4, 0.3, parameters, 2.0)
+    return Evaluation(tuple(map(int, genome)), 0, 24, 1, accuracy, 0.4, 0.3, parameters, 2.0)
 
 
 def row(name, genome, validation, right, parameters, flops):
     """Two seeds on 100 examples, with as many right answers."""
     correct = np.arange(100)[None] < np.array(right)[:, None]
-    return results.ScoredFinalist(name, genome, validation, 0.4, correct, 0.5, parameters, flops)
+    return results.ScoredFinalist(name, tuple(map(int, genome)), validation, 0.4, correct, 0.5, parameters, flops)
 
 
 ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
-FINALISTS = [verdict.Contender(one.name, one.genome, one.scores, one.flops) for one in ROWS]
+FINALISTS = [verdict.Contender(one.name, Space.text(one.genome), one.scores, one.flops) for one in ROWS]
 JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], metric=MetricFormat(**ACCURACY.facts()), validation_score=0.85)
 
 
@@ -41,7 +41,7 @@ JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], metric=MetricFormat(**ACC
     ],
 )
 def test_a_mask_in_words(genome, words):
-    assert summary.describe_mask(NAMES, genome) == words
+    assert Space(NAMES).describe(tuple(map(int, genome))) == words
 
 
 @dataclasses.dataclass

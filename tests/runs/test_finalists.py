@@ -15,8 +15,9 @@ from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.runs import experiment, finalists
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.runs.finalists import Recalled, Trainer
-from gafreeze_jax.search.history import Journal, Ledger, genome_array, genome_text
+from gafreeze_jax.search.history import Journal, Ledger
 from gafreeze_jax.search.loop import evaluation_of
+from gafreeze_jax.space import as_genome
 
 TASK = TASKS["convolutional"]
 PRETRAINED = TASK[1]
@@ -180,7 +181,7 @@ def test_leaders_and_baselines_share_seeds_and_members():
     assert head.flops < gradual.flops < everything.flops
     assert by_norms.flops == 2 * everything.flops  # two epochs of three steps, all of them measured before
     scores = {one.genome: one.validation for one in (found, everything)}
-    if found.genome == "000":
+    if found.genome == (0, 0, 0):
         assert found.members == everything.members
     else:
         assert (scores["100"][0], -scores["100"][1]) >= (scores["000"][0], -scores["000"][1])
@@ -201,7 +202,7 @@ def climb(trainer, ledger, genomes, *, survivors):
     """Evaluates genomes rung by rung, of which fewer go on each time; the members at the end."""
     members = [one for call in record(ledger, trainer.evaluate(genomes, 0, 2), 2) for one in call]
     for until, num in zip((4, 6), survivors, strict=True):
-        members = sorted(members, key=lambda one: genome_text(one.genome))[:num]
+        members = sorted(members, key=lambda one: as_genome(one.genome))[:num]
         members = [one for call in record(ledger, trainer.resume(members, 0, until), until) for one in call]
     return members
 
@@ -213,7 +214,7 @@ def record(ledger, calls, steps):
     return calls
 
 
-GENOMES = np.array(list(map(genome_array, ("000", "001", "010", "100", "110"))))
+GENOMES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 0]])
 
 
 @pytest.mark.parametrize("num_calls", range(9))
@@ -232,10 +233,10 @@ def test_an_interrupted_climb_ends_bit_for_bit_as_an_undisturbed_one(num_calls):
     without = lambda ledger: [one._replace(seconds=0.0) for one in ledger]  # noqa: E731
     assert sorted(without(ledger)) == sorted(without(undisturbed))
     assert all(isinstance(one, Recalled) for one in found) == (num_calls >= 5)
-    by_genome = {genome_text(one.genome): one for one in expected}
+    by_genome = {as_genome(one.genome): one for one in expected}
     for member in found:
         if isinstance(member, Member):
-            jax.tree.map(np.testing.assert_array_equal, member.params, by_genome[genome_text(member.genome)].params)
+            jax.tree.map(np.testing.assert_array_equal, member.params, by_genome[as_genome(member.genome)].params)
 
 
 def test_what_the_journal_knows_is_not_trained_again(monkeypatch):
@@ -245,16 +246,16 @@ def test_what_the_journal_knows_is_not_trained_again(monkeypatch):
     trained, advance = [], population.advance
 
     def spy(members, *rest):
-        trained.append([genome_text(one.genome) for one in members])
+        trained.append([as_genome(one.genome) for one in members])
         return advance(members, *rest)
 
     monkeypatch.setattr(population, "advance", spy)
     (known, *unknown) = trainer.evaluate(GENOMES[:3], 0, 2)
-    assert [genome_text(one.genome) for one in known] == ["000", "001"]
+    assert [as_genome(one.genome) for one in known] == [(0, 0, 0), (0, 0, 1)]
     assert [len(call) for call in unknown] == [1]
     assert trained == [["010"]]
     trainer.evaluate(GENOMES[:2], 1, 2)  # another seed
-    assert trained[1] == ["000", "001"]
+    assert trained[1] == [(0, 0, 0), (0, 0, 1)]
 
 
 FACTS = ("name", "genome", "validation", "flops")

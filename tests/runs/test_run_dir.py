@@ -201,7 +201,7 @@ def test_a_remote_run_is_kept_alike(monkeypatch):
         patch.setattr(fsspec_backend, "fs", lambda path: MemoryFileSystem())  # of all remote paths
         path = "gs://bucket/run"
         saved = make_run(path, Options(4))
-        saved.journal.write("search", [Evaluation("10", 0, 4, 1, 0.5, 0.5, 0.5, 10, 1.5)])
+        saved.journal.write("search", [Evaluation((1, 0), 0, 4, 1, 0.5, 0.5, 0.5, 10, 1.5)])
         assert run_dir.choose_folder("bert", Options(resume=path)) == (Options(4, resume=path), epath.Path(path), False)
         again = make_run(path, Options(4))
         assert list(again.journal) == list(saved.journal)

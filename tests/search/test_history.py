@@ -1,17 +1,26 @@
 import csv
+import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from etils import epath
 
-from gafreeze_jax.search.history import Evaluation, Journal, Ledger, genome_array, genome_text
+from gafreeze_jax.search.history import Evaluation, Journal, Ledger
+from gafreeze_jax.space import Space
 
 DIVERGED = (-math.inf,) * 3
+SPACE = Space(["a", "b"])
 
 
-def make_evaluation(genome="10", seed=0, steps=4, *, accuracy=0.5, loss=0.25, train_loss=0.125, trainable_parameters=10):
-    return Evaluation(genome, seed, steps, 1, accuracy, loss, train_loss, trainable_parameters, 1.5)
+def genome(text):
+    return tuple(map(int, text))
+
+
+def make_evaluation(text="10", seed=0, steps=4, *, accuracy=0.5, loss=0.25, train_loss=0.125, trainable_parameters=10):
+    return Evaluation(genome(text), seed, steps, 1, accuracy, loss, train_loss, trainable_parameters, 1.5)
 
 
 def make_ledger(*evaluations, num_steps=8):
@@ -19,12 +28,6 @@ def make_ledger(*evaluations, num_steps=8):
     for evaluation in evaluations:
         ledger.add(evaluation)
     return ledger
-
-
-def test_genomes_as_text():
-    assert genome_text(np.array([True, False, False])) == "100"
-    np.testing.assert_array_equal(genome_array("100"), [True, False, False])
-    assert genome_array("100").dtype == bool
 
 
 def test_evaluations_are_kept_in_their_order():
@@ -37,8 +40,8 @@ def test_evaluations_are_kept_in_their_order():
     ledger = make_ledger(*evaluations)
     assert list(ledger) == evaluations
     assert len(ledger) == 4
-    assert genome_array("10") in ledger
-    assert genome_array("11") not in ledger
+    assert (1, 0) in ledger
+    assert (1, 1) not in ledger
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -47,7 +50,7 @@ def test_nothing_is_evaluated_twice(steps, tmp_path):
     ledger = Ledger(8, Journal(path))
     ledger.add(make_evaluation())
     before = path.read_text()
-    with pytest.raises(ValueError, match=f"^genome 10, seed 0 has been evaluated after {steps} steps already$"):
+    with pytest.raises(ValueError, match=rf"^genome \(1, 0\), seed 0 has been evaluated after {steps} steps already$"):
         ledger.add(make_evaluation(steps=steps, accuracy=0.75))
     assert list(ledger) == [make_evaluation()]
     assert path.read_text() == before
@@ -64,7 +67,7 @@ CALLS = [
 
 
 def write_journal(path):
-    journal = Journal(epath.Path(path))
+    journal = Journal(epath.Path(path), SPACE)
     for calls, phase in zip(CALLS, ("search", "final", "search"), strict=True):
         journal.write(phase, calls)
     return journal
@@ -72,7 +75,7 @@ def write_journal(path):
 
 def test_rows_are_written_as_soon_as_they_are_there(tmp_path):
     path = tmp_path / "evaluations.csv"
-    ledger = Ledger(8, Journal(epath.Path(path)), "random")
+    ledger = Ledger(8, Journal(epath.Path(path), SPACE), "random")
     for number, call in enumerate(CALLS, start=1):
         ledger.add(*call)
         assert len(path.read_text().splitlines()) == 1 + sum(map(len, CALLS[:number]))
@@ -91,15 +94,15 @@ def test_rows_are_written_as_soon_as_they_are_there(tmp_path):
 def test_a_journal_is_read_as_it_was_written(tmp_path):
     before = write_journal(tmp_path / "evaluations.csv")
     text = (tmp_path / "evaluations.csv").read_text()
-    journal = Journal(epath.Path(tmp_path / "evaluations.csv"))
+    journal = Journal(epath.Path(tmp_path / "evaluations.csv"), SPACE)
     assert repr(list(journal)) == repr(list(before))  # as NaN is not equal to itself
-    assert journal.recall("10", 3, 8) == CALLS[1][0]
-    assert journal.recall("10", 3, 4) is None
-    assert journal.together("11", 0, 8) == ["10", "11", "01"]
-    assert (journal.before("10", 0, 8), journal.before("10", 3, 8), journal.before("11", 0, 8)) == (4, 0, 0)
+    assert journal.recall((1, 0), 3, 8) == CALLS[1][0]
+    assert journal.recall((1, 0), 3, 4) is None
+    assert journal.together((1, 1), 0, 8) == [(1, 0), (1, 1), (0, 1)]
+    assert (journal.before((1, 0), 0, 8), journal.before((1, 0), 3, 8), journal.before((1, 1), 0, 8)) == (4, 0, 0)
     journal.write("final", [make_evaluation("00")])
     assert (tmp_path / "evaluations.csv").read_text().startswith(text)
-    assert len(Journal(epath.Path(tmp_path / "evaluations.csv"))) == 7
+    assert len(Journal(epath.Path(tmp_path / "evaluations.csv"), SPACE)) == 7
 
 
 def test_any_damage_costs_the_rows_that_it_hits_and_nothing_else(tmp_path):
@@ -112,12 +115,12 @@ def test_any_damage_costs_the_rows_that_it_hits_and_nothing_else(tmp_path):
     for i in range(header, len(text)):
         for byte in {text[i] ^ 1, text[i] ^ 16, ord("\n")} - {text[i]}:
             path.write_bytes(text[:i] + bytes([byte]) + text[i + 1 :])
-            journal = Journal(epath.Path(path))
+            journal = Journal(epath.Path(path), SPACE)
             assert {repr(one) for one in journal} < set(rows)
             assert 0 < journal.num_damaged <= 4
     for length in range(header, len(text)):
         path.write_bytes(text[:length])
-        assert {repr(one) for one in Journal(epath.Path(path))} <= set(rows)
+        assert {repr(one) for one in Journal(epath.Path(path), SPACE)} <= set(rows)
 
 
 @pytest.mark.parametrize("content", [b"", b"of another run", b"genome,accuracy\n10,0.5\n", b"\xff\x00"])
@@ -125,8 +128,37 @@ def test_another_file_is_not_taken_for_a_journal(content, tmp_path):
     path = tmp_path / "evaluations.csv"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"evaluations\.csv: expected the columns phase,genome,seed,"):
-        Journal(epath.Path(path))
+        Journal(epath.Path(path), SPACE)
     assert path.read_bytes() == content
+
+
+def test_a_file_about_other_genes_is_refused(tmp_path):
+    write_journal(tmp_path / "evaluations.csv")
+    with pytest.raises(ValueError, match=r"evaluations\.csv: expected a genome of 3 genes \(a, b, c\), each of 0, 1; got '10'"):
+        Journal(epath.Path(tmp_path / "evaluations.csv"), Space("abc"))
+
+
+def test_scores_have_the_metrics_name_in_the_file(tmp_path):
+    path = epath.Path(tmp_path / "evaluations.csv")
+    Journal(path, metric="f1").write("search", CALLS[1])
+    assert path.read_text().startswith("phase,genome,seed,steps,generation,f1,loss,")
+    assert list(Journal(path, SPACE, metric="f1")) == CALLS[1]
+    with pytest.raises(ValueError, match=r"expected the columns .*,accuracy,.*; got .*,f1,"):
+        Journal(path, SPACE)
+
+
+@pytest.mark.parametrize("run", ["finished", "interrupted"])
+def test_files_of_version_0_1_are_read_and_written_the_same(run, tmp_path):
+    old = Path(__file__).parents[1] / "old_runs" / run
+    space = Space(json.loads((old / "run.json").read_text())["stages"])
+    before = Journal(epath.Path(old / "evaluations.csv"), space, write=False)
+    assert before.num_damaged == 0
+    assert len(before) == len((old / "evaluations.csv").read_text().splitlines()) - 1
+    again = Journal(epath.Path(tmp_path / "evaluations.csv"))
+    for _, call in itertools.groupby(before, key=lambda evaluation: id(before.together(*evaluation[:3]))):
+        evaluations = list(call)
+        again.write(before.phase(*evaluations[0][:3]), evaluations)
+    assert (tmp_path / "evaluations.csv").read_bytes() == (old / "evaluations.csv").read_bytes()
 
 
 def test_what_the_journal_knows_is_not_written_again(tmp_path):
@@ -141,14 +173,14 @@ def test_what_the_journal_knows_is_not_written_again(tmp_path):
 
 def test_unseen_leaves_out_copies_and_what_is_known_with_any_seed():
     ledger = make_ledger(make_evaluation("10", seed=5))
-    assert ledger.unseen(genomes := np.array([[1, 0], [1, 1], [0, 1], [1, 1]], bool)).tolist() == genomes[1:3].tolist()
+    assert ledger.unseen(genomes := np.array([[1, 0], [1, 1], [0, 1], [1, 1]], np.int8)).tolist() == genomes[1:3].tolist()
     assert ledger.unseen(genomes[:1]).shape == (0, 2)
     assert ledger.unseen(genomes[:0]).shape == (0, 2)
 
 
 def test_the_longest_evaluations_with_each_seed():
     first, second, other = make_evaluation(steps=4), make_evaluation(steps=8), make_evaluation(seed=1, steps=4)
-    assert make_ledger(first, second, other).furthest("10") == {0: second, 1: other}
+    assert make_ledger(first, second, other).furthest((1, 0)) == {0: second, 1: other}
 
 
 def test_at_a_rung_the_fittest_come_first():
@@ -179,8 +211,8 @@ def test_fitness_is_that_of_the_longest_evaluations_the_mean_over_their_seeds():
         make_evaluation("10", 2, 4, accuracy=1.0),
         make_evaluation("01", 0, 4, accuracy=0.75, loss=0.5),
     )
-    assert ledger.fitness("10") == (8, 0.375, -0.75, -10)
-    assert ledger.fitness("01") == (4, 0.75, -0.5, -10)
+    assert ledger.fitness((1, 0)) == (8, 0.375, -0.75, -10)
+    assert ledger.fitness((0, 1)) == (4, 0.75, -0.5, -10)
 
 
 def test_who_diverged_is_less_fit_than_who_was_stopped_early():
@@ -188,8 +220,8 @@ def test_who_diverged_is_less_fit_than_who_was_stopped_early():
         make_evaluation("10", 0, 8, loss=math.nan), make_evaluation("01", 0, 4), make_evaluation("11", 0, 8),
         make_evaluation("11", 1, 8, loss=math.inf),
     )  # fmt: skip
-    assert ledger.fitness("10") == ledger.fitness("11") == (-math.inf, *DIVERGED)
-    assert ledger.fitness("01") > ledger.fitness("10")
+    assert ledger.fitness((1, 0)) == ledger.fitness((1, 1)) == (-math.inf, *DIVERGED)
+    assert ledger.fitness((0, 1)) > ledger.fitness((1, 0))
 
 
 def test_steps_are_counted_once():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_genetic import genomes
+from test_genetic import genomes, space_of
 
-from gafreeze_jax.search.nsga2 import ParetoState, crowding_distance, front, hypervolume, make_nsga2, non_dominated_rank
+from gafreeze_jax.search.nsga2 import ParetoState, crowding_distance, front, make_nsga2, non_dominated_rank
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 few = settings(max_examples=60, deadline=None)
@@ -21,6 +21,17 @@ def tables(num, *values):
     """Strategy for `num` rows of two or three objectives."""
     rows = [st.lists(st.tuples(*[st.sampled_from(values)] * width), min_size=num, max_size=num) for width in (2, 3)]
     return st.one_of(rows).map(lambda table: np.array(table, np.float64))
+
+
+def hypervolume(objectives, reference):
+    """Volume that the members [N, M] dominate above a reference [M] (Zitzler and Thiele 1999), slice by slice."""
+    objectives = np.asarray(objectives, np.float64)
+    members = np.maximum(objectives[front(objectives)], reference)  # by the first objective
+    depths = -np.diff(members[:, 0], append=reference[0])
+    if len(reference) == 1:
+        return float(depths.sum())
+    slices = [hypervolume(members[: i + 1, 1:], reference[1:]) for i in range(len(members))]
+    return float(depths @ slices)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -269,7 +280,7 @@ def index(genomes):
 @functools.cache
 def jitted(population_size):
     """`init`, `ask` and `tell`, mapped over seeds."""
-    return [jax.jit(jax.vmap(function)) for function in make(G, population_size)]
+    return [jax.jit(jax.vmap(function)) for function in make(space_of(G), population_size)]
 
 
 def run(objectives, num_generations, population_size=P, violation=None):
@@ -355,7 +366,7 @@ def test_same_seed_same_run():
 
 
 def test_jit_changes_nothing():
-    ga, objectives = make(G, 4), problem(0)
+    ga, objectives = make(space_of(G), 4), problem(0)
 
     def play(init, ask, tell):
         state = init(jax.random.key(0))
@@ -369,7 +380,7 @@ def test_jit_changes_nothing():
 
 def test_ask_and_tell_are_compiled_once():
     chex.clear_trace_counter()
-    ga = make_nsga2(G, 4)
+    ga = make_nsga2(space_of(G), 4)
     ask, tell = (jax.jit(chex.assert_max_traces(function, n=1)) for function in (ga.ask, ga.tell))
     state = ga.init(jax.random.key(0))
     for number in range(3):
@@ -384,7 +395,7 @@ def test_ask_and_tell_are_compiled_once():
 
 def told(population, told, objectives, violation=None, before=None):
     """State and info after telling a population of known objectives about other genomes."""
-    ga = make(len(population[0]), len(population))
+    ga = make(space_of(len(population[0])), len(population))
     before = np.full((len(population), 2), NAN) if before is None else before
     state = ParetoState(genomes(*population), jnp.array(3), jnp.array(before, jnp.float32), jnp.zeros(len(population)))
     return jax.jit(ga.tell)(state, genomes(*told), np.array(objectives, float), violation)
@@ -407,7 +418,7 @@ def test_parents_and_offspring_compete():
 
 def test_first_generation_is_the_initial_population():
     initial = np.array([[1, 1, 1, 0], [1, 0, 1, 0]])
-    ga = make_nsga2(4, 5, initial=initial, num_objectives=3)
+    ga = make_nsga2(space_of(4), 5, initial=initial, num_objectives=3)
     state = ga.init(jax.random.key(0))
     chex.assert_trees_all_equal(ga.ask(jax.random.key(1), state), state.population)
     chex.assert_trees_all_equal(state.population[:2], genomes("1110", "1010"))
@@ -449,11 +460,11 @@ def test_diverged_members_never_survive_others():
 
 def test_all_are_offspring_of_binary_tournaments():
     """Of 500 better genomes of ones and 500 of zeros, either draw must be of ones: 3/4. Then all genes flip."""
-    ga = make_nsga2(4, 1000, mutation_rate=1.0, crossover_rate=0.0)
-    population = jnp.repeat(jnp.array([[True], [False]]), 500, axis=0).repeat(4, axis=1).at[0, 0].set(False)
+    ga = make_nsga2(space_of(4), 1000, mutation_rate=1.0, crossover_rate=0.0)
+    population = jnp.repeat(jnp.array([[1], [0]], jnp.int8), 500, axis=0).repeat(4, axis=1).at[0, 0].set(0)
     state = ParetoState(population, jnp.array(1), jnp.zeros((1000, 2)), jnp.zeros(1000))
     asked = jax.jit(ga.ask)(jax.random.key(0), state)
-    assert (~asked[:, 1:]).all(1).mean() == pytest.approx(3 / 4, abs=0.07)  # 5 standard deviations
+    assert (asked[:, 1:] == 0).all(1).mean() == pytest.approx(3 / 4, abs=0.07)  # 5 standard deviations
     assert not (asked == population[:1]).all(1).any()  # the best is not asked for again
 
 
@@ -467,13 +478,12 @@ def test_all_are_offspring_of_binary_tournaments():
         ({"num_objectives": 0}, "num_objectives must be at least 1, got 0"),
         ({"population_size": 1}, "the population must have at least 2 members, got 1"),
         ({"mutation_rate": 2}, "mutation_rate must be between 0 and 1, got 2"),
-        ({"crossover": "two_point"}, "crossover must be 'uniform' or 'one_point', got 'two_point'"),
         ({"initial": np.zeros((2, 4))}, "initial must have shape (K, 3), got (2, 4)"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match="must") as error:
-        make_nsga2(**({"num_genes": 3, "population_size": 4} | arguments))
+        make_nsga2(**({"space": space_of(3), "population_size": 4} | arguments))
     assert str(error.value) == message
 
 
@@ -489,7 +499,7 @@ def test_arguments_out_of_range(arguments, message):
     ],
 )
 def test_tell_wants_genomes_and_their_objectives(genomes, objectives, violation, message):
-    ga = make(3, 4)
+    ga = make(space_of(3), 4)
     with pytest.raises(ValueError, match="expected") as error:
         ga.tell(
             ga.init(jax.random.key(0)),
@@ -509,8 +519,6 @@ def test_tell_wants_genomes_and_their_objectives(genomes, objectives, violation,
         (crowding_distance, [(4,), (4,)], "expected objectives of shape (N, M), got (4,)"),
         (crowding_distance, [(4, 2), (4, 1)], "expected ranks of shape (4,), got (4, 1)"),
         (front, [(4,)], "expected objectives of shape (N, M), got (4,)"),
-        (hypervolume, [(4, 3), (2,)], "expected shapes (N, M) and (M,), got (4, 3) and (2,)"),
-        (hypervolume, [(4, 0), (0,)], "expected shapes (N, M) and (M,), got (4, 0) and (0,)"),
     ],
 )
 def test_wrong_shapes(function, shapes, message):

@@ -9,26 +9,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_genetic import space_of
 
-from gafreeze_jax import masking
 from gafreeze_jax.search import genetic
-from gafreeze_jax.search.history import Ledger, genome_array, genome_text
-from gafreeze_jax.search.loop import ASKS, SHARE, Found, Search, Settings
+from gafreeze_jax.search.halving import SHARE, Settings
+from gafreeze_jax.search.history import Ledger
+from gafreeze_jax.search.loop import ASKS, Found, Search
+from gafreeze_jax.space import Space, as_genome
 
 NUM_GENES = 6
-ALL = genetic.all_genomes(NUM_GENES)
-PREFIXES = masking.prefix_genomes(NUM_GENES)
+SPACE = space_of(NUM_GENES)
+ALL = SPACE.all_genomes()
+PREFIXES = SPACE.prefixes()
 GROUPS = {"train all": PREFIXES[:1], "head only": PREFIXES[-1:], "prefix": PREFIXES[1:-1]}
 RUNGS = (6, 12, 24)
 PER_GENOME = 6 + 6 * SHARE + 12 * SHARE**2  # steps that a new genome takes, about
-NOBODY = np.zeros((0, NUM_GENES), bool)
+NOBODY = SPACE.stack([])
 make_ga = functools.cache(genetic.make_ga)  # compiled once
+
+
+def genome(text):
+    return tuple(map(int, text))
+
+
+def index(genome):
+    return int(space_of(len(genome)).index(genome))
 
 
 def make_table(seed=0, num_genes=NUM_GENES, noise=(0.02, 0.01, 0.005), effect=0.03):
     """Accuracies [2^G, R]: additive in the genes, better and less noisy with each rung."""
     rng = np.random.default_rng(seed)
-    truth = 0.7 + effect * (genetic.all_genomes(num_genes) - 0.5) @ rng.normal(size=num_genes)
+    truth = 0.7 + effect * (space_of(num_genes).all_genomes() - 0.5) @ rng.normal(size=num_genes)
     gains = np.linspace(-0.1, 0.0, len(noise)) if len(noise) > 1 else np.zeros(1)
     return truth[:, None] + gains + noise * rng.normal(size=(len(truth), len(noise)))
 
@@ -38,7 +49,7 @@ TABLE = make_table()
 
 class Member(NamedTuple):
     genome: np.ndarray
-    accuracy: float
+    score: float
     loss: float
     train_loss: float
     seconds: float
@@ -65,17 +76,17 @@ class Lookup:
         return self._look_up([(genome, object()) for genome in genomes], seed, until)
 
     def resume(self, members, seed, until):
-        self.resumed += [(member, self.given[genome_text(member.genome)]) for member in members]
+        self.resumed += [(member, self.given[as_genome(member.genome)]) for member in members]
         return self._look_up([(member.genome, member.state) for member in members], seed, until)
 
     def _look_up(self, genomes, seed, until):
         for genome, state in reversed(genomes):
-            text = genome_text(genome)
-            self.asked.append((text, seed, until))
-            accuracy = self.tables[seed][int(text, 2), self.rungs.index(until)]
+            key = as_genome(genome)
+            self.asked.append((key, seed, until))
+            accuracy = self.tables[seed][index(key), self.rungs.index(until)]
             loss = math.nan if self.diverges(genome, until) else 1 - accuracy
-            self.given[text] = Member(genome, float(accuracy), loss, 0.5, 1.0, state)
-            yield [self.given[text]]
+            self.given[key] = Member(genome, float(accuracy), loss, 0.5, 1.0, state)
+            yield [self.given[key]]
 
 
 class Outcome(NamedTuple):
@@ -113,12 +124,13 @@ def run(
         now.clear()
 
     found = Search(
-        ga or make_ga(initial.shape[1], population),
-        lookup,
-        ledger,
-        settings,
+        space=space_of(initial.shape[1]),
+        ga=ga or make_ga(space_of(initial.shape[1]), population),
+        evaluator=lookup,
+        ledger=ledger,
+        settings=settings,
         initial=initial,
-        count_trainable=lambda genome: int((~genome).sum()),
+        count_trainable=lambda genome: genome.count(0),
         groups=groups,
         fitness=tell,
         allowed=allowed,
@@ -149,9 +161,9 @@ def test_who_goes_on(key):
     number_of = {one.genome: one.generation for one in outcome.ledger}
     num_remembered = 0
     for number, (rung, column) in itertools.product(range(1, 7), [(6, 0), (12, 1)]):
-        accuracy = lambda genome, column=column: TABLE[int(genome, 2), column]  # noqa: E731
+        accuracy = lambda genome, column=column: TABLE[index(genome), column]  # noqa: E731
         seen = sorted((genome for genome in outcome.at(rung) if number_of[genome] <= number), key=accuracy, reverse=True)
-        best_of_groups = [max(outcome.at(rung) & set(map(genome_text, own)), key=accuracy) for own in GROUPS.values()]
+        best_of_groups = [max(outcome.at(rung) & set(map(as_genome, own)), key=accuracy) for own in GROUPS.values()]
         go_on = {*seen[: math.ceil(SHARE * len(seen))], *best_of_groups} & outcome.at(rung, number)
         assert outcome.at(2 * rung, number) == go_on
         num_remembered += len(go_on) != math.ceil(SHARE * len(outcome.at(rung, number)))
@@ -165,7 +177,7 @@ def test_a_group_that_is_not_all_there_at_first_keeps_its_best():
     table[1::2] -= 0.3  # the group would never be among the best half
     outcome = run(table=table, groups={"half": half}, generations=8)
     course = [
-        [one for one in outcome.ledger if one.genome in set(map(genome_text, half)) and one.steps == rung] for rung in RUNGS
+        [one for one in outcome.ledger if one.genome in set(map(as_genome, half)) and one.steps == rung] for rung in RUNGS
     ]
     for lower, upper in itertools.pairwise(course):
         best = {
@@ -186,9 +198,9 @@ def test_the_promoted_go_on_with_the_state_that_they_had():
 def test_the_first_generation_holds_the_initial_genomes():
     given = np.concatenate([PREFIXES, ALL[40:45]])
     for population, initial_of_ga in ((2, None), (12, None), (12, given)):
-        ga = genetic.make_ga(NUM_GENES, population, initial=initial_of_ga)
+        ga = genetic.make_ga(SPACE, population, initial=initial_of_ga)
         outcome = run(ga=ga._replace(ask=lambda key, state: state.population), generations=1)  # quick to compile
-        assert outcome.at(RUNGS[0]) >= set(map(genome_text, PREFIXES))
+        assert outcome.at(RUNGS[0]) >= set(map(as_genome, PREFIXES))
         assert outcome.generations[0].num_new == len(outcome.at(RUNGS[0])) == max(population, len(PREFIXES))
 
 
@@ -201,13 +213,13 @@ def plain_loop(ga, key, table, generations):
         key, key_ask = jax.random.split(key)
         size = len(state.population) if number else len(PREFIXES)
         asked = [PREFIXES, ask(key_ask, state)] if number == 0 else [ask(own, state) for own in jax.random.split(key_ask, ASKS)]
-        new = list(dict.fromkeys(text for text in map(genome_text, np.concatenate(asked)) if text not in known))[:size]
+        new = list(dict.fromkeys(text for text in map(as_genome, np.concatenate(asked)) if text not in known))[:size]
         for text in new:
-            accuracy = table[int(text, 2), -1]
-            known[text] = (accuracy, accuracy - 1, -text.count("0"))
-        told = list(dict.fromkeys([*map(genome_text, np.asarray(state.population)), *new])) if number else new
+            accuracy = table[index(text), -1]
+            known[text] = (accuracy, accuracy - 1, -text.count(0))
+        told = list(dict.fromkeys([*map(as_genome, np.asarray(state.population)), *new])) if number else new
         fitness = jnp.array([known[text] for text in told], jnp.float32)
-        state, _ = tell(state, np.array(list(map(genome_array, told))), fitness)
+        state, _ = tell(state, np.array(told), fitness)
         course.append((new, set(told)))
     return known, course
 
@@ -215,7 +227,7 @@ def plain_loop(ga, key, table, generations):
 @pytest.mark.parametrize("key", [0, 1])
 def test_with_one_rung_and_no_surrogate_it_is_a_plain_loop(key):
     outcome = run(key, table=TABLE[:, -1:], rungs=(24,))
-    known, course = plain_loop(make_ga(NUM_GENES, 6), jax.random.key(key), TABLE, 6)
+    known, course = plain_loop(make_ga(SPACE, 6), jax.random.key(key), TABLE, 6)
     assert [(set(new), told) for new, told in course] == [
         (outcome.at(24, number), told) for number, told in enumerate(outcome.told, start=1)
     ]
@@ -274,7 +286,7 @@ def test_why_it_stops(settings, num_generations, why):
     outcome = run(table=frozen_is_better(), **{"generations": math.inf, **settings})
     assert len(outcome.generations) == num_generations
     assert outcome.found.why_stopped == why
-    assert outcome.found.leaders[0] == "111111"
+    assert outcome.found.leaders[0] == SPACE.all_frozen
 
 
 def test_patience_waits_for_a_fitter_mask():
@@ -292,7 +304,7 @@ def test_a_small_space_is_enumerated():
     (generation,) = outcome.generations
     assert generation.num_new == len(ALL) == len(outcome.at(24))
     assert outcome.found.why_stopped == "as all 64 masks have been evaluated"
-    assert generation.best.accuracy == table.max()
+    assert generation.best.score == table.max()
     for generations, evaluations in ((math.inf, enough - 1), (10, math.inf), (math.inf, math.inf)):
         first, *others = run(table=table, rungs=rungs, generations=generations, evaluations=evaluations).generations
         assert first.num_new == len(PREFIXES)
@@ -305,9 +317,9 @@ def test_a_small_space_is_enumerated():
 
 def test_offspring_come_first_and_are_filled_up_with_others():
     fixed = ALL[[62, 63, 61, 61, 62, 61]]
-    stubborn = make_ga(NUM_GENES, 6)._replace(ask=lambda key, state: jnp.asarray(fixed))
+    stubborn = make_ga(SPACE, 6)._replace(ask=lambda key, state: jnp.asarray(fixed))
     outcome = run(ga=stubborn, generations=2)
-    assert {genome_text(genome) for genome in fixed} <= outcome.at(RUNGS[0])
+    assert {as_genome(genome) for genome in fixed} <= outcome.at(RUNGS[0])
     assert outcome.generations[1].num_new == 6
     others = [run(key, ga=stubborn, generations=2).at(RUNGS[0], 2) for key in range(3)]
     assert len(set.intersection(*others)) < 6, "those that fill up are random"
@@ -315,14 +327,14 @@ def test_offspring_come_first_and_are_filled_up_with_others():
 
 def test_a_large_space_is_not_exhausted_by_an_algorithm_that_has_converged():
     num_genes = 13  # too many masks to list
-    stubborn = make_ga(num_genes, 4)._replace(ask=lambda key, state: jnp.ones((4, num_genes), bool))
+    stubborn = make_ga(space_of(num_genes), 4)._replace(ask=lambda key, state: jnp.ones((4, num_genes), jnp.int8))
     table = np.zeros((2**num_genes, 1))
-    outcome = run(ga=stubborn, initial=masking.prefix_genomes(num_genes), groups={}, table=table, rungs=(1,), generations=4)
+    outcome = run(ga=stubborn, initial=space_of(num_genes).prefixes(), groups={}, table=table, rungs=(1,), generations=4)
     assert [generation.num_new for generation in outcome.generations] == [14, 4, 4, 4]
     assert outcome.found.why_stopped == "after 4 generations"
 
 
-EIGHT = {"population": 8, "initial": masking.prefix_genomes(8), "groups": {}, "generations": 8, "screen": True}
+EIGHT = {"population": 8, "initial": space_of(8).prefixes(), "groups": {}, "generations": 8, "screen": True}
 
 
 def test_the_surrogate_screens_where_it_has_earned_trust():
@@ -347,7 +359,7 @@ def test_screening_can_be_switched_off_and_is_worth_having():
         table = make_table(key, 8, noise=(0.01,))
         outcome = run(key, table=table, **EIGHT | {"rungs": (24,), "screen": screen, "generations": 5})
         assert any(generation.screened for generation in outcome.generations) == screen
-        regrets[screen].append(table.max() - max(one.accuracy for one in outcome.ledger))
+        regrets[screen].append(table.max() - max(one.score for one in outcome.ledger))
     assert np.mean(regrets[True]) < np.mean(regrets[False])
 
 
@@ -356,7 +368,7 @@ def test_it_comes_close_to_the_best_mask_of_a_table():
     for key in range(5):
         table = make_table(key)
         leader = run(key, table=table, screen=True).found.leaders[0]
-        regrets.append(table[:, -1].max() - table[int(leader, 2), -1])
+        regrets.append(table[:, -1].max() - table[index(leader), -1])
     assert np.mean(regrets) < 0.01
     assert np.median([np.ptp(make_table(key)[:, -1]) for key in range(5)]) > 0.1
 
@@ -364,18 +376,18 @@ def test_it_comes_close_to_the_best_mask_of_a_table():
 def test_groups_have_their_first_leader():
     found = run(screen=True).found
     ranks = {
-        name: [found.leaders.index(text) for text in map(genome_text, own) if text in found.leaders]
+        name: [found.leaders.index(text) for text in map(as_genome, own) if text in found.leaders]
         for name, own in GROUPS.items()
     }
     assert found.groups == {name: found.leaders[min(own)] for name, own in ranks.items()}
-    assert found.groups["train all"] == "000000"
+    assert found.groups["train all"] == SPACE.all_trained
 
 
 def test_the_best_so_far_is_never_lost():
     outcome = run()
     course = [generation.best for generation in outcome.generations]
-    assert [one.accuracy for one in course] == sorted(one.accuracy for one in course)
-    assert course[-1].accuracy == max(one.accuracy for one in outcome.ledger if one.steps == RUNGS[-1])
+    assert [one.score for one in course] == sorted(one.score for one in course)
+    assert course[-1].score == max(one.score for one in outcome.ledger if one.steps == RUNGS[-1])
     assert all(one.steps == RUNGS[-1] for one in course)
 
 
@@ -383,16 +395,16 @@ def test_mean_and_frozen_share_are_those_of_the_population():
     (generation,) = (outcome := run(generations=1, population=2)).generations
     fitness = outcome.ledger.fitness
     fittest = sorted({one.genome for one in outcome.ledger}, key=fitness)[-2:]
-    np.testing.assert_allclose(generation.frozen_share, np.mean([genome_array(genome) for genome in fittest], axis=0))
+    np.testing.assert_allclose(generation.frozen_share, np.mean(fittest, axis=0))
     assert generation.mean == pytest.approx(np.mean([fitness(genome)[1] for genome in fittest]))
 
 
 def test_diverged_members_are_no_part_of_the_mean():
-    (generation,) = run(generations=1, diverges=lambda genome, steps: genome.any()).generations
+    (generation,) = run(generations=1, diverges=lambda genome, steps: any(genome)).generations
     assert generation.mean == pytest.approx(TABLE[0, -1])
 
 
-THREE_GENES = {"initial": masking.prefix_genomes(3), "groups": {}, "table": make_table(num_genes=3)}
+THREE_GENES = {"initial": space_of(3).prefixes(), "groups": {}, "table": make_table(num_genes=3)}
 
 
 @pytest.mark.parametrize(
@@ -423,49 +435,49 @@ def test_same_key_same_search():
 def test_the_seed_is_that_of_all_evaluations():
     first, second = run(), run(seed=1)
     assert {one.seed for one in second.ledger} == {seed for _, seed, _ in second.lookup.asked} == {1}
-    accuracies = [{one.genome: one.accuracy for one in outcome.ledger if one.generation == 1} for outcome in (first, second)]
+    accuracies = [{one.genome: one.score for one in outcome.ledger if one.generation == 1} for outcome in (first, second)]
     assert accuracies[0] != accuracies[1]
 
 
 def test_ties_go_to_lower_loss_and_then_to_fewer_trainable_parameters():
     outcome = run(table=np.full_like(TABLE, 0.5))
-    assert outcome.generations[0].best.genome == outcome.found.leaders[0] == "111111"
+    assert outcome.generations[0].best.genome == outcome.found.leaders[0] == SPACE.all_frozen
 
 
 def test_the_ga_can_be_told_another_fitness():
     """Here the number of trained genes: offspring become such, and the leaders are still the most accurate."""
     table = frozen_is_better()
-    plain, other = run(table=table), run(table=table, fitness=lambda genome: (genome.count("0"),))
+    plain, other = run(table=table), run(table=table, fitness=lambda genome: (genome.count(0),))
     shares = [outcome.generations[-1].frozen_share.mean() for outcome in (plain, other)]
     assert shares[1] < 0.4 < 0.6 < shares[0]
-    assert other.found.leaders[0] == "111111"
+    assert other.found.leaders[0] == SPACE.all_frozen
 
 
 @pytest.mark.parametrize("population", [6, 12])
 def test_only_allowed_masks_are_evaluated_and_lead(population):
     """Here those that freeze four genes or more, 22 of 64; the initial ones are evaluated in any case."""
-    allowed = lambda genome: genome.sum() >= 4  # noqa: E731
+    allowed = lambda genome: sum(genome) >= 4  # noqa: E731
     outcome = run(allowed=allowed, population=population, generations=math.inf)
-    assert outcome.at(RUNGS[0]) == {genome_text(genome) for genome in [*ALL[ALL.sum(1) >= 4], *PREFIXES]}
+    assert outcome.at(RUNGS[0]) == {as_genome(genome) for genome in [*ALL[ALL.sum(1) >= 4], *PREFIXES]}
     assert outcome.found.why_stopped == "as all allowed masks have been evaluated"
     assert outcome.found.leaders
-    assert all(map(allowed, map(genome_array, outcome.found.leaders)))
-    assert outcome.found.groups["train all"] == "000000"
+    assert all(map(allowed, outcome.found.leaders))
+    assert outcome.found.groups["train all"] == SPACE.all_trained
 
 
 def test_masks_that_are_not_allowed_take_no_places_among_the_best():
     """All that are allowed are worse, and still the better part of them goes on."""
     table = 1 - frozen_is_better()
-    outcome = run(table=table, allowed=lambda genome: genome.sum() >= 2, groups={}, generations=1)
-    assert outcome.at(RUNGS[1]) == {"110000", "111000", "111100"}
-    assert outcome.at(RUNGS[-1]) == {"110000", "111000"}
-    assert outcome.generations[0].best.genome == outcome.found.leaders[0] == "110000"
+    outcome = run(table=table, allowed=lambda genome: sum(genome) >= 2, groups={}, generations=1)
+    assert outcome.at(RUNGS[1]) == set(map(genome, ("110000", "111000", "111100")))
+    assert outcome.at(RUNGS[-1]) == set(map(genome, ("110000", "111000")))
+    assert outcome.generations[0].best.genome == outcome.found.leaders[0] == genome("110000")
 
 
 def test_the_smallest_budget_has_a_leader_that_is_allowed():
     """The group's best, which is protected, may not lead."""
-    outcome = run(allowed=lambda genome: genome.sum() >= 4, groups={"prefix": PREFIXES[1:4]}, evaluations=1)
-    best = max(("111100", "111110", "111111"), key=lambda genome: TABLE[int(genome, 2), 0])
+    outcome = run(allowed=lambda genome: sum(genome) >= 4, groups={"prefix": PREFIXES[1:4]}, evaluations=1)
+    best = max(map(genome, ("111100", "111110", "111111")), key=lambda genome: TABLE[index(genome), 0])
     assert outcome.found.leaders == [best]
     assert len(outcome.at(RUNGS[-1])) == 2
 
@@ -474,8 +486,8 @@ A_THIRD = np.random.default_rng(0).random(len(ALL)) < 1 / 3
 DIVERGE = {
     "from the start": lambda genome, steps: genome[0],
     "at the end": lambda genome, steps: genome[0] and steps == RUNGS[-1],
-    "most": lambda genome, steps: genome[:2].any(),
-    "at random": lambda genome, steps: A_THIRD[int(genome_text(genome), 2)] and steps == RUNGS[-1],
+    "most": lambda genome, steps: any(genome[:2]),
+    "at random": lambda genome, steps: A_THIRD[index(genome)] and steps == RUNGS[-1],
 }
 
 
@@ -491,7 +503,7 @@ def test_who_diverged_never_leads(diverges, screen):
     assert in_order == sorted(in_order)
     assert not any(generation.best.diverged for generation in outcome.generations)
     for name, own in GROUPS.items():
-        assert full[outcome.found.groups[name]] == all(full.get(text, True) for text in map(genome_text, own))
+        assert full[outcome.found.groups[name]] == all(full.get(text, True) for text in map(as_genome, own))
 
 
 def test_those_told_to_the_ga_rank_by_their_fitness_and_the_diverged_last():
@@ -514,9 +526,8 @@ def test_all_may_diverge(screen):
 def test_rank_correlation_of_rungs():
     """Of four genomes: neighbours swap, 1 - 6 * 4 / (4 * 15); then all are reversed."""
     table = np.array([[0.1, 0.2, 0.8], [0.2, 0.1, 0.9], [0.3, 0.4, 0.6], [0.4, 0.3, 0.7]])
-    all_of_two = genetic.all_genomes(2)
-    outcome = run(
-        ga=make_ga(2, 2), initial=all_of_two, table=table, groups={genome_text(genome): genome[None] for genome in all_of_two},
-    )  # fmt: skip
+    all_of_two = space_of(2).all_genomes()
+    groups = {Space.text(genome): genome[None] for genome in all_of_two}
+    outcome = run(ga=make_ga(space_of(2), 2), initial=all_of_two, table=table, groups=groups)
     assert [(one.steps, one.num) for one in outcome.found.correlations] == [((6, 12), 4), ((12, 24), 4)]
     assert [one.value for one in outcome.found.correlations] == pytest.approx([0.6, -1])

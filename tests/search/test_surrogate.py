@@ -6,7 +6,8 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from gafreeze_jax.search import surrogate
-from gafreeze_jax.search.surrogate import fit, screen
+from gafreeze_jax.search.surrogate import screen
+from gafreeze_jax.space import Space
 
 NUM_GENES = 9
 EVERY = np.array(list(np.ndindex((2,) * NUM_GENES)), bool)
@@ -31,6 +32,11 @@ def draw(rng, num, noise):
     """A truth, `num` of its masks and their noisy fitnesses."""
     truth, rows = make_truth(rng), rng.permutation(len(EVERY))[:num]
     return truth, rows, truth[rows] + noise * rng.normal(size=num)
+
+
+def fit(genomes, fitness, counts=None):
+    """Fits a model to genomes of two levels."""
+    return surrogate.fit(Space([f"gene_{i}" for i in range(np.shape(genomes)[-1])]), genomes, fitness, counts)
 
 
 def rngs(num):
