@@ -128,8 +128,12 @@ def test_every_link_leads_somewhere():
             assert "://" in link or (ROOT / document).parent.joinpath(link).exists(), (document, link)
 
 
-def test_every_file_of_the_layout_exists():
+def test_the_layout_names_every_module():
     (layout,) = [block for block in blocks("docs/design.md", "") if block.startswith("gafreeze_jax/\n")]
     named = set(re.findall(r"\b(\w+)\.py\b", layout))
     there = {path.stem for place in ("gafreeze_jax", "experiments") for path in (ROOT / place).glob("*.py")} - {"__init__"}
-    assert there <= named
+    assert named == there
+    listed = dict(re.findall(r"^  (\w+)/ .*\n((?: {8,}.*\n)+)", layout, re.M))
+    packages = [path.parent for path in ROOT.glob("gafreeze_jax/*/__init__.py")]
+    modules = {package.name: {path.stem for path in package.glob("*.py")} - {"__init__"} for package in packages}
+    assert {name: set(re.findall(r"\w+", text)) for name, text in listed.items()} == modules
