@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -362,15 +363,21 @@ def test_loading_in_pytorch_what_was_saved_is_exact(name, load, torch, tmp_path)
         np.testing.assert_array_equal(found[key].numpy(), expected)
 
 
-@pytest.fixture
-def cifar_file(tmp_path):
-    """A random checkpoint of the CIFAR family, and its tensors."""
+@pytest.fixture(scope="module")
+def cifar_folder(tmp_path_factory):
+    """A random checkpoint of the CIFAR family."""
     model = make_model(resnet.cifar_config(8))
-    folder = tmp_path / "cifar"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("cifar")
     preprocessing.write(folder, model.pixels._replace(size=24))
     model.save(folder, model.init_params(KEY), source=folder)
-    return folder / "model.safetensors", load_file(folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def cifar_file(cifar_folder, tmp_path):
+    """A copy of it, and its tensors."""
+    path = shutil.copytree(cifar_folder, tmp_path / "cifar") / "model.safetensors"
+    return path, load_file(path)
 
 
 def test_a_network_of_our_own_is_read_again(cifar_file):
