@@ -173,6 +173,10 @@ def test_no_difference_of_unlike_shapes():
 # Main effects
 
 
+def all_genomes(num_genes):
+    return Space([f"gene_{i}" for i in range(num_genes)]).all_genomes().astype(bool)
+
+
 def test_main_effects_of_a_sum_are_its_terms():
     genomes = Space("abc").all_genomes()
     effects = main_effects(genomes, 0.5 + genomes @ [0.1, -0.2, 0.0], np.ones(8))

@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gafreeze_jax.intervals import Interval
+from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.report.run_folder import RecordedGeneration
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.space import Genome, Space
@@ -49,23 +50,27 @@ STYLE: dict[Any, Any] = {
 
 
 @matplotlib.rc_context(STYLE)
-def progress(generations: Sequence[RecordedGeneration], baselines: Mapping[str, Evaluation], num_steps: int) -> Figure:
-    """Accuracy over generations: of the population the best, the mean and the spread, new masks, and baselines."""
-    figure, axes = _start(250, "validation accuracy")
+def progress(
+    generations: Sequence[RecordedGeneration], baselines: Mapping[str, Evaluation], num_steps: int, metric: MetricFormat
+) -> Figure:
+    """The metric over generations: the population's best, mean and spread, new masks, and baselines."""
+    figure, axes = _start(250)
+    write = _title(axes, f"validation {metric.name}", metric)
     numbers = [generation.number for generation in generations]
-    accuracies = [[row.score for row in generation.population] for generation in generations]
-    best, mean, worst = (np.array([summary(own) for own in accuracies]) for summary in (max, np.mean, min))
+    scores = [[row.score for row in generation.population] for generation in generations]
+    best, mean, worst = (np.array(list(map(summary, scores))) for summary in (max, np.mean, min))
     new = [row for generation in generations for row in generation.new if row.steps == num_steps]
     floor = _floor([row.score for row in new])
     for row in new:
-        _point(axes, row.generation, row.score, Space.text(row.genome), floor, color=MUTED, alpha=0.5, markersize=4)
+        label = f"{Space.text(row.genome)}: {write(row.score)}"
+        _point(axes, row.generation, row.score, label, floor=floor, color=MUTED, alpha=0.5, markersize=4)
     axes.fill_between(numbers, worst, best, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(numbers, mean, color=BLUE, linewidth=1)
     axes.plot(numbers, best, color=BLUE, linewidth=2.4, marker="o", markersize=4)
     labels = [("best", best[-1], BLUE), ("mean", mean[-1], BLUE)]
     for name, row in baselines.items():
         if row.score < floor:
-            labels.append((f"{name} {_percent(row.score)} ↓", floor, INK))
+            labels.append((f"{name} {write(row.score)} ↓", floor, INK))
         else:
             axes.axhline(row.score, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             labels.append((name, row.score, INK))
@@ -101,16 +106,17 @@ def frozen_shares(generations: Sequence[RecordedGeneration], space: Space, found
 
 
 @matplotlib.rc_context(STYLE)
-def effects(blocks: Sequence[str], intervals: Sequence[Interval]) -> Figure:
-    """A row per layer: by how many points freezing it changes accuracy, with its interval."""
+def effects(blocks: Sequence[str], intervals: Sequence[Interval], metric: MetricFormat) -> Figure:
+    """A row per layer: by how much freezing it changes the metric, with its interval."""
+    scale = 100 if metric.is_share else 1
     figure, axes = _start(55 + 19 * len(blocks))
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, effect in enumerate(intervals):
-        axes.plot([100 * effect.low, 100 * effect.high], [i, i], color=BLUE, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(100 * effect.mean, i, "o", color=BLUE, markersize=6)
+        axes.plot([scale * effect.low, scale * effect.high], [i, i], color=BLUE, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(scale * effect.mean, i, "o", color=BLUE, markersize=6)
     _name_rows(axes, blocks)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("change in validation accuracy where frozen, points")
+    axes.set_xlabel(f"change in validation {metric.name} where frozen{', points' if metric.is_share else ''}")
     return figure
 
 
@@ -118,30 +124,35 @@ def effects(blocks: Sequence[str], intervals: Sequence[Interval]) -> Figure:
 def trade_off(
     points: Sequence[tuple[float, Evaluation]],
     front: Sequence[tuple[float, Evaluation]],
+    *,
     baselines: Mapping[str, Evaluation],
     found: Genome | None,
     cost: str,
+    metric: MetricFormat,
 ) -> Figure:
-    """Accuracy against cost: masks that were trained to the end, the front, the mask found, and both extremes.
+    """The metric against cost: masks that were trained to the end, the front, the mask found, and both extremes.
 
     Args:
       points, front: cost and row of each.
       cost: what it is, in words.
     """
-    figure, axes = _start(270, "validation accuracy")
+    figure, axes = _start(270)
+    write = _title(axes, f"validation {metric.name}", metric)
     floor = _floor([row.score for _, row in points])
     for x, row in points:
-        _point(axes, x, row.score, f"{Space.text(row.genome)} at {x:.0%}", floor, color=MUTED, alpha=0.6, markersize=5)
+        label = f"{Space.text(row.genome)} at {x:.0%}: {write(row.score)}"
+        _point(axes, x, row.score, label, floor=floor, color=MUTED, alpha=0.6, markersize=5)
     ascending = sorted((x, row.score) for x, row in front)
     axes.step(*zip(*ascending, strict=True), where="post", color=BLUE, linewidth=1.6)
     for x, row in front:
-        _point(axes, x, row.score, f"{Space.text(row.genome)} at {x:.0%}", floor, color=BLUE, markersize=6)
+        label = f"{Space.text(row.genome)} at {x:.0%}: {write(row.score)}"
+        _point(axes, x, row.score, label, floor=floor, color=BLUE, markersize=6)
     named = {row.genome: name for name, row in baselines.items() if len(set(row.genome)) == 1} | {found: "found"}
     for x, row in points:
         if name := named.get(row.genome):
             color, place = INK, {"ha": "right", "xytext": (-7, -13)} if x > 0.7 else {"ha": "left", "xytext": (8, -13)}
             if row.score < floor:
-                name, place = f"{name} {_percent(row.score)} ↓", {"ha": "left", "xytext": (8, 2)}
+                name, place = f"{name} {write(row.score)} ↓", {"ha": "left", "xytext": (8, 2)}
             elif row.genome == found:
                 color, place = VERMILLION, {"ha": "center", "xytext": (0, 10)}
                 axes.plot(x, row.score, "o", color=color, markersize=11, markerfacecolor="none", markeredgewidth=2)
@@ -151,14 +162,15 @@ def trade_off(
     axes.margins(y=0.1)
     if floor > -math.inf:
         axes.set_ylim(bottom=floor)
-    axes.xaxis.set_major_formatter(_percent)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{round(100 * share, 1):g} %")
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def race(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Figure:
-    """Of several runs: name, training done, in full evaluations, and the best accuracy until then."""
-    figure, axes = _start(250, "best validation accuracy")
+def race(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]], metric: MetricFormat) -> Figure:
+    """Several runs: name, training done, in full evaluations, and the best score until then."""
+    figure, axes = _start(250)
+    _title(axes, f"best validation {metric.name}", metric)
     labels = []
     for (name, done, best), color in zip(runs, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE)), strict=False):
         axes.step(done, best, where="post", color=color, linewidth=2)
@@ -204,31 +216,35 @@ def inline(figure: Figure, name: str, title: str, description: str) -> ElementTr
     return svg
 
 
-def _start(height: float, title: str = "") -> tuple[Figure, Axes]:
+def _start(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-    axes = figure.subplots()
-    if title:  # of the vertical axis, which is a share
-        axes.set_title(title, loc="left", fontsize=10.5, color=MUTED)
-        axes.yaxis.set_major_formatter(_percent)
-    return figure, axes
+    return figure, figure.subplots()
 
 
-def _percent(share: float, _: float = 0) -> str:
-    return f"{round(100 * share, 1):g} %"
+def _title(axes: Axes, title: str, metric: MetricFormat) -> Callable[[float], str]:
+    """Names the vertical axis, which shows scores, so that better is higher; returns what writes a score."""
+
+    def write(score: float, _: float = 0) -> str:
+        value = metric.shown(score)
+        return f"{round(100 * value, 1):g} %" if metric.is_share else f"{value:.4g}"
+
+    axes.set_title(title, loc="left", fontsize=10.5, color=MUTED)
+    axes.yaxis.set_major_formatter(write)
+    return write
 
 
-def _floor(accuracies: Sequence[float]) -> float:
+def _floor(scores: Sequence[float]) -> float:
     """Below which a mask is drawn at the edge, as it would press all others together; -inf if there is none such."""
-    best, median = max(accuracies, default=0.0), float(np.median(accuracies or [0.0]))
+    best, median = max(scores, default=0.0), float(np.median(scores or [0.0]))
     floor = best - 4 * (best - median)
-    return floor if min(accuracies, default=0.0) < floor < median else -math.inf
+    return floor if min(scores, default=0.0) < floor < median else -math.inf
 
 
-def _point(axes: Axes, x: float, accuracy: float, label: str, floor: float, **style) -> None:
+def _point(axes: Axes, x: float, score: float, label: str, *, floor: float, **style) -> None:
     """A mask; the pointer shows its label. Below the floor it is a triangle on it."""
-    kind = "o" if accuracy >= floor else "v"
-    (point,) = axes.plot(x, max(floor, accuracy), kind, markeredgewidth=0, clip_on=False, **style)
-    point.set_gid(f"{HOVER}{label}: {_percent(accuracy)}")
+    marker = "o" if score >= floor else "v"
+    (point,) = axes.plot(x, max(floor, score), marker, markeredgewidth=0, clip_on=False, **style)
+    point.set_gid(f"{HOVER}{label}")
 
 
 def _short(name: str) -> str:

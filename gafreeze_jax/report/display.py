@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gafreeze_jax.extras import needs
+from gafreeze_jax.report.metric_format import ACCURACY, MetricFormat
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
 from gafreeze_jax.space import Genome, Space
@@ -120,6 +121,7 @@ class Display:
 
     Args:
       genes: their names.
+      metric: what evaluations are scored by.
       quiet: print nothing else.
       verbose: print details, too.
       tensorboard: folder for event files.
@@ -133,12 +135,13 @@ class Display:
         self,
         genes: Sequence[str] = (),
         *,
+        metric: MetricFormat = ACCURACY,
         quiet: bool = False,
         verbose: bool = False,
         tensorboard: os.PathLike[str] | None = None,
         console: Console | None = None,
     ):
-        self._genes, self._quiet, self._verbose = genes, quiet, verbose
+        self._genes, self._metric, self._quiet, self._verbose = genes, metric, quiet, verbose
         self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self._live = Live(
             get_renderable=lambda: self,
@@ -148,7 +151,7 @@ class Display:
             redirect_stderr=sys.stderr.isatty(),
         )
         self._generations: list[Generation] = []
-        self._reached: dict[tuple[str, Genome, int], Evaluation] = {}  # by phase of the journal, genome and seed
+        self._reached: dict[tuple[str, Genome, int], Evaluation] = {}  # by phase of the run, genome and seed
         self._new: set[tuple[str, Genome, int]] = set()  # those that were trained
         self._latest: tuple[str, int] | None = None  # phase and generation
         self._num_evaluations = 0
@@ -178,22 +181,22 @@ class Display:
         if not self._quiet and (self._verbose or not detail):
             self.console.print(text, markup=False)
 
-    def evaluation(self, phase: str, one: Evaluation, new: bool) -> None:
-        """Counts an evaluation; one that is not new was recalled or looked up."""
-        key = phase, one.genome, one.seed
+    def evaluation(self, phase: str, evaluation: Evaluation, new: bool) -> None:
+        """Counts an evaluation; if it is not new, it was recalled or looked up."""
+        genome, seed, steps = evaluation.genome, evaluation.seed, evaluation.steps
+        key = phase, genome, seed
         if new:
             self._new.add(key)
         else:
-            self.progress.skip(one.steps - (self._reached[key].steps if key in self._reached else 0))
-        self._reached[key], self._latest = one, (phase, one.generation)
+            self.progress.skip(steps - (self._reached[key].steps if key in self._reached else 0))
+        self._reached[key], self._latest = evaluation, (phase, evaluation.generation)
         self._num_evaluations += 1
-        how = f"{one.seconds:.2f} s" if new else "known already"
-        self.line(
-            f"{phase} {Space.text(one.genome)}, seed {one.seed}, {one.steps} steps: accuracy {one.score:.4f}, "
-            f"loss {one.loss:.4f}, train loss {one.train_loss:.4f}, {how}",
-            detail=True,
-        )
-        self._write(self._num_evaluations, {f"{phase}/accuracy": one.score, f"{phase}/seconds": one.seconds})
+        value = self._metric.shown(evaluation.score)
+        losses = f"loss {evaluation.loss:.4f}, train loss {evaluation.train_loss:.4f}"
+        how = f"{evaluation.seconds:.2f} s" if new else "known already"
+        text = f"{phase} {Space.text(genome)}, seed {seed}, {steps} steps: {self._metric.name} {value:.4f}, {losses}, {how}"
+        self.line(text, detail=True)
+        self._write(self._num_evaluations, {f"{phase}/{self._metric.key}": value, f"{phase}/seconds": evaluation.seconds})
 
     def generation(self, generation: Generation) -> None:
         """Prints a generation's two lines."""
@@ -254,10 +257,12 @@ class Display:
 
     def _counts(self) -> list[str]:
         reached = list(self._reached.items())
-        in_full = max((one.steps for _, one in reached), default=0)
-        stopped = [one for (phase, *_), one in reached if one.steps < in_full and (phase, one.generation) != self._latest]
+        in_full = max((evaluation.steps for _, evaluation in reached), default=0)
+        num_stopped = sum(
+            evaluation.steps < in_full and (phase, evaluation.generation) != self._latest for (phase, *_), evaluation in reached
+        )
         num_reused = len(reached) - len(self._new)
-        counts = f"Evaluations: {len(self._new):,} done, {num_reused:,} reused, {len(stopped):,} stopped early"
+        counts = f"Evaluations: {len(self._new):,} done, {num_reused:,} reused, {num_stopped:,} stopped early"
         return [*([counts] if reached else []), *memory_in_use()]
 
 

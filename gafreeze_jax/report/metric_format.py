@@ -60,12 +60,22 @@ class MetricFormat(NamedTuple):
         low, high = self.limit(low, high)
         return f"[{100 * low:.1f}, {100 * high:.1f}]" if self.is_share else f"[{low:.4g}, {high:.4g}]"
 
+    def write_lead(self, difference: Mapping[str, Any]) -> str:
+        """By how much the first of two is better, as `write_difference` has it."""
+        if self.higher_is_better:
+            return self.write_difference(difference)
+        mean, low, high = (None if number is None else -number for number in difference.values())
+        return self.write_difference({"mean": mean, "low": high, "high": low})
+
     def write_difference(self, difference: Mapping[str, Any]) -> str:
         """A difference of values with its interval, without its unit."""
         mean, low, high = (difference[name] for name in Interval._fields)
         if low is None or high is None:
             return self.write_change(mean)
         return f"{self.write_change(mean)} [{self.write_change(low, '-')}, {self.write_change(high, '-')}]"
+
+
+ACCURACY = MetricFormat("accuracy", higher_is_better=True, is_share=True)
 
 
 def from_facts(facts: Mapping[str, Any]) -> MetricFormat:

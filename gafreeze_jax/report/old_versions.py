@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-ACCURACY = {"name": "accuracy", "higher_is_better": True, "is_share": True}
+from gafreeze_jax.report.metric_format import ACCURACY
+
 LEARNING_RATE_FACTORS = {"train all, half rate": 1 / 2, "train all, quarter rate": 1 / 4}
 NO_MASKS = ("gradual unfreezing", "auto-RGN", *LEARNING_RATE_FACTORS)
 
 
 def complete(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The content of `run.json` and `result.json` with the entries that later versions write."""
-    completed = {"metric": ACCURACY, **facts}
+    completed = {"metric": ACCURACY._asdict(), **facts}
     if "results" in facts:
         completed["results"] = {
             name: {"is_mask": name not in NO_MASKS, "learning_rate_factor": LEARNING_RATE_FACTORS.get(name, 1.0), **entry}

@@ -83,7 +83,7 @@ class RunFolder:
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-        self._journal = Journal(folder / folder_format.JOURNAL, self.space)
+        self._journal = Journal(folder / folder_format.JOURNAL, self.space, metric=self.metric.key)
         self.rows = list(self._journal)
 
     @property
@@ -102,6 +102,14 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return "results" in self.facts
+
+    def test_value(self, name: str) -> float:
+        """The metric of a finalist on the test split."""
+        return self.facts["results"][name][f"test_{self.metric.key}"]
+
+    def test_bounds(self, name: str) -> Sequence[float | None]:
+        """The 95 % interval of `test_value`."""
+        return self.facts["results"][name][f"test_{self.metric.key}_interval"]
 
     @property
     def has_head(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from gafreeze_jax.engine import devices
-from gafreeze_jax.report import folder_format
+from gafreeze_jax.report import folder_format, metric_format, old_versions
 from gafreeze_jax.report.folder_format import JOURNAL, MEMBERS, NOT_COMPARED, RUN, SUMS, is_local, is_run, read_facts
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal, write_whole
@@ -44,8 +44,9 @@ class RunDir:
 
     def __init__(self, path: epath.Path | None = None, facts: Mapping[str, Any] | None = None):
         self.path, self.facts = path, dict(facts or {})
-        space = Space(self.facts["stages"]) if "stages" in self.facts else None
-        self.journal = Journal(path / JOURNAL if path else None, space, write=devices.is_first())
+        space = Space(self.facts["stages"]) if self.facts.get("stages") else None
+        metric = metric_format.from_facts(old_versions.complete(self.facts)).key
+        self.journal = Journal(path / JOURNAL if path else None, space, metric=metric, write=devices.is_first())
         self.finalists = FinalistStore(path / MEMBERS if path else None, write=devices.is_first())
         self.seconds = sum(evaluation.seconds for evaluation in self.journal)
 
@@ -71,7 +72,7 @@ class RunDir:
     def _create(cls, path: epath.Path, facts: Mapping[str, Any]) -> "RunDir":
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run = cls(path)
+            run = cls(path, facts)
             run.add_facts(**facts)
         except OSError as error:
             raise ValueError(f"--out {path}: cannot be written: {error.strerror or error}; choose another folder") from None

@@ -13,7 +13,9 @@ import test_run_folder
 import tyro
 
 from gafreeze_jax import cli
-from gafreeze_jax.report import page
+from gafreeze_jax.report import page, sections
+from gafreeze_jax.report.html import flop, percent
+from gafreeze_jax.report.metric_format import ACCURACY
 from gafreeze_jax.report.run_folder import RunFolder
 
 SECTIONS = ["The mask", "Fitness over generations", "Frozen layers over generations", "What freezing a layer does"]
@@ -199,17 +201,19 @@ def test_a_folder_that_is_no_run_is_one_line(word, tmp_path, command):
 
 def test_the_command_says_every_option_once():
     options = {"gens": 3, "halving": False, "out": "x", "patience": None, "text_columns": ["a b", "c"], "model": "m"}
-    parts = page.command("bert", options)
+    parts = sections.command("bert", options)
     assert parts == ["python experiments/run_bert.py", "--gens 3", "--no-halving", "--text-columns 'a b' c", "--model m"]
 
 
 def test_numbers_read_well():
-    assert [page.flop(number) for number in (12, 3.4e6, 5.67e9, 8.9e12, 1.2e16)] == [
+    assert [flop(number) for number in (12, 3.4e6, 5.67e9, 8.9e12, 1.2e16)] == [
         "12 FLOP", "3.4 MFLOP", "5.67 GFLOP", "8.9 TFLOP", "12 PFLOP",
     ]  # fmt: skip
-    assert page.percent(0.98765) == "98.8 %"
-    assert page.between([-0.1, 1.2]) == "[0.0, 100.0]"
-    assert page.between([None, None]) == "one seed"
+    assert percent(0.98765, 1) == "98.8 %"
+    assert ACCURACY.write(0.98765) == "98.8 %"
+    assert ACCURACY.write_bounds(-0.1, 1.2) == "[0.0, 100.0]"
+    assert ACCURACY.write_bounds(None, None) == "one seed"
+    assert ACCURACY.write_difference({"mean": 0.02, "low": -0.008, "high": 0.048}) == "+2.0 [-0.8, 4.8]"
 
 
 def test_a_reader_may_stop_reading(run):

@@ -25,7 +25,7 @@ ROWS = [
 
 def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
     """The folder of an unfinished run."""
-    saved = RunDir(epath.Path(folder))
+    saved = RunDir(epath.Path(folder), FACTS | facts)
     saved.add_facts(**FACTS | facts)
     for row, phase in zip(rows, phases, strict=False):
         saved.journal.write(phase, [Evaluation(tuple(map(int, row[0])), *row[1:])])
@@ -34,7 +34,7 @@ def write(folder, rows=ROWS, phases=(*7 * ["search"], *3 * ["final"]), **facts):
 
 def test_an_unfinished_run_is_read(tmp_path):
     run = write(tmp_path)
-    assert (run.name, run.finished, run.genes, run.num_steps) == (tmp_path.name, False, ("a", "b"), 8)
+    assert (run.name, run.finished, list(run.genes), run.num_steps) == (tmp_path.name, False, ["a", "b"], 8)
     assert list(map(run.phase, run.rows)) == 7 * ["search"] + ["final"]
     assert [row.genome for row in run.full] == [(0, 0), (1, 0)]
     assert {name: row.genome for name, row in run.baselines.items()} == {"train all": (0, 0), "best prefix mask": (1, 0)}
