@@ -159,7 +159,7 @@ def retrain(
         return ready
 
     def find(kind: str, seed: int, genome: np.ndarray) -> Member | None:
-        return kept.find(f"{kind}-{seed}", genome, population.params | {"head": make_run(seed).head})
+        return kept.find(f"{kind}-{seed}", as_genome(genome), population.params | {"head": make_run(seed).head})
 
     trained: dict[Genome, list[Member]] = {text: [] for text in texts}
     for seed in seeds:
