@@ -31,6 +31,7 @@ import run_bert
 import run_resnet
 from tables import TABLES, Table, load_table, save_table
 
+from gafreeze_jax import options as shared_options
 from gafreeze_jax.data import images
 from gafreeze_jax.engine import costs, planning
 from gafreeze_jax.engine.cohort import Plan, Replicate, untrained
@@ -39,12 +40,14 @@ from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.models import checkpoints, plain
+from gafreeze_jax.options import compute_dtype
 from gafreeze_jax.report import summary
-from gafreeze_jax.runs import experiment, results
+from gafreeze_jax.runs import results
 from gafreeze_jax.space import Genome, Space, as_genome
 from gafreeze_jax.tasks import pretraining
+from gafreeze_jax.tasks.base import Setup, make_problem, make_source
 
-SETTINGS = experiment.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
+SETTINGS = shared_options.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
 STOPS = (16, 32, 64)  # steps: epochs 1, 2 and 4
 COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
 MASKS_OF_A_PART = 128
@@ -72,13 +75,13 @@ class Options:
     """Where the table is written."""
 
 
-def bert_problem(options: Options) -> experiment.Prepared:
+def bert_problem(options: Options) -> Setup:
     """MiniLM; all words are kept, as the test set's are scored together with the masks."""
     given: dict[str, Any] = {"text_columns": ("sentence",), "label_column": "label", **common(options)}
     return run_bert.prepare(run_bert.Options(model=options.model, **given), trim=False)
 
 
-def resnet_problem(options: Options) -> experiment.Prepared:
+def resnet_problem(options: Options) -> Setup:
     """ResNet-20 for CIFAR-10."""
     return run_resnet.prepare(run_resnet.Options(model=options.model, **common(options)))
 
@@ -95,7 +98,7 @@ CNN = {
 }
 
 
-def cnn_problem(options: Options) -> experiment.Prepared:
+def cnn_problem(options: Options) -> Setup:
     """A small CNN in float32, pretrained on the classes 0 to 4; the masks are for the classes 5 to 9."""
     single, pooled = plain.convolution, plain.pooled_convolution
     functions = (single, pooled, single, pooled, single, plain.hidden, plain.hidden)
@@ -107,18 +110,20 @@ def cnn_problem(options: Options) -> experiment.Prepared:
         for half in range(2)
     )
     longer = dataclasses.replace(SETTINGS, epochs=3, learning_rate=2e-3)
-    first = experiment.make_task(network, plain.init_params(jax.random.key(0), CNN), low[0], low[1], longer)
+    first = make_problem(network, plain.init_params(jax.random.key(0), CNN), low[0], low[1], longer)
     pretrained = pretraining.pretrain(first, longer)
     limits = (SETTINGS.train_examples, SETTINGS.validation_examples, None)
     train, validation, test = (Dataset(*(leaf[:limit] for leaf in part)) for part, limit in zip(high, limits, strict=True))
-    return experiment.Prepared(
-        experiment.make_task(
-            network, pretrained.params, train, validation, SETTINGS, make_head=lambda key: plain.init_params(key, CNN)["head"]
-        ),
-        [f"Pretrained to {pretrained.score:.1%} accuracy on the classes 0 to 4"],
-        network,
-        experiment.Locked(experiment.make_source(test)),
-        len(test.targets),
+
+    def make_head(key: jax.Array) -> dict:
+        return plain.init_params(key, CNN)["head"]
+
+    return Setup(
+        problem=make_problem(network, pretrained.params, train, validation, SETTINGS, make_head=make_head),
+        about=[f"Pretrained to {pretrained.score:.1%} accuracy on the classes 0 to 4"],
+        network=network,
+        test=make_source(test),
+        num_test=len(test.targets),
         restore=lambda params: params,
         save=checkpoints.write_tree,
     )
@@ -145,13 +150,15 @@ class Curve(NamedTuple):
     test: np.ndarray
 
 
-def make_population(prepared: experiment.Prepared, plan: Plan) -> Population:
-    task = prepared.task
+def make_population(prepared: Setup, plan: Plan) -> Population:
+    problem = prepared.problem
     recipe = adamw_recipe(
         learning_rate=SETTINGS.learning_rate, head_learning_rate=SETTINGS.head_learning_rate, num_steps=STOPS[-1]
     )
-    sources = task.train, task.validation
-    return Population(task.network, task.params, recipe, *sources, loss=task.loss, metric=task.metric, plan=plan)
+    sources = problem.train, problem.validation
+    return Population(
+        problem.network, problem.params, recipe, *sources, loss=problem.task.loss, metric=problem.task.metric, plan=plan
+    )
 
 
 def train(population: Population, masks: np.ndarray, run: Replicate, test: Source) -> Iterator[Curve]:
@@ -168,26 +175,24 @@ def train(population: Population, masks: np.ndarray, run: Replicate, test: Sourc
         yield Curve(member.genome, np.array(validation[member.genome]), np.array([leaf.mean() for leaf in scores]))
 
 
-def empty_table(prepared: experiment.Prepared, population: Population, options: Options) -> Table:
+def empty_table(prepared: Setup, population: Population, options: Options) -> Table:
     """A table in which nothing has been trained yet."""
-    task = prepared.task
-    masks = Space(task.network.names).all_genomes()
-    run = task.run(0)
-    if len(run.batches.examples) != STOPS[-1]:
-        raise ValueError(
-            f"{options.data}: expected {STOPS[-1]} training steps, got {len(run.batches.examples)}: too few examples"
-        )
+    problem = prepared.problem
+    masks = Space(problem.network.names).all_genomes()
+    run = problem.replicate(0)
+    if run.num_steps != STOPS[-1]:
+        raise ValueError(f"{options.data}: expected {STOPS[-1]} training steps, got {run.num_steps}: too few examples")
     return Table(
-        task.network.names,
+        problem.network.names,
         STOPS,
         np.full((len(masks), options.seeds, len(STOPS), 2), np.nan, np.float32),
         np.full((len(masks), options.seeds, 2), np.nan, np.float32),
         np.full(len(masks), np.nan),
-        np.array([task.count_trainable(as_genome(mask)) for mask in masks]),
+        np.array([problem.count_trainable(as_genome(mask)) for mask in masks]),
         {
             "table": options.table,
             "settings": {name: getattr(SETTINGS, name) for name in COUNTED},
-            "dtype": "float32" if options.table.startswith("cnn") else experiment.compute_dtype(options.dtype).name,
+            "dtype": "float32" if options.table.startswith("cnn") else compute_dtype(options.dtype).name,
             "device": jax.devices()[0].device_kind,
             "versions": results.versions(),
             "num_test": prepared.num_test,
@@ -205,12 +210,12 @@ def main(options: Options) -> None:
         table = load_table(path) if path.exists() else empty_table(prepared, population, options)
     except (ValueError, OSError) as error:
         sys.exit(summary.fail(error))
-    test = prepared.test.break_open()
+    test = prepared.test
     space = Space(table.genes)
     masks = space.frozen(space.all_genomes())
     print(*prepared.about, sep="\n", flush=True)
     for seed in range(options.seeds):
-        run = prepared.task.run(seed)
+        run = prepared.problem.replicate(seed)
         missing = [mask for mask in range(len(masks)) if not table.done[mask, seed]]
         for first in range(0, len(missing), MASKS_OF_A_PART):
             part = missing[first : first + MASKS_OF_A_PART]
@@ -224,7 +229,7 @@ def main(options: Options) -> None:
                 flush=True,
             )
     if jax.default_backend() == "cpu" and np.isnan(table.flops).any():  # so that tables made elsewhere are comparable
-        table.flops[:] = list(map(costs.step_flops(population, prepared.task.run(0)), masks))
+        table.flops[:] = list(map(costs.step_flops(population, prepared.problem.replicate(0)), masks))
         save_table(path, table)
     describe(table)
 

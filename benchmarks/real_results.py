@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 from machine import describe_machine
 
-from gafreeze_jax.runs.finalists import LOWER_RATES
+from gafreeze_jax.runs.baselines import LOWER_RATES
 from gafreeze_jax.runs.results import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,8 @@ def table(searches: Mapping[str, Mapping[str, Any]]) -> str:
         mask = "".join(map(str, found["genome"]))
         low, high = found["test_accuracy_interval"]
         difference = search["found_minus"]["train all"]
-        best, lower = (max(names, key=lambda row: rows[row]["validation_accuracy"]) for names in (rows, LOWER_RATES))
+        lower_rates = [baseline.name for baseline in LOWER_RATES]
+        best, lower = (max(names, key=lambda row: rows[row]["validation_accuracy"]) for names in (rows, lower_rates))
         cells = [
             name,
             f"`{mask}`",

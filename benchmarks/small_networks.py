@@ -54,9 +54,9 @@ from gafreeze_jax.engine.optimizer import Recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import plain
-from gafreeze_jax.runs.experiment import SCORING_BATCH, make_source
 from gafreeze_jax.runs.results import write_json
 from gafreeze_jax.space import Space
+from gafreeze_jax.tasks.base import SCORING_BATCH, make_source
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
 ADAM = optax.flatten(optax.adam(LEARNING_RATE))  # one update for all leaves of a block, which XLA compiles faster

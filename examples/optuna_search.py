@@ -18,8 +18,9 @@ from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.models import from_function
-from gafreeze_jax.runs import experiment
+from gafreeze_jax.options import Options
 from gafreeze_jax.space import as_genome
+from gafreeze_jax.tasks.base import make_problem
 
 try:
     import optuna
@@ -42,11 +43,12 @@ normal = lambda *shape: rng.normal(size=shape, scale=0.1).astype("float32")  # n
 params = {"layers": [normal(64, 64) for _ in range(6)], "classifier": normal(64, 10)}  # in place of pretrained ones
 genes = masking.make_genes(params, {r"layers/(\d)": r"layer_\1", "classifier": None})  # None = always trains
 network = from_function.make_network(lambda params, x, key: apply(params, x), genes)
-task = experiment.make_task(network, from_function.split(params, genes), train, validation, experiment.Options(epochs=6), genes)
-run = task.run(seed=0)
-num_steps = len(run.batches.examples)
-population = Population(network, task.params, adamw_recipe(3e-3, 1e-2, num_steps), task.train, task.validation)
-population.plan = Plan(members=8, steps=num_steps, freezing="traced")  # one program trains any eight masks
+problem = make_problem(network, from_function.split(params, genes), train, validation, Options(epochs=6), genes=genes)
+replicate = problem.replicate(seed=0)
+recipe = adamw_recipe(learning_rate=3e-3, head_learning_rate=1e-2, num_steps=replicate.num_steps)
+task, sources = problem.task, (problem.train, problem.validation)
+population = Population(network, problem.params, recipe, *sources, loss=task.loss, metric=task.metric)
+population.plan = Plan(members=8, steps=replicate.num_steps, freezing="traced")  # one program trains any eight masks
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, constant_liar=True))
@@ -58,8 +60,8 @@ for _ in range(4):
     trials = [study.ask(choices) for _ in range(8)]
     new = sorted(set(map(genome_of, trials)) - accuracies.keys())  # none is trained twice
     if new:
-        members = population.evaluate(np.array(new, bool), run)
-        accuracies |= {as_genome(member.genome): member.accuracy for member in members}
+        members = population.evaluate(new, replicate)
+        accuracies |= {member.genome: member.score for member in members}
     for trial in trials:
         study.tell(trial, accuracies[genome_of(trial)])
 

@@ -12,7 +12,9 @@ from sklearn.datasets import load_digits
 from gafreeze_jax import Space, masking
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import from_function
-from gafreeze_jax.runs import experiment
+from gafreeze_jax.options import Options
+from gafreeze_jax.runs.search_run import run_search
+from gafreeze_jax.tasks.base import make_problem
 
 
 def apply(params, x):
@@ -31,9 +33,9 @@ layers = [{"kernel": normal(*shape), "bias": np.zeros(shape[1], "float32")} for 
 params = {"layers": layers, "classifier": normal(8, 10)}  # in place of pretrained ones
 genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "classifier": None})  # None = always trains
 network = from_function.make_network(lambda params, x, key: apply(params, x), genes)
-options = experiment.Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
-task = experiment.make_task(network, from_function.split(params, genes), train, validation, options, genes)
-found = experiment.run_search(task, options).found
+options = Options(gens=3, epochs=10, learning_rate=3e-3, head_learning_rate=1e-2)
+problem = make_problem(network, from_function.split(params, genes), train, validation, options, genes=genes)
+found = run_search(problem, options).found
 
 print(f"{Space(genes.names).describe(found.genome)}: accuracy {found.validation[0]:.3f}")
 masking.write_mask("mask.json", genes, found.best.genome)

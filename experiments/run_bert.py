@@ -8,12 +8,12 @@ runs without a network: it takes the embedded all-MiniLM-L6-v2 and 1,988 embedde
 
 import tyro
 
-from gafreeze_jax.runs import experiment
-from gafreeze_jax.tasks.bert import Options, prepare
+from gafreeze_jax.runs.main import main as run
+from gafreeze_jax.tasks.text import Options, prepare
 
 
 def main(options: Options) -> None:
-    experiment.main("bert", prepare, options)
+    run("bert", prepare, options)
 
 
 if __name__ == "__main__":

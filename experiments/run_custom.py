@@ -8,26 +8,25 @@ Each is pretrained on one task (digits 0 to 4), and fine-tuned on another with f
 """
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax import Array
 
-from gafreeze_jax.engine.network import Block, Dataset, Network
-from gafreeze_jax.models import checkpoints
-from gafreeze_jax.runs import experiment
+from gafreeze_jax import options
+from gafreeze_jax.engine.network import Dataset
+from gafreeze_jax.models import checkpoints, plain
+from gafreeze_jax.runs.main import main as run
+from gafreeze_jax.tasks.base import Setup, make_problem, make_source
 from gafreeze_jax.tasks.pretraining import pretrain
 
 PRETRAINING_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(experiment.Options):
+class Options(options.Options):
     """Search which layers of a small network of your own to freeze."""
 
     network: Literal["dense", "cnn"] = "dense"
@@ -44,43 +43,17 @@ class Options(experiment.Options):
     """Highest learning rate of the last layer."""
 
 
-# 1. A network is a chain of blocks. Each is a function of its own parameters and of what the block below gives; it has a gene.
-#    `frozen` matters to layers such as dropout or batch normalisation, `key` to dropout; `context` holds what else a batch has.
+# 1. A network is a chain of blocks, one per gene, and a head, which always trains. Here they come from `models/plain.py`, which
+#    is the file to copy for layers of your own. A block is a function `apply(params, x, context, *, frozen, key)` of its own
+#    parameters and of the output of the block below. A function that cannot be cut into blocks becomes a network by
+#    `models/from_function.py` (see examples/).
 
 
-def dense(params: dict, x: Array, context: dict, *, frozen: bool | Array, key: Array | None) -> Array:
-    return jax.nn.relu(classifier(params, x, context, frozen=frozen, key=key))
-
-
-def convolution(params: dict, x: Array, context: dict, *, frozen: bool | Array, key: Array | None) -> Array:
-    """3 x 3, and the maximum of 2 x 2 pixels: [B, H, W, C] -> [B, H // 2, W // 2, F]."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=layout)
-    y = jax.nn.relu(y + params["bias"][None, None, None])
-    batch, height, width, features = y.shape
-    return y.reshape(batch, height // 2, 2, width // 2, 2, features).max((2, 4))
-
-
-def classifier(params: dict, x: Array, context: dict, *, frozen: bool | Array, key: Array | None) -> Array:
-    return x.reshape(len(x), -1) @ params["kernel"] + params["bias"][None]
-
-
-def make_network(kind: str, image: tuple[int, ...], num_classes: int, key: Array) -> tuple[Network, dict]:
-    """The network and random parameters {block name: ..., "head": ...}; the head always trains, so it has no gene."""
+def make_network(kind: str, image: tuple[int, ...], num_classes: int):
+    """The network, and the shapes of its kernels by block."""
     if kind == "dense":
-        sizes = itertools.pairwise([int(np.prod(image)), 32, 16, 8])
-        shapes: dict[str, tuple[int, ...]] = {f"dense_{i}": size for i, size in enumerate(sizes)}
-    else:
-        height, width, channels = image
-        shapes = {"conv_0": (3, 3, channels, 16), "conv_1": (3, 3, 16, 32), "dense": (height // 4 * (width // 4) * 32, 32)}
-    blocks = tuple(Block(name, dense if len(shape) == 2 else convolution) for name, shape in shapes.items())
-    shapes["head"] = (shapes[blocks[-1].name][-1], num_classes)
-    params = {}
-    for name, shape in shapes.items():
-        key, key_layer = jax.random.split(key)
-        kernel = jax.nn.initializers.he_normal()(key_layer, shape, jnp.float32)
-        params[name] = {"kernel": kernel, "bias": jnp.zeros(shape[-1])}
-    return Network(blocks, classifier), params
+        return plain.make_dense([int(np.prod(image)), 32, 16, 8, num_classes])
+    return plain.make_cnn(image, channels=(16, 32), dense=32, num_classes=num_classes)
 
 
 # 2. Data are arrays: a row of inputs and a label for every example.
@@ -128,39 +101,41 @@ def split(inputs: np.ndarray, targets: np.ndarray, num_train: int, num_validatio
     return [Dataset(inputs[part], targets[part]) for part in rows]
 
 
-# 3. The search.
+# 3. A setup says all that there is to know before the search begins.
 
 
-def prepare(options: Options) -> experiment.Prepared:
-    if (options.network, options.data) == ("cnn", "mock"):
+def prepare(given: Options) -> Setup:
+    if (given.network, given.data) == ("cnn", "mock"):
         raise ValueError("--network cnn needs images: take --data digits")
-    load = load_digits if options.data == "digits" else make_mock
-    data = load(np.random.default_rng(0), options.train_examples, options.validation_examples)
-    image = data.train.inputs.shape[1:]
-    network, params = make_network(options.network, image, data.num_classes, jax.random.key(options.seed))
-    longer = dataclasses.replace(options, epochs=PRETRAINING_EPOCHS)
-    first = experiment.make_task(network, params, data.pretraining, data.pretraining, longer)
-    pretrained = pretrain(first, longer)
-
-    def make_head(key: Array) -> dict:
-        return make_network(options.network, image, data.num_classes, key)[1]["head"]
-
-    return experiment.Prepared(
-        experiment.make_task(network, pretrained.params, data.train, data.validation, options, make_head=make_head),
-        [
-            f"Model: {options.network}, genes {', '.join(network.names)}; the last layer always trains",
+    load = load_digits if given.data == "digits" else make_mock
+    data = load(np.random.default_rng(0), given.train_examples, given.validation_examples)
+    network, shapes = make_network(given.network, data.train.inputs.shape[1:], data.num_classes)
+    longer = dataclasses.replace(given, epochs=PRETRAINING_EPOCHS)
+    initial = plain.init_params(jax.random.key(given.seed), shapes)
+    pretrained = pretrain(make_problem(network, initial, data.pretraining, data.pretraining, longer), longer)
+    return Setup(
+        problem=make_problem(
+            network,
+            pretrained.params,
+            data.train,
+            data.validation,
+            given,
+            make_head=lambda key: plain.init_head(key, shapes),
+        ),
+        about=[
+            f"Model: {given.network}, genes {', '.join(network.names)}; the last layer always trains",
             f"Pretrained to {pretrained.score:.1%} accuracy on {len(data.pretraining.targets):,} examples of another task",
         ],
-        network,
-        experiment.Locked(experiment.make_source(data.test)),
-        len(data.test.targets),
+        network=network,
+        test=make_source(data.test),
+        num_test=len(data.test.targets),
         restore=lambda params: params,
         save=checkpoints.write_tree,
     )
 
 
-def main(options: Options) -> None:
-    experiment.main("custom", prepare, options)
+def main(given: Options) -> None:
+    run("custom", prepare, given)
 
 
 if __name__ == "__main__":

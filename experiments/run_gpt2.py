@@ -13,12 +13,12 @@ tells good reviews from bad ones with GPT-2 itself.
 
 import tyro
 
-from gafreeze_jax.runs import experiment
-from gafreeze_jax.tasks.gpt2 import Options, prepare
+from gafreeze_jax.runs.main import main as run
+from gafreeze_jax.tasks.language_model import Options, prepare
 
 
 def main(options: Options) -> None:
-    experiment.main("gpt2", prepare, options)
+    run("gpt2", prepare, options)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ takes photos from a folder that has a folder for every class.
 
 import tyro
 
-from gafreeze_jax.runs import experiment
-from gafreeze_jax.tasks.resnet import Options, prepare
+from gafreeze_jax.runs.main import main as run
+from gafreeze_jax.tasks.images import Options, prepare
 
 
 def main(options: Options) -> None:
-    experiment.main("resnet", prepare, options)
+    run("resnet", prepare, options)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import jax
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.models import base, checkpoints, preprocessing, pretrained, resnet
-from gafreeze_jax.tasks import gpt2 as gpt2_task
+from gafreeze_jax.tasks import language_model as gpt2_task
 
 
 def write_bert(folder, num_layers=2):

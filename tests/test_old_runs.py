@@ -13,7 +13,7 @@ from etils import epath
 
 from gafreeze_jax import cli, masking
 from gafreeze_jax.report.run_folder import RunFolder
-from gafreeze_jax.tasks import bert
+from gafreeze_jax.tasks import text as bert
 
 HERE = Path(__file__).parent / "old_runs"
 

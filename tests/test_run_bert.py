@@ -17,9 +17,17 @@ from command_line import words
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.runs.finalists import NO_MASKS
+from gafreeze_jax.runs.baselines import BASELINES as ALL_BASELINES
 
-BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
+SCHEDULES = [baseline.name for baseline in ALL_BASELINES if baseline.train]
+BASELINES = {
+    "found",
+    "train all",
+    "head only",
+    "best prefix mask",
+    "best random mask",
+    *SCHEDULES,
+}
 SCRIPT = Path(run_bert.__file__)
 TINY = {
     "gens": 2,

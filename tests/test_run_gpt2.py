@@ -21,9 +21,15 @@ from gafreeze_jax.engine.network import Source
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.runs.finalists import NO_MASKS
+from gafreeze_jax.runs.baselines import BASELINES as ALL_BASELINES
 
-BASELINES = ("train all", "best prefix mask", "best random mask", *NO_MASKS)
+SCHEDULES = [baseline.name for baseline in ALL_BASELINES if baseline.train]
+BASELINES = (
+    "train all",
+    "best prefix mask",
+    "best random mask",
+    *SCHEDULES,
+)
 SCRIPT = Path(run_gpt2.__file__)
 TINY = {
     "finalist_seeds": 1,

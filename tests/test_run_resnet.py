@@ -19,10 +19,18 @@ from gafreeze_jax.engine.network import Dataset, Source, parameters
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, pretrained, resnet
-from gafreeze_jax.runs.finalists import NO_MASKS
-from gafreeze_jax.tasks import resnet as resnet_task
+from gafreeze_jax.runs.baselines import BASELINES as ALL_BASELINES
+from gafreeze_jax.tasks import images as resnet_task
 
-BASELINES = {"found", "train all", "head only", "best prefix mask", "best random mask", *NO_MASKS}
+SCHEDULES = [baseline.name for baseline in ALL_BASELINES if baseline.train]
+BASELINES = {
+    "found",
+    "train all",
+    "head only",
+    "best prefix mask",
+    "best random mask",
+    *SCHEDULES,
+}
 SCRIPT = Path(run_resnet.__file__)
 SHARED = Path(__file__).parents[1] / "../shared/data/images"
 TINY = {

@@ -34,7 +34,12 @@ class Recipe(NamedTuple):
 
     def scalable(self) -> "Recipe":
         """The recipe with a factor to the body's learning rate in the optimizer's state: one program serves all factors."""
-        return self._replace(body=optax.chain(self.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
+        return _scalable(self)
+
+
+@functools.cache  # equal recipes share compiled code
+def _scalable(recipe: Recipe) -> Recipe:
+    return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
 
 
 def adamw_recipe(*, learning_rate: float, head_learning_rate: float, num_steps: int) -> Recipe:

@@ -141,7 +141,7 @@ class Display:
         tensorboard: os.PathLike[str] | None = None,
         console: Console | None = None,
     ):
-        self._genes, self._metric, self._quiet, self._verbose = genes, metric, quiet, verbose
+        self._genes, self.metric, self._quiet, self._verbose = genes, metric, quiet, verbose
         self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self._live = Live(
             get_renderable=lambda: self,
@@ -191,12 +191,12 @@ class Display:
             self.progress.skip(steps - (self._reached[key].steps if key in self._reached else 0))
         self._reached[key], self._latest = evaluation, (phase, evaluation.generation)
         self._num_evaluations += 1
-        value = self._metric.shown(evaluation.score)
+        value = self.metric.shown(evaluation.score)
         losses = f"loss {evaluation.loss:.4f}, train loss {evaluation.train_loss:.4f}"
         how = f"{evaluation.seconds:.2f} s" if new else "known already"
-        text = f"{phase} {Space.text(genome)}, seed {seed}, {steps} steps: {self._metric.name} {value:.4f}, {losses}, {how}"
+        text = f"{phase} {Space.text(genome)}, seed {seed}, {steps} steps: {self.metric.name} {value:.4f}, {losses}, {how}"
         self.line(text, detail=True)
-        self._write(self._num_evaluations, {f"{phase}/{self._metric.key}": value, f"{phase}/seconds": evaluation.seconds})
+        self._write(self._num_evaluations, {f"{phase}/{self.metric.key}": value, f"{phase}/seconds": evaluation.seconds})
 
     def generation(self, generation: Generation) -> None:
         """Prints a generation's two lines."""

@@ -83,7 +83,13 @@ class RunFolder:
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-        self._journal = Journal(folder / folder_format.JOURNAL, self.space, metric=self.metric.key)
+        self._journal = Journal(
+            folder / folder_format.JOURNAL,
+            self.space,
+            metric=self.metric.key,
+            higher_is_better=self.metric.higher_is_better,
+            write=False,
+        )
         self.rows = list(self._journal)
 
     @property

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gafreeze_jax.intervals import interval
-from gafreeze_jax.metrics import Metric, exponential_mean
+from gafreeze_jax.metrics import PERPLEXITY, Metric, exponential_mean
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.verdict import Verdict
 from gafreeze_jax.search.history import Evaluation, write_whole
@@ -60,7 +60,7 @@ def make_result(
     metric: Metric,
     evaluations: Sequence[Evaluation],
     seconds: float,
-    language: bool = False,
+    reported: Sequence[Metric] = (),
     **facts: Any,
 ) -> dict[str, Any]:
     """The content of `result.json`.
@@ -68,7 +68,7 @@ def make_result(
     Args:
       options: a dataclass.
       finalists: the found mask and the baselines.
-      language: whether the network is a language model, so that perplexities belong to the result.
+      reported: further metrics; perplexity follows from the losses.
       facts: further entries.
     """
     found = finalists[0]
@@ -82,7 +82,7 @@ def make_result(
         "best_genome": list(found.genome),
         "fitness": found.validation_score,
         "verdict": verdict.as_json(),
-        "results": {finalist.name: _entry(finalist, space, metric, language=language) for finalist in finalists},
+        "results": {finalist.name: _entry(finalist, space, metric, reported=reported) for finalist in finalists},
         "num_evaluations": len(evaluations),
         "num_diverged": sum(evaluation.diverged for evaluation in evaluations),
         "seconds": round(seconds, 1),
@@ -90,7 +90,7 @@ def make_result(
     }
 
 
-def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, language: bool) -> dict[str, Any]:
+def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, reported: Sequence[Metric]) -> dict[str, Any]:
     """A finalist in `result.json`; values of the metric are in its own direction."""
     key = metric.key
     test = MetricFormat(**metric.facts()).shown_interval(interval(finalist.scores))
@@ -108,7 +108,7 @@ def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, language: 
         "is_mask": finalist.is_mask,
         "learning_rate_factor": finalist.learning_rate_factor,
     }
-    if language:
+    if PERPLEXITY in reported:
         losses = {"validation": finalist.validation_loss, "test": finalist.test_loss}
         entry |= {f"{split}_perplexity": float(exponential_mean(np.array([loss]))) for split, loss in losses.items()}
     return entry

@@ -84,6 +84,7 @@ class Journal:
       path: of the file, local or such as gs://bucket/evaluations.csv; None = keep in memory only.
       space: of the genomes, for a file that exists.
       metric: name of the scores' column.
+      higher_is_better: whether the column holds scores, and not their negatives.
       write: whether to write to the file, and not only read it.
 
     Attributes:
@@ -94,11 +95,17 @@ class Journal:
     """
 
     def __init__(
-        self, path: "epath.Path | None" = None, space: Space | None = None, *, metric: str = "accuracy", write: bool = True
+        self,
+        path: "epath.Path | None" = None,
+        space: Space | None = None,
+        *,
+        metric: str = "accuracy",
+        higher_is_better: bool = True,
+        write: bool = True,
     ):
         self._path = path if write else None
         self._entries: dict[tuple[Genome, int, int], Entry] = {}
-        self._text = _header(metric) + "\n"
+        self._text, self._sign = _header(metric) + "\n", 1 if higher_is_better else -1
         self.num_damaged = 0
         if path is not None and path.exists():
             if space is None:
@@ -121,7 +128,7 @@ class Journal:
           OSError: if it cannot be written.
         """
         self._add(phase, evaluations)
-        self._text += _with_checksum([_row(phase, evaluation) for evaluation in evaluations])
+        self._text += _with_checksum([_row(phase, evaluation, self._sign) for evaluation in evaluations])
         if self._path is not None:
             write_whole(self._path, self._text)
 
@@ -160,7 +167,7 @@ class Journal:
                 self.num_damaged += len(texts)
                 continue
             try:
-                phases, evaluations = zip(*(_parse(row, space) for row in csv.reader(texts)), strict=True)
+                phases, evaluations = zip(*(_parse(row, space, self._sign) for row in csv.reader(texts)), strict=True)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             self._add(phases[0], evaluations)
@@ -173,19 +180,20 @@ def _header(metric: str) -> str:
     return ",".join(("phase", *names, "diverged", "call"))
 
 
-def _row(phase: str, evaluation: Evaluation) -> str:
-    """A line without its checksum."""
-    genome, *values = evaluation
+def _row(phase: str, evaluation: Evaluation, sign: int) -> str:
+    """A line without its checksum; `sign` is the metric's direction."""
+    genome, *values = evaluation._replace(score=sign * evaluation.score)
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="").writerow([phase, Space.text(genome), *values, evaluation.diverged])
     return buffer.getvalue()
 
 
-def _parse(row: Sequence[str], space: Space) -> tuple[str, Evaluation]:
+def _parse(row: Sequence[str], space: Space, sign: int) -> tuple[str, Evaluation]:
     """The reverse of `_row`."""
     phase, genome, *values, _ = row
     kinds = list(Evaluation.__annotations__.values())[1:]
-    return phase, Evaluation(space.parse(genome), *(kind(value) for kind, value in zip(kinds, values, strict=True)))
+    evaluation = Evaluation(space.parse(genome), *(kind(value) for kind, value in zip(kinds, values, strict=True)))
+    return phase, evaluation._replace(score=sign * evaluation.score)
 
 
 def _checksum(rows: Sequence[str]) -> str:

@@ -1,38 +1,70 @@
-"""Small models that are pretrained on this machine, and kept: what there is to fine-tune where no checkpoint is at hand."""
+"""Small models that are pretrained on this machine, and kept: something to fine-tune where no checkpoint is at hand."""
 
+import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from gafreeze_jax.engine.cohort import Member
+from gafreeze_jax.engine.network import PyTree
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
+from gafreeze_jax.options import Options
 from gafreeze_jax.report.display import Display
-from gafreeze_jax.runs.experiment import Options, Task
+from gafreeze_jax.tasks.base import Problem
 
 
 def facts_of(options: Options) -> dict[str, Any]:
-    """Those options that decide what comes of training, for `user_cache.keep`."""
+    """The options that decide how a model is pretrained, for `user_cache.keep`."""
     names = ("seed", "epochs", "batch_size", "learning_rate", "head_learning_rate")
     return {name: getattr(options, name) for name in names}
 
 
-def pretrain(task: Task, options: Options) -> Member:
-    """Trains all of a network, from the random parameters of its task, and shows the progress."""
-    run = task.run(options.seed)
+def pretrain(problem: Problem, options: Options) -> Member:
+    """Trains all of a network, from the random parameters of its problem, and shows the progress."""
+    replicate = problem.replicate(options.seed)
     recipe = adamw_recipe(
-        learning_rate=options.learning_rate, head_learning_rate=options.head_learning_rate, num_steps=run.num_steps
+        learning_rate=options.learning_rate,
+        head_learning_rate=options.head_learning_rate,
+        num_steps=replicate.num_steps,
     )
     with Display(quiet=options.quiet) as display:
-        display.progress.expect({"pretraining": run.num_steps})
+        display.progress.expect({"pretraining": replicate.num_steps})
         display.progress.begin("pretraining")
         population = Population(
-            task.network,
-            task.params,
+            problem.network,
+            problem.params,
             recipe,
-            task.train,
-            task.validation,
-            loss=task.loss,
-            metric=task.metric,
+            problem.train,
+            problem.validation,
+            loss=problem.task.loss,
+            metric=problem.task.metric,
             on_steps=display.progress.step,
         )
-        (member,) = population.evaluate([population.space.all_trained], run)
+        (member,) = population.evaluate([population.space.all_trained], replicate)
     return member
+
+
+def pretrain_aloud(
+    title: str, data: str, problem: Problem, options: Options, *, describe: Callable[[Member], str]
+) -> dict[str, PyTree]:
+    """`pretrain` between two lines that say what is pretrained on what, and how well; the parameters.
+
+    Args:
+      title: of the network, such as "a GPT-2".
+      data: in words, with its amount.
+      describe: the trained member in words.
+    """
+    say = _say_nothing if options.quiet else functools.partial(print, flush=True)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
+    say(f"Pretraining {title} of {num_params:,} parameters on {data}, once, as it is kept ...")
+    start = time.perf_counter()
+    member = pretrain(problem, options)
+    say(f"It took {time.perf_counter() - start:.0f} s, and {describe(member)}")
+    return dict(member.params)
+
+
+def _say_nothing(text: str) -> None:
+    pass

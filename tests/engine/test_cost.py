@@ -17,7 +17,7 @@ from gafreeze_jax.engine.optimizer import Recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert
-from gafreeze_jax.runs import experiment
+from gafreeze_jax.runs.mask_costs import MaskCosts, pareto_fitness
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.history import Evaluation, Ledger
 
@@ -135,7 +135,7 @@ def test_optimizer_bytes_are_those_of_the_state(recipe):
     task = tasks.TASKS["bert"]
     members, run = tasks.make_population(task, tasks.RECIPES[recipe]), tasks.make_run(task)
     sizes = costs.optimizer_bytes(members, run)
-    of_masks = experiment.Costs(members, run)
+    of_masks = MaskCosts(members, run)
     for member in members.evaluate(tasks.ALL_MASKS[[0, 3, 5, 7]], run, until=1):
         own = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(state)) for name, state in member.state.items()}
         assert own == {name: sizes[name] for name in own}
@@ -144,10 +144,10 @@ def test_optimizer_bytes_are_those_of_the_state(recipe):
 
 def test_a_diverged_mask_is_worst_for_nsga2():
     members, run = make_population("dense")
-    ledger, of_masks = Ledger(6), experiment.Costs(members, run)
+    ledger, of_masks = Ledger(6), MaskCosts(members, run)
     for genome, loss in (((0, 1, 1), 0.5), ((1, 1, 1), np.nan)):
         ledger.add(Evaluation(genome, 0, 6, 1, 0.9, loss, 0.4, 10, 1.0))
-    told = np.array([experiment.pareto_fitness(ledger, of_masks, genome) for genome in ((0, 1, 1), (1, 1, 1))])
+    told = np.array([pareto_fitness(ledger, of_masks, genome) for genome in ((0, 1, 1), (1, 1, 1))])
     assert told[0, 0] == 0.9
     assert (told[1, 1:] >= told[0, 1:]).all()  # though it costs less
     assert nsga2.non_dominated_rank(told).tolist() == [0, 1]

@@ -20,10 +20,11 @@ from gafreeze_jax.engine.optimizer import Recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import from_function
-from gafreeze_jax.runs import experiment
-from gafreeze_jax.runs.finalists import NO_MASKS
+from gafreeze_jax.options import Options
 from gafreeze_jax.runs.run_dir import RunDir
+from gafreeze_jax.runs.search_run import make_settings, run_search
 from gafreeze_jax.space import as_genome
+from gafreeze_jax.tasks.base import make_problem
 
 RNG = np.random.default_rng(0)
 normal = lambda *shape: RNG.normal(size=shape).astype(np.float32) / 3  # noqa: E731
@@ -128,24 +129,25 @@ def test_a_program_for_each_mask_is_not_the_first_plan():
 
 def test_a_search_in_a_few_lines(tmp_path):
     plan = "members=4,steps=3,freezing=traced"
-    options = experiment.Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
-    task = experiment.make_task(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, GENES)
-    result = experiment.run_search(task, options, RunDir(epath.Path(tmp_path)))
+    options = Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
+    task = make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, genes=GENES)
+    result = run_search(task, options, RunDir(epath.Path(tmp_path)))
     names = [finalist.name for finalist in result.baselines]
-    assert names == ["train all", "head only", "best prefix mask", "best random mask", *NO_MASKS]
+    schedules = ["gradual unfreezing", "auto-RGN", "train all, half rate", "train all, quarter rate"]
+    assert names == ["train all", "head only", "best prefix mask", "best random mask", *schedules]
     for finalist in (result.found, *result.baselines):
         assert len(finalist.members) == 2
         assert {as_genome(member.genome) for member in finalist.members} == {finalist.genome}
     trainable = {one.genome: one.trainable_parameters for one in result.evaluations}
     for genome, num in trainable.items():
-        assert num == masking.count_trainable(PARAMS, GENES, [gene == "1" for gene in genome])
+        assert num == masking.count_trainable(PARAMS, GENES, genome)
     assert len((tmp_path / "evaluations.csv").read_text().splitlines()) == 1 + len(result.evaluations)
 
 
 def test_inputs_and_targets_must_be_equally_many():
     bad = DATA._replace(targets=DATA.targets[:-1])
     with pytest.raises(ValueError, match="validation: expected a row of inputs for each of 19 targets, got 20, 20"):
-        experiment.make_task(NETWORK, from_function.split(PARAMS, GENES), DATA, bad, experiment.Options(), GENES)
+        make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, bad, Options(), GENES)
 
 
 @pytest.mark.parametrize("name", ["head", "always"])
@@ -188,4 +190,4 @@ def test_augmented_inputs_enter_the_lowest_block_of_every_member():
     ],
 )
 def test_members_are_not_scored_too_early(num_steps, changes, rungs):
-    assert experiment.make_settings(experiment.Options(**changes), num_steps).rungs == rungs
+    assert make_settings(Options(**changes), num_steps).rungs == rungs

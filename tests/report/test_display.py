@@ -13,9 +13,10 @@ import run_custom
 import tyro
 from rich.console import Console
 
+from gafreeze_jax.options import check
 from gafreeze_jax.report import display as module
 from gafreeze_jax.report.display import Display, Progress, clock, heat_map
-from gafreeze_jax.runs import experiment
+from gafreeze_jax.runs import search_run
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
 
@@ -264,7 +265,7 @@ def read_events(folder):
 def test_how_a_run_is_shown_may_change_when_it_goes_on(tmp_path, capsys, quick_compilation, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "retrain", lambda *rest: sys.exit("stopped"))
+        patched.setattr(search_run, "retrain", lambda *rest: sys.exit("stopped"))
         with pytest.raises(SystemExit):
             run(out)
     before = capsys.readouterr().out
@@ -288,7 +289,7 @@ def test_how_a_run_is_shown_may_change_when_it_goes_on(tmp_path, capsys, quick_c
 def test_what_cannot_be_shown_is_said_before_the_start(options, message, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        experiment.check(run_custom.Options(**options))
+        check(run_custom.Options(**options))
 
 
 def test_memory_is_shown_where_the_device_tells_it(monkeypatch):

@@ -21,10 +21,10 @@ from gafreeze_jax import cli
 from gafreeze_jax.data import images, lm, text
 from gafreeze_jax.engine import cache, scoring
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.runs import experiment
-from gafreeze_jax.tasks import bert as bert_task
-from gafreeze_jax.tasks import gpt2 as gpt2_task
-from gafreeze_jax.tasks import resnet as resnet_task
+from gafreeze_jax.runs.main import main
+from gafreeze_jax.tasks import images as resnet_task
+from gafreeze_jax.tasks import language_model as gpt2_task
+from gafreeze_jax.tasks import text as bert_task
 
 TINY = {
     "train_examples": 16,
@@ -63,7 +63,7 @@ def runs(tmp_path_factory, quick_compilation):
 
 
 def start(kind, module, folder, **options):
-    experiment.main(kind, module.prepare, module.Options(**TINY | options | {"out": folder / "run"}))
+    main(kind, module.prepare, module.Options(**TINY | options | {"out": folder / "run"}))
 
 
 def write_mask(path, **frozen):
@@ -207,7 +207,7 @@ def test_images_in_an_array_are_numbered(runs, gafreeze, tmp_path):
 def test_what_does_not_fit_on_the_device_is_labelled_the_same(runs, monkeypatch):
     folder, data, _ = runs("bert")
     options = dataclasses.replace(bert_task.Options(), dtype="float32")
-    network, params, source, *_ = bert_task.load_unlabelled(options, folder / "model", data)
+    network, params, source, *_ = bert_task.load_unlabelled(options, folder / "model", data, ("bad", "good"))
     logits = lambda: np.concatenate([batch for _, batch in scoring.each_batch(network, params, source)])  # noqa: E731
     whole = logits()
     monkeypatch.setattr(scoring, "default_budget", lambda: cache.Budget(0, 0))

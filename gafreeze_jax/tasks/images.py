@@ -1,25 +1,26 @@
-"""ResNets on labelled images: options, model and data, for a search and for labelling."""
+"""Images in classes: options of ResNets, and their model and data."""
 
 import dataclasses
 import functools
 import hashlib
 import os
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from gafreeze_jax import user_cache
+from gafreeze_jax import options, user_cache
 from gafreeze_jax.data import images
+from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, preprocessing, pretrained, resnet
-from gafreeze_jax.runs import experiment
 from gafreeze_jax.tasks import pretraining
+from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, make_problem, make_source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(experiment.Options):
+class Options(options.Options):
     """Search which blocks of a pretrained ResNet to freeze when fine-tuning it to classify images."""
 
     model: str = "digits"
@@ -50,7 +51,8 @@ SMALL = resnet.cifar_config(14, num_channels=1)
 SMALL_FRAME = images.Frame(8, 1)
 SMALL_PIXELS = resnet.default_preprocessing(SMALL)._replace(size=SMALL_FRAME.size)
 SMALL_MODEL = base.Model(resnet.CIFAR_FAMILY, SMALL, num_classes=5)
-PRETRAINING = experiment.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
+PRETRAINING = options.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
+FAMILIES = (resnet.FAMILY,)
 
 
 def find_model(name: str, quiet: bool = False) -> Path:
@@ -58,9 +60,8 @@ def find_model(name: str, quiet: bool = False) -> Path:
         data = images.load_images("digits:0-4", SMALL_FRAME)
         digest = hashlib.sha256(data.train.images.tobytes() + data.train.labels.tobytes()).hexdigest()
         facts = {"config": dataclasses.asdict(SMALL), "options": pretraining.facts_of(PRETRAINING), "data": digest}
-        return user_cache.keep(
-            "resnet-digits", facts, functools.partial(pretrain, data, dataclasses.replace(PRETRAINING, quiet=quiet))
-        )
+        make = functools.partial(pretrain, data, dataclasses.replace(PRETRAINING, quiet=quiet))
+        return user_cache.keep("resnet-digits", facts, make)
     path = Path(os.path.expanduser(name))
     if path.is_file() and path.suffix != ".safetensors":
         hint = f"; {checkpoints.refusal(path)}" if path.suffix in checkpoints.PICKLES else ""
@@ -68,68 +69,78 @@ def find_model(name: str, quiet: bool = False) -> Path:
     return path if path.is_file() else checkpoints.find_model(name, embedded="digits")
 
 
-def pretrain(data: images.ImageData, options: experiment.Options, folder: Path) -> None:
+def pretrain(data: images.ImageData, given: options.Options, folder: Path) -> None:
     """Pretrains the small ResNet and writes it to a folder."""
-    params = SMALL_MODEL.init_params(jax.random.key(0))
     train, validation = (Dataset(*split) for split in (data.train, data.validation))
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    say = (lambda text: None) if options.quiet else functools.partial(print, flush=True)
-    say(f"Pretraining a ResNet of {num_params:,} parameters on {len(train.targets):,} digits 0 to 4, once, as it is kept ...")
-    start = time.perf_counter()
-    task = experiment.make_task(SMALL_MODEL.make_network(), params, train, validation, options)
-    member = pretraining.pretrain(task, options)
-    say(f"It took {time.perf_counter() - start:.0f} s, and tells {member.score:.1%} of the validation digits")
-    preprocessing.write(folder, SMALL_PIXELS)
-    SMALL_MODEL.save(folder, dict(member.params), source=folder)
-
-
-def prepare(options: Options) -> experiment.Prepared:
-    """Loads model and data."""
-    if options.image_size is not None and options.image_size < 1:
-        raise ValueError(f"--image-size must be at least 1, got {options.image_size}")
-    checkpoint = pretrained.read(find_model(options.model, options.quiet), [resnet.FAMILY])
-    frame = make_frame(options, checkpoint.model)
-    data = images.load_images(
-        options.data,
-        frame,
-        max_train=options.train_examples,
-        max_validation=options.validation_examples,
-        skip_broken=options.skip_broken,
+    initial = SMALL_MODEL.init_params(jax.random.key(0))
+    params = pretraining.pretrain_aloud(
+        "a ResNet",
+        f"{len(train.targets):,} digits 0 to 4",
+        make_problem(SMALL_MODEL.make_network(), initial, train, validation, given),
+        given,
+        describe=_describe,
     )
-    loaded = checkpoint.load(num_classes=len(data.label_names), key=experiment.Keys.of(options.seed).head)
-    network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
+    preprocessing.write(folder, SMALL_PIXELS)
+    SMALL_MODEL.save(folder, params, source=folder)
+
+
+def _describe(member: Member) -> str:
+    return f"tells {member.score:.1%} of the validation digits"
+
+
+def prepare(given: Options) -> Setup:
+    """Loads model and data."""
+    if given.image_size is not None and given.image_size < 1:
+        raise ValueError(f"--image-size must be at least 1, got {given.image_size}")
+    checkpoint = pretrained.read(find_model(given.model, given.quiet), FAMILIES)
+    frame = make_frame(given, checkpoint.model)
+    data = images.load_images(
+        given.data,
+        frame,
+        max_train=given.train_examples,
+        max_validation=given.validation_examples,
+        skip_broken=given.skip_broken,
+    )
+    loaded = checkpoint.load(num_classes=len(data.label_names), key=Keys.of(given.seed).head)
+    network = loaded.model.make_network(dtype=options.compute_dtype(given.dtype))
     train, validation, test = (Dataset(*split) for split in data[:3])
-    task = experiment.make_task(network, loaded.params, train, validation, options, make_head=loaded.make_head)
-    task = task._replace(tensors=loaded.model.tensor_names(loaded.params))
-    if options.augment:
-        task = task._replace(train=task.train._replace(augment=images.augment))
-    return experiment.Prepared(
-        task,
-        [
-            f"Model: {options.model}, genes {', '.join(network.names)}; the classifier always trains",
-            *images.describe(options.data, data),
+    task = classification(data.label_names)
+    problem = make_problem(network, loaded.params, train, validation, given, task=task, make_head=loaded.make_head)
+    problem = problem._replace(tensors=loaded.model.tensor_names(loaded.params))
+    if given.augment:
+        problem = problem._replace(train=problem.train._replace(augment=images.augment))
+    return Setup(
+        problem=problem,
+        about=[
+            f"Model: {given.model}, genes {', '.join(network.names)}; the classifier always trains",
+            *images.describe(given.data, data),
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
         ],
-        network,
-        experiment.Locked(experiment.make_source(test)),
-        len(test.targets),
-        lambda params: params,
-        lambda to, params: loaded.save(to, params, label_names=data.label_names),
-        {"label_names": data.label_names},
+        network=network,
+        test=make_source(test),
+        num_test=len(test.targets),
+        restore=lambda params: params,
+        save=lambda to, params: loaded.save(to, params, label_names=data.label_names),
+        facts={"label_names": data.label_names},
     )
 
 
-def make_frame(options: Options, model: base.Model) -> images.Frame:
+def make_frame(given: Options, model: base.Model) -> images.Frame:
     """The form that images are brought into."""
     wanted = model.pixels
     assert wanted  # a network for images has it
-    return images.Frame(options.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample)
+    return images.Frame(given.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample)
 
 
-def load_unlabelled(options: Options, folder: Path, data: Path) -> experiment.Unlabelled:
+def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str]) -> Unlabelled:
     """Loads a saved model and images."""
-    loaded = pretrained.load(folder, families=[resnet.FAMILY])
-    pictures, columns, notes = images.load_unlabelled(data, make_frame(options, loaded.model), skip_broken=options.skip_broken)
-    network = loaded.model.make_network(dtype=experiment.compute_dtype(options.dtype))
-    source = experiment.make_source(Dataset(pictures))
-    return experiment.Unlabelled(network, loaded.params, source, columns, notes)
+    loaded = pretrained.load(folder, families=FAMILIES)
+    pictures, columns, notes = images.load_unlabelled(data, make_frame(given, loaded.model), skip_broken=given.skip_broken)
+    return Unlabelled(
+        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
+        params=loaded.params,
+        source=make_source(Dataset(pictures)),
+        task=classification(label_names),
+        columns=columns,
+        notes=notes,
+    )

@@ -1,0 +1,121 @@
+"""The options that all experiments share, and their checks."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gafreeze_jax.engine import planning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of all experiments."""
+
+    gens: int = 10
+    """Generations of the genetic algorithm."""
+    population: int = 3
+    """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
+    out: str | Path | None = None
+    """Folder for the results, also such as gs://bucket/run. One that holds an unfinished run of the same options goes on.
+    Default: a new one under runs/."""
+    resume: str | Path | None = None
+    """Folder of a run to go on with; its options need not be given again."""
+    seed: int = 0
+    """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
+    train_examples: int = 128
+    """Train members on at most so many examples, drawn stratified by label if they have labels."""
+    validation_examples: int = 256
+    """Score members on at most so many examples, drawn stratified by label if they have labels."""
+    epochs: int = 2
+    """Passes through the training examples."""
+    batch_size: int = 16
+    """Examples in a training step."""
+    learning_rate: float = 4e-4
+    """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
+    head_learning_rate: float = 2e-3
+    """Highest learning rate of the head."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    objective: Literal["accuracy", "pareto"] = "accuracy"
+    """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
+    at once (NSGA-II)."""
+    max_flops: float | None = None
+    """Evaluate only masks that take at most this share of the FLOPs of training everything, such as 0.4."""
+    halving: bool = True
+    """Stop poor masks after a quarter or half of their steps, where that is 16 or more."""
+    max_evaluations: float | None = None
+    """Search for at most the training steps of so many full evaluations."""
+    max_minutes: float | None = None
+    """Begin no generation after so many minutes of evaluations."""
+    patience: int | None = None
+    """Stop after so many generations without a fitter mask."""
+    finalist_seeds: int = 5
+    """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
+    compare_random: bool = True
+    """Compare with the best random mask, too, searched with as many training steps."""
+    mask: str | Path | None = None
+    """A mask.json, such as a run's: train with this mask, beside training everything at three rates, in place of a search."""
+    plan: str = "auto"
+    """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
+    in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
+    many calls run at the same time."""
+    coordinator: str | None = None
+    """With several processes: HOST:PORT of the first one. On Cloud TPU and under Slurm these three options are not needed."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0; that one writes the results."""
+    quiet: bool = False
+    """Print the generations, the verdict and the folder only."""
+    verbose: bool = False
+    """Print the plans tried, what was compiled, and each evaluation, too."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files, too, to tensorboard/ in the folder of results."""
+
+
+class OptionError(ValueError):
+    """An option that turns out to be wrong when model and data are known."""
+
+
+def check(options: Options, **smallest: int) -> None:
+    """Raises a ValueError if an option is out of range; `smallest` are least values of options that others lack."""
+    common = {
+        "gens": 1,
+        "population": 2,
+        "seed": 0,
+        "train_examples": 2,
+        "validation_examples": 2,
+        "epochs": 1,
+        "batch_size": 1,
+        "max_evaluations": 1,
+        "patience": 1,
+        "finalist_seeds": 1,
+    }
+    for name, least in (common | smallest).items():
+        if (value := getattr(options, name)) is not None and not value >= least:  # NaN is not, either
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.seed >= 2**32:
+        raise ValueError(f"--seed must be below 2**32, got {options.seed}")
+    if options.max_flops is not None and not 0 < options.max_flops <= 1:
+        raise ValueError(f"--max-flops must be above 0 and at most 1, got {options.max_flops}")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
+    for name in ("learning_rate", "head_learning_rate"):
+        if not 0 < getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
+    if options.plan != "auto" and planning.parse(options.plan).calls > 1 < jax.device_count():
+        raise ValueError(f"--plan: with {jax.device_count()} devices calls run one by one; leave out calls")
+    if options.quiet and options.verbose:
+        raise ValueError("--quiet and --verbose contradict each other: give one of them")
+    if options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """What `--dtype` means on this machine."""
+    default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(default if name == "auto" else name)

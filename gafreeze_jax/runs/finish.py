@@ -1,0 +1,139 @@
+"""The end of a run: the test split is opened, finalists are scored on it, and model, mask, result and page are written."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gafreeze_jax import masking
+from gafreeze_jax.engine.cohort import Member
+from gafreeze_jax.engine.network import Source
+from gafreeze_jax.engine.scoring import Scores, score
+from gafreeze_jax.metrics import Metric
+from gafreeze_jax.options import Options
+from gafreeze_jax.report import page
+from gafreeze_jax.report.display import Display
+from gafreeze_jax.report.metric_format import MetricFormat
+from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.runs import results, verdict
+from gafreeze_jax.runs.finalists import Finalist, Result
+from gafreeze_jax.runs.held_out import HeldOut
+from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.space import Space
+from gafreeze_jax.tasks.base import Setup
+
+FORWARD = 1 / 3  # of a training step's work
+
+
+def finish(
+    setup: Setup, held_out: HeldOut, result: Result, options: Options, out: Path, *, start: float, display: Display
+) -> dict[str, Any]:
+    """Scores the test split, which nothing has seen before, and writes model, mask, result and page; returns the result.
+
+    Args:
+      start: `time.perf_counter()` when the run began.
+    """
+    display.line(f"\nScoring the {setup.num_test:,} test examples, which nothing has seen so far ...")
+    tested = _score_members(setup, held_out.open(result), result, steps_of_test(held_out, options), display)
+    display.progress.begin("writing files", training=False)
+    metric, space = setup.problem.task.metric, Space(setup.problem.network.names)
+    finalists = [_summarize(setup, finalist, tested) for finalist in (result.found, *result.baselines)]
+    best = result.found.best
+    setup.save(out / "model", setup.restore(best.params))
+    _write_masks(setup, result, space, out)
+    entries = results.make_result(
+        options,
+        space,
+        finalists,
+        _judge(finalists, metric, transferred=options.mask is not None),
+        metric=metric,
+        evaluations=result.evaluations,
+        seconds=time.perf_counter() - start,
+        reported=setup.problem.task.reported,
+        **result.facts,
+        **setup.facts,
+        model=_scores_of_model(tested[id(best)], metric),
+        seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
+    )
+    results.write_json(out / "result.json", entries)
+    page.write([RunFolder(out)], out / "report.html")
+    return entries
+
+
+def steps_of_test(held_out: HeldOut, options: Options) -> float:
+    """Work of scoring the test split once, in training steps."""
+    return FORWARD * held_out.num_examples / options.batch_size
+
+
+def _score_members(setup: Setup, test: Source, result: Result, steps: float, display: Display) -> dict[int, Scores]:
+    """Scores of all finalists' members on the test split, by the member's id: the found mask may be a baseline, too."""
+    members: dict[int, Member] = {
+        id(member): member for finalist in (result.found, *result.baselines) for member in finalist.members
+    }
+    display.progress.begin(TEST, training=False)
+    display.progress.expect({TEST: steps * len(members)})
+    task, tested = setup.problem.task, {}
+    for key, member in members.items():
+        tested[key] = score(setup.network, setup.restore(member.params), test, loss=task.loss, metric=task.metric)
+        display.progress.step(steps)
+    return tested
+
+
+def _summarize(setup: Setup, finalist: Finalist, tested: Mapping[int, Scores]) -> results.ScoredFinalist:
+    """A finalist on both splits."""
+    scores = [tested[id(member)] for member in finalist.members]
+    contributions = np.stack([setup.problem.task.metric.contributions(of_member.values) for of_member in scores])
+    if setup.rows is not None:
+        counts = np.bincount(setup.rows)
+        contributions = np.stack([np.bincount(setup.rows, of_member) / counts for of_member in contributions])
+    validation_score, validation_loss = finalist.validation
+    return results.ScoredFinalist(
+        name=finalist.name,
+        genome=finalist.genome,
+        validation_score=validation_score,
+        validation_loss=validation_loss,
+        scores=contributions,
+        test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
+        trainable_parameters=setup.problem.count_trainable(finalist.genome),
+        flops=finalist.flops,
+        is_mask=finalist.is_mask,
+        learning_rate_factor=finalist.learning_rate_factor,
+    )
+
+
+def _judge(finalists: Sequence[results.ScoredFinalist], metric: Metric, *, transferred: bool) -> verdict.Verdict:
+    contenders = [
+        verdict.Contender(
+            name=finalist.name,
+            genome=Space.text(finalist.genome) if finalist.is_mask else "",
+            scores=finalist.scores,
+            cost=finalist.flops,
+        )
+        for finalist in finalists
+    ]
+    return verdict.judge(
+        contenders[0],
+        contenders[1:],
+        metric=MetricFormat(**metric.facts()),
+        validation_score=finalists[0].validation_score,
+        transferred=transferred,
+    )
+
+
+def _scores_of_model(scores: Scores, metric: Metric) -> dict[str, float]:
+    """Of the model that is saved, on the test split."""
+    return {
+        f"test_{metric.key}": metric.shown(float(metric.score(scores.values))),
+        "test_loss": float(scores.losses.mean(dtype=np.float64)),
+    }
+
+
+def _write_masks(setup: Setup, result: Result, space: Space, out: Path) -> None:
+    problem = setup.problem
+    masking.write_mask(out / "mask.json", problem.genes, result.found.genome, problem.tensors)
+    for entry in result.facts.get("front", {}).get("masks", ()):
+        (out / "masks").mkdir(exist_ok=True)
+        genome = space.parse(entry["genome"])
+        masking.write_mask(out / "masks" / f"{entry['genome']}.json", problem.genes, genome, problem.tensors)

@@ -1,0 +1,125 @@
+"""An experiment from its options to its files."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gafreeze_jax import masking
+from gafreeze_jax.engine import devices, planning
+from gafreeze_jax.options import OptionError, Options, check
+from gafreeze_jax.report import summary
+from gafreeze_jax.report.display import Display
+from gafreeze_jax.report.folder_format import TENSORBOARD
+from gafreeze_jax.report.metric_format import MetricFormat
+from gafreeze_jax.runs import results
+from gafreeze_jax.runs.baselines import BASELINES, LOWER_RATES
+from gafreeze_jax.runs.fingerprint import fingerprint
+from gafreeze_jax.runs.finish import finish, steps_of_test
+from gafreeze_jax.runs.held_out import HeldOut
+from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.runs.run_dir import RunDir, choose_folder
+from gafreeze_jax.runs.search_run import run_search, train_mask
+from gafreeze_jax.runs.signals import stoppable
+from gafreeze_jax.space import as_genome
+from gafreeze_jax.tasks.base import Setup
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_on: str | None = None) -> None:
+    """Runs an experiment; a wrong option ends it in one line before it starts.
+
+    Args:
+      kind: of experiment; the name of its folder under runs/ begins with it.
+      prepare: loads network and data; raises ValueError or OSError if an option is wrong.
+      go_on: the command that goes on with an interrupted run, up to the run's folder.
+    """
+    start = time.perf_counter()
+    path = None
+    go_on = go_on or f"python {sys.argv[0]} --resume"
+    with stoppable(lambda: f"To go on: {go_on} {path}" if path else "Nothing was done yet."):
+        try:
+            devices.join(options.coordinator, options.num_processes, options.process_id)
+            options, path, finished = choose_folder(kind, options)
+            if finished:
+                print(f"{path} holds this run; it is finished, nothing is left to do")
+                return
+            setup, held_out, mask = _prepare(prepare, options, path)
+            run_dir = RunDir.open(path, _facts(kind, options, setup, held_out))
+        except (ValueError, OSError) as error:
+            sys.exit(summary.fail(error))
+        try:
+            entries = _run(setup, held_out, mask, options, run_dir, start=start - run_dir.seconds)
+        except OptionError as error:
+            run_dir.discard()
+            sys.exit(summary.fail(error))
+        except OSError as error:
+            devices.leave(summary.fail(OSError(f"{error}. What was done is kept; to go on: {go_on} {path}")))
+        if entries is not None:
+            summary.print_summary(entries, path, quiet=options.quiet)
+
+
+def _prepare(
+    prepare: Callable[[OptionsT], Setup], options: OptionsT, path: os.PathLike[str]
+) -> tuple[Setup, HeldOut, dict[str, bool] | None]:
+    """Checks the options, and loads network, data and mask."""
+    check(options)
+    if options.tensorboard and "://" in str(path):
+        raise ValueError(f"--tensorboard needs a local folder, got {path}")
+    planning.keep_compiled_programs()
+    setup = prepare(options)
+    mask = None if options.mask is None else masking.read_mask(options.mask, setup.problem.genes)
+    return setup, HeldOut(setup.test), mask
+
+
+def _run(
+    setup: Setup, held_out: HeldOut, mask: dict[str, bool] | None, options: Options, run_dir: RunDir, *, start: float
+) -> dict[str, Any] | None:
+    """The run itself; its result, in the first of several processes."""
+    path, steps = run_dir.path or Path(), run_dir.facts["num_steps"]
+    with run_dir, _make_display(setup, held_out, options, path) as display:
+        for text in setup.about:
+            display.line(summary.printable(text))
+        display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
+        if mask is None:
+            result = run_search(setup.problem, options, run_dir, display)
+        else:
+            result = train_mask(setup.problem, as_genome(mask.values()), options, run_dir, display)
+        if not devices.is_first():
+            return None
+        with run_dir.finishing() as folder:
+            return finish(setup, held_out, result, options, folder, start=start, display=display)
+
+
+def _make_display(setup: Setup, held_out: HeldOut, options: Options, path: os.PathLike[str]) -> Display:
+    """For a run from the search to its files."""
+    display = Display(
+        setup.problem.network.names,
+        metric=MetricFormat(**setup.problem.task.metric.facts()),
+        quiet=options.quiet,
+        verbose=options.verbose,
+        tensorboard=Path(path) / TENSORBOARD if options.tensorboard and devices.is_first() else None,
+    )
+    # Found, and train all at three rates; or found, the best random mask and all baselines.
+    num_rows = 2 + len(LOWER_RATES) if options.mask else 1 + options.compare_random + len(BASELINES)
+    display.progress.expect({TEST: options.finalist_seeds * num_rows * steps_of_test(held_out, options)})
+    return display
+
+
+def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict[str, Any]:
+    """What a run is, for `run.json`."""
+    problem = setup.problem
+    return {
+        "kind": kind,
+        "options": dataclasses.asdict(options),
+        "versions": results.versions(),
+        "device": results.device(),
+        "stages": problem.network.names,
+        "metric": problem.task.metric.facts(),
+        "num_steps": problem.replicate(options.seed).num_steps,
+        "fingerprint": fingerprint(problem.params, problem.train.data, problem.validation.data) + held_out.fingerprint,
+    }

@@ -1,0 +1,88 @@
+"""What a run says while it goes on: lines, and how many steps its phases take. Nothing here decides anything."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax.numpy as jnp
+
+from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.planning import Choice
+from gafreeze_jax.report.display import Display
+from gafreeze_jax.search.history import Ledger
+from gafreeze_jax.search.loop import Found, Generation
+
+SEARCHING, RANDOM_MASKS, FINALISTS = "searching", "random masks", "finalists"  # names of phases
+TEST = "scoring the test examples"
+
+
+class Narrator:
+    """Tells a display what a run does.
+
+    Args:
+      comparing: whether random masks are to come.
+    """
+
+    def __init__(self, display: Display, *, comparing: bool = False):
+        self.display, self.comparing = display, comparing
+        self.screened: list[bool] = []
+
+    def expect(self, *, search: float = 0, finalists: float = 0) -> None:
+        """Training steps of the phases to come."""
+        self.display.progress.expect({RANDOM_MASKS: search * self.comparing, FINALISTS: finalists, SEARCHING: search})
+
+    def begin(self, phase: str, steps: float | None = None, *, training: bool = True) -> None:
+        self.display.progress.begin(phase, training=training)
+        if steps is not None:
+            self.display.progress.expect({phase: steps})
+
+    def plan(self, choice: Choice, dtype: jnp.dtype, num_recorded: int) -> None:
+        line = self.display.line
+        line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
+        for trial in choice.trials:
+            line(
+                f"Tried: {planning.describe(trial.plan)}: {trial.step_seconds * 1e3:.3g} ms a member-step, "
+                f"{trial.compile_seconds:.1f} s compiling",
+                detail=True,
+            )
+        if num_recorded:
+            line(f"Going on with {num_recorded} evaluations that are there already")
+
+    def enumerating(self, num_masks: int) -> None:
+        self.display.line(f"All {num_masks} masks fit the budget: each is trained to the end, in place of a search")
+
+    def generation(self, generation: Generation, ledger: Ledger) -> None:
+        self.screened.append(generation.screened)
+        steps = ledger.steps_trained + generation.steps_left
+        self.display.progress.expect({SEARCHING: steps, RANDOM_MASKS: steps * self.comparing})
+        self.display.generation(generation)
+
+    def searched(self, found: Found, ledger: Ledger, spent: float) -> None:
+        line, name = self.display.line, self.display.metric.name
+        line(f"The search ended {found.why_stopped}: {_count(ledger)}, as many training steps as {spent:.1f} full ones")
+        for (start, stop), value, num in found.correlations:
+            line(f"Rank correlation of {name} after {start} and {stop} steps: {value:.2f}, over {num} masks")
+
+    def compared(self, ledger: Ledger) -> None:
+        self.display.line(f"Random masks, for comparison, with the same training steps: {_count(ledger)}")
+
+    def retraining(self, leaders: Sequence[object], baselines: Iterable[object], seeds: Sequence[int]) -> None:
+        self.display.line(
+            f"Training the {len(leaders)} most promising masks and {len(list(baselines))} baselines again "
+            f"with fresh seeds ({len(seeds)} each) ..."
+        )
+
+    def training_mask(self, seeds: Sequence[int]) -> None:
+        self.display.line(
+            f"Training with the mask, and everything, also at lower rates, with {len(seeds)} fresh seeds each ..."
+        )
+
+
+def _count(ledger: Ledger) -> str:
+    """Number of masks evaluated, in words."""
+    num = len({evaluation.genome for evaluation in ledger})
+    return f"{num} masks" if ledger.num_full == num else f"{num} masks, {ledger.num_full} of them to the end"
+
+
+def num_overlapping(first: Ledger, second: Ledger) -> Mapping[str, int]:
+    """Masks that the first ledger has, and how many of them the second has as well."""
+    genomes = [{evaluation.genome for evaluation in ledger} for ledger in (first, second)]
+    return {"evaluated": len(genomes[0]), "looked_up": len(genomes[0] & genomes[1])}

@@ -1,0 +1,313 @@
+"""The run of a search: a plan, the search, random masks beside it, and finalists with fresh seeds."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gafreeze_jax.engine import devices, planning
+from gafreeze_jax.engine.cohort import Member
+from gafreeze_jax.engine.optimizer import adamw_recipe
+from gafreeze_jax.engine.planning import Choice
+from gafreeze_jax.engine.population import Population
+from gafreeze_jax.options import OptionError, Options, compute_dtype
+from gafreeze_jax.report.display import Display
+from gafreeze_jax.report.metric_format import MetricFormat
+from gafreeze_jax.runs.baselines import BASELINES, HEAD_ONLY, LOWER_RATES, TRAIN_ALL, Baseline
+from gafreeze_jax.runs.evaluator import JournaledEvaluator
+from gafreeze_jax.runs.finalists import Result, Retraining, retrain
+from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
+from gafreeze_jax.runs.narrator import FINALISTS, RANDOM_MASKS, SEARCHING, Narrator, num_overlapping
+from gafreeze_jax.runs.run_dir import RunDir
+from gafreeze_jax.search import genetic, nsga2
+from gafreeze_jax.search.halving import Settings
+from gafreeze_jax.search.history import FINAL, RANDOM, Ledger
+from gafreeze_jax.search.loop import Found, Search, evaluation_of
+from gafreeze_jax.space import Genome, Space, as_genome
+from gafreeze_jax.tasks.base import Keys, Problem
+
+LEAST_STEPS = 16  # after which a member is scored
+NUM_LEADERS = 2  # of a search, that are trained again
+
+
+def run_search(
+    problem: Problem,
+    options: Options,
+    run_dir: RunDir | None = None,
+    display: Display | None = None,
+    *,
+    baselines: Sequence[Baseline] = BASELINES,
+) -> Result:
+    """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
+
+    Args:
+      run_dir: the run's folder; evaluations and finalists in it are reused. Default: in memory.
+      display: where the progress is shown; default: one for this search.
+      baselines: the found mask is compared with them, and with the best random mask.
+    """
+    with SearchRun.begin(problem, options, run_dir, display, num_members=options.population) as run:
+        run.narrator.comparing = run.compares_random
+        run.narrator.expect(search=run.steps_of_search, finalists=run.steps_of_finalists(baselines))
+        run.populate(run.first_generation(), run.steps_of_search // run.num_steps, run.settings.rungs[0])
+        found = run.search(baselines)
+        masks = run.masks_of(baselines, found)
+        facts = run.facts_of_search(found)
+        if run.compares_random:
+            masks["best random mask"], facts["random_masks"] = run.search_random_masks()
+        schedules = [baseline for baseline in baselines if baseline.train is not None]
+        leaders = found.leaders[:NUM_LEADERS]
+        run.narrator.retraining(leaders, [*masks, *schedules], run.fresh_seeds)
+        winner, rivals = run.retrain(leaders, masks, schedules)
+        entries = {"search": facts | {"finalist_seeds": list(run.fresh_seeds)}}
+        if options.objective == "pareto":
+            entries["front"] = find_front(run.ledger, run.costs, problem.task.metric, options.seed)
+        return Result(winner, rivals, list(run.run_dir.journal), run.facts_of_engine() | entries)
+
+
+def train_mask(
+    problem: Problem, genome: Genome, options: Options, run_dir: RunDir | None = None, display: Display | None = None
+) -> Result:
+    """Trains with a genome, and everything at three rates, with fresh seeds, in place of a search; else as `run_search`."""
+    everything = Space(problem.network.names).all_trained
+    genomes = list(dict.fromkeys([everything, genome]))
+    with SearchRun.begin(problem, options, run_dir, display, num_members=len(genomes)) as run:
+        num_runs = (len(genomes) + len(LOWER_RATES)) * len(run.fresh_seeds)
+        run.narrator.expect(finalists=num_runs * run.num_steps)
+        run.populate(run.space.stack([everything, genome]), num_runs)
+        run.narrator.training_mask(run.fresh_seeds)
+        found, rivals = run.retrain([genome], {TRAIN_ALL.name: everything}, LOWER_RATES)
+        return Result(found, rivals, list(run.run_dir.journal), run.facts_of_engine())
+
+
+def make_settings(options: Options, num_steps: int) -> Settings:
+    """How to search. Members are scored after a quarter and half of their steps, unless that is too early to tell."""
+    early = options.halving and options.objective == "accuracy"  # a cheap mask need not be accurate
+    rungs = [steps for steps in (num_steps // 4, num_steps // 2) if early and steps >= LEAST_STEPS]
+    return Settings(
+        rungs=(*rungs, num_steps),
+        seed=options.seed,
+        screen=options.objective == "accuracy",
+        generations=options.gens,
+        evaluations=math.inf if options.max_evaluations is None else options.max_evaluations,
+        seconds=math.inf if options.max_minutes is None else 60 * options.max_minutes,
+        patience=options.patience,
+    )
+
+
+class SearchRun:
+    """The parts of a run, which `run_search` and `train_mask` put together; made by `begin`.
+
+    Attributes:
+      fresh_seeds: of the finalists; the search uses none of them.
+      enumerates: whether all masks are evaluated in place of a search.
+      population, choice, costs: set by `populate`.
+      ledger: of the search.
+    """
+
+    population: Population
+    choice: Choice
+    costs: MaskCosts
+
+    def __init__(self, problem: Problem, options: Options, run_dir: RunDir, narrator: Narrator):
+        self.problem, self.options, self.run_dir, self.narrator = problem, options, run_dir, narrator
+        self.space = Space(problem.network.names)
+        self.make_replicate = functools.cache(problem.replicate)
+        self.replicate = self.make_replicate(options.seed)
+        self.num_steps = self.replicate.num_steps
+        self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
+        self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
+        self.prefixes = self.space.prefixes()
+        self.sizes = max(len(self.prefixes), options.population), options.population  # of the first generation, and others
+        settings = make_settings(options, self.num_steps)
+        in_full = settings._replace(rungs=settings.rungs[-1:])
+        self.enumerates = in_full.enumerates(self.space.size, *self.sizes)
+        self.settings = in_full if self.enumerates else settings
+
+    @classmethod
+    @contextlib.contextmanager
+    def begin(
+        cls, problem: Problem, options: Options, run_dir: RunDir | None, display: Display | None, *, num_members: int
+    ) -> Iterator["SearchRun"]:
+        """A run over all devices, with its display."""
+        metric = MetricFormat(**problem.task.metric.facts())
+        made = Display(problem.network.names, metric=metric, quiet=options.quiet, verbose=options.verbose)
+        with devices.over_all_devices(num_members), contextlib.nullcontext(display) if display else made as display:
+            yield cls(problem, options, run_dir or RunDir(), Narrator(display))
+
+    # How much there is to do
+
+    @property
+    def compares_random(self) -> bool:
+        return self.options.compare_random and not self.enumerates
+
+    @property
+    def steps_of_search(self) -> int:
+        """Training steps, about."""
+        return int(min(self.space.size, self.settings.num_genomes(*self.sizes)) * self.settings.steps_of_genome)
+
+    def steps_of_finalists(self, baselines: Sequence[Baseline]) -> int:
+        """Training steps, at most."""
+        return len(self.fresh_seeds) * (NUM_LEADERS + len(baselines) + self.compares_random) * self.num_steps
+
+    def first_generation(self) -> np.ndarray:
+        """Genomes like those of the first generation, for timing."""
+        random = self.space.sample(np.random.default_rng(self.options.seed), self.options.population)
+        return np.concatenate([self.prefixes, random])[: self.sizes[0]]
+
+    # Training
+
+    def populate(self, genomes: np.ndarray, num_evaluations: int, at_a_time: int | None = None) -> None:
+        """Makes the population, with the plan that the run has, or that an option gives, or else the fastest that is tried."""
+        options, problem = self.options, self.problem
+        self.population = Population(
+            problem.network,
+            problem.params,
+            adamw_recipe(
+                learning_rate=options.learning_rate,
+                head_learning_rate=options.head_learning_rate,
+                num_steps=self.num_steps,
+            ),
+            problem.train,
+            problem.validation,
+            loss=problem.task.loss,
+            metric=problem.task.metric,
+            on_steps=self.narrator.display.progress.step,
+        )
+        if "plan" in self.run_dir.facts:
+            self.choice = planning.from_json(self.run_dir.facts["plan"])
+        elif options.plan == "auto":
+            self.narrator.begin("choosing a plan", training=False)
+            self.choice = planning.choose(self.population, genomes, self.replicate, num_evaluations, at_a_time)
+        else:
+            self.choice = Choice(planning.parse(options.plan), "given by --plan")
+        self.population.plan = self.choice.plan
+        self.run_dir.add_facts(plan=planning.as_json(self.choice, self.choice.plan))
+        self.narrator.plan(self.choice, compute_dtype(options.dtype), len(self.run_dir.journal))
+        self.costs = MaskCosts(self.population, self.replicate)
+
+    def search(self, baselines: Sequence[Baseline]) -> Found:
+        """The search itself, or all masks in place of it."""
+        if self.enumerates:
+            self.narrator.enumerating(self.space.size)
+        self._check_limit()
+        in_pareto = self.options.objective == "pareto"
+        make_ga = functools.partial(nsga2.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
+        key, self._key_random = jax.random.split(Keys.of(self.options.seed).search)
+        search = self._make_search(
+            ga=make_ga(self.space, self.options.population, initial=self.prefixes),
+            ledger=self.ledger,
+            settings=self.settings,
+            initial=self.prefixes,
+            groups=self._groups(baselines),
+            fitness=functools.partial(pareto_fitness, self.ledger, self.costs) if in_pareto else None,
+            on_generation=lambda generation: self.narrator.generation(generation, self.ledger),
+        )
+        self.narrator.begin(SEARCHING)
+        found = search.run(key)
+        self.narrator.searched(found, self.ledger, self.spent)
+        return found
+
+    @property
+    def spent(self) -> float:
+        """Training steps of the search, in full evaluations."""
+        return self.ledger.steps_trained / self.num_steps
+
+    def search_random_masks(self) -> tuple[Genome, Mapping[str, int]]:
+        """The best of random masks with as many training steps, and how many were looked up."""
+        self.narrator.begin(RANDOM_MASKS, self.ledger.steps_trained)
+        ledger = Ledger(self.num_steps, self.run_dir.journal, RANDOM, self.narrator.display.evaluation)
+        search = self._make_search(
+            ga=genetic.make_random(self.space, self.options.population),
+            ledger=ledger,
+            settings=self.settings._replace(generations=math.inf, evaluations=self.spent, patience=None, screen=False),
+            initial=self.space.stack([]),
+            groups={},
+        )
+        found = search.run(self._key_random)
+        self.narrator.compared(ledger)
+        return found.leaders[0], num_overlapping(ledger, self.ledger)
+
+    def _make_search(self, *, ledger: Ledger, **given: Any) -> Search:
+        return Search(
+            space=self.space,
+            evaluator=JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal),
+            ledger=ledger,
+            count_trainable=self.problem.count_trainable,
+            allowed=self._is_allowed,
+            elapsed=lambda: float(devices.of_first(ledger.seconds)),
+            **given,
+        )
+
+    def _is_allowed(self, genome: Genome) -> bool:
+        return self.options.max_flops is None or self.costs.share(genome) <= self.options.max_flops
+
+    def _check_limit(self) -> None:
+        limit = self.options.max_flops
+        if limit is not None and limit < math.inf and (least := self.costs.share(self.space.all_frozen)) > limit:
+            raise OptionError(f"--max-flops {limit}: no mask takes so little; the head alone takes {least:.4f}")
+
+    # Baselines and finalists
+
+    def _genomes_of(self, baselines: Sequence[Baseline]) -> dict[str, np.ndarray]:
+        """The genomes [N, G] of baselines that have some, by name."""
+        genomes = {baseline.name: baseline.genomes(self.space) for baseline in baselines if baseline.genomes is not None}
+        if not jax.tree.leaves(self.replicate.head) and HEAD_ONLY.name in genomes:
+            genomes = {"train nothing" if name == HEAD_ONLY.name else name: rows for name, rows in genomes.items()}
+        return {name: rows for name, rows in genomes.items() if len(rows)}
+
+    def _groups(self, baselines: Sequence[Baseline]) -> dict[str, np.ndarray]:
+        """Sets of genomes of which the search names the fittest."""
+        return {name: rows for name, rows in self._genomes_of(baselines).items() if len(rows) > 1}
+
+    def masks_of(self, baselines: Sequence[Baseline], found: Found) -> dict[str, Genome]:
+        """The genome of each baseline that is a mask."""
+        genomes = self._genomes_of(baselines)
+        return {name: found.groups.get(name) or as_genome(rows[0]) for name, rows in genomes.items()}
+
+    def retrain(self, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]) -> Any:
+        """See `finalists.retrain`."""
+        num_finalists = len({*leaders, *masks.values()}) + len(schedules)
+        self.narrator.begin(FINALISTS, len(self.fresh_seeds) * num_finalists * self.num_steps)
+        retraining = Retraining(
+            self.population,
+            self.make_replicate,
+            self.fresh_seeds,
+            num_epochs=self.options.epochs,
+            store=self.run_dir.finalists,
+            record=self._recorder(),
+        )
+        return retrain(retraining, leaders, masks, schedules)
+
+    def _recorder(self) -> Callable[[Sequence[Member], int], None]:
+        """Puts finalists into the journal."""
+        ledger = Ledger(self.num_steps, self.run_dir.journal, FINAL, self.narrator.display.evaluation)
+        generation = len(self.narrator.screened)
+
+        def record(members: Sequence[Member], seed: int) -> None:
+            count = self.problem.count_trainable
+            ledger.add(*(evaluation_of(member, seed, self.num_steps, generation, count) for member in members))
+
+        return record
+
+    # Facts for the result
+
+    def facts_of_search(self, found: Found) -> dict[str, Any]:
+        return {
+            "rungs": self.settings.rungs,
+            "full_evaluations": self.spent,
+            "ended": found.why_stopped,
+            "generations_screened": sum(self.narrator.screened),
+            "correlations": [correlation._asdict() for correlation in found.correlations],
+        }
+
+    def facts_of_engine(self) -> dict[str, Any]:
+        self.narrator.begin("counting FLOPs", training=False)
+        return {
+            "dtype": compute_dtype(self.options.dtype).name,
+            "step_flops": self.costs.step_flops()._asdict(),
+            "plan": planning.as_json(self.choice, self.population.plan),
+        }

@@ -1,0 +1,220 @@
+"""Tasks, problems and setups.
+
+A task says what outputs mean. A problem joins it with a network and data. A setup adds what else a run needs.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from gafreeze_jax import masking
+from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.engine.cohort import Replicate
+from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
+from gafreeze_jax.metrics import ACCURACY, PERPLEXITY, Metric, cross_entropy, exponential_mean
+from gafreeze_jax.options import Options
+from gafreeze_jax.space import Genome
+
+SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
+PerExample = Callable[[Array, Any], Array]
+Columns = Mapping[str, Sequence[Any]]  # of a table, by title
+
+
+class Task(NamedTuple):
+    """What a network's outputs mean: how targets are read, what is minimized, what is reported, how predictions are written.
+
+    Attributes:
+      loss: of each example.
+      metric: a search maximizes it, and reports compare it.
+      read_targets: from the labels of N examples, as a file has them, to targets [N].
+      predict: `predict(outputs, targets) -> predictions` [B, ...] of a batch, on the device.
+      write: from predictions [N, ...] to columns of a table. Most tasks have a row for each example.
+      reported: further metrics, for the result.
+    """
+
+    loss: Loss
+    metric: Metric
+    read_targets: Callable[[Sequence[Any]], np.ndarray]
+    predict: PerExample
+    write: Callable[[np.ndarray], Columns]
+    reported: tuple[Metric, ...] = ()
+
+
+def classification(label_names: Sequence[Any]) -> Task:
+    """One of C classes for each example, by logits [B, C]; predictions are written as a label and its probability."""
+
+    def read_targets(labels: Sequence[Any]) -> np.ndarray:
+        places = {name: place for place, name in enumerate(label_names)}
+        return np.array([places[label] for label in labels], np.int32)
+
+    def write(probabilities: np.ndarray) -> Columns:
+        labels = [label_names[place] for place in probabilities.argmax(1)]
+        return {"label": labels, "probability": probabilities.max(1)}
+
+    return Task(cross_entropy, ACCURACY, read_targets, _softmax, write)
+
+
+def _softmax(logits: Array, labels: Any) -> Array:
+    return jax.nn.softmax(logits)
+
+
+def language_modelling() -> Task:
+    """The next token, by logits [B, V]; of a text its perplexity is written."""
+    return Task(cross_entropy, ACCURACY, _next_tokens, cross_entropy, _write_perplexity, reported=(PERPLEXITY,))
+
+
+def _next_tokens(ids: Sequence[int]) -> np.ndarray:
+    return np.asarray(ids[1:], np.int32)
+
+
+def _write_perplexity(losses: np.ndarray) -> Columns:
+    return {"tokens": [len(losses)], "perplexity": [float(exponential_mean(np.asarray(losses, np.float64)))]}
+
+
+CLASSIFICATION = classification(())  # for targets that are classes already
+
+
+class Keys(NamedTuple):
+    """A key for each use: what a seed decides besides the batches."""
+
+    head: Array
+    dropout: Array
+    search: Array
+
+    @classmethod
+    def of(cls, seed: int) -> "Keys":
+        return cls(*jax.random.split(jax.random.key(seed), 3))
+
+
+class Problem(NamedTuple):
+    """A network and the data to fine-tune it with.
+
+    Attributes:
+      params: {block name: pretrained parameters, ...}.
+      make_head: initial parameters of the head from a key.
+      make_batches: all training steps, with a leading axis.
+      genes: which leaf of the pretrained tree, as the user knows it, belongs to which gene; for `mask.json`.
+      count_trainable: number of parameters that a genome leaves trainable, the head's included.
+      tensors: for `mask.json`, names of that tree's leaves in a checkpoint: {path: name}.
+    """
+
+    network: Network
+    params: PyTree
+    train: Source
+    validation: Source
+    make_head: Callable[[Array], PyTree]
+    make_batches: Callable[[np.random.Generator], Batch]
+    genes: masking.Genes
+    count_trainable: Callable[[Genome], int]
+    tensors: Mapping[str, str] = MappingProxyType({})
+    task: Task = CLASSIFICATION
+
+    def replicate(self, seed: int) -> Replicate:
+        """What a seed decides: the head's initialisation, the batches and dropout."""
+        keys = Keys.of(seed)
+        return Replicate(self.make_head(keys.head), self.make_batches(np.random.default_rng(seed)), keys.dropout)
+
+
+def make_source(data: Dataset) -> Source:
+    """Arrays in their order, in batches for scoring."""
+    num_rows = len(jax.tree.leaves(data.inputs)[0])
+    return Source(data, make_batches(in_order(num_rows, SCORING_BATCH)))
+
+
+def make_problem(
+    network: Network,
+    params: PyTree,
+    train: Dataset,
+    validation: Dataset,
+    options: Options,
+    *,
+    task: Task = CLASSIFICATION,
+    genes: masking.Genes | None = None,
+    make_head: Callable[[Array], PyTree] | None = None,
+) -> Problem:
+    """A problem on arrays, in which an example is one row of the inputs.
+
+    Args:
+      params: {block name: ..., "head": ...}.
+      genes: of the user's own tree, if that is another one.
+      make_head: initial parameters of the head from a key; by default, `params` has them for every seed.
+
+    Raises:
+      ValueError: if inputs and targets are not equally many.
+    """
+    for name, data in (("train", train), ("validation", validation)):
+        if {len(leaf) for leaf in jax.tree.leaves(data.inputs)} != {len(data.targets)}:
+            rows = ", ".join(str(len(leaf)) for leaf in jax.tree.leaves(data.inputs))
+            raise ValueError(f"{name}: expected a row of inputs for each of {len(data.targets)} targets, got {rows}")
+    equal = np.ones(len(train.targets))
+    batch_size = min(options.batch_size, len(equal))
+    sizes = {name: sum(map(np.size, jax.tree.leaves(parameters(tree)))) for name, tree in params.items()}
+
+    def count_trainable(genome: Genome) -> int:
+        return sizes["head"] + sum(sizes[name] for name, frozen in zip(network.names, genome, strict=True) if not frozen)
+
+    return Problem(
+        network=network,
+        params=params,
+        train=make_source(train),
+        validation=make_source(validation),
+        make_head=make_head or (lambda key: params["head"]),
+        make_batches=lambda rng: make_batches(balanced_batches(rng, equal, batch_size, options.epochs)),
+        genes=genes or block_genes(network, params),
+        count_trainable=count_trainable,
+        task=task,
+    )
+
+
+def block_genes(network: Network, params: PyTree) -> masking.Genes:
+    """Genes of a network's own tree, {block name: ..., "head": ...}; the head always trains."""
+    rules = {f"{re.escape(name)}/.*": name for name in network.names}
+    return masking.make_genes(params, rules | ({"head/.*": None} if jax.tree.leaves(params["head"]) else {}))
+
+
+class Setup(NamedTuple):
+    """All that an experiment says about a run before it begins.
+
+    Attributes:
+      about: model and data, for people, a line each.
+      network: scores the test split.
+      test: that split; nothing may be chosen on it.
+      num_test: number of test examples, as people count them.
+      restore: from the problem's parameters to those of `network`.
+      save: writes these to a folder, in a layout that others read.
+      facts: further entries of `result.json`.
+      rows: [E], the row that each test example belongs to, where examples do not stand for themselves, as the tokens of a text.
+    """
+
+    problem: Problem
+    about: Sequence[str]
+    network: Network
+    test: Source
+    num_test: int
+    restore: Callable[[PyTree], PyTree]
+    save: Callable[[Path, PyTree], None]
+    facts: Mapping[str, Any] = MappingProxyType({})
+    rows: np.ndarray | None = None
+
+
+class Unlabelled(NamedTuple):
+    """A saved model and N inputs that it is to label; one text, for a language model.
+
+    Attributes:
+      source: the inputs; with targets only where the task predicts from them, as a language model does.
+      columns: what tells the inputs apart, {title: [N]}.
+      notes: what was decided on the way, a sentence each.
+    """
+
+    network: Network
+    params: PyTree
+    source: Source
+    task: Task
+    columns: Columns
+    notes: Sequence[str] = ()
