@@ -96,47 +96,47 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
     pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
     leaves, treedef = jax.tree.flatten(params)
     paths = leaf_paths(params)
-    errors: list[str] = []
-    owner_names: list[str | tuple[str, ...] | None] = []
-    names_of_rule: list[list[str]] = [[] for _ in pairs]
-    unused = set(range(len(pairs)))
+    owners = _match(pairs, paths, leaves)
+    by_rule = [(rule, name) for rule, genes in owners for name in ((genes,) if isinstance(genes, str) else genes or ())]
+    by_rule.sort(key=lambda gene: (gene[0], _natural(gene[1])))
+    names = tuple(dict.fromkeys(name for _, name in by_rule))
+    index: dict[Any, int] = {name: i for i, name in enumerate(names)} | {None: _ALWAYS_TRAINS}
+    indices = tuple(tuple(index[name] for name in genes) if isinstance(genes, tuple) else index[genes] for _, genes in owners)
+    return Genes(names, treedef, tuple(paths), indices, tuple(np.ndim(leaf) for leaf in leaves))
+
+
+def _match(
+    rules: Sequence[tuple[str, Target]], paths: Sequence[str], leaves: Sequence[Any]
+) -> list[tuple[int, str | tuple[str, ...] | None]]:
+    """For each leaf, the index of its rule and the name of its gene; for a stacked leaf, a name for each index of the stack.
+
+    Raises:
+      ValueError: as `make_genes`.
+    """
+    owners, errors, unused = [], [], set(range(len(rules)))
     for path, leaf in zip(paths, leaves, strict=True):
-        hits = [(i, m) for i, (pattern, _) in enumerate(pairs) if (m := re.fullmatch(pattern, path))]
-        unused -= {i for i, _ in hits}
-        if len(hits) != 1:
-            found = " and ".join(repr(pairs[i][0]) for i, _ in hits) if hits else "no rule"
-            errors.append(f"leaf {path!r} is matched by {found}")
+        matches = [(rule, match) for rule, (pattern, _) in enumerate(rules) if (match := re.fullmatch(pattern, path))]
+        unused -= {rule for rule, _ in matches}
+        if len(matches) != 1:
+            patterns = " and ".join(repr(rules[rule][0]) for rule, _ in matches) or "no rule"
+            errors.append(f"leaf {path!r} is matched by {patterns}")
             continue
-        rule, match = hits[0]
-        target = pairs[rule][1]
-        if target is None:
-            owner_names.append(None)
-        elif isinstance(target, Stacked):
-            if np.ndim(leaf) == 0:
-                errors.append(f"leaf {path!r} is a scalar and cannot be stacked as {target.name!r}")
-                continue
-            stack = tuple(match.expand(target.name).format(i) for i in range(np.shape(leaf)[0]))
-            names_of_rule[rule] += stack
-            owner_names.append(stack)
+        ((rule, match),) = matches
+        target = rules[rule][1]
+        if not isinstance(target, Stacked):
+            owners.append((rule, None if target is None else match.expand(target)))
+        elif np.ndim(leaf) == 0:
+            errors.append(f"leaf {path!r} is a scalar and cannot be stacked as {target.name!r}")
         else:
-            names_of_rule[rule].append(match.expand(target))
-            owner_names.append(match.expand(target))
-    errors += [f"rule {pairs[i][0]!r} matches no leaf" for i in sorted(unused)]
+            owners.append((rule, tuple(match.expand(target.name).format(i) for i in range(np.shape(leaf)[0]))))
+    errors += [f"rule {rules[rule][0]!r} matches no leaf" for rule in sorted(unused)]
     if errors:
         raise ValueError(
             "Every leaf needs exactly one rule (give leaves that always train the target None), but:\n  "
             + "\n  ".join(errors)
             + ("\nThe tree's leaves are: " + ", ".join(paths) if unused else "")
         )
-    names = tuple(dict.fromkeys(name for group in names_of_rule for name in sorted(group, key=_natural)))
-    index = {name: i for i, name in enumerate(names)}
-
-    def owner(name: str | tuple[str, ...] | None) -> int | tuple[int, ...]:
-        if isinstance(name, tuple):
-            return tuple(index[n] for n in name)
-        return _ALWAYS_TRAINS if name is None else index[name]
-
-    return Genes(names, treedef, tuple(paths), tuple(map(owner, owner_names)), tuple(np.ndim(leaf) for leaf in leaves))
+    return owners
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -215,7 +215,7 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     Its `update(grads, state, params, genome=genome)` zeroes the gradients of frozen leaves *before* `tx` and their
     updates *after* it, so that clipping norms count trainable leaves only, moments of frozen leaves stay zero and weight
     decay does not leak. Works with any optax optimizer and under `jax.vmap` over genomes. Saves no computation by
-    itself; the module `blocks` does.
+    itself; `engine.backprop` does.
 
     >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
     >>> genes = make_genes(params, {"body": "body", "head": None})
@@ -298,8 +298,8 @@ def write_mask(path: str | os.PathLike[str], genes: Genes, genome: Mask, tensors
     always: list[str] = []
     for leaf, owner in zip(genes.paths, genes.owners, strict=True):
         for row, gene in enumerate(owner if isinstance(owner, tuple) else (owner,)):
-            own = always if gene == _ALWAYS_TRAINS else leaves[genes.names[gene]]
-            own.append(f"{leaf}[{row}]" if isinstance(owner, tuple) else leaf)
+            of_gene = always if gene == _ALWAYS_TRAINS else leaves[genes.names[gene]]
+            of_gene.append(f"{leaf}[{row}]" if isinstance(owner, tuple) else leaf)
     mask = {
         "format": MASK_FORMAT,
         "version": MASK_VERSION,

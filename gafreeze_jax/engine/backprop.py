@@ -9,13 +9,23 @@ Members of a population may be stacked along a leading axis and are then mapped 
 that an argument has no such axis, and is shared by all members.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from jax import Array
 
 from gafreeze_jax.engine.network import Axis, Block, Loss, Network, PyTree, lowest_trainable
-from gafreeze_jax.engine.passes import HeadAxes, Residuals, Wrt, backward, forward, head_step, hold_and_measure, infer
+from gafreeze_jax.engine.passes import (
+    HeadAxes,
+    HeadGradients,
+    Residuals,
+    Wrt,
+    backward,
+    forward,
+    head_step,
+    hold_and_measure,
+    infer,
+)
 
 
 class Chain(NamedTuple):
@@ -90,6 +100,30 @@ class Gradients(NamedTuple):
     statistics: dict[str, PyTree]
 
 
+def _backward_chain(
+    axis: Axis, residuals: dict[str, Residuals], head: HeadGradients, params: PyTree, gates: Mapping[str, Array]
+) -> tuple[dict[str, PyTree], Array]:
+    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals`."""
+    gradients, by_head = {"head": head.params}, dict(head.shared)
+    cotangent, square_norm = head.input, head.square_norm
+    while residuals:
+        name, of_block = residuals.popitem()  # frees what the block keeps as soon as it has been run backwards
+        of_params, cotangent, square_norm = backward(
+            axis=axis,
+            residuals=of_block,
+            params=params[name],
+            cotangent=cotangent,
+            frozen=gates.get(name),
+            square_norm=square_norm,
+            by_head=by_head.pop(name, None),
+        )
+        if of_params is not None:
+            gradients[name] = of_params
+    for name, of_params in by_head.items():  # of blocks that compute nothing themselves
+        gradients[name], square_norm = hold_and_measure(axis, of_params, gates.get(name), square_norm)
+    return gradients, square_norm
+
+
 def value_and_grad(
     network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None
 ) -> Callable[..., Gradients]:
@@ -122,7 +156,7 @@ def value_and_grad(
     >>> gradients_for = value_and_grad(network, squared_error, frozen=[True, False])
     >>> loss, gradients, *_ = gradients_for(params, Step(jnp.ones((4, 3)), jnp.zeros((4, 2)), jnp.ones(4), {}))
     >>> sorted(gradients), round(float(loss), 4)
-    (['head', 'high'], 7.4272)
+    (['head', 'high'], 7.4193)
     """
     if len(frozen) != len(network.blocks):
         raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {', '.join(network.names)}; got {len(frozen)}")
@@ -145,23 +179,7 @@ def value_and_grad(
             step=step._replace(x=x),
             key=key,
         )
-        gradients, by_head = {"head": head.params}, dict(head.shared)
-        cotangent, square_norm = head.input, head.square_norm
-        while residuals:
-            name, of_block = residuals.popitem()  # frees what the block keeps as soon as it has been run backwards
-            of_params, cotangent, square_norm = backward(
-                axis=axis,
-                residuals=of_block,
-                params=params[name],
-                cotangent=cotangent,
-                frozen=gates.get(name),
-                square_norm=square_norm,
-                by_head=by_head.pop(name, None),
-            )
-            if of_params is not None:
-                gradients[name] = of_params
-        for name, of_params in by_head.items():  # of blocks that compute nothing themselves
-            gradients[name], square_norm = hold_and_measure(axis, of_params, gates.get(name), square_norm)
+        gradients, square_norm = _backward_chain(axis, residuals, head, params, gates)
         return Gradients(head.loss, gradients, square_norm, statistics)
 
     return run

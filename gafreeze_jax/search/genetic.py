@@ -3,7 +3,7 @@
 The operators work on one individual and are mapped with `jax.vmap`. Fitness is higher-is-better; only its order counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Concatenate, Generic, NamedTuple, TypeVar
 
 import jax
@@ -97,25 +97,22 @@ def make_ga(
         initial=initial,
         num_elites=num_elites,
         tournament_size=tournament_size,
-        crossover_rate=crossover_rate,
-        mutation_rate=mutation_rate,
+        rates={"crossover_rate": crossover_rate, "mutation_rate": mutation_rate},
     )
 
     def init(key: Array) -> State:
         given = space.stack(() if initial is None else initial)[:population_size]
-        random = space.draw(key, population_size - len(given))
-        return State(jnp.concatenate([given, random]), jnp.zeros((), jnp.int32))
+        return State(jnp.concatenate([given, space.draw(key, population_size - len(given))]), jnp.zeros((), jnp.int32))
 
     def breed(key: Array, population: Array) -> Array:
-        first, second, whether, how, mutation = jax.random.split(key, 5)
-        parent, other = (population[tournament_selection(draw, population_size, tournament_size)] for draw in (first, second))
-        mixed = jnp.where(jax.random.bernoulli(whether, crossover_rate), uniform_crossover(how, parent, other), parent)
+        *draws, whether, how, mutation = jax.random.split(key, 5)
+        parents = [population[tournament_selection(draw, population_size, tournament_size)] for draw in draws]
+        mixed = jnp.where(jax.random.bernoulli(whether, crossover_rate), uniform_crossover(how, *parents), parents[0])
         return space.mutate(mutation, mixed, mutation_rate)
 
     def ask(key: Array, state: State) -> Array:
-        keys = jax.random.split(key, population_size - num_elites)
-        offspring = jax.vmap(breed, in_axes=(0, None))(keys, state.population)
-        bred = jnp.concatenate([state.population[:num_elites], offspring])
+        keys, elite = jax.random.split(key, population_size - num_elites), state.population[:num_elites]
+        bred = jnp.concatenate([elite, jax.vmap(breed, in_axes=(0, None))(keys, state.population)])
         return jnp.where(state.generation == 0, state.population, bred)
 
     def tell(state: State, genomes: Array, fitness: Array) -> tuple[State, Info]:
@@ -131,8 +128,7 @@ def _check_options(
     initial: np.ndarray | None,
     num_elites: int,
     tournament_size: int,
-    crossover_rate: float,
-    mutation_rate: float,
+    rates: Mapping[str, float],
 ) -> None:
     problems = []
     if population_size < 2:
@@ -141,7 +137,7 @@ def _check_options(
         problems.append(f"num_elites must be at least 0 and below the population's {population_size}, got {num_elites}")
     if tournament_size < 1:
         problems.append(f"tournament_size must be at least 1, got {tournament_size}")
-    for name, rate in (("crossover_rate", crossover_rate), ("mutation_rate", mutation_rate)):
+    for name, rate in rates.items():
         if not 0 <= rate <= 1:
             problems.append(f"{name} must be between 0 and 1, got {rate}")
     if initial is not None and np.shape(initial)[1:] != (space.num_genes,):

@@ -87,15 +87,9 @@ def make_nsga2(
         num = len(genomes)
         violation = jnp.zeros(num, jnp.float32) if violation is None else jnp.asarray(violation, jnp.float32)
         _check_told(genomes, objectives, violation, expected=(space.num_genes, num_objectives))
-        pool = ParetoState(
-            jnp.concatenate([genomes, state.population]),
-            state.generation + 1,
-            jnp.concatenate([objectives, state.objectives]),
-            jnp.concatenate([violation, state.violation]),
-        )
-        order, survivors = _survive(pool, population_size)
+        order, survivors = _survive(state, genomes, objectives, violation)
         order_told = jnp.argsort(jnp.argsort(order)[:num]).astype(jnp.int32)
-        info = Info(order_told, pool.population[order[0]], space.frozen(genomes).mean(0, dtype=jnp.float32))
+        info = Info(order_told, survivors.population[0], space.frozen(genomes).mean(0, dtype=jnp.float32))
         return survivors, info
 
     return GA(init, ask, tell)
@@ -114,15 +108,16 @@ def _check_told(genomes: Array, objectives: Array, violation: Array, *, expected
         raise ValueError("; ".join(problems))
 
 
-def _survive(pool: ParetoState, num: int) -> tuple[Array, ParetoState]:
-    """The order [N] of a pool, by rank and crowding, and the best `num` of it; of copies the first counts."""
-    genomes, generation, objectives, violation = pool
+def _survive(state: ParetoState, *offspring: Array) -> tuple[Array, ParetoState]:
+    """The order [N + P] of offspring (genomes, objectives, violations) and parents, by rank and crowding, and the best P."""
+    parents = state.population, state.objectives, state.violation
+    genomes, objectives, violation = map(jnp.concatenate, zip(offspring, parents, strict=True))
     objectives = jnp.where(_is_copy(genomes)[:, None], jnp.nan, objectives)
     rank = non_dominated_rank(objectives, violation)
     criteria = [-rank[:, None].astype(jnp.float32), crowding_distance(objectives, rank)[:, None], objectives]
     order = genetic.ranking(genomes, jnp.concatenate(criteria, axis=1))
-    kept = order[:num]
-    return order, ParetoState(genomes[kept], generation, objectives[kept], violation[kept])
+    kept = order[: len(state.population)]
+    return order, ParetoState(genomes[kept], state.generation + 1, objectives[kept], violation[kept])
 
 
 def non_dominated_rank(objectives: Array, violation: Array | None = None) -> Array:
