@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -64,6 +65,12 @@ class Trainable(NamedTuple):
     params: PyTree
     state: PyTree
 
+    @classmethod
+    def of_blocks(cls, blocks: "Mapping[str, Trainable]") -> "Trainable":
+        """The trees of several blocks, by name."""
+        params = {name: block.params for name, block in blocks.items()}
+        return cls(params, {name: block.state for name, block in blocks.items()})
+
 
 @functools.partial(jax.jit, static_argnames=("tx", "axis", "size"))
 def start_block(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTree) -> Trainable:
@@ -76,11 +83,7 @@ def start_block(tx: optax.GradientTransformation, axis: Axis, size: int, params:
 
 def start_blocks(recipe: Recipe, axis: Axis, size: int, params: dict[str, PyTree]) -> Trainable:
     """`start_block` of several blocks and the head."""
-    started = {name: start_block(recipe.of(name), axis, size, tree) for name, tree in params.items()}
-    return Trainable(
-        {name: trainable.params for name, trainable in started.items()},
-        {name: trainable.state for name, trainable in started.items()},
-    )
+    return Trainable.of_blocks({name: start_block(recipe.of(name), axis, size, tree) for name, tree in params.items()})
 
 
 start_blocks_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size"))(start_blocks)

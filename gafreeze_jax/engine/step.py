@@ -99,8 +99,7 @@ def train_step(program: Program, trained: Trainable, shared: Shared, step: Any, 
         )
         for name in trained.params
     }
-    params = {name: block.params for name, block in updated.items()}
-    return Trainable(params, {name: block.state for name, block in updated.items()}), loss
+    return Trainable.of_blocks(updated), loss
 
 
 @functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("trained",))

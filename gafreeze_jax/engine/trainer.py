@@ -46,11 +46,7 @@ class CohortTrainer:
         if cohort.members[0].state is None:
             initial = {name: self.pretrained[name] for name in cohort.trained} | {"head": replicate.head}
             return (start_blocks_in_one if steps else start_blocks)(self.recipe, cohort.axis, cohort.size, initial)
-        trainables = {name: self._restart(cohort, name) for name in (*cohort.trained, "head")}
-        return Trainable(
-            {name: trainable.params for name, trainable in trainables.items()},
-            {name: trainable.state for name, trainable in trainables.items()},
-        )
+        return Trainable.of_blocks({name: self._restart(cohort, name) for name in (*cohort.trained, "head")})
 
     def _restart(self, cohort: Cohort, name: str) -> Trainable:
         """A block as the members have it that train it, and as pretrained for those that start to train it now."""
@@ -99,14 +95,13 @@ class CohortTrainer:
         for chunk in self.activations.chunks(boundary, inputs, batches, steps or None):
             shared = Shared(self.pretrained, chunk, replicate.key, cohort.gates)
             num_steps = len(chunk.batches.examples)
-            if steps:
-                trained, loss = train_chunk(program, trained, shared, done)
+            for step in range(1 if steps else num_steps):
+                if steps:
+                    trained, loss = train_chunk(program, trained, shared, done)
+                else:
+                    trained, loss = train_step(program, trained, shared, step, done + step)
                 total = loss if total is None else total + loss
-                on_steps(num_steps * len(cohort.members))
-            for step in range(0 if steps else num_steps):
-                trained, loss = train_step(program, trained, shared, step, done + step)
-                total = loss if total is None else total + loss
-                on_steps(len(cohort.members))
+                on_steps((num_steps if steps else 1) * len(cohort.members))
             done += num_steps
         assert total is not None, "a cohort trains at least one step"
         return trained, total
