@@ -29,11 +29,11 @@ def find_splits(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """
     files = {}
     for split, names in SPLIT_NAMES.items():
-        found = [f for f in sorted(folder.iterdir()) if f.name.split(".")[0].lower() in names and kind(f, suffixes)]
-        if len(found) > 1:
-            raise ValueError(f"{folder}: more than one {split} file: {', '.join(f.name for f in found)}; keep one")
-        if found:
-            files[split] = found[0]
+        matches = [f for f in sorted(folder.iterdir()) if f.name.split(".")[0].lower() in names and kind(f, suffixes)]
+        if len(matches) > 1:
+            raise ValueError(f"{folder}: more than one {split} file: {', '.join(f.name for f in matches)}; keep one")
+        if matches:
+            files[split] = matches[0]
     if "train" not in files:
         expected = f"one of train{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"train{suffixes[0]}"
         raise FileNotFoundError(f"{folder}: no train file; expected {expected}, plain or .gz")

@@ -141,8 +141,8 @@ def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> U
         pictures: list[Picture] = _read_npz(path, labelled=False).examples
         title, names = "row", list(range(1, len(pictures) + 1))
     else:
-        found = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
-        files = [file for file in found if file.is_file() and file.suffix.lower() in SUFFIXES]
+        entries = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
+        files = [file for file in entries if file.is_file() and file.suffix.lower() in SUFFIXES]
         title, names = "file", [str(file.relative_to(path if path.is_dir() else path.parent)) for file in files]
         pictures = list(files)
     numbers = np.arange(len(pictures), dtype=np.int32)  # in place of labels, to know which could be read
@@ -162,11 +162,11 @@ def augment(key: Array, images: Array) -> Array:
     flips = jax.random.bernoulli(key_flip, 0.5, (batch,))
     padded = jnp.pad(images, ((0, 0), *((margin, margin) for margin in margins), (0, 0)))
 
-    def one(image, start, flip):
+    def move_and_mirror(image, start, flip):
         moved = jax.lax.dynamic_slice(image, (start[0], start[1], 0), (height, width, image.shape[-1]))
         return jnp.where(flip, moved[:, ::-1], moved)
 
-    return jax.vmap(one)(padded, starts, flips)
+    return jax.vmap(move_and_mirror)(padded, starts, flips)
 
 
 def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
@@ -187,7 +187,7 @@ def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Pi
         if path.suffix.lower() != ".npz":
             raise ValueError(f"{path}: unknown kind of file; expected .npz, or a folder of class folders with images")
         return {"train": _read_npz(path)}
-    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    entries = _visible(path)
     if arrays := {entry.stem.lower(): entry for entry in entries if entry.suffix.lower() == ".npz"}:
         return {split: _read_npz(arrays[name]) for split, name in splits.choose_splits(source, list(arrays)).items()}
     folders = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
@@ -247,7 +247,7 @@ def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
     from gafreeze_jax.data.tfds import read_tfds
 
     records = read_tfds(source.removeprefix("tfds:"), "images")
-    found = {}
+    by_split = {}
     for split, name in splits.choose_splits(source, list(records)).items():
         rows: Rows[Picture] = Rows([], [])
         for _, record in records[name]:
@@ -255,27 +255,30 @@ def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
                 raise ValueError(f"{source}: no {missing[0]!r} in its records; they have {splits.listed(record)}")
             rows.examples.append(record["image"])
             rows.labels.append(record["label"])
-        found[split] = rows
-    return found
+        by_split[split] = rows
+    return by_split
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
 
 
 def _read_folders(path: Path, skip_broken: bool, notes: list[str]) -> Rows[Picture]:
     """Files of the folders of a folder, labelled by their names."""
     if not path.is_dir():
         raise ValueError(f"{path}: expected a folder of class folders, got a file")
-    visible = lambda folder: [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]  # noqa: E731
-    classes = [entry for entry in visible(path) if entry.is_dir()]
+    classes = [entry for entry in _visible(path) if entry.is_dir()]
     if not classes:
         raise ValueError(f"{path}: no class folders in it; expected one for every class, with {', '.join(SUFFIXES)} files")
     rows: Rows[Picture] = Rows([], [])
     strange, empty = [], []
     for folder in classes:
-        entries = visible(folder)
-        own = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
-        strange += [entry for entry in entries if entry not in own]
-        empty += [] if own else [folder.name]
-        rows.examples.extend(own)
-        rows.labels.extend([folder.name] * len(own))
+        entries = _visible(folder)
+        pictures = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+        strange += [entry for entry in entries if entry not in pictures]
+        empty += [] if pictures else [folder.name]
+        rows.examples.extend(pictures)
+        rows.labels.extend([folder.name] * len(pictures))
     _check_broken(path, [f"{file.relative_to(path)} (not {', '.join(SUFFIXES)})" for file in strange], skip_broken, notes)
     if empty:
         raise ValueError(f"{path}: no images in {splits.listed(empty)}; remove empty class folders")

@@ -87,8 +87,8 @@ def _read_path(path: Path) -> dict[str, str]:
             f"{path}: no such file or folder; expected a .txt file (or .gz), a folder with a train.txt, or the words reviews "
             "or pydoc"
         )
-    found = files.find_splits(path, SUFFIXES) if path.is_dir() else {"train": path}
-    return {split: read_text(file) for split, file in found.items()}
+    paths = files.find_splits(path, SUFFIXES) if path.is_dir() else {"train": path}
+    return {split: read_text(file) for split, file in paths.items()}
 
 
 def read_text(path: Path) -> str:

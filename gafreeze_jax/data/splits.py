@@ -43,10 +43,10 @@ def listed(names: Iterable[str]) -> str:
 
 def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
     """Which of the names is each split; there must be one for train."""
-    found = {split: next((name for name in names if name in aliases), None) for split, aliases in SPLIT_NAMES.items()}
-    if found["train"] is None:
+    chosen = {split: next((name for name in names if name in aliases), None) for split, aliases in SPLIT_NAMES.items()}
+    if chosen["train"] is None:
         raise ValueError(f"{source}: no train split; it has {listed(names)}")
-    return {split: name for split, name in found.items() if name}
+    return {split: name for split, name in chosen.items() if name}
 
 
 def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, unit: str = "rows") -> Splits[T]:
@@ -138,7 +138,10 @@ def stratified_cut(split: Labelled[T], num: int, seed: int) -> tuple[Labelled[T]
     cut = np.zeros(len(split.examples), bool)
     for label, count, size in zip(classes, counts, take, strict=True):
         cut[rng.permutation(np.flatnonzero(split.labels == label))[count - size :]] = True
-    pick = lambda mask: Labelled([split.examples[i] for i in np.flatnonzero(mask)], split.labels[mask])  # noqa: E731
+
+    def pick(mask: np.ndarray) -> Labelled[T]:
+        return Labelled([split.examples[i] for i in np.flatnonzero(mask)], split.labels[mask])
+
     return pick(~cut), pick(cut)
 
 

@@ -153,16 +153,14 @@ def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None
             "tfds:NAME, or the word reviews"
         )
     if path.is_dir():
-        found = files.find_splits(path, SUFFIXES)
+        paths = files.find_splits(path, SUFFIXES)
     elif files.kind(path, SUFFIXES):
-        found = {"train": path}
+        paths = {"train": path}
     else:
         raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz, or a folder of them")
-    return {split: _read_table(file, text_columns, label_column, notes) for split, file in found.items()}
-
-
-def _read_table(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> TextRows:
-    return rows_from_records(str(path), _parse(path), text_columns, label_column, notes)
+    return {
+        split: rows_from_records(str(file), _parse(file), text_columns, label_column, notes) for split, file in paths.items()
+    }
 
 
 def _parse(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -289,11 +287,11 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
     else:
         by_lower = _by_lower(columns)
         conventions = (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS))
-        found = next((names for names in conventions if all(name in by_lower for name in names)), None)
-        if found is None:
+        convention = next((names for names in conventions if all(name in by_lower for name in names)), None)
+        if convention is None:
             listed = splits.listed(columns)
             raise ValueError(f"{where}: no text column found; name it with --text-columns. The columns are {listed}")
-        texts = tuple(by_lower[name] for name in found)
+        texts = tuple(by_lower[name] for name in convention)
     if len(set(texts)) < len(texts):
         raise ValueError(f"{where}: text columns must differ, got {splits.listed(texts)}")
     return texts
@@ -301,10 +299,10 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
 
 def _named(where: str, columns: Sequence[str], name: str) -> str:
     """The column that is called so, or else so in lower case."""
-    found = name if name in columns else _by_lower(columns).get(name.lower())
-    if found is None:
+    column = name if name in columns else _by_lower(columns).get(name.lower())
+    if column is None:
         raise ValueError(f"{where}: no column {name!r}; the columns are {splits.listed(columns)}")
-    return found
+    return column
 
 
 def _by_lower(columns: Sequence[str]) -> dict[str, str]:

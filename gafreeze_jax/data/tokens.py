@@ -103,7 +103,10 @@ def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: in
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     if not lengths.all():
         raise ValueError(f"the tokenizer finds no token in the text {' '.join(texts[int(lengths.argmin())])!r}; leave it out")
-    flat = lambda rows: np.concatenate([np.asarray(row, np.int32) for row in rows])  # noqa: E731
+
+    def flat(rows: Sequence[Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(row, np.int32) for row in rows])
+
     inputs = {
         "ids": flat(encoded["input_ids"]),
         "positions": flat([np.arange(n) for n in lengths]),

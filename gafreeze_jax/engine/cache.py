@@ -52,8 +52,8 @@ class Budget(NamedTuple):
 
 def device_memory() -> int:
     """Bytes of memory that a device has: an accelerator's own, or its share of the machine's; of the first process."""
-    own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return int(devices.of_first(own or _host_memory() // jax.local_device_count()))
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return int(devices.of_first(limit or _host_memory() // jax.local_device_count()))
 
 
 def _host_memory() -> int:

@@ -44,13 +44,13 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     Raises:
       ValueError: if only some of the three are given.
     """
-    told = coordinator, num_processes, process_id
-    if any(one is not None for one in told):
-        if None in told:
-            raise ValueError(f"--coordinator, --num-processes and --process-id belong together, got {told}")
+    options = coordinator, num_processes, process_id
+    if options != (None, None, None):
+        if None in options:
+            raise ValueError(f"--coordinator, --num-processes and --process-id belong together, got {options}")
     elif jax.distributed.is_initialized() or not (_on_cloud_tpu() or _under_slurm()):
         return
-    jax.distributed.initialize(*told, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LAST_WORDS)
+    jax.distributed.initialize(*options, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LAST_WORDS)
     sys.excepthook = _end_at_once
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -248,7 +248,7 @@ def pick(stacked: PyTree, i: int) -> PyTree:
     if num_shards() == 1:
         return jax.tree.map(lambda leaf: leaf[i], stacked)
 
-    def own(stacked: PyTree, i: int) -> PyTree:
+    def send_from_shard(stacked: PyTree, i: int) -> PyTree:
         def send(leaf: Array) -> Array:
             shard, place = jnp.divmod(i, len(leaf))
             sent = jnp.where(shard == jax.lax.axis_index(AXIS), leaf[place], jnp.zeros((), leaf.dtype))
@@ -256,7 +256,7 @@ def pick(stacked: PyTree, i: int) -> PyTree:
 
         return jax.tree.map(send, stacked)
 
-    return jax.shard_map(own, in_specs=(MEMBERS, SHARED), out_specs=SHARED, check_vma=False)(stacked, i)
+    return jax.shard_map(send_from_shard, in_specs=(MEMBERS, SHARED), out_specs=SHARED, check_vma=False)(stacked, i)
 
 
 def stack(members: Iterable[PyTree], num: int) -> PyTree:
@@ -274,7 +274,7 @@ def _copies(member: PyTree, num: int) -> PyTree:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(stacked: PyTree, member: PyTree, i: int) -> PyTree:
-    def own(stacked: PyTree, member: PyTree, i: int) -> PyTree:
+    def write_to_shard(stacked: PyTree, member: PyTree, i: int) -> PyTree:
         def write(leaf: Array, new: Array) -> Array:
             place = i - jax.lax.axis_index(AXIS) * len(leaf)
             return leaf.at[jnp.where(place < 0, len(leaf), place)].set(new, mode="drop")
@@ -282,4 +282,4 @@ def _put(stacked: PyTree, member: PyTree, i: int) -> PyTree:
         return jax.tree.map(write, stacked, member)
 
     specs = MEMBERS, SHARED, SHARED
-    return jax.shard_map(own, in_specs=specs, out_specs=MEMBERS, check_vma=False)(stacked, member, i)
+    return jax.shard_map(write_to_shard, in_specs=specs, out_specs=MEMBERS, check_vma=False)(stacked, member, i)

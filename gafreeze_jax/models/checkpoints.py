@@ -141,11 +141,11 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
             problems.append(f"shard {shard!r} is missing")
             continue
-        found = read_file(folder / shard)
+        in_shard = read_file(folder / shard)
         expected = {name for name, file in weight_map.items() if file == shard}
-        problems += [f"{shard} lacks {name}" for name in sorted(expected - found.keys())]
-        problems += [f"{shard} has {name}, which is not listed there" for name in sorted(found.keys() - expected)]
-        tensors |= found
+        problems += [f"{shard} lacks {name}" for name in sorted(expected - in_shard.keys())]
+        problems += [f"{shard} has {name}, which is not listed there" for name in sorted(in_shard.keys() - expected)]
+        tensors |= in_shard
     if problems:
         raise ValueError(f"{index}: " + "; ".join(problems))
     return tensors
@@ -271,10 +271,10 @@ def write_tree(folder: Path, params: Any) -> None:
 
 def copy_tokenizer(source: Path, target: Path, **settings: Any) -> None:
     """Copies a tokenizer's files, if there are any, with `settings` changed in its `tokenizer_config.json`."""
-    found = [name for name in TOKENIZER_FILES if (source / name).exists()]
-    for name in found if source != target else ():
+    existing = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    for name in existing if source != target else ():
         shutil.copyfile(source / name, target / name)
-    if found and settings:
+    if existing and settings:
         path = target / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         path.write_text(json.dumps(config | settings, indent=2) + "\n", encoding="utf-8")

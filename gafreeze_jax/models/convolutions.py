@@ -43,7 +43,10 @@ def convolve_by_patches(x: Array, kernel: Array, stride: int = 1, dtype: Any = j
     (size, _, _, outputs), margin = kernel.shape, kernel.shape[0] // 2
     height, width = (-(-length // stride) for length in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    span = lambda first, num: slice(first, first + (num - 1) * stride + 1, stride)  # noqa: E731
+
+    def span(first: int, num: int) -> slice:
+        return slice(first, first + (num - 1) * stride + 1, stride)
+
     patches = jnp.concatenate([padded[:, span(i, height), span(j, width)] for i in range(size) for j in range(size)], -1)
     return _product(patches, kernel.reshape(-1, outputs), dtype)
 

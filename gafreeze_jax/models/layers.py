@@ -122,7 +122,10 @@ def attend(
       An array like `query`.
     """
     rows, length = segments.shape
-    split = lambda h, *lead: h.reshape(*lead, num_heads, h.shape[-1] // num_heads)  # noqa: E731
+
+    def split(h: Array, *lead: int) -> Array:
+        return h.reshape(*lead, num_heads, h.shape[-1] // num_heads)
+
     key, value = split(key, rows, length), split(value, rows, length)
     if at is None:
         queries = split(query, rows, length)

@@ -104,8 +104,8 @@ class Progress:
         if not expected:
             return later
         prior = PRIOR * expected
-        own = (time.perf_counter() - self._start + prior * pace) / (self._worked + prior)
-        return own * max(0.0, expected - self.done) + later
+        pace_of_phase = (time.perf_counter() - self._start + prior * pace) / (self._worked + prior)
+        return pace_of_phase * max(0.0, expected - self.done) + later
 
     def _so_far(self) -> tuple[float, float]:
         """Steps that were not skipped, and seconds of the phases that had some."""

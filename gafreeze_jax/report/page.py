@@ -49,12 +49,12 @@ def opening_of_run(run: RunFolder) -> list[Element]:
     """What a hurried reader needs."""
     facts: dict[str, Any] = {"mask": mask_glyph(run.space, run.found)} if run.found else {}
     if run.finished:
-        found, metric = run.facts["results"]["found"], run.metric
+        entry, metric = run.facts["results"]["found"], run.metric
         facts |= {
             f"test {metric.name}": f"{metric.write(run.test_value('found'))} {metric.write_bounds(*run.test_bounds('found'))}",
-            "training FLOPs": f"{percent(share_of('training_flops', found, run))} of training everything",
-            "trained parameters": f"{found['trainable_parameters']:,} "
-            f"({percent(share_of('trainable_parameters', found, run))})",
+            "training FLOPs": f"{percent(share_of('training_flops', entry, run))} of training everything",
+            "trained parameters": f"{entry['trainable_parameters']:,} "
+            f"({percent(share_of('trainable_parameters', entry, run))})",
         }
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
     heading = " · ".join([run.name, run.facts["kind"], *([] if run.finished else ["unfinished"])])
@@ -93,14 +93,14 @@ def _comparison_row(run: RunFolder, scale: tuple[float, float]) -> list[Element 
     if not run.finished:
         best = metric.write_score(run.full[0].score if run.full else None)
         return [run.name, mask, best, "", "", "", searched, "", verdict]
-    found, value, bounds = run.facts["results"]["found"], run.test_value("found"), run.test_bounds("found")
+    entry, value, bounds = run.facts["results"]["found"], run.test_value("found"), run.test_bounds("found")
     return [
         run.name,
         mask,
-        metric.write(found[f"validation_{metric.key}"]),
+        metric.write(entry[f"validation_{metric.key}"]),
         metric.write(value),
         interval_bar(value, bounds, scale),
-        percent(share_of("training_flops", found, run)),
+        percent(share_of("training_flops", entry, run)),
         searched,
         f"{run.facts['seconds']:,.0f}",
         verdict,

@@ -183,15 +183,15 @@ class RunFolder:
     def generations(self) -> list[RecordedGeneration]:
         in_order = sorted(self.searched.values(), key=lambda row: row.generation)
         known: list[Evaluation] = []
-        found = []
+        recorded = []
         for number, group in itertools.groupby(in_order, key=lambda row: row.generation):
             new = [row for row in group if not row.diverged]
             known = sorted([*known, *new], key=lambda row: (row.steps, *row.fitness), reverse=True)
             population = self._front(known) if self.in_pareto else known[: int(self.options["population"])]
             if population:
                 shares = self.space.frozen([row.genome for row in population]).mean(0)
-                found.append(RecordedGeneration(number, new, population, shares))
-        return found
+                recorded.append(RecordedGeneration(number, new, population, shares))
+        return recorded
 
     @property
     def trace(self) -> tuple[list[float], list[float]]:

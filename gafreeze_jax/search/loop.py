@@ -244,11 +244,11 @@ class Search(Generic[M]):
 
     def _breed_from(self, new: np.ndarray, state: Any, number: int) -> Any:
         """Tells the GA the fitness of the population and of new genomes; returns its next state."""
-        told = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
+        genomes = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
         # Always as many, so that `tell` is compiled once; copies count as one.
-        told = told[np.arange(max(len(told), 2 * len(state.population))) % len(told)]
-        fitness = jnp.array([self.fitness(as_genome(genome)) for genome in told], jnp.float32)
-        return self._tell(state, told, fitness)[0]
+        genomes = genomes[np.arange(max(len(genomes), 2 * len(state.population))) % len(genomes)]
+        fitness = jnp.array([self.fitness(as_genome(genome)) for genome in genomes], jnp.float32)
+        return self._tell(state, genomes, fitness)[0]
 
     # What is known
 
@@ -260,7 +260,7 @@ class Search(Generic[M]):
     def _scores(self) -> dict[int, dict[Genome, float]]:
         """By rung and genome; -inf if it diverged."""
         at = {rung: self.ledger.at(rung, self.settings.seed) for rung in self.settings.rungs}
-        return {rung: {each.genome: each.fitness[0] for each in evaluations} for rung, evaluations in at.items()}
+        return {rung: {row.genome: row.fitness[0] for row in evaluations} for rung, evaluations in at.items()}
 
     def _fittest(self) -> Evaluation:
         """The fittest full evaluation, of an allowed genome if there is one."""
