@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from gafreeze_jax.engine.network import Axis, Block, Loss, Network, PyTree, lowest_trainable
+from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, lowest_trainable
 from gafreeze_jax.engine.passes import (
     HeadAxes,
     HeadGradients,
@@ -42,20 +42,14 @@ class Chain(NamedTuple):
     statistics: dict[str, PyTree]
 
 
-def infer_chain(blocks: Sequence[Block], params: PyTree, x: PyTree, context: PyTree) -> PyTree:
-    """Runs blocks in inference mode, without a member axis."""
-    for block in blocks:
-        if block.apply is not None:
-            x = infer(block.apply, (None, None), params[block.name], x, context)
-    return x
-
-
 def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, axis: Axis) -> Callable[..., Chain]:
     """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> Chain`."""
     depth = lowest_trainable(frozen)
 
     def run(params, x, context, key, gates):
-        x = infer_chain(network.blocks[start:depth], params, x, context)
+        for block in network.blocks[start:depth]:
+            if block.apply is not None:
+                x = infer(block.apply, (None, None), params[block.name], x, context)
         residuals: dict[str, Residuals] = {}
         statistics: dict[str, PyTree] = {}
         x_axis: Axis = None
@@ -147,7 +141,7 @@ def value_and_grad(
         gates: {block name: [members] bool, or scalar without members} where `frozen` is None.
 
     >>> import jax.numpy as jnp
-    >>> from gafreeze_jax.engine.network import Step
+    >>> from gafreeze_jax.engine.network import Block, Step
     >>> layer = lambda params, x, context, *, frozen, key: jnp.tanh(x @ params)
     >>> head = lambda params, x, context, *, frozen, key: x @ params
     >>> network = Network((Block("low", layer), Block("high", layer)), head)

@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine import devices
-from gafreeze_jax.engine.backprop import infer_chain
 from gafreeze_jax.engine.cache import Activations, Chunk, default_budget, fetch
 from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, Source
 from gafreeze_jax.engine.passes import HeadAxes, infer, over_members, with_shared
@@ -95,8 +94,8 @@ class _Scoring(NamedTuple):
     score: PerExample
 
 
-def _score_step(static: _Scoring, params: PyTree, chunk: Chunk, step: int) -> Scores:
-    """Scores [members, B] of a step."""
+def _score_step(static: _Scoring, params: PyTree, chunk: Chunk, step: int) -> PyTree:
+    """The score of each example of a step, [members, B] or [B]."""
     network, stacked, start, per_example, score = static
     x, targets, _, context = fetch(per_example, chunk, step)
     axis: Axis = None
@@ -174,20 +173,11 @@ def each_batch(
       The rows [B] of the examples, and arrays [B, ...].
     """
     activations = Activations(network, params, source, default_budget())
+    static = _Scoring(network, frozenset(), start=0, per_example=False, score=per_example)
     batches = iter(np.asarray(source.batches.examples))  # a chunk that is read from the host has its own numbers
     _, inputs = activations.inputs(0)
     for chunk in activations.chunks(0, inputs):
         for step in range(len(chunk.batches.examples)):
             rows = next(batches)
-            x, targets, _, context = fetch(False, chunk, step)
-            values = score_head(
-                network=network,
-                score=per_example,
-                axes=HeadAxes(None, (None,) * len(network.shared), None),
-                params=params["head"],
-                shared=tuple(params[name] for name in network.shared),
-                x=infer_chain(network.blocks, params, x, context),
-                targets=targets,
-                context=context,
-            )
+            values = _score_step(static, params, chunk, step)
             yield rows[rows >= 0], jax.tree.map(lambda leaf, real=rows >= 0: np.asarray(leaf)[real], values)
