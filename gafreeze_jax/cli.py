@@ -51,12 +51,12 @@ def show(run: Positional[Path], /) -> None:
 def predict(run: Positional[Path], /, data: Path, out: Path | None = None, text_columns: tuple[str, ...] = ()) -> None:
     """Has the model of a run label a file: a CSV with a line for each input, its label and the label's probability.
 
-    A model of language tells the perplexity of a text.
+    For a language model, writes the perplexity of a text.
 
     Args:
       run: the run's folder.
       data: what to label: .csv, .tsv or .jsonl for texts; .npz, JPEG or PNG, or a folder of such files, for images; .txt for
-        a model of language. Labels in it are not read.
+        a language model. Labels in it are not read.
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
     """
@@ -74,7 +74,7 @@ def predict(run: Positional[Path], /, data: Path, out: Path | None = None, text_
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Options that may be others than the run's; what is left out is as in the run, and so are all others."""
+    """Options that may differ from the run's. An option that is left out keeps the run's value, as do all others."""
 
     data: str
     """What to train on, as for the script that made the run."""
@@ -107,7 +107,7 @@ def apply(
 
     Args:
       run: the run's folder.
-      changes: options that may be others than the run's; what is left out is as in the run.
+      changes: options that may differ from the run's.
       seeds: how many to train with, none of which the run has used. Default: as many as the run had for its finalists.
       out: folder for the results. One that holds an unfinished run of the same options goes on. Default: a new one under
         runs/.

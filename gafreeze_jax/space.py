@@ -119,13 +119,6 @@ class Space:
         levels = genomes if isinstance(genomes, jax.Array) else np.asarray(genomes)
         return levels == self.levels.index(0.0)  # pyright: ignore[reportReturnType]
 
-    def frozen_names(self, genome: Sequence[int]) -> list[str]:
-        return list(itertools.compress(self.names, self.frozen(genome)))
-
-    def depth(self, genome: Sequence[int]) -> int:
-        """Index of the lowest gene that trains; G if none does."""
-        return int(np.append(self.frozen(genome), False).argmin())
-
     # Sets of genomes
 
     def stack(self, genomes: Iterable[Sequence[int]]) -> np.ndarray:
@@ -144,11 +137,6 @@ class Space:
         """The masks that people pick by hand, [G+1, G] int8: freeze the lowest k genes, from 0 (train all) to G (head only)."""
         lowest = np.tri(len(self.names) + 1, len(self.names), -1, dtype=bool)
         return np.where(lowest, np.int8(self.levels.index(0.0)), np.int8(self.levels.index(1.0)))
-
-    def neighbours(self, genome: Sequence[int]) -> np.ndarray:
-        """All genomes that differ from a genome in one gene: [G (L - 1), G] int8."""
-        steps = np.kron(np.eye(len(self.names), dtype=int), np.arange(1, len(self.levels))[:, None])
-        return ((np.asarray(genome) + steps) % len(self.levels)).astype(np.int8)
 
     # Chance
 

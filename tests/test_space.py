@@ -1,4 +1,3 @@
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +39,8 @@ def test_two_levels_by_hand():
     assert TWO.text(np.array([True, False, False, True])) == TWO.text((1, 0, 0, 1)) == "1001"
     assert TWO.parse("1001") == (1, 0, 0, 1)
     assert TWO.frozen((1, 0, 0, 1)).tolist() == [True, False, False, True]
-    assert TWO.frozen_names((1, 0, 0, 1)) == ["embeddings", "layer_2"]
-    assert [TWO.depth(genome) for genome in TWO.prefixes()] == [0, 1, 2, 3, 4]
-    assert TWO.depth((0, 1, 1, 0)) == 0
     assert Space("abc").prefixes().tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert Space("ab").all_genomes().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert Space("ab").neighbours((1, 0)).tolist() == [[0, 0], [1, 1]]
     assert TWO.distance([(0, 0, 1, 1)], [(0, 1, 1, 1), (0, 0, 1, 1), (1, 1, 0, 0)]).tolist() == [[0.25, 0, 1]]
 
 
@@ -53,7 +48,6 @@ def test_three_levels_by_hand():
     space = Space("abc", (1.0, 0.5, 0.0))
     assert space.size == 27
     assert space.prefixes().tolist() == [[0, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 2]]
-    assert space.neighbours((2, 0, 1)).tolist() == [[0, 0, 1], [1, 0, 1], [2, 1, 1], [2, 2, 1], [2, 0, 2], [2, 0, 0]]
     assert space.distance([(0, 0, 0)], [(1, 0, 0), (2, 0, 0), (2, 2, 2)]).tolist() == pytest.approx(
         np.array([[1 / 6, 2 / 6, 1]])
     )
@@ -149,23 +143,11 @@ def test_distance_by_definition(case):
 
 @few
 @given(space_and_genomes(num=1))
-def test_neighbours_differ_in_one_gene(case):
-    space, genome = case
-    neighbours = list(map(as_genome, space.neighbours(genome)))
-    everything = itertools.product(range(len(space.levels)), repeat=space.num_genes)
-    expected = {other for other in everything if sum(np.not_equal(other, genome)) == 1}
-    assert set(neighbours) == expected
-    assert len(neighbours) == len(expected)
-
-
-@few
-@given(space_and_genomes(num=1))
 def test_frozen_is_rate_zero(case):
     space, genome = case
     expected = [space.levels[level] == 0 for level in genome]
     assert space.frozen(genome).tolist() == expected
     assert jax.jit(space.frozen)(jnp.array([genome])).tolist() == [expected]
-    assert space.depth(genome) == (expected.index(False) if not all(expected) else space.num_genes)
     assert (space.frozen(space.all_frozen).all(), space.frozen(space.all_trained).any()) == (True, False)
 
 

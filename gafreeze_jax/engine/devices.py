@@ -34,9 +34,9 @@ MEMBERS, SHARED = PartitionSpec(AXIS), PartitionSpec()
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Makes this process one of several, if it is told so, or was started on Cloud TPU or by Slurm's `srun`; else does nothing.
+    """Joins this process to others if arguments are given, on Cloud TPU, and under Slurm's `srun`; otherwise does nothing.
 
-    All but the first print nothing from then on. Call it before anything else of JAX.
+    Only the first process prints from then on. Call it before any other function of JAX.
 
     Args:
       coordinator: HOST:PORT of the first process.
@@ -66,14 +66,14 @@ def _under_slurm() -> bool:
 
 
 def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ends a process that has failed without waiting for the others, which wait for it; its heart stops, and so they end."""
+    """Ends a failed process without waiting for the others; its heartbeat stops, so they end as well."""
     sys.__excepthook__(kind, error, trace)
     sys.stderr.flush()
     os._exit(1)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process; if it is one of several, at once, for the others wait for it, and end when its heart stops."""
+    """Exits; one of several processes exits at once, as the others end only when its heartbeat stops."""
     if jax.distributed.is_initialized():
         sys.stderr.flush()
         os._exit(code)

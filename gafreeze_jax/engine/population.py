@@ -42,7 +42,7 @@ from gafreeze_jax.space import Space
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether XLA says so."""
+    """Whether XLA reports that memory ran out."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 

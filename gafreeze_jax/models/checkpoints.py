@@ -18,6 +18,7 @@ import numpy as np
 
 from gafreeze_jax.data import files
 from gafreeze_jax.extras import needs
+from gafreeze_jax.masking import leaf_paths
 from gafreeze_jax.models import minilm
 
 with needs("text"):
@@ -244,8 +245,7 @@ def _places(tree: Any, table: Table) -> dict[str, tuple[str, Any, tuple[int, ...
     """What each tensor of a checkpoint becomes: path in the tree, leaf, axes permutation."""
     rules = [(re.compile(re.escape(path).replace(r"\{\}", r"(\d+)")), name, axes) for name, path, axes in table]
     places = {}
-    for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
         ((match, name, axes),) = [(m, name, axes) for rule, name, axes in rules if (m := rule.fullmatch(path))]
         numbers = map(int, match.groups())
         filled = re.sub(r"\{(-1)?\}", lambda slot, numbers=numbers: str(next(numbers) + int(slot[1] or 0)), name)
@@ -264,9 +264,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def write_tree(folder: Path, params: Any) -> None:
     """Writes a parameter tree as `model.safetensors`; tensors are called by their paths, such as `dense_0/kernel`."""
     folder.mkdir(parents=True, exist_ok=True)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    tensors = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-    write_tensors(folder, tensors)
+    write_tensors(folder, dict(zip(leaf_paths(params), map(np.asarray, jax.tree.leaves(params)), strict=True)))
 
 
 def copy_tokenizer(source: Path, target: Path, **settings: Any) -> None:

@@ -67,6 +67,4 @@ def convolve_by_rows(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array
 
 def _product(x: Array, kernel: Array, dtype: Any) -> Array:
     """[B, H, W, I] and [I, O] -> [B, H, W, O]."""
-    flat = x.reshape(-1, x.shape[-1])
-    y: Any = flat @ kernel if dtype == jnp.float32 else products.product(jnp.dtype(dtype), flat, kernel)
-    return y.reshape(*x.shape[:-1], -1)
+    return products.matmul(dtype, x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)

@@ -172,7 +172,7 @@ class RunFolder:
 
     @cached_property
     def front(self) -> list[Evaluation]:
-        """Masks that no other one beats in both accuracy and cost, the most accurate first."""
+        """Masks that no other mask beats in both the metric and cost, the best in the metric first."""
         return self._front(self.full)
 
     def _front(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
@@ -195,7 +195,7 @@ class RunFolder:
 
     @property
     def trace(self) -> tuple[list[float], list[float]]:
-        """How the search went on: training steps done, in full evaluations, and the best accuracy of a mask trained in full."""
+        """How the search went on: training steps done, in full evaluations, and the best score of a mask trained in full."""
         reached: dict[Genome, int] = {}
         done, best, steps = [], [], 0
         for row in self.rows:
@@ -209,7 +209,7 @@ class RunFolder:
 
     @cached_property
     def effects(self) -> list[Interval] | None:
-        """[G] by how much freezing a gene changes accuracy, on average over the others (see `main_effects`).
+        """[G] by how much freezing a gene changes the score, on average over the others (see `main_effects`).
 
         From the masks of the search and the random ones beside it; one that was stopped early counts as the search takes it.
         """
