@@ -32,7 +32,7 @@ def report(runs: Positional[tuple[Path, ...]], /, out: Path | None = None) -> No
 
 
 def show(run: Positional[Path], /) -> None:
-    """Prints the summary of a run again; of an unfinished one, what is known so far.
+    """Prints the summary of a run again, or what is known so far of an unfinished run.
 
     Args:
       run: its folder.
@@ -81,9 +81,9 @@ class Changes:
     model: str | None = None
     """Another model, of the same architecture."""
     train_examples: int | None = None
-    """Train on at most so many examples."""
+    """Train on at most this many examples."""
     validation_examples: int | None = None
-    """Score on at most so many examples."""
+    """Score on at most this many examples."""
     epochs: int | None = None
     """Passes through the training examples."""
     batch_size: int | None = None
@@ -109,8 +109,7 @@ def apply(
       run: the run's folder.
       changes: options that may differ from the run's.
       seeds: how many to train with, none of which the run has used. Default: as many as the run had for its finalists.
-      out: folder for the results. One that holds an unfinished run of the same options goes on. Default: a new one under
-        runs/.
+      out: folder for the results. An unfinished run of the same options in it is resumed. Default: a new one under runs/.
     """
     from gafreeze_jax.runs import finished
 

@@ -20,16 +20,16 @@ class Options:
     population: int = 3
     """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
     out: str | Path | None = None
-    """Folder for the results, also such as gs://bucket/run. One that holds an unfinished run of the same options goes on.
+    """Folder for the results, also such as gs://bucket/run. An unfinished run of the same options in it is resumed.
     Default: a new one under runs/."""
     resume: str | Path | None = None
-    """Folder of a run to go on with; its options need not be given again."""
+    """Folder of a run to resume; its options need not be given again."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
     train_examples: int = 128
-    """Train members on at most so many examples, drawn stratified by label if they have labels."""
+    """Train members on at most this many examples, drawn stratified by label if they have labels."""
     validation_examples: int = 256
-    """Score members on at most so many examples, drawn stratified by label if they have labels."""
+    """Score members on at most this many examples, drawn stratified by label if they have labels."""
     epochs: int = 2
     """Passes through the training examples."""
     batch_size: int = 16
@@ -39,7 +39,7 @@ class Options:
     head_learning_rate: float = 2e-3
     """Highest learning rate of the head."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What activations and products are computed in; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    """Precision of activations and products; parameters stay float32. auto: float32 on CPU, else bfloat16."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
     """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
     at once (NSGA-II)."""
@@ -48,17 +48,17 @@ class Options:
     halving: bool = True
     """Stop poor masks after a quarter or half of their steps, where that is 16 or more."""
     max_evaluations: float | None = None
-    """Search for at most the training steps of so many full evaluations."""
+    """Search for at most the training steps of this many full evaluations."""
     max_minutes: float | None = None
-    """Begin no generation after so many minutes of evaluations."""
+    """Begin no generation after this many minutes of evaluations."""
     patience: int | None = None
-    """Stop after so many generations without a fitter mask."""
+    """Stop after this many generations without a fitter mask."""
     finalist_seeds: int = 5
     """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
     compare_random: bool = True
-    """Compare with the best random mask, too, searched with as many training steps."""
+    """Also compare with the best random mask, searched for with as many training steps."""
     mask: str | Path | None = None
-    """A mask.json, such as a run's: train with this mask, beside training everything at three rates, in place of a search."""
+    """A mask.json, such as a run's: train with this mask, and everything at three learning rates, instead of searching."""
     plan: str = "auto"
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
@@ -66,15 +66,15 @@ class Options:
     coordinator: str | None = None
     """With several processes: HOST:PORT of the first one. On Cloud TPU and under Slurm these three options are not needed."""
     num_processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which of them this one is, from 0; that one writes the results."""
+    """Index of this process, from 0; process 0 writes the results."""
     quiet: bool = False
     """Print the generations, the verdict and the folder only."""
     verbose: bool = False
-    """Print the plans tried, what was compiled, and each evaluation, too."""
+    """Also print the plans tried, what was compiled, and each evaluation."""
     tensorboard: bool = False
-    """Write TensorBoard's event files, too, to tensorboard/ in the folder of results."""
+    """Also write TensorBoard's event files, to tensorboard/ in the folder of results."""
 
 
 class OptionError(ValueError):

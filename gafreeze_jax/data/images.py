@@ -88,7 +88,7 @@ def load_images(
         validation and test files; a folder that has a folder of JPEG and PNG files for every class; or one with such
         folders under train and, where there are any, validation and test. Splits that are missing are cut from the training
         images, stratified by label.
-      max_train, max_validation: use at most so many images of a split, drawn stratified by label.
+      max_train, max_validation: use at most this many images of a split, drawn stratified by label.
       skip_broken: leave out files that cannot be read; else they are an error.
 
     Raises:

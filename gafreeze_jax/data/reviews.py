@@ -8,11 +8,9 @@ import csv
 from importlib.resources import files
 from typing import Any
 
-COLUMNS = ("split", "domain", "label", "text")
-
 
 def read_reviews() -> dict[str, list[dict[str, Any]]]:
-    """All reviews by split ("train", "validation", "test"), each a dict of `COLUMNS`."""
+    """All reviews by split ("train", "validation", "test"), each with "split", "domain", "label" and "text"."""
     text = files("gafreeze_jax.data").joinpath("reviews.tsv").read_text(encoding="utf-8")
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for row in csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):

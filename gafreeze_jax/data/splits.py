@@ -37,7 +37,7 @@ class Splits(NamedTuple, Generic[T]):
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error message: on one line, and not too long if they are really texts."""
+    """Names for an error message, on one line and shortened, as they may be whole texts."""
     return textwrap.shorten(", ".join(names), 200)
 
 
@@ -101,7 +101,7 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
 
 
 def limit(source: str, splits: Splits[T], notes: list[str], max_train: int | None, max_validation: int | None) -> Splits[T]:
-    """Takes at most so many examples, drawn stratified by label.
+    """Takes at most this many examples, drawn stratified by label.
 
     Raises:
       ValueError: if that leaves no training example of a class.

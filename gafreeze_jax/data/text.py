@@ -71,7 +71,7 @@ def load_text(
         from the training rows, stratified by label.
       text_columns: one name, or two for sentence pairs; found by convention if empty.
       label_column: found by convention if None.
-      max_train, max_validation: use at most so many examples of a split, drawn stratified by label.
+      max_train, max_validation: use at most this many examples of a split, drawn stratified by label.
 
     Raises:
       ValueError, FileNotFoundError: if the source cannot be used, with the file, the row and what to do.

@@ -208,7 +208,7 @@ def gather(array: Any) -> np.ndarray:
 
 
 def of_first(numbers: Any) -> np.ndarray:
-    """Numbers as process 0 has them, for what is measured: all processes must decide alike."""
+    """The numbers of process 0, for measurements: all processes must decide alike."""
     alone = jax.process_count() == 1 or not are_many()
     return np.asarray(numbers if alone else multihost_utils.broadcast_one_to_all(np.asarray(numbers)))
 

@@ -262,7 +262,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write_tree(folder: Path, params: Any) -> None:
-    """Writes a parameter tree as `model.safetensors`; tensors are called by their paths, such as `dense_0/kernel`."""
+    """Writes a parameter tree as `model.safetensors`; tensors are named by their paths, such as `dense_0/kernel`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, dict(zip(leaf_paths(params), map(np.asarray, jax.tree.leaves(params)), strict=True)))
 

@@ -73,7 +73,7 @@ class Progress:
         self.done += num
 
     def pause(self, seconds: float) -> None:
-        """Leaves out the last seconds, as compiling tells nothing of how long steps take; pauses may overlap."""
+        """Leaves out the last seconds, as time spent compiling says nothing about steps; pauses may overlap."""
         now = time.perf_counter()
         self._start += now - max(now - seconds, self._paused)
         self._paused = now
@@ -307,7 +307,7 @@ def memory_in_use() -> list[str]:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, or hours, too.
+    """Hours, if there are any, minutes and seconds.
 
     >>> clock(83.4), clock(3725)
     ('1:23', '1:02:05')

@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a bro
 
 
 def write(runs: Sequence[RunFolder], path: Path) -> None:
-    """Writes the page; for a single run, its charts as PNG and SVG to plots/ beside it, too."""
+    """Writes the page; for a single run, also its charts as PNG and SVG, to plots/ beside it."""
     write_whole(path, render(runs))
     if len(runs) == 1:
         (path.parent / "plots").mkdir(exist_ok=True)

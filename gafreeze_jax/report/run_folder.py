@@ -1,4 +1,4 @@
-"""A run as its folder tells it, finished or not: what was evaluated, and what follows from that."""
+"""A run as read from its folder, finished or not: what was evaluated, and what follows from it."""
 
 import itertools
 import json
@@ -98,7 +98,7 @@ class RunFolder:
         return self.space.names
 
     def phase(self, row: Evaluation) -> str:
-        """Of the run, in which an evaluation was made, such as `SEARCH`."""
+        """The phase of the run, such as `SEARCH`, that made an evaluation."""
         return self._journal.phase(row.genome, row.seed, row.steps)
 
     @property

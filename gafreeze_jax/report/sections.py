@@ -231,7 +231,7 @@ def repeat(run: RunFolder, place: str) -> list[Element]:
 
 
 def command(kind: str, options: Mapping[str, Any]) -> list[str]:
-    """The command that starts such a run again, an option each."""
+    """The command that repeats the run, in parts: the script, then each option."""
     parts = [f"python experiments/run_{kind}.py"]
     for name, value in options.items():
         flag = name.replace("_", "-")

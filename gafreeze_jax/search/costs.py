@@ -23,12 +23,12 @@ class StepFlops(NamedTuple):
     kept: Sequence[float]
 
     def __call__(self, frozen: np.ndarray) -> float:
-        """Of a step from cached activations."""
+        """FLOPs of a step from cached activations."""
         depth = _depth(frozen)
         return self.above[depth] - sum(self.spared[i] for i in range(depth + 1, len(frozen)) if frozen[i])
 
     def from_scratch(self, frozen: np.ndarray) -> float:
-        """Of a step that computes the activations of the frozen prefix, too."""
+        """FLOPs of a step that also computes the activations of the frozen prefix."""
         return self(frozen) + sum(self.kept[: _depth(frozen)])
 
 

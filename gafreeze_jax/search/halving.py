@@ -23,10 +23,10 @@ class Settings(NamedTuple):
       rungs: training steps after which members are scored; the last is a full evaluation. With one rung none is stopped early.
       seed: of all evaluations.
       screen: whether a surrogate may pick among offspring.
-      generations: at most so many.
-      evaluations: at most so many, measured by the training steps of full ones; stopped ones count by what they took.
-      seconds: no generation begins after so many of evaluations.
-      patience: stop after so many generations without a fitter genome; None = don't.
+      generations: at most.
+      evaluations: at most, in training steps of full evaluations; a stopped evaluation counts for the steps that it took.
+      seconds: of evaluations, after which no generation begins.
+      patience: generations without a fitter genome after which the search stops; None = no limit.
     """
 
     rungs: tuple[int, ...]
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
         return min(by_steps, first + (self.generations - 1) * others)
 
     def enumerates(self, num_all: int, first: int, others: int) -> bool:
-        """Whether all genomes are evaluated in place of a search: if none is stopped early, and all are within the limits."""
+        """Whether all genomes are evaluated instead of a search: if none is stopped early, and all are within the limits."""
         return len(self.rungs) == 1 and num_all <= self.num_genomes(first, others) < math.inf
 
 

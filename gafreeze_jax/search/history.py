@@ -78,7 +78,7 @@ class Journal:
     """Every evaluation of a run, in a CSV file as soon as it is made: what an interrupted run is replayed from.
 
     Evaluations of one call are written together, whole or not at all. The last column, `call`, is the CRC-32 of their rows
-    (without it); damaged rows are left out when the file is read.
+    (without it); damaged rows are skipped when the file is read.
 
     Args:
       path: of the file, local or such as gs://bucket/evaluations.csv; None = keep in memory only.
@@ -88,7 +88,7 @@ class Journal:
       write: whether to write to the file, and not only read it.
 
     Attributes:
-      num_damaged: rows that were left out.
+      num_damaged: rows that were skipped.
 
     Raises:
       ValueError: if there is another kind of file, or one about other genes.
@@ -133,7 +133,7 @@ class Journal:
             write_whole(self._path, self._text)
 
     def recall(self, genome: Genome, seed: int, steps: int) -> Evaluation | None:
-        """The evaluation of a genome with a seed after so many steps, if there is one."""
+        """The evaluation of a genome with a seed after this many steps, if there is one."""
         entry = self._entries.get((genome, seed, steps))
         return None if entry is None else entry.evaluation
 
@@ -142,12 +142,12 @@ class Journal:
         return self._entries[genome, seed, steps].together
 
     def before(self, genome: Genome, seed: int, steps: int) -> int:
-        """After how many steps a genome was scored before; 0 = it was not."""
+        """The last earlier step after which a genome was scored; 0 if there is none."""
         earlier = [key[2] for key in self._entries if key[:2] == (genome, seed) and key[2] < steps]
         return max(earlier, default=0)
 
     def phase(self, genome: Genome, seed: int, steps: int) -> str:
-        """Of the run, in which an evaluation was made."""
+        """The phase of the run that made an evaluation."""
         return self._entries[genome, seed, steps].phase
 
     def _add(self, phase: str, evaluations: Sequence[Evaluation]) -> None:
@@ -272,7 +272,7 @@ class Ledger:
         return self._furthest[genome]
 
     def at(self, steps: int, seed: int) -> list[Evaluation]:
-        """Evaluations with a seed after so many steps, the fittest first."""
+        """Evaluations with a seed after this many steps, the fittest first."""
         scored = [evaluation for evaluation in self if evaluation.steps == steps and evaluation.seed == seed]
         return sorted(scored, key=lambda evaluation: evaluation.fitness, reverse=True)
 
@@ -294,7 +294,7 @@ class Ledger:
 
     @property
     def seconds(self) -> float:
-        """That all evaluations took."""
+        """Of all evaluations."""
         return sum(evaluation.seconds for evaluation in self)
 
     @property

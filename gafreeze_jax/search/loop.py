@@ -71,7 +71,7 @@ class Evaluator(Protocol[M]):
 
 
 class Generation(NamedTuple):
-    """What happened in one generation.
+    """Diagnostics of a generation.
 
     Attributes:
       number: from 1.
@@ -81,7 +81,7 @@ class Generation(NamedTuple):
       screened: whether the surrogate picked them.
       mean: score of the population that the next one is bred from, without diverged ones.
       frozen_share: [G], share of that population that freezes each gene.
-      steps_left: training steps that the search still takes, about.
+      steps_left: estimate of the training steps still to come.
     """
 
     number: int
@@ -152,7 +152,7 @@ class Search(Generic[M]):
         self._init, self._ask, self._tell = ga.init, _jitted(ga.ask), _jitted(ga.tell)
 
     def run(self, key: Array) -> Found:
-        """Searches until one of the settings says stop, or until all genomes have been seen."""
+        """Searches until a limit in the settings is reached, or all genomes have been evaluated."""
         key, key_init, key_rng = jax.random.split(key, 3)
         state, rng = self._init(key_init), np.random.default_rng(int(jax.random.bits(key_rng)))
         best, since_best, why = None, 0, ""
