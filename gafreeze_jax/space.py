@@ -119,6 +119,9 @@ class Space:
         levels = genomes if isinstance(genomes, jax.Array) else np.asarray(genomes)
         return levels == self.levels.index(0.0)  # pyright: ignore[reportReturnType]
 
+    def frozen_names(self, genome: Sequence[int]) -> list[str]:
+        return list(itertools.compress(self.names, self.frozen(genome)))
+
     # Sets of genomes
 
     def stack(self, genomes: Iterable[Sequence[int]]) -> np.ndarray:

@@ -38,6 +38,7 @@ def test_two_levels_by_hand():
     assert TWO.text(np.array([True, False, False, True])) == TWO.text((1, 0, 0, 1)) == "1001"
     assert TWO.parse("1001") == (1, 0, 0, 1)
     assert TWO.frozen((1, 0, 0, 1)).tolist() == [True, False, False, True]
+    assert TWO.frozen_names((1, 0, 0, 1)) == ["embeddings", "layer_2"]
     assert Space("abc").prefixes().tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert Space("ab").all_genomes().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert TWO.distance([(0, 0, 1, 1)], [(0, 1, 1, 1), (0, 0, 1, 1), (1, 1, 0, 0)]).tolist() == [[0.25, 0, 1]]
