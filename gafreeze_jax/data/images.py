@@ -50,7 +50,7 @@ class Frame(NamedTuple):
     resample: int = Image.Resampling.BILINEAR
 
 
-class Split(NamedTuple):
+class ImageSplit(NamedTuple):
     """One split: images [N, size, size, channels] uint8, and labels [N] int32, indices into the set's `label_names`."""
 
     images: np.ndarray
@@ -65,9 +65,9 @@ class ImageData(NamedTuple):
       notes: what was decided on the way and should be told (splits cut, files left out), a sentence each.
     """
 
-    train: Split
-    validation: Split
-    test: Split
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -111,7 +111,7 @@ def load_images(
 describe = splits.describe
 
 
-class Unlabelled(NamedTuple):
+class UnlabelledImages(NamedTuple):
     """Images without labels.
 
     Attributes:
@@ -125,7 +125,7 @@ class Unlabelled(NamedTuple):
     notes: tuple[str, ...]
 
 
-def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> Unlabelled:
+def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> UnlabelledImages:
     """Loads the images of a .npz file, a JPEG or PNG file, or all such files in a folder and below; labels are not read.
 
     Args:
@@ -149,7 +149,7 @@ def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> U
     images, numbers = _fit_all(str(path), Labelled(pictures, numbers), frame, skip_broken, notes)
     if not len(images):
         raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(SUFFIXES)} files")
-    return Unlabelled(images, {title: [names[number] for number in numbers]}, tuple(notes))
+    return UnlabelledImages(images, {title: [names[number] for number in numbers]}, tuple(notes))
 
 
 def augment(key: Array, images: Array) -> Array:
@@ -293,7 +293,7 @@ def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes
         notes.append(f"{where}: {len(broken)} no whole images, and left out: {splits.listed(broken)}")
 
 
-def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> Split:
+def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> ImageSplit:
     def read(picture: Picture) -> np.ndarray | str:
         """The image, or what is wrong with its file."""
         name = picture.name if isinstance(picture, Path) else "an image"
@@ -311,7 +311,7 @@ def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: b
     images = [result for result in results if not isinstance(result, str)]
     kept = np.array([not isinstance(result, str) for result in results], bool)
     images = np.array(images, np.uint8).reshape(-1, frame.size, frame.size, frame.channels)
-    return Split(images, split.labels[kept])
+    return ImageSplit(images, split.labels[kept])
 
 
 def _open(picture: Picture) -> Image.Image:

@@ -25,7 +25,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
-class Split(NamedTuple):
+class TextSplit(NamedTuple):
     """One split.
 
     Attributes:
@@ -45,9 +45,9 @@ class TextData(NamedTuple):
       notes: what was decided on the way and should be told (splits cut, rows left out), a sentence each.
     """
 
-    train: Split
-    validation: Split
-    test: Split
+    train: TextSplit
+    validation: TextSplit
+    test: TextSplit
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -98,14 +98,14 @@ def load_text(
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
         notes.append(f"{shared} validation or test texts also occur in train.")
     whole = splits.limit(source, whole, notes, max_train, max_validation)
-    train, validation, test = (Split(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
+    train, validation, test = (TextSplit(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
     return TextData(train, validation, test, whole.label_names, tuple(notes))
 
 
 describe = splits.describe
 
 
-class Unlabelled(NamedTuple):
+class UnlabelledTexts(NamedTuple):
     """Texts without labels.
 
     Attributes:
@@ -119,7 +119,7 @@ class Unlabelled(NamedTuple):
     notes: tuple[str, ...]
 
 
-def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> Unlabelled:
+def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledTexts:
     """Loads the texts of a .csv, .tsv or .jsonl file (or .gz); labels in it are not read.
 
     Args:
@@ -143,7 +143,7 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> Unlabelled:
     notes = (f"{path}: {len(texts) - len(rows)} rows without text left out.",) if len(rows) < len(texts) else ()
     texts = [texts[row] for row in rows]
     columns = dict(zip(titles, zip(*texts, strict=True), strict=True))
-    return Unlabelled(texts, {"row": [row + 1 for row in rows], **columns}, notes)
+    return UnlabelledTexts(texts, {"row": [row + 1 for row in rows], **columns}, notes)
 
 
 def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> dict[str, TextRows]:

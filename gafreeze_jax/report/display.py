@@ -202,16 +202,18 @@ class Display:
         """Prints a generation's two lines."""
         best = generation.best
         self._generations.append(generation)
-        fittest = f"Fittest chromosome: [{', '.join(Space.text(best.genome))}] | Fitness: {best.score:.4f}"
+        fittest = f"Fittest chromosome: [{', '.join(Space.text(best.genome))}] | Fitness: {self.metric.shown(best.score):.4f}"
         self.console.print(f"=== Generation {generation.number} ===\n{fittest}", markup=False)
         picked = ", picked by the surrogate" if generation.screened else ""
+        programs = f"{len(self._compiled)} programs compiled or loaded so far, in {sum(self._compiled):.1f} s"
         self.line(
             f"{generation.num_new} new masks{picked}, {generation.num_full} of them trained to the end; mean of the population "
-            f"{generation.mean:.4f}; {len(self._compiled)} programs compiled or loaded so far, in {sum(self._compiled):.1f} s",
+            f"{self.metric.shown(generation.mean):.4f}; {programs}",
             detail=True,
         )
         shares = {f"frozen/{name}": float(share) for name, share in zip(self._genes, generation.frozen_share, strict=True)}
-        self._write(generation.number, {"fitness/best": best.score, "fitness/mean": generation.mean} | shares)
+        fitness = {"fitness/best": self.metric.shown(best.score), "fitness/mean": self.metric.shown(generation.mean)}
+        self._write(generation.number, fitness | shares)
         if self._events is not None:
             self._events.flush()
 
@@ -232,7 +234,7 @@ class Display:
         num_rows = console.height // 2 - 6  # lines above it need room, too
         yield Text()
         if self._generations and num_rows > 0:
-            yield from heat_map(self._genes, self._generations[-num_rows:], options.max_width, levels)
+            yield from heat_map(self._genes, self._generations[-num_rows:], self.metric, width=options.max_width, levels=levels)
         for fields in (self._fitness_and_speed(), self._counts()):
             if fields:
                 yield Text("   ".join(fields), no_wrap=True, overflow="ellipsis")
@@ -250,7 +252,8 @@ class Display:
         fields = []
         if self._generations:
             last = self._generations[-1]
-            fields += [f"Generation {last.number}", f"best {last.best.score:.4f}", f"mean {last.mean:.4f}"]
+            best, mean = self.metric.shown(last.best.score), self.metric.shown(last.mean)
+            fields += [f"Generation {last.number}", f"best {best:.4f}", f"mean {mean:.4f}"]
         if (speed := self.progress.speed) is not None:
             fields.append(f"{speed:,.1f} member-steps/s")
         return fields
@@ -266,7 +269,9 @@ class Display:
         return [*([counts] if reached else []), *memory_in_use()]
 
 
-def heat_map(genes: Sequence[str], generations: Sequence[Generation], width: int, levels: str) -> Iterator[Text]:
+def heat_map(
+    genes: Sequence[str], generations: Sequence[Generation], metric: MetricFormat = ACCURACY, *, width: int, levels: str
+) -> Iterator[Text]:
     """A title, and a row for each generation: its number, best and mean fitness, and for each gene the share that freezes it.
 
     Where genes are more than columns, neighbours share one, and their mean is shown.
@@ -290,7 +295,8 @@ def heat_map(genes: Sequence[str], generations: Sequence[Generation], width: int
     colours = np.linspace(TRAINED, FROZEN, len(levels)).round().astype(int)
     styles = [Style(color=f"rgb({red},{green},{blue})") for red, green, blue in colours]
     for generation in generations:
-        row = Text(f"{generation.number:4} {generation.best.score:.4f} {generation.mean:6.4f}  ", no_wrap=True, overflow="crop")
+        best, mean = metric.shown(generation.best.score), metric.shown(generation.mean)
+        row = Text(f"{generation.number:4} {best:.4f} {mean:6.4f}  ", no_wrap=True, overflow="crop")
         for part in parts:
             level = round(float(generation.frozen_share[part].mean()) * (len(levels) - 1))
             row.append((levels[level] * max(1, cell - 1)).ljust(cell), styles[level])

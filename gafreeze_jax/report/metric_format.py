@@ -26,7 +26,7 @@ class MetricFormat(NamedTuple):
         """The unit of differences."""
         return " points" if self.is_share else ""
 
-    def shown(self, score: float) -> float:
+    def shown(self, score: Any) -> Any:
         """The value of a score; also the change in value for a change in score."""
         return score if self.higher_is_better else -score
 

@@ -80,7 +80,7 @@ def make_result(
         "stages": list(space.names),
         "metric": metric.facts(),
         "best_genome": list(found.genome),
-        "fitness": found.validation_score,
+        "fitness": metric.shown(found.validation_score),
         "verdict": verdict.as_json(),
         "results": {finalist.name: _entry(finalist, space, metric, reported=reported) for finalist in finalists},
         "num_evaluations": len(evaluations),

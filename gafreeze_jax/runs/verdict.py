@@ -186,8 +186,8 @@ def _check(found: Contender, baselines: Sequence[Contender], metric: MetricForma
         problems.append(f"baselines must have different names, got {', '.join(names)}")
     for contender in (found, *baselines):
         problems += [f"{contender.name}: {problem}" for problem in _problems(contender, found, metric)]
-    if metric.is_share and validation_score is not None and not 0 <= validation_score <= 1:
-        problems.append(f"validation {metric.name} must be between 0 and 1, got {validation_score}")
+    if metric.is_share and validation_score is not None and not 0 <= metric.shown(validation_score) <= 1:
+        problems.append(f"validation {metric.name} must be between 0 and 1, got {metric.shown(validation_score)}")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -200,7 +200,7 @@ def _problems(contender: Contender, found: Contender, metric: MetricFormat) -> l
         problems.append(f"scores must have shape (seeds, examples) with 2 examples or more, got {shape}")
     elif shape != expected:
         problems.append(f"expected the same seeds and examples as {found.name}, {expected}, got {shape}")
-    elif metric.is_share and not ((scores >= 0) & (scores <= 1)).all():
+    elif metric.is_share and not ((metric.shown(scores) >= 0) & (metric.shown(scores) <= 1)).all():
         problems.append("scores must be True and False, or shares from 0 to 1")
     elif not np.isfinite(scores).all():
         problems.append("scores must be finite")

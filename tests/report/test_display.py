@@ -126,11 +126,11 @@ def test_the_view_fits(width, num_genes, ascii_only, monkeypatch):
 
 def test_a_row_of_the_heat_map_by_hand():
     names, shares = ["embeddings", "layer_0", "layer_1"], [1.0, 0.5, 0.0]
-    title, header, row = (text.plain for text in heat_map(names, [generation(7, shares)], 80, "abc"))
+    title, header, row = (text.plain for text in heat_map(names, [generation(7, shares)], width=80, levels="abc"))
     assert title == "Share of the population that freezes each layer, a none to c all"
     assert header == " gen   best   mean  embeddings layer_0    layer_1"
     assert row == "   7 0.8500 0.8000  cccccccccc bbbbbbbbbb aaaaaaaaaa "
-    _, header, row = (text.plain for text in heat_map(names, [generation(7, shares)], 22, "abc"))
+    _, header, row = (text.plain for text in heat_map(names, [generation(7, shares)], width=22, levels="abc"))
     assert (header, row) == (" gen   best   mean  ", "   7 0.8500 0.8000  ca")  # neighbours share a column: (1 + 0.5) / 2, 0
 
 
