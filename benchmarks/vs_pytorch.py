@@ -64,9 +64,9 @@ class Options:
     population: int = 12
     """Members of a generation."""
     train_examples: int = 384
-    """Train members on at most so many examples."""
+    """Train members on at most this many examples."""
     validation_examples: int = 256
-    """Score members on at most so many examples."""
+    """Score members on at most this many examples."""
     epochs: int = 2
     """Passes through the training examples."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -34,7 +34,7 @@ class Options(options.Options):
     data: Literal["digits", "mock"] = "digits"
     """digits: 8 x 8 images of handwritten digits; mock: random features whose classes a random network decides."""
     train_examples: int = 100
-    """Train members on at most so many examples."""
+    """Train members on at most this many examples."""
     epochs: int = 5
     """Passes through the training examples."""
     learning_rate: float = 3e-3

@@ -2,7 +2,7 @@
 
     python experiments/run_gpt2.py --gens 10
 
-runs without a network: it pretrains a small GPT-2 on the bytes of the Python language's reference, which takes about 90 s on 2
+works offline: it pretrains a small GPT-2 on the bytes of the Python language's reference, which takes about 90 s on 2
 CPU cores and is done once, and fine-tunes it to the texts of the embedded reviews. On 2 cores it ends in under 10 minutes. It
 leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
 

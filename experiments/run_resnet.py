@@ -2,7 +2,7 @@
 
     python experiments/run_resnet.py --gens 10
 
-runs without a network: it pretrains a small ResNet on scikit-learn's digits 0 to 4, which takes seconds and is done once, and
+works offline: it pretrains a small ResNet on scikit-learn's digits 0 to 4, which takes seconds and is done once, and
 fine-tunes it to tell 5 to 9 apart. On 2 CPU cores it ends in under 3 minutes. It leaves a fine-tuned model, the mask and all
 evaluations in a folder under runs/.
 

@@ -60,11 +60,11 @@ def predict(run: Positional[Path], /, data: Path, out: Path | None = None, text_
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
     """
-    from gafreeze_jax.runs import finished
+    from gafreeze_jax.runs import reuse
 
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out {out}: no such folder as {out.parent}")
-    table = finished.predict(run, data, text_columns=text_columns)
+    table = reuse.predict(run, data, text_columns=text_columns)
     with open(out, "w", encoding="utf-8", newline="") if out else contextlib.nullcontext(sys.stdout) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)
@@ -111,9 +111,9 @@ def apply(
       seeds: how many to train with, none of which the run has used. Default: as many as the run had for its finalists.
       out: folder for the results. An unfinished run of the same options in it is resumed. Default: a new one under runs/.
     """
-    from gafreeze_jax.runs import finished
+    from gafreeze_jax.runs import reuse
 
-    finished.apply(run, out=out, seeds=seeds, **asdict(changes))
+    reuse.apply(run, out=out, seeds=seeds, **asdict(changes))
 
 
 def fetch(model: Positional[str], /) -> None:

@@ -1,8 +1,8 @@
 """Metrics: what a search maximizes on the validation split, and what a report compares on the test split.
 
 A metric has two halves. `per_example` runs on the device, within the program that scores a batch, and gives a value for each
-example. `reduce` runs on the host, once for a whole split. A metric of your own is one more `Metric`; no other file knows
-how many there are.
+example. `reduce` runs on the host, once for a whole split. A metric of your own is one more `Metric`, which a task
+(`tasks/base.py`) is given.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Metric(NamedTuple):
       per_example: `per_example(outputs, targets) -> values` [B], for outputs and targets with B rows. Runs under `jax.jit`.
       reduce: from the values [..., E] of E examples to the metric [...].
       influence: by how much each example moves the metric: from values [..., E] to numbers [..., E] whose mean is the metric
-        and whose spread is its sampling error (pseudo-values, Tukey 1958). None = the values themselves, as for a mean.
+        and whose spread is its sampling error (pseudo-values, Tukey 1958). None = leave out one example at a time (jackknife).
       higher_is_better: whether a search maximizes it; otherwise it maximizes its negative.
       is_share: whether it lies between 0 and 1 and reads well as a percentage.
     """
@@ -47,8 +47,14 @@ class Metric(NamedTuple):
     def contributions(self, values: np.ndarray) -> np.ndarray:
         """What each example contributes to the score: [..., E], with the score as their mean."""
         values = np.asarray(values, np.float64)
-        contributions = values if self.influence is None else self.influence(values)
+        contributions = self._jackknife(values) if self.influence is None else self.influence(values)
         return contributions if self.higher_is_better else -contributions
+
+    def _jackknife(self, values: np.ndarray) -> np.ndarray:
+        num = values.shape[-1]
+        left_out = np.stack([self.reduce(np.delete(values, example, -1)) for example in range(num)], axis=-1)
+        metric, slopes = self.reduce(values)[..., None], left_out.mean(-1, keepdims=True) - left_out
+        return metric + (num - 1) * slopes
 
     def shown(self, score: float) -> float:
         """A score in the metric's own direction."""
@@ -72,6 +78,10 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return values.mean(-1)
 
 
+def _values(values: np.ndarray) -> np.ndarray:
+    return values
+
+
 def exponential_mean(losses: np.ndarray) -> np.ndarray:
     """exp of the mean loss [...] of losses [..., E]; infinite where that has no float."""
     with np.errstate(over="ignore"):
@@ -83,6 +93,5 @@ def _perplexity_influence(losses: np.ndarray) -> np.ndarray:
     return perplexity * (1 + losses - losses.mean(-1, keepdims=True))
 
 
-ACCURACY = Metric("accuracy", _is_right, _mean, is_share=True)
+ACCURACY = Metric("accuracy", _is_right, _mean, _values, is_share=True)
 PERPLEXITY = Metric("perplexity", cross_entropy, exponential_mean, _perplexity_influence, higher_is_better=False)
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY)}

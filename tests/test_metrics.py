@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
-from gafreeze_jax.metrics import ACCURACY, METRICS, PERPLEXITY
+from gafreeze_jax.metrics import ACCURACY, PERPLEXITY, Metric
 
 RNG = np.random.default_rng(0)
+SQUARED = Metric("squared perplexity", PERPLEXITY.per_example, lambda losses: np.exp(losses.mean(-1)) ** 2)
+METRICS = (ACCURACY, PERPLEXITY, SQUARED)
+NAMES = ("mean", "with its influence", "by the jackknife")
 LOGITS, LABELS = RNG.normal(size=(200, 4)).astype(np.float32), RNG.integers(0, 4, 200)
 
 
@@ -25,7 +28,7 @@ def test_perplexity_without_a_float_is_infinite():
     assert PERPLEXITY.score(np.full(3, 1e4)) == -np.inf
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
 def test_several_models_are_scored_at_once(metric):
     values = RNG.random((3, 2, 50))
     scores = metric.score(values)
@@ -33,7 +36,7 @@ def test_several_models_are_scored_at_once(metric):
     assert scores[1, 1] == pytest.approx(metric.score(values[1, 1]))
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
 def test_contributions_have_the_score_as_mean_and_its_sampling_error_as_spread(metric):
     values = np.asarray(metric.per_example(LOGITS, LABELS), np.float64)
     contributions = metric.contributions(values)

@@ -16,7 +16,7 @@ from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.baselines import BASELINES, Baseline
 from gafreeze_jax.runs.main import main
 from gafreeze_jax.runs.search_run import run_search
-from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, make_problem, make_source
+from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, classification, make_problem, make_source
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(60, 5)).astype(np.float32)
@@ -74,7 +74,6 @@ RMSE = Metric("RMSE", _squared_error, _root_mean, _influence, higher_is_better=F
 REGRESSION = Task(
     loss=_squared_error,
     metric=RMSE,
-    read_targets=lambda labels: np.asarray(labels, np.float32),
     predict=lambda outputs, targets: outputs[:, 0],
     write=lambda predictions: {"number": predictions.tolist()},
 )
@@ -111,7 +110,7 @@ ERROR_RATE = Metric(
 
 def test_a_metric_of_ones_own(tmp_path, capsys):
     labels = (NUMBERS > 0).astype(np.int32)
-    task = CLASSIFICATION._replace(metric=ERROR_RATE)
+    task = classification((), ERROR_RATE)
     result, html = run(make_setup(labels, task, 2), tmp_path)
     for row in result["results"].values():
         assert 0 <= row["test_error_rate"] <= 1

@@ -125,7 +125,7 @@ def make_windows(ids: np.ndarray, length: int, limit: int | None = None, *, wher
 
     Args:
       length: S, of a window.
-      limit: use at most so many windows, spread evenly over the text.
+      limit: use at most this many windows, spread evenly over the text.
       where: for errors.
 
     Raises:

@@ -22,7 +22,6 @@ PAIR_COLUMNS = (
 )
 TEXT_COLUMNS = ("sentence", "text", "review", "content", "comment", "document", "utterance", "question", "title")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target")
-SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class TextSplit(NamedTuple):
@@ -165,19 +164,20 @@ def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None
 
 def _parse(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a file, with their places for errors."""
-    parse = _parse_jsonl if files.kind(path, SUFFIXES) == ".jsonl" else _parse_delimited
-    return parse(path, files.read_utf8(path))
+    return READERS[files.kind(path, SUFFIXES) or SUFFIXES[0]](path)
 
 
-def _parse_delimited(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _read_delimited(path, delimiter=",", strict=True)
+
+
+def _read_tsv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _read_delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)  # such sets hold bare quotation marks
+
+
+def _read_delimited(path: Path, **style: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)
-    # Tab-separated sets hold bare quotation marks; commas need quoting.
-    style: dict[str, Any] = (
-        {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        if files.kind(path, SUFFIXES) == ".tsv"
-        else {"delimiter": ",", "strict": True}
-    )
-    reader = csv.reader(io.StringIO(text, newline=""), **style)
+    reader = csv.reader(io.StringIO(files.read_utf8(path), newline=""), **style)
     try:
         header = next(row for row in reader if row)
         repeated = [name for name, count in Counter(header).items() if count > 1]
@@ -196,8 +196,8 @@ def _parse_delimited(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any
         raise ValueError(f"{path}: line {reader.line_num}: {error}") from None
 
 
-def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(files.read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -207,6 +207,10 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise ValueError(f'{path}: line {number}: expected a JSON object, such as {{"text": ..., "label": ...}}')
         yield f"line {number}", record
+
+
+READERS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl}  # from a file to (place, record) pairs
+SUFFIXES = tuple(READERS)
 
 
 def rows_from_records(

@@ -105,6 +105,7 @@ class Family:
 
     Attributes:
       model_type: in `config.json`.
+      kind: which experiment takes it: run_bert.py encoders of texts, run_gpt2.py decoders, run_resnet.py networks for images.
       title: what one is called, such as "a BERT".
       config: a frozen dataclass of what changes the computation, by Hugging Face's names, with fields from `configs.field`.
         For texts it has `vocab_size`, and says `max_tokens` and `num_types` (of tokens).
@@ -119,6 +120,7 @@ class Family:
     """
 
     model_type: str
+    kind: Literal["encoder", "decoder", "images"]
     title: str
     config: type
     layout: Layout

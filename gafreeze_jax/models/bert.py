@@ -176,6 +176,7 @@ def blocks(config: BertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
 
 FAMILY = Family(
     model_type="bert",
+    kind="encoder",
     title="a BERT",
     config=BertConfig,
     problems=problems,

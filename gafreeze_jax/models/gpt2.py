@@ -206,6 +206,7 @@ def blocks(config: GPT2Config, dtype: Any, per_example: bool) -> Iterator[Part]:
 
 FAMILY = Family(
     model_type="gpt2",
+    kind="decoder",
     title="a GPT-2",
     config=GPT2Config,
     problems=problems,

@@ -18,6 +18,11 @@ from gafreeze_jax.models.base import Family, Model
 FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, resnet.FAMILY)
 
 
+def families_of(kind: str) -> list[Family]:
+    """The families of a kind (see `Family`)."""
+    return [family for family in FAMILIES if family.kind == kind]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A model that was read from a checkpoint.

@@ -314,6 +314,7 @@ def init_head(key: Array, config: ResNetConfig, num_classes: int) -> dict:
 
 FAMILY = Family(
     model_type="resnet",
+    kind="images",
     title="a ResNet",
     config=ResNetConfig,
     problems=problems,

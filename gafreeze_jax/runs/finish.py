@@ -51,7 +51,7 @@ def finish(
         metric=metric,
         evaluations=result.evaluations,
         seconds=time.perf_counter() - start,
-        reported=setup.problem.task.reported,
+        has_perplexity=setup.problem.task.has_perplexity,
         **result.facts,
         **setup.facts,
         model=_scores_of_model(tested[id(best)], metric),

@@ -41,7 +41,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
     start = time.perf_counter()
     path = None
     go_on = go_on or f"python {sys.argv[0]} --resume"
-    with stoppable(lambda: f"To go on: {go_on} {path}" if path else "Nothing was done yet."):
+    with stoppable(lambda: f"To resume: {go_on} {path}" if path else "Nothing was done yet."):
         try:
             devices.join(options.coordinator, options.num_processes, options.process_id)
             options, path, finished = choose_folder(kind, options)
@@ -58,7 +58,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
             run_dir.discard()
             sys.exit(summary.fail(error))
         except OSError as error:
-            devices.leave(summary.fail(OSError(f"{error}. What was done is kept; to go on: {go_on} {path}")))
+            devices.leave(summary.fail(OSError(f"{error}. What was done is kept; to resume: {go_on} {path}")))
         if entries is not None:
             summary.print_summary(entries, path, quiet=options.quiet)
 

@@ -44,7 +44,7 @@ class Narrator:
                 detail=True,
             )
         if num_recorded:
-            line(f"Going on with {num_recorded} evaluations that are there already")
+            line(f"Resuming with {num_recorded} recorded evaluations")
 
     def enumerating(self, num_masks: int) -> None:
         self.display.line(f"All {num_masks} masks fit the budget: each is trained to the end, in place of a search")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gafreeze_jax.intervals import interval
-from gafreeze_jax.metrics import PERPLEXITY, Metric, exponential_mean
+from gafreeze_jax.metrics import Metric, exponential_mean
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.verdict import Verdict
 from gafreeze_jax.search.history import Evaluation, write_whole
@@ -60,7 +60,7 @@ def make_result(
     metric: Metric,
     evaluations: Sequence[Evaluation],
     seconds: float,
-    reported: Sequence[Metric] = (),
+    has_perplexity: bool = False,
     **facts: Any,
 ) -> dict[str, Any]:
     """The content of `result.json`.
@@ -68,7 +68,7 @@ def make_result(
     Args:
       options: a dataclass.
       finalists: the found mask and the baselines.
-      reported: further metrics; perplexity follows from the losses.
+      has_perplexity: whether the exponential of the mean loss is written as perplexity.
       facts: further entries.
     """
     found = finalists[0]
@@ -82,7 +82,7 @@ def make_result(
         "best_genome": list(found.genome),
         "fitness": metric.shown(found.validation_score),
         "verdict": verdict.as_json(),
-        "results": {finalist.name: _entry(finalist, space, metric, reported=reported) for finalist in finalists},
+        "results": {finalist.name: _entry(finalist, space, metric, has_perplexity=has_perplexity) for finalist in finalists},
         "num_evaluations": len(evaluations),
         "num_diverged": sum(evaluation.diverged for evaluation in evaluations),
         "seconds": round(seconds, 1),
@@ -90,7 +90,7 @@ def make_result(
     }
 
 
-def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, reported: Sequence[Metric]) -> dict[str, Any]:
+def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, has_perplexity: bool) -> dict[str, Any]:
     """A finalist in `result.json`; values of the metric are in its own direction."""
     key = metric.key
     test = MetricFormat(**metric.facts()).shown_interval(interval(finalist.scores))
@@ -108,7 +108,7 @@ def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, reported: 
         "is_mask": finalist.is_mask,
         "learning_rate_factor": finalist.learning_rate_factor,
     }
-    if PERPLEXITY in reported:
+    if has_perplexity:
         losses = {"validation": finalist.validation_loss, "test": finalist.test_loss}
         entry |= {f"{split}_perplexity": float(exponential_mean(np.array([loss]))) for split, loss in losses.items()}
     return entry

@@ -1,4 +1,4 @@
-"""The run of a search: a plan, the search, random masks beside it, and finalists with fresh seeds."""
+"""Runs a search end to end: a plan, the search, random masks beside it, and finalists with fresh seeds."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.baselines import BASELINES, HEAD_ONLY, LOWER_RATES, TRAIN_ALL, Baseline
 from gafreeze_jax.runs.evaluator import JournaledEvaluator
-from gafreeze_jax.runs.finalists import Result, Retraining, retrain
+from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
 from gafreeze_jax.runs.narrator import FINALISTS, RANDOM_MASKS, SEARCHING, Narrator, num_overlapping
 from gafreeze_jax.runs.run_dir import RunDir
@@ -49,12 +49,14 @@ def run_search(
       display: where the progress is shown; default: one for this search.
       baselines: the found mask is compared with them, and with the best random mask.
     """
-    with SearchRun.begin(problem, options, run_dir, display, num_members=options.population) as run:
+    with SearchRun.begin(
+        problem, options, run_dir=run_dir, display=display, baselines=baselines, num_members=options.population
+    ) as run:
         run.narrator.comparing = run.compares_random
-        run.narrator.expect(search=run.steps_of_search, finalists=run.steps_of_finalists(baselines))
+        run.narrator.expect(search=run.steps_of_search, finalists=run.steps_of_finalists())
         run.populate(run.first_generation(), run.steps_of_search // run.num_steps, run.settings.rungs[0])
-        found = run.search(baselines)
-        masks = run.masks_of(baselines, found)
+        found = run.search()
+        masks = run.masks_of(found)
         facts = run.facts_of_search(found)
         if run.compares_random:
             masks["best random mask"], facts["random_masks"] = run.search_random_masks()
@@ -71,10 +73,12 @@ def run_search(
 def train_mask(
     problem: Problem, genome: Genome, options: Options, run_dir: RunDir | None = None, display: Display | None = None
 ) -> Result:
-    """Trains with a genome, and everything at three rates, with fresh seeds, in place of a search; else as `run_search`."""
+    """Trains with a genome, and everything at three rates, with fresh seeds; no search, otherwise like `run_search`."""
     everything = Space(problem.network.names).all_trained
     genomes = list(dict.fromkeys([everything, genome]))
-    with SearchRun.begin(problem, options, run_dir, display, num_members=len(genomes)) as run:
+    with SearchRun.begin(
+        problem, options, run_dir=run_dir, display=display, baselines=LOWER_RATES, num_members=len(genomes)
+    ) as run:
         num_runs = (len(genomes) + len(LOWER_RATES)) * len(run.fresh_seeds)
         run.narrator.expect(finalists=num_runs * run.num_steps)
         run.populate(run.space.stack([everything, genome]), num_runs)
@@ -102,7 +106,8 @@ class SearchRun:
     """The parts of a run, which `run_search` and `train_mask` put together; made by `begin`.
 
     Attributes:
-      fresh_seeds: of the finalists; the search uses none of them.
+      fresh_seeds: for retraining finalists; the search uses none of them.
+      initial: genomes [K, G] that the first generation holds: prefix masks, and those of the baselines.
       enumerates: whether all masks are evaluated in place of a search.
       population, choice, costs: set by `populate`.
       ledger: of the search.
@@ -112,16 +117,20 @@ class SearchRun:
     choice: Choice
     costs: MaskCosts
 
-    def __init__(self, problem: Problem, options: Options, run_dir: RunDir, narrator: Narrator):
+    def __init__(self, problem: Problem, options: Options, run_dir: RunDir, baselines: Sequence[Baseline], narrator: Narrator):
         self.problem, self.options, self.run_dir, self.narrator = problem, options, run_dir, narrator
+        self.baselines = baselines
         self.space = Space(problem.network.names)
         self.make_replicate = functools.cache(problem.replicate)
         self.replicate = self.make_replicate(options.seed)
         self.num_steps = self.replicate.num_steps
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
-        self.prefixes = self.space.prefixes()
-        self.sizes = max(len(self.prefixes), options.population), options.population  # of the first generation, and others
+        self.genomes_of_baselines = self._genomes_of_baselines()
+        genomes = [*self.space.prefixes(), *(row for rows in self.genomes_of_baselines.values() for row in rows)]
+        self.initial = self.space.stack(dict.fromkeys(map(as_genome, genomes)))
+        self.sizes = max(len(self.initial), options.population), options.population  # of the first generation, and others
+        self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
         in_full = settings._replace(rungs=settings.rungs[-1:])
         self.enumerates = in_full.enumerates(self.space.size, *self.sizes)
@@ -130,13 +139,20 @@ class SearchRun:
     @classmethod
     @contextlib.contextmanager
     def begin(
-        cls, problem: Problem, options: Options, run_dir: RunDir | None, display: Display | None, *, num_members: int
+        cls,
+        problem: Problem,
+        options: Options,
+        *,
+        run_dir: RunDir | None,
+        display: Display | None,
+        baselines: Sequence[Baseline],
+        num_members: int,
     ) -> Iterator["SearchRun"]:
         """A run over all devices, with its display."""
         metric = MetricFormat(**problem.task.metric.facts())
         made = Display(problem.network.names, metric=metric, quiet=options.quiet, verbose=options.verbose)
         with devices.over_all_devices(num_members), contextlib.nullcontext(display) if display else made as display:
-            yield cls(problem, options, run_dir or RunDir(), Narrator(display))
+            yield cls(problem, options, run_dir or RunDir(), baselines, Narrator(display))
 
     # How much there is to do
 
@@ -146,22 +162,22 @@ class SearchRun:
 
     @property
     def steps_of_search(self) -> int:
-        """Training steps, about."""
+        """Approximate number of training steps."""
         return int(min(self.space.size, self.settings.num_genomes(*self.sizes)) * self.settings.steps_of_genome)
 
-    def steps_of_finalists(self, baselines: Sequence[Baseline]) -> int:
-        """Training steps, at most."""
-        return len(self.fresh_seeds) * (NUM_LEADERS + len(baselines) + self.compares_random) * self.num_steps
+    def steps_of_finalists(self) -> int:
+        """Upper bound of training steps."""
+        return len(self.fresh_seeds) * (NUM_LEADERS + len(self.baselines) + self.compares_random) * self.num_steps
 
     def first_generation(self) -> np.ndarray:
         """Genomes like those of the first generation, for timing."""
         random = self.space.sample(np.random.default_rng(self.options.seed), self.options.population)
-        return np.concatenate([self.prefixes, random])[: self.sizes[0]]
+        return np.concatenate([self.initial, random])[: self.sizes[0]]
 
     # Training
 
     def populate(self, genomes: np.ndarray, num_evaluations: int, at_a_time: int | None = None) -> None:
-        """Makes the population, with the plan that the run has, or that an option gives, or else the fastest that is tried."""
+        """Makes the population. Its plan is the run's, or that of `--plan`, or else the fastest that is timed."""
         options, problem = self.options, self.problem
         self.population = Population(
             problem.network,
@@ -189,25 +205,24 @@ class SearchRun:
         self.narrator.plan(self.choice, compute_dtype(options.dtype), len(self.run_dir.journal))
         self.costs = MaskCosts(self.population, self.replicate)
 
-    def search(self, baselines: Sequence[Baseline]) -> Found:
+    def search(self) -> Found:
         """The search itself, or all masks in place of it."""
         if self.enumerates:
             self.narrator.enumerating(self.space.size)
         self._check_limit()
         in_pareto = self.options.objective == "pareto"
         make_ga = functools.partial(nsga2.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
-        key, self._key_random = jax.random.split(Keys.of(self.options.seed).search)
         search = self._make_search(
-            ga=make_ga(self.space, self.options.population, initial=self.prefixes),
+            ga=make_ga(self.space, self.options.population, initial=self.initial),
             ledger=self.ledger,
             settings=self.settings,
-            initial=self.prefixes,
-            groups=self._groups(baselines),
+            initial=self.initial,
+            groups=self._groups(),
             fitness=functools.partial(pareto_fitness, self.ledger, self.costs) if in_pareto else None,
             on_generation=lambda generation: self.narrator.generation(generation, self.ledger),
         )
         self.narrator.begin(SEARCHING)
-        found = search.run(key)
+        found = search.run(self.key)
         self.narrator.searched(found, self.ledger, self.spent)
         return found
 
@@ -227,7 +242,7 @@ class SearchRun:
             initial=self.space.stack([]),
             groups={},
         )
-        found = search.run(self._key_random)
+        found = search.run(self.key_random)
         self.narrator.compared(ledger)
         return found.leaders[0], num_overlapping(ledger, self.ledger)
 
@@ -252,23 +267,25 @@ class SearchRun:
 
     # Baselines and finalists
 
-    def _genomes_of(self, baselines: Sequence[Baseline]) -> dict[str, np.ndarray]:
+    def _genomes_of_baselines(self) -> dict[str, np.ndarray]:
         """The genomes [N, G] of baselines that have some, by name."""
-        genomes = {baseline.name: baseline.genomes(self.space) for baseline in baselines if baseline.genomes is not None}
+        genomes = {baseline.name: baseline.genomes(self.space) for baseline in self.baselines if baseline.genomes is not None}
         if not jax.tree.leaves(self.replicate.head) and HEAD_ONLY.name in genomes:
             genomes = {"train nothing" if name == HEAD_ONLY.name else name: rows for name, rows in genomes.items()}
         return {name: rows for name, rows in genomes.items() if len(rows)}
 
-    def _groups(self, baselines: Sequence[Baseline]) -> dict[str, np.ndarray]:
+    def _groups(self) -> dict[str, np.ndarray]:
         """Sets of genomes of which the search names the fittest."""
-        return {name: rows for name, rows in self._genomes_of(baselines).items() if len(rows) > 1}
+        return {name: rows for name, rows in self.genomes_of_baselines.items() if len(rows) > 1}
 
-    def masks_of(self, baselines: Sequence[Baseline], found: Found) -> dict[str, Genome]:
+    def masks_of(self, found: Found) -> dict[str, Genome]:
         """The genome of each baseline that is a mask."""
-        genomes = self._genomes_of(baselines)
+        genomes = self.genomes_of_baselines
         return {name: found.groups.get(name) or as_genome(rows[0]) for name, rows in genomes.items()}
 
-    def retrain(self, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]) -> Any:
+    def retrain(
+        self, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
+    ) -> tuple[Finalist, list[Finalist]]:
         """See `finalists.retrain`."""
         num_finalists = len({*leaders, *masks.values()}) + len(schedules)
         self.narrator.begin(FINALISTS, len(self.fresh_seeds) * num_finalists * self.num_steps)
@@ -283,7 +300,7 @@ class SearchRun:
         return retrain(retraining, leaders, masks, schedules)
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
-        """Puts finalists into the journal."""
+        """A function that records finalists in the journal."""
         ledger = Ledger(self.num_steps, self.run_dir.journal, FINAL, self.narrator.display.evaluation)
         generation = len(self.narrator.screened)
 

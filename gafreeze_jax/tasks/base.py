@@ -17,47 +17,41 @@ from gafreeze_jax import masking
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
-from gafreeze_jax.metrics import ACCURACY, PERPLEXITY, Metric, cross_entropy, exponential_mean
+from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy, exponential_mean
 from gafreeze_jax.options import Options
 from gafreeze_jax.space import Genome
 
-SCORING_BATCH = 100  # of 1,000 images at a time, PyTorch and we score half as many a second on a CPU
+SCORING_BATCH = 100  # with 1,000 images, throughput halves on a CPU, in PyTorch as well
 PerExample = Callable[[Array, Any], Array]
 Columns = Mapping[str, Sequence[Any]]  # of a table, by title
 
 
 class Task(NamedTuple):
-    """What a network's outputs mean: how targets are read, what is minimized, what is reported, how predictions are written.
+    """What a network's outputs mean: what is minimized, what is reported, and how predictions are written.
 
     Attributes:
-      loss: of each example.
-      metric: a search maximizes it, and reports compare it.
-      read_targets: from the labels of N examples, as a file has them, to targets [N].
+      loss: of each example; training minimizes its mean.
+      metric: the search maximizes it (or its negative, if lower is better), and reports compare it.
       predict: `predict(outputs, targets) -> predictions` [B, ...] of a batch, on the device.
       write: from predictions [N, ...] to columns of a table. Most tasks have a row for each example.
-      reported: further metrics, for the result.
+      has_perplexity: whether the exponential of the mean loss is reported as perplexity.
     """
 
     loss: Loss
     metric: Metric
-    read_targets: Callable[[Sequence[Any]], np.ndarray]
     predict: PerExample
     write: Callable[[np.ndarray], Columns]
-    reported: tuple[Metric, ...] = ()
+    has_perplexity: bool = False
 
 
-def classification(label_names: Sequence[Any]) -> Task:
+def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Task:
     """One of C classes for each example, by logits [B, C]; predictions are written as a label and its probability."""
-
-    def read_targets(labels: Sequence[Any]) -> np.ndarray:
-        places = {name: place for place, name in enumerate(label_names)}
-        return np.array([places[label] for label in labels], np.int32)
 
     def write(probabilities: np.ndarray) -> Columns:
         labels = [label_names[place] for place in probabilities.argmax(1)]
         return {"label": labels, "probability": probabilities.max(1)}
 
-    return Task(cross_entropy, ACCURACY, read_targets, _softmax, write)
+    return Task(cross_entropy, metric, _softmax, write)
 
 
 def _softmax(logits: Array, labels: Any) -> Array:
@@ -66,11 +60,7 @@ def _softmax(logits: Array, labels: Any) -> Array:
 
 def language_modelling() -> Task:
     """The next token, by logits [B, V]; of a text its perplexity is written."""
-    return Task(cross_entropy, ACCURACY, _next_tokens, cross_entropy, _write_perplexity, reported=(PERPLEXITY,))
-
-
-def _next_tokens(ids: Sequence[int]) -> np.ndarray:
-    return np.asarray(ids[1:], np.int32)
+    return Task(cross_entropy, ACCURACY, cross_entropy, _write_perplexity, has_perplexity=True)
 
 
 def _write_perplexity(losses: np.ndarray) -> Columns:
@@ -146,7 +136,7 @@ def make_problem(
       make_head: initial parameters of the head from a key; by default, `params` has them for every seed.
 
     Raises:
-      ValueError: if inputs and targets are not equally many.
+      ValueError: if inputs and targets differ in length.
     """
     for name, data in (("train", train), ("validation", validation)):
         if {len(leaf) for leaf in jax.tree.leaves(data.inputs)} != {len(data.targets)}:
@@ -182,12 +172,12 @@ class Setup(NamedTuple):
     """All that an experiment says about a run before it begins.
 
     Attributes:
-      about: model and data, for people, a line each.
+      about: model and data in words, one line each.
       network: scores the test split.
       test: that split; nothing may be chosen on it.
-      num_test: number of test examples, as people count them.
+      num_test: number of test examples, counted in texts or images, not in tokens.
       restore: from the problem's parameters to those of `network`.
-      save: writes these to a folder, in a layout that others read.
+      save: writes these to a folder, in the checkpoint's own layout.
       facts: further entries of `result.json`.
       rows: [E], the row that each test example belongs to, where examples do not stand for themselves, as the tokens of a text.
     """

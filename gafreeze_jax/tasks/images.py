@@ -38,7 +38,7 @@ class Options(options.Options):
     skip_broken: bool = False
     """Leave out files that cannot be read as images, in place of stopping."""
     train_examples: int = 20
-    """Train members on at most so many examples, drawn stratified by label."""
+    """Train members on at most this many examples, drawn stratified by label."""
     epochs: int = 20
     """Passes through the training examples."""
     learning_rate: float = 3e-3
@@ -52,7 +52,7 @@ SMALL_FRAME = images.Frame(8, 1)
 SMALL_PIXELS = resnet.default_preprocessing(SMALL)._replace(size=SMALL_FRAME.size)
 SMALL_MODEL = base.Model(resnet.CIFAR_FAMILY, SMALL, num_classes=5)
 PRETRAINING = options.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
-FAMILIES = (resnet.FAMILY,)
+KIND = "images"
 
 
 def find_model(name: str, quiet: bool = False) -> Path:
@@ -92,7 +92,7 @@ def prepare(given: Options) -> Setup:
     """Loads model and data."""
     if given.image_size is not None and given.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {given.image_size}")
-    checkpoint = pretrained.read(find_model(given.model, given.quiet), FAMILIES)
+    checkpoint = pretrained.read(find_model(given.model, given.quiet), pretrained.families_of(KIND))
     frame = make_frame(given, checkpoint.model)
     data = images.load_images(
         given.data,
@@ -134,7 +134,7 @@ def make_frame(given: Options, model: base.Model) -> images.Frame:
 
 def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str]) -> Unlabelled:
     """Loads a saved model and images."""
-    loaded = pretrained.load(folder, families=FAMILIES)
+    loaded = pretrained.load(folder, families=pretrained.families_of(KIND))
     pictures, columns, notes = images.load_unlabelled(data, make_frame(given, loaded.model), skip_broken=given.skip_broken)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),

@@ -62,7 +62,7 @@ SMALL = {
     "eos_token_id": None,
 }
 PRETRAINING = options.Options(epochs=3, batch_size=8, learning_rate=4e-3)
-FAMILIES = (gpt2.FAMILY,)
+KIND = "decoder"
 
 
 def find_model(given: Options) -> Path:
@@ -79,7 +79,7 @@ def find_model(given: Options) -> Path:
 def pretrain(corpus: lm.Corpus, given: options.Options, folder: Path) -> None:
     """Pretrains the small GPT-2 and writes it to a folder in the Hugging Face layout."""
     (folder / "config.json").write_text(json.dumps(SMALL, indent=2))
-    _, config = pretrained.read_config(folder, FAMILIES)
+    _, config = pretrained.read_config(folder, [gpt2.FAMILY])
     model = base.Model(gpt2.FAMILY, config, head="lm")
     tokenizer = tokens.make_byte_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -127,13 +127,13 @@ def prepare(given: Options) -> Setup:
         return _prepare_language_modelling(given)
     data = text.load_data(given)
     folder = find_model(given)
-    return text.prepare_classification(given, folder, data, FAMILIES, head="the classifier always trains", pad=True)
+    return text.prepare_classification(given, folder, data, KIND, head="the classifier always trains", pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:
     corpus = lm.load_corpus(given.data)
     folder = find_model(given)
-    loaded = pretrained.load(folder, "lm", families=FAMILIES)
+    loaded = pretrained.load(folder, "lm", families=pretrained.families_of(KIND))
     config, dtype = loaded.config, options.compute_dtype(given.dtype)
     text.check_length(given.max_tokens, config)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
@@ -163,8 +163,8 @@ def _prepare_language_modelling(given: Options) -> Setup:
 def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str]) -> Unlabelled:
     """Loads a saved model and the texts of a file; for a language model, the file as one text."""
     if given.task == "classify":
-        return text.load_unlabelled(given, folder, data, label_names, FAMILIES)
-    loaded = pretrained.load(folder, given.task, families=FAMILIES)
+        return text.load_unlabelled(given, folder, data, label_names, KIND)
+    loaded = pretrained.load(folder, given.task, families=pretrained.families_of(KIND))
     config = loaded.config
     ids = lm.encode(tokens.load_tokenizer(folder, config.vocab_size), lm.read_text(data), vocabulary=config.vocab_size)
     windows = lm.make_windows(ids, given.max_tokens, where=str(data))

@@ -11,7 +11,7 @@ import numpy as np
 from gafreeze_jax import masking, options
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.engine.network import Dataset, Source
-from gafreeze_jax.models import base, bert, checkpoints, pretrained, vocabulary
+from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_genes, classification
 
 
@@ -34,7 +34,7 @@ class Options(options.Options):
     """Name of the label column. Default: found by convention."""
 
 
-FAMILIES = (bert.FAMILY,)
+KIND = "encoder"
 
 
 def prepare(given: Options, *, trim: bool = True) -> Setup:
@@ -46,7 +46,7 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
     options.check(given, max_tokens=8)
     data = load_data(given)
     folder = checkpoints.find_model(given.model)
-    return prepare_classification(given, folder, data, FAMILIES, head="pooler and classifier always train", trim=trim)
+    return prepare_classification(given, folder, data, KIND, head="pooler and classifier always train", trim=trim)
 
 
 def load_data(given: Any) -> text.TextData:
@@ -63,7 +63,7 @@ def prepare_classification(
     given: Any,
     folder: Path,
     data: text.TextData,
-    families: Sequence[base.Family],
+    kind: str,
     *,
     head: str,
     trim: bool = True,
@@ -74,12 +74,12 @@ def prepare_classification(
     Args:
       given: options with `max_tokens` and `granularity`.
       folder: of the model.
-      families: that it may belong to.
+      kind: of the families that it may belong to.
       head: in words, for people.
       pad: tell PyTorch which token fills up batches, when the model is saved.
     """
     key = Keys.of(given.seed).head
-    loaded = pretrained.load(folder, families=families, num_classes=len(data.label_names), key=key)
+    loaded = pretrained.load(folder, families=pretrained.families_of(kind), num_classes=len(data.label_names), key=key)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
@@ -118,12 +118,10 @@ def prepare_classification(
     )
 
 
-def load_unlabelled(
-    given: Any, folder: Path, data: Path, label_names: Sequence[str], families: Sequence[base.Family] = FAMILIES
-) -> Unlabelled:
+def load_unlabelled(given: Any, folder: Path, data: Path, label_names: Sequence[str], kind: str = KIND) -> Unlabelled:
     """Loads a saved model and the texts of a file."""
     texts, columns, notes = text.load_unlabelled(data, given.text_columns)
-    loaded = pretrained.load(folder, families=families)
+    loaded = pretrained.load(folder, families=pretrained.families_of(kind))
     config = loaded.config
     limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
     tokenized = tokens.tokenize(tokens.load_tokenizer(folder, config.vocab_size), texts, **limits)

@@ -129,7 +129,7 @@ def test_a_search_of_two_processes_with_four_devices_each_is_that_of_one_device(
     (folder / "SHA256SUMS").unlink()
     address = f"localhost:{free_port()}"
     first, second = (start("search", tmp_path / "2x4", 4, address, 2, i) for i in range(2))
-    assert "Going on with" in end(first)
+    assert "Resuming with" in end(first)
     end(second)
     without_times = lambda text: sorted(line.split(",")[:-3] for line in text.splitlines())  # noqa: E731
     assert without_times((folder / "evaluations.csv").read_text()) == without_times(before)

@@ -258,7 +258,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(number, code, undisturbed, t
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     if number != signal.SIGKILL:
-        assert f"Stopped. To go on: python {SCRIPT} --resume {tmp_path / 'run'}" in errors
+        assert f"Stopped. To resume: python {SCRIPT} --resume {tmp_path / 'run'}" in errors
         assert "Traceback" not in errors
     assert not (tmp_path / "run" / "SHA256SUMS").exists()
     run_custom.main(run_custom.Options(resume=tmp_path / "run"))
@@ -302,6 +302,6 @@ def test_a_full_disk_ends_a_run_with_how_to_go_on(undisturbed, tmp_path, capsys,
             run_custom.main(replace(OPTIONS, out=tmp_path / "run"))
     error = capsys.readouterr().err
     assert "No space left on device" in error
-    assert f"What was done is kept; to go on: python {sys.argv[0]} --resume {tmp_path / 'run'}" in error
+    assert f"What was done is kept; to resume: python {sys.argv[0]} --resume {tmp_path / 'run'}" in error
     run_custom.main(run_custom.Options(resume=tmp_path / "run"))
     assert outcome(tmp_path / "run") == outcome(undisturbed)

@@ -21,7 +21,7 @@ def test_a_signal_while_exceptions_are_ignored_is_not_lost(number, capsys):
             signal.raise_signal(number)
 
     def run():
-        with stoppable(lambda: "To go on: again"):
+        with stoppable(lambda: "To resume: again"):
             gc.collect()
             time.sleep(10)
 
@@ -33,7 +33,7 @@ def test_a_signal_while_exceptions_are_ignored_is_not_lost(number, capsys):
         gc.callbacks.remove(ring)
     assert len(rung) == 2
     assert stop.value.code == 128 + number
-    assert capsys.readouterr().err == "\nStopped. To go on: again\n"
+    assert capsys.readouterr().err == "\nStopped. To resume: again\n"
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert sys.unraisablehook is hook
 
@@ -46,6 +46,6 @@ def test_other_exceptions_that_are_ignored_are_told_as_ever(monkeypatch):
         def __del__(self):
             raise ValueError("on my way out")
 
-    with stoppable(lambda: "To go on: again"):
+    with stoppable(lambda: "To resume: again"):
         Bad()
     assert [str(one) for one in told] == ["on my way out"]

@@ -88,7 +88,7 @@ def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, A
     run = RunFolder(path)
     script = f"run_{run.facts['kind']}.py"
     if not (path / SUMS).is_file():
-        raise ValueError(f"{path}: the run is not finished; to go on with it: python experiments/{script} --resume {path}")
+        raise ValueError(f"{path}: the run is not finished; to resume it: python experiments/{script} --resume {path}")
     module = TASKS.get(run.facts["kind"])
     if module is None:
         raise ValueError(

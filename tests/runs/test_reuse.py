@@ -274,7 +274,7 @@ def test_errors_end_in_one_line(runs, gafreeze, tmp_path):
     deeper = small_models.write_bert(tmp_path / "deeper", 3)
     labelled = write_reviews(tmp_path / "labelled.csv", 0, 40)
     cases = [
-        (["predict", unfinished, "--data", data], "the run is not finished; to go on with it: python experiments/run_bert.py"),
+        (["predict", unfinished, "--data", data], "the run is not finished; to resume it: python experiments/run_bert.py"),
         (["apply", unfinished, "--data", data], "the run is not finished"),
         (["predict", damaged, "--data", data], "damaged or missing: mask.json"),
         (["apply", damaged, "--data", data], "damaged or missing: mask.json"),
