@@ -26,6 +26,7 @@ TRANSFERRED = {
     "the same": "The mask does not transfer, as it does not beat",
     "better": "The mask transfers: the",
 }
+ROUNDING = 1e-9  # of means of contributions
 
 
 class Contender(NamedTuple):
@@ -200,7 +201,7 @@ def _problems(contender: Contender, found: Contender, metric: MetricFormat) -> l
         problems.append(f"scores must have shape (seeds, examples) with 2 examples or more, got {shape}")
     elif shape != expected:
         problems.append(f"expected the same seeds and examples as {found.name}, {expected}, got {shape}")
-    elif metric.is_share and not ((metric.shown(scores) >= 0) & (metric.shown(scores) <= 1)).all():
+    elif metric.is_share and not all(-ROUNDING <= mean <= 1 + ROUNDING for mean in metric.shown(scores.mean(1))):
         problems.append("scores must be True and False, or shares from 0 to 1")
     elif not np.isfinite(scores).all():
         problems.append("scores must be finite")
