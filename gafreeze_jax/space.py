@@ -141,6 +141,11 @@ class Space:
         lowest = np.tri(len(self.names) + 1, len(self.names), -1, dtype=bool)
         return np.where(lowest, np.int8(self.levels.index(0.0)), np.int8(self.levels.index(1.0)))
 
+    def neighbours(self, genome: Sequence[int]) -> np.ndarray:
+        """All genomes that differ from a genome in one gene: [G (L - 1), G] int8."""
+        steps = np.kron(np.eye(len(self.names), dtype=int), np.arange(1, len(self.levels))[:, None])
+        return ((np.asarray(genome) + steps) % len(self.levels)).astype(np.int8)
+
     # Chance
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:

@@ -191,3 +191,14 @@ def test_mutation_gives_another_level_at_its_rate(num_levels):
         expected = np.full(num_levels, 0.4 / (num_levels - 1))
         expected[genome[gene]] = 0.6
         np.testing.assert_allclose(shares, expected, atol=0.035)  # 5 standard deviations
+
+
+@few
+@given(space_and_genomes(num=1))
+def test_neighbours_differ_in_one_gene(case):
+    space, genome = case
+    neighbours = list(map(as_genome, space.neighbours(genome)))
+    everything = itertools.product(range(len(space.levels)), repeat=space.num_genes)
+    expected = {other for other in everything if sum(np.not_equal(other, genome)) == 1}
+    assert set(neighbours) == expected
+    assert len(neighbours) == len(expected)
