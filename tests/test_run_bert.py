@@ -13,21 +13,12 @@ import numpy as np
 import pytest
 import run_bert
 from command_line import words
+from compared import COMPARED
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.text import load_text
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.runs.baselines import BASELINES as ALL_BASELINES
 
-SCHEDULES = [baseline.name for baseline in ALL_BASELINES if baseline.train]
-BASELINES = {
-    "found",
-    "train all",
-    "head only",
-    "best prefix mask",
-    "best random mask",
-    *SCHEDULES,
-}
 SCRIPT = Path(run_bert.__file__)
 TINY = {
     "gens": 2,
@@ -55,7 +46,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path):
     assert [number for number, _, _ in lines] == ["1", "2"]
     result = json.loads((out / "result.json").read_text())
     assert result["stages"] == ["embeddings", *(f"layer_{i}" for i in range(6))]
-    assert set(result["results"]) == BASELINES
+    assert set(result["results"]) == {"head only", *COMPARED}
     for row in result["results"].values():
         interval = " to ".join(f"{bound:.4f}" for bound in np.clip(row["test_accuracy_interval"], 0, 1))
         assert re.search(rf"{row['validation_accuracy']:.4f} +{row['test_accuracy']:.4f} +{interval} ", done.stdout)

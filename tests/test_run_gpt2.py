@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import run_gpt2
 from command_line import words
+from compared import COMPARED
 
 from gafreeze_jax import user_cache
 from gafreeze_jax.data import lm, tokens
@@ -21,15 +22,7 @@ from gafreeze_jax.engine.network import Source
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.runs.baselines import BASELINES as ALL_BASELINES
 
-SCHEDULES = [baseline.name for baseline in ALL_BASELINES if baseline.train]
-BASELINES = (
-    "train all",
-    "best prefix mask",
-    "best random mask",
-    *SCHEDULES,
-)
 SCRIPT = Path(run_gpt2.__file__)
 TINY = {
     "finalist_seeds": 1,
@@ -71,7 +64,7 @@ def test_the_script(small_gpt2, corpus, tmp_path):
     assert [number for number, _, _ in lines] == ["1", "2"]
     result = json.loads((out / "result.json").read_text())
     assert result["stages"] == GENES
-    assert set(result["results"]) == {"found", "train nothing", *BASELINES}
+    assert set(result["results"]) == {"train nothing", *COMPARED}
     for row in result["results"].values():
         for split in ("validation", "test"):
             assert row[f"{split}_perplexity"] == pytest.approx(math.exp(row[f"{split}_loss"]))
@@ -177,7 +170,7 @@ def test_pytorch_scores_the_saved_classifier_the_same(small_gpt2, reviews, tmp_p
     result = run(out, task="classify", model=str(small_gpt2), data=str(reviews))
     assert "12 of the 60 training rows were cut for each" in capsys.readouterr().out
     assert result["stages"] == GENES
-    assert set(result["results"]) == {"found", "head only", *BASELINES}
+    assert set(result["results"]) == {"head only", *COMPARED}
     assert "test_perplexity" not in result["results"]["found"]
     assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import run_resnet
 from command_line import words
+from compared import COMPARED
 from PIL import Image
 
 from gafreeze_jax.data.batches import in_order, make_batches
@@ -19,18 +20,8 @@ from gafreeze_jax.engine.network import Dataset, Source, parameters
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, pretrained, resnet
-from gafreeze_jax.runs.baselines import BASELINES as ALL_BASELINES
 from gafreeze_jax.tasks import images as resnet_task
 
-SCHEDULES = [baseline.name for baseline in ALL_BASELINES if baseline.train]
-BASELINES = {
-    "found",
-    "train all",
-    "head only",
-    "best prefix mask",
-    "best random mask",
-    *SCHEDULES,
-}
 SCRIPT = Path(run_resnet.__file__)
 SHARED = Path(__file__).parents[1] / "../shared/data/images"
 TINY = {
@@ -71,7 +62,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["stages"] == ["stem", *(f"layer{block}_{number}" for block in (1, 2, 3) for number in (0, 1))]
     assert result["label_names"] == list("56789")
-    assert set(result["results"]) == BASELINES
+    assert set(result["results"]) == {"head only", *COMPARED}
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 

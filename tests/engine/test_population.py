@@ -152,17 +152,22 @@ def make_run(task):
 
 def assert_same_training(task, member, expected):
     network, initial, _, _ = task
-    frozen = dict(zip(network.names, member.genome, strict=True)) | {"head": False}
+    assert_same_params(network.names, member.genome, member.params, expected, initial, rtol=2e-4, atol=2e-5)
 
-    def compare(path, ours, theirs, start):
+
+def assert_same_params(names, genome, actual, desired, initial, *, rtol, atol):
+    """Frozen parameters are the initial ones; all others have been trained, and are the desired ones."""
+    frozen = dict(zip(names, genome, strict=True)) | {"head": False}
+
+    def compare(path, actual, desired, start):
         if frozen[path[0].key]:
-            np.testing.assert_array_equal(ours, start)
+            np.testing.assert_array_equal(actual, start)
         elif not jax.tree_util.keystr(path, simple=True, separator="/").endswith("attention/key/bias"):
             # Softmax does not see that bias: its gradient is rounding noise, which Adam scales up to full steps.
-            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
-            assert not np.array_equal(ours, start)
+            np.testing.assert_allclose(actual, desired, rtol=rtol, atol=atol)
+            assert not np.array_equal(actual, start)
 
-    jax.tree_util.tree_map_with_path(compare, member.params, expected, initial)
+    jax.tree_util.tree_map_with_path(compare, actual, desired, initial)
 
 
 PLANS = {
