@@ -273,8 +273,8 @@ def main(options: Options) -> None:
         "best": {"PyTorch": pytorch.best(), "gafreeze_jax": ours.best()},
         "generations": generations,
         "evaluations": {
-            "PyTorch": [evaluation._asdict() for evaluation in pytorch.ledger],
-            "gafreeze_jax": [evaluation._asdict() for evaluation in ours.ledger],
+            name: [evaluation._asdict() | {"genome": Space.text(evaluation.genome)} for evaluation in account.ledger]
+            for name, account in (("PyTorch", pytorch), ("gafreeze_jax", ours))
         },
     }
     print_result(result)

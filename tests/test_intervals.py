@@ -186,8 +186,8 @@ def test_main_effects_of_a_sum_are_its_terms():
 def test_of_all_masks_a_main_effect_is_a_difference_of_means():
     genomes, values = Space("abc").all_genomes(), np.random.default_rng(0).random(8)
     effects = main_effects(genomes, values, np.ones(8))
-    for gene, effect in zip(genomes.T, effects, strict=True):
-        assert effect.mean == pytest.approx(values[gene].mean() - values[~gene].mean())
+    for frozen, effect in zip(genomes.T == 1, effects, strict=True):
+        assert effect.mean == pytest.approx(values[frozen].mean() - values[~frozen].mean())
 
 
 def test_what_counts_more_moves_an_effect_more():

@@ -147,7 +147,7 @@ def test_a_search_in_a_few_lines(tmp_path):
 def test_inputs_and_targets_must_be_equally_many():
     bad = DATA._replace(targets=DATA.targets[:-1])
     with pytest.raises(ValueError, match="validation: expected a row of inputs for each of 19 targets, got 20, 20"):
-        make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, bad, Options(), GENES)
+        make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, bad, Options(), genes=GENES)
 
 
 @pytest.mark.parametrize("name", ["head", "always"])

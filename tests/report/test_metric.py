@@ -55,7 +55,7 @@ def run(tmp_path):
 def test_files_hold_errors(run):
     result = json.loads((run.path / "result.json").read_text())
     assert result["metric"] == {"name": "mean error", "higher_is_better": False, "is_share": False}
-    assert result["fitness"] == -2.25
+    assert result["fitness"] == 2.25
     found = result["results"]["found"]
     assert (found["validation_mean_error"], found["test_mean_error"]) == (2.25, pytest.approx(2.5))
     low, high = found["test_mean_error_interval"]

@@ -107,5 +107,5 @@ def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
 
 def test_perplexity_is_the_exponential_of_the_loss():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summary.comparison(result([ROWS[0]._replace(test_loss=np.log(20.0)), *ROWS[1:]], language=True)))
+    console.print(summary.comparison(result([ROWS[0]._replace(test_loss=np.log(20.0)), *ROWS[1:]], has_perplexity=True)))
     assert console.export_text().strip().splitlines()[1].split()[6] == "20.00"

@@ -19,7 +19,7 @@ def make_member(genome, value=2.0):
         name: tree if frozen.get(name) else jax.tree.map(lambda leaf: np.full_like(leaf, value), tree)
         for name, tree in PARAMS.items()
     }
-    return Member(np.array(genome, bool), params, 0.1, 0.2, np.nan, 6, 7.5)
+    return Member(tuple(genome), params, 0.1, 0.2, np.nan, 6, 7.5)
 
 
 def same(one, other):
