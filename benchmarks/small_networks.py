@@ -300,7 +300,7 @@ def compare(task: Task, options: Options, keras_python: Path | None) -> dict[str
     return {
         "steps": len(task.batches),
         "arms": {name: arm._asdict() for name, arm in arms.items()},
-        "evaluations": {name: [evaluation._asdict() | {"genome": Space.text(evaluation.genome)} for evaluation in done] for name, done in evaluations.items()},
+        "evaluations": {name: [evaluation._asdict() for evaluation in done] for name, done in evaluations.items()},
         "versions": versions,
     }
 

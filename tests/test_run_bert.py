@@ -28,6 +28,7 @@ TINY = {
     "epochs": 1,
     "batch_size": 8,
     "finalist_seeds": 2,
+    "plan": "steps=0",
 }
 GENES = ["embeddings", "layer_0", "layer_1"]
 
