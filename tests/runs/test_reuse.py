@@ -158,7 +158,7 @@ def test_labels_are_as_right_as_the_run_says(kind, runs, gafreeze):
     assert right == pytest.approx(json.loads((folder / "result.json").read_text())["model"]["test_accuracy"])
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
     if kind != "resnet":
-        assert noted == f"{data}: 1 rows without text left out.\n"
+        assert noted == f"{data}: 1 row without text left out, at line 2.\n"
         assert [row["row"] for row in rows] == [str(number) for number in range(2, len(labels) + 2)]
         assert [row["review"] for row in rows] == [row["review"] for row in read(data.read_text())[1:]]
 
@@ -181,7 +181,7 @@ def test_pytorch_gives_the_same_labels_and_probabilities(runs, gafreeze, tmp_pat
     assert gafreeze("predict", folder, "--data", data, "--out", tmp_path / "out.csv") == (
         0,
         "",
-        f"{data}: 1 rows without text left out.\n",
+        f"{data}: 1 row without text left out, at line 2.\n",
     )
     rows = read((tmp_path / "out.csv").read_text(encoding="utf-8"))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model")
