@@ -130,8 +130,8 @@ def test_one_column_of_texts_is_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text;label\na;b\nc; d;b\n", "line 3 has 3 fields, the header has 2; is the first line the header, and are fields with "
-         "semicolons quoted?"),
+        ("text;label\na;b\nc; d;b\n", "line 3 has 3 fields, the header has 2; is the first line the header, and are "
+         "fields with semicolons quoted?"),
         ('sep=;\ntext;label\na;b\n"c";d;b\n', "line 4 has 3 fields"),
         ("text:label\na:b\n", "The columns are text:label; they can be separated by commas, semicolons, tabs, vertical bars"),
         ("sep=;\n", "no header in it"),
