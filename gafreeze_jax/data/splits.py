@@ -74,7 +74,7 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
     classes = sorted(classes, key=lambda label: (int(label) if numeric else 0, label))
     if len(classes) < 2:
         only = label_names[classes[0]]
-        raise ValueError(f"{source}: the training {unit} have only one class, {only!r}; at least two are needed")
+        raise ValueError(f"{source}: the training {unit} have only one class, {listed([repr(only)])}; at least two are needed")
     if len(classes) > num_train / 2:
         raise ValueError(
             f"{source}: {len(classes)} different labels in {num_train} training {unit}; are the labels those of classes?"

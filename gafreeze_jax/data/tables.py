@@ -6,6 +6,7 @@ Each reader yields the records of a file with their places, and adds to `notes` 
 import csv
 import io
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +131,7 @@ def _read_delimited(path: Path, usual: Dialect, notes: list[str]) -> Iterator[Re
     names = {place: name for place, name in enumerate(header) if name.strip()}
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
-        raise ValueError(f"{path}: column {repeated[0]!r} occurs more than once in the header")
+        raise ValueError(f"{path}: column {textwrap.shorten(repeated[0], 100)!r} occurs more than once in the header")
     if num_nameless := len(header) - len(names):
         columns = "1 column" if num_nameless == 1 else f"{num_nameless} columns"
         notes.append(f"{path}: {columns} without a name ignored.")

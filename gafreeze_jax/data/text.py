@@ -205,9 +205,8 @@ def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str
         elif is_missing(value):
             without["a label"].append(place)
         elif not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
-            raise ValueError(
-                f"{where}: {place}: labels must be strings or integers (classes), got {value!r} in column {label!r}"
-            )
+            got = f"got {splits.listed([repr(value)])} in column {label!r}"
+            raise ValueError(f"{where}: {place}: labels must be strings or integers (classes), {got}")
         else:
             _check_encodable(where, place, label, value)
             rows.examples.append(values)
@@ -224,7 +223,7 @@ def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence
     values = tuple(record.get(name) for name in names)
     for name, value in zip(names, values, strict=True):
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {value!r}")
+            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {splits.listed([repr(value)])}")
         _check_encodable(where, place, name, value)
     return None if any(map(is_missing, values)) else values
 
