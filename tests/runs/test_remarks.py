@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import test_seams
 from test_verdict import judge
 
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.metrics import ACCURACY
+from gafreeze_jax.options import OptionError
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.remarks import class_members, majority, remarks_on_search
+from gafreeze_jax.runs.search_run import run_search
 from gafreeze_jax.runs.verdict import Contender
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.tasks.base import classification, language_modelling
@@ -80,6 +83,16 @@ def test_a_seed_that_diverged_leaves_no_gap():
 
 
 # The search
+
+
+def test_a_run_of_which_all_masks_diverge_ends():
+    problem = test_seams.make_setup((test_seams.NUMBERS > 0).astype(np.int32), classification(()), 2).problem
+    data = problem.train.data
+    problem = problem._replace(train=problem.train._replace(data=data._replace(inputs=np.inf * data.inputs)))
+    message = "--learning-rate 0.01, --head-learning-rate 0.01: all masks diverged; choose lower rates"
+    with pytest.raises(OptionError, match=message):
+        run_search(problem, test_seams.OPTIONS)
+
 
 STEPS = 8
 
