@@ -315,9 +315,11 @@ CASES = {
     "an open quotation": Case(run_bert, data(CSV + '"open,no\n'), "line 42: unexpected end of data"),
     "an open quotation, 10 MB": Case(run_bert, data(CSV + '"' + "open,no\n" * 10**6), "unexpected end of data"),
     "text behind a quotation": Case(run_bert, data(CSV + '"so" they say,no\n'), "line 42: ',' expected after '\"'"),
-    "a label missing": Case(run_bert, data(CSV + "text,\n"), "line 42: no value for column 'label'"),
-    "labels missing in a split": Case(
-        run_bert, splits({"train.csv": CSV, "test.csv": "text\na\n"}), "test.csv: no label column found"
+    "no label at all": Case(
+        run_bert, data(CSV.replace(",yes", ",").replace(",no", ",")), "no rows with text and a label in column 'label'"
+    ),
+    "labels missing in a split, or called otherwise": Case(
+        run_bert, splits({"train.csv": CSV, "test.csv": "text,y\na,no\n"}), "test.csv: no label column found"
     ),
     "a label that train lacks": Case(
         run_bert,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gafreeze_jax.data import files
+from gafreeze_jax.data import files, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.data.tokens import Tokens, pack_batches
 from gafreeze_jax.engine.network import Batch, Dataset
@@ -104,19 +104,26 @@ def read_text(path: Path) -> str:
     return files.read_utf8(path)
 
 
-def encode(tokenizer: Any, text: str, *, vocabulary: int) -> np.ndarray:
+def encode(tokenizer: Any, text: str, *, vocabulary: int, where: str = "text") -> np.ndarray:
     """Tokens of a text, [n] int32.
 
     Args:
       tokenizer: a Hugging Face one.
       vocabulary: number of word vectors that the model has.
+      where: for errors.
 
     Raises:
-      ValueError: if the tokenizer has more words than the model.
+      ValueError: if the tokenizer has more words than the model, or cannot encode the text.
     """
-    ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
-    if len(ids) and ids.max() >= vocabulary:
-        raise ValueError(f"the tokenizer gives token {ids.max()}, but the model has only {vocabulary} word vectors")
+    how = {"add_special_tokens": False, "verbose": False}
+    try:
+        encoded = tokens.encode(tokenizer, [(text,)], where=where, **how)
+    except ValueError:
+        for number, line in enumerate(text.split("\n"), start=1):
+            tokens.encode(tokenizer, [(line,)], where=f"{where}: line {number}", **how)
+        raise
+    ids = np.asarray(encoded["input_ids"][0], np.int32)
+    tokens.check_ids(ids, vocabulary)
     return ids
 
 

@@ -2,12 +2,15 @@
 
 import re
 import textwrap
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+TRUTH = {"false": "0", "true": "1"}
 HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
 
 T = TypeVar("T")
@@ -60,31 +63,32 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
     Raises:
       ValueError: if there are fewer than two classes or too many, labels that are not in train, or too few rows to cut.
     """
-    splits = dict(splits)
+    splits, label_names = _unify_labels(splits, notes)
     for name in ("validation", "test"):
-        if name in splits and all(str(label) == "-1" for label in splits[name].labels):
+        if name in splits and all(label == "-1" for label in splits[name].labels):
             notes.append(f"The {name} split has no labels (all are -1) and is not used.")
             del splits[name]
-    all_labels = {str(label) for label in splits["train"].labels}
-    numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in all_labels)
-    label_names = tuple(sorted(all_labels, key=lambda label: (int(label) if numeric else 0, label)))
     num_train = len(splits["train"].examples)
-    if len(all_labels) < 2:
-        raise ValueError(f"{source}: the training {unit} have only one class, {label_names[0]!r}; at least two are needed")
-    if len(label_names) > num_train / 2:
+    classes = set(splits["train"].labels)
+    numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in classes)
+    classes = sorted(classes, key=lambda label: (int(label) if numeric else 0, label))
+    if len(classes) < 2:
+        only = label_names[classes[0]]
+        raise ValueError(f"{source}: the training {unit} have only one class, {listed([repr(only)])}; at least two are needed")
+    if len(classes) > num_train / 2:
         raise ValueError(
-            f"{source}: {len(label_names)} different labels in {num_train} training {unit}; are the labels those of classes?"
+            f"{source}: {len(classes)} different labels in {num_train} training {unit}; are the labels those of classes?"
         )
-    index = {name: i for i, name in enumerate(label_names)}
+    index = {name: i for i, name in enumerate(classes)}
     encoded = {}
     for name, rows in splits.items():
-        unseen = sorted({str(label) for label in rows.labels} - all_labels)
+        unseen = sorted(set(rows.labels) - set(classes))
         if unseen:
             raise ValueError(
                 f"{source}: the {name} split has labels that are not in train: {listed(unseen[:5])}; train has "
-                f"{listed(label_names)}"
+                f"{listed(label_names[label] for label in classes)}"
             )
-        encoded[name] = Labelled(rows.examples, np.array([index[str(label)] for label in rows.labels], np.int32))
+        encoded[name] = Labelled(rows.examples, np.array([index[label] for label in rows.labels], np.int32))
 
     missing = [name for name in ("validation", "test") if name not in encoded]
     num_held_out = int(HELD_OUT_SHARE * num_train)
@@ -97,7 +101,37 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
             f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training {unit} were cut for "
             f"{'each' if len(missing) > 1 else 'it'}, stratified by label, always the same ones."
         )
-    return Splits(encoded["train"], encoded["validation"], encoded["test"], label_names)
+    return Splits(*(encoded[name] for name in SPLIT_NAMES), tuple(label_names[label] for label in classes))
+
+
+def _unify_labels(splits: Mapping[str, Rows[T]], notes: list[str]) -> tuple[dict[str, Rows[T]], dict[str, str]]:
+    """The same labels for all spellings of a class, and for each of them the most frequent spelling, of train if it occurs."""
+    spelled = {name: [_spell(label) for label in rows.labels] for name, rows in splits.items()}
+    counts = {name: Counter(labels) for name, labels in spelled.items()}
+    spellings = sorted({spelling for count in counts.values() for spelling in count})
+    class_of = {spelling: _class_of(spelling) for spelling in spellings}
+    if set(class_of.values()) <= {*TRUTH, *TRUTH.values()}:
+        class_of = {spelling: TRUTH.get(label, label) for spelling, label in class_of.items()}
+    members = {label: [s for s in spellings if class_of[s] == label] for label in class_of.values()}
+    if several := [" = ".join(group) for group in members.values() if len(group) > 1]:
+        notes.append(f"Labels that are spelled in several ways: {listed(several)}.")
+    in_lower_case = Counter(label.casefold() for label in members)
+    if alike := [label for label in members if in_lower_case[label.casefold()] > 1]:
+        notes.append(f"These labels differ in case only and are different classes: {listed(alike)}.")
+    order = {label: max(group, key=lambda s: [count[s] for count in counts.values()]) for label, group in members.items()}
+    return {name: rows._replace(labels=[class_of[s] for s in spelled[name]]) for name, rows in splits.items()}, order
+
+
+def _spell(label: Any) -> str:
+    text = str(label).lower() if isinstance(label, bool) else str(label)
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _class_of(spelling: str) -> str:
+    """What the spellings of a class have in common: 1 and 1.0 are the same number, True and true the same value."""
+    if number := re.fullmatch(r"(-?\d{1,18})\.0*", spelling):
+        return number[1]
+    return spelling.lower() if spelling.lower() in TRUTH else spelling
 
 
 def limit(source: str, splits: Splits[T], notes: list[str], max_train: int | None, max_validation: int | None) -> Splits[T]:

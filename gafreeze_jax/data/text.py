@@ -1,15 +1,14 @@
 """Labelled texts with fixed train, validation and test splits, from files, folders, TFDS or the embedded reviews."""
 
-import csv
-import io
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gafreeze_jax.data import files, splits
+from gafreeze_jax.data import files, splits, tables
+from gafreeze_jax.data.tables import SEPARATORS, SUFFIXES, Record, is_missing, left_out
 
 # Column names are compared in lower case; earlier ones win.
 PAIR_COLUMNS = (
@@ -21,6 +20,7 @@ PAIR_COLUMNS = (
     ("text_a", "text_b"),
 )
 TEXT_COLUMNS = ("sentence", "text", "review", "content", "comment", "document", "utterance", "question", "title")
+NUM_FOR_COLUMNS = 100  # records whose names are taken for all columns; JSON may lack some of them
 LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target")
 
 
@@ -79,19 +79,19 @@ def load_text(
     if source == "reviews":
         from gafreeze_jax.data.reviews import read_reviews
 
-        records = {split: ((f"review {i}", row) for i, row in enumerate(rows)) for split, rows in read_reviews().items()}
-        raw = {split: rows_from_records(source, rows, ("text",), "label", notes) for split, rows in records.items()}
+        text_columns, label_column = ("text",), "label"
+        reviews = read_reviews().items()
+        records = {split: (source, ((f"review {i}", row) for i, row in enumerate(rows))) for split, rows in reviews}
     elif source.startswith("tfds:"):
         from gafreeze_jax.data.tfds import read_tfds
 
-        records = read_tfds(source.removeprefix("tfds:"))
-        wanted = splits.choose_splits(source, list(records))
-        raw = {
-            split: rows_from_records(f"{source} ({name})", records[name], text_columns, label_column, notes)
-            for split, name in wanted.items()
-        }
+        found = read_tfds(source.removeprefix("tfds:"))
+        wanted = splits.choose_splits(source, list(found))
+        records = {split: (f"{source} ({name})", found[name]) for split, name in wanted.items()}
     else:
-        raw = _read_path(Path(source), text_columns, label_column, notes)
+        paths = _find_files(Path(source))
+        records = {split: (str(path), tables.read(path, notes)) for split, path in paths.items()}
+    raw = _rows_of_splits(records, text_columns, label_column, notes)
     whole = splits.complete(source, raw, notes)
     in_train = set(whole.train.examples)
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
@@ -131,137 +131,108 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
         raise FileNotFoundError(f"{path}: no such file; expected a {', '.join(SUFFIXES)} file, plain or .gz")
     if not files.kind(path, SUFFIXES):
         raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz")
-    titles: tuple[str, ...] = ()
-    texts = []
-    for place, record in _parse(path):
-        titles = titles or find_text_columns(str(path), list(record), text_columns)
-        texts.append(_texts_of(str(path), place, record, titles))
-    rows = [row for row, values in enumerate(texts) if all(value.strip() for value in values)]
-    if not rows:
+    where, titles, notes = str(path), (), []
+    texts, empty = {}, []
+    for row, (place, record) in enumerate(tables.read(path, notes), start=1):
+        titles = titles or find_text_columns(where, list(record), text_columns)
+        if (values := _texts_of(where, place, record, titles)) is None:
+            empty.append(place)
+        else:
+            texts[row] = values
+    if not texts:
         raise ValueError(f"{path}: no rows with text")
-    notes = (f"{path}: {len(texts) - len(rows)} rows without text left out.",) if len(rows) < len(texts) else ()
-    texts = [texts[row] for row in rows]
-    columns = dict(zip(titles, zip(*texts, strict=True), strict=True))
-    return UnlabelledTexts(texts, {"row": [row + 1 for row in rows], **columns}, notes)
+    columns = dict(zip(titles, zip(*texts.values(), strict=True), strict=True))
+    notes += left_out(where, empty, "without text")
+    return UnlabelledTexts(list(texts.values()), {"row": list(texts), **columns}, tuple(notes))
 
 
-def _read_path(path: Path, text_columns: Sequence[str], label_column: str | None, notes: list[str]) -> dict[str, TextRows]:
+def _find_files(path: Path) -> dict[str, Path]:
+    """The file of each split."""
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a .csv, .tsv or .jsonl file (or .gz), a folder with a train file, "
             "tfds:NAME, or the word reviews"
         )
     if path.is_dir():
-        paths = files.find_splits(path, SUFFIXES)
-    elif files.kind(path, SUFFIXES):
-        paths = {"train": path}
-    else:
-        raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz, or a folder of them")
-    return {
-        split: rows_from_records(str(file), _parse(file), text_columns, label_column, notes) for split, file in paths.items()
-    }
+        return files.find_splits(path, SUFFIXES)
+    if files.kind(path, SUFFIXES):
+        return {"train": path}
+    raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz, or a folder of them")
 
 
-def _parse(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file, with their places for errors."""
-    return READERS[files.kind(path, SUFFIXES) or SUFFIXES[0]](path)
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return _read_delimited(path, delimiter=",", strict=True)
-
-
-def _read_tsv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return _read_delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)  # such sets hold bare quotation marks
-
-
-def _read_delimited(path: Path, **style: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(files.read_utf8(path), newline=""), **style)
-    try:
-        header = next(row for row in reader if row)
-        repeated = [name for name, count in Counter(header).items() if count > 1]
-        if repeated:
-            raise ValueError(f"{path}: column {repeated[0]!r} occurs more than once in the header")
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise ValueError(
-                    f"{path}: line {reader.line_num} has {len(row)} fields, the header has {len(header)}; "
-                    "is the first line the header, and are fields with separators quoted?"
-                )
-            yield f"line {reader.line_num}", dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(files.read_utf8(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = files.parse_json(line)
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f'{path}: line {number}: expected a JSON object, such as {{"text": ..., "label": ...}}')
-        yield f"line {number}", record
-
-
-READERS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl}  # from a file to (place, record) pairs
-SUFFIXES = tuple(READERS)
-
-
-def rows_from_records(
-    where: str,
-    records: Iterable[tuple[str, Mapping[str, Any]]],
+def _rows_of_splits(
+    records: Mapping[str, tuple[str, Iterable[Record]]],
     text_columns: Sequence[str],
     label_column: str | None,
     notes: list[str],
-) -> TextRows:
-    """Picks the text and label columns of records, which come with a name of their place for errors."""
+) -> dict[str, TextRows]:
+    """The rows of each split; a validation or test split without labels is left out and noted.
+
+    Args:
+      records: by split, training first: a name of the source for messages, and the records.
+    """
+    raw: dict[str, TextRows] = {}
+    in_train, label = set(), ""
+    for split, (where, given) in records.items():
+        given = iter(given)
+        first = list(itertools.islice(given, NUM_FOR_COLUMNS))
+        columns = list(dict.fromkeys(name for _, record in first for name in record))
+        names = set(_by_lower(columns))
+        if not names <= in_train or label.strip().lower() in names:
+            texts, label = find_columns(where, columns, text_columns, label_column)
+            rows = rows_from_records(where, itertools.chain(first, given), texts, label, notes)
+            if rows.examples:
+                raw[split], in_train = rows, in_train or names
+                continue
+        if split == "train":
+            raise ValueError(f"{where}: no rows with text" + (f" and a label in column {label!r}" if first else ""))
+        notes.append(f"{where} has no labels and is not used; gafreeze predict can label it when the run has ended.")
+    return raw
+
+
+def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str], label: str, notes: list[str]) -> TextRows:
+    """Picks the text and label columns of records; rows that lack any of them are left out and noted.
+
+    Raises:
+      ValueError: if a text or label is of another type, or all texts are missing.
+    """
     rows = TextRows([], [])
-    columns: tuple[tuple[str, ...], str] | None = None
-    num_empty = 0
+    without: dict[str, list[str]] = {"text": [], "a label": []}
     for place, record in records:
-        if columns is None:
-            columns = find_columns(where, list(record), text_columns, label_column)
-        texts, label = columns
-        values = _texts_of(where, place, record, texts)
-        if record.get(label) is None:
-            raise ValueError(f"{where}: {place}: no value for column {label!r}")
-        if not all(value.strip() for value in values):
-            num_empty += 1
-            continue
-        value = record[label]
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError(
-                f"{where}: {place}: labels must be strings or integers (classes), got {value!r} in column {label!r}"
-            )
-        if isinstance(value, str) and not value.strip():
-            raise ValueError(f"{where}: {place}: no value for column {label!r}")
-        rows.examples.append(values)
-        rows.labels.append(value.strip() if isinstance(value, str) else value)
-    if num_empty:
-        notes.append(f"{where}: {num_empty} rows without text left out.")
-    if not rows.examples:
+        values, value = _texts_of(where, place, record, texts), record.get(label)
+        if values is None:
+            without["text"].append(place)
+        elif is_missing(value):
+            without["a label"].append(place)
+        elif not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
+            got = f"got {splits.listed([repr(value)])} in column {label!r}"
+            raise ValueError(f"{where}: {place}: labels must be strings or integers (classes), {got}")
+        else:
+            _check_encodable(where, place, label, value)
+            rows.examples.append(values)
+            rows.labels.append(value)
+    if not rows.examples and not without["a label"]:
         raise ValueError(f"{where}: no rows with text")
+    if rows.examples:
+        notes += [note for what, places in without.items() for note in left_out(where, places, f"without {what}")]
     return rows
 
 
-def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """The text columns of a record."""
-    for name in names:
-        if (value := record.get(name)) is None:
-            raise ValueError(f"{where}: {place}: no value for column {name!r}")
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {value!r}")
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can escape it, tokenizers cannot read it
-            raise ValueError(f"{where}: {place}: column {name!r} has half a surrogate pair; complete it") from None
-    return tuple(record[name] for name in names)
+def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
+    """The text columns of a record; None if a text is missing."""
+    values = tuple(record.get(name) for name in names)
+    for name, value in zip(names, values, strict=True):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {splits.listed([repr(value)])}")
+        _check_encodable(where, place, name, value)
+    return None if any(map(is_missing, values)) else values
+
+
+def _check_encodable(where: str, place: str, name: str, value: Any) -> None:
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:  # JSON can escape it, tokenizers cannot read it
+        raise ValueError(f"{where}: {place}: column {name!r} has half a surrogate pair; complete it") from None
 
 
 def find_columns(
@@ -294,7 +265,8 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
         convention = next((names for names in conventions if all(name in by_lower for name in names)), None)
         if convention is None:
             listed = splits.listed(columns)
-            raise ValueError(f"{where}: no text column found; name it with --text-columns. The columns are {listed}")
+            hint = f"; they can be separated by {', '.join(SEPARATORS.values())}" if len(columns) == 1 else ""
+            raise ValueError(f"{where}: no text column found; name it with --text-columns. The columns are {listed}{hint}")
         texts = tuple(by_lower[name] for name in convention)
     if len(set(texts)) < len(texts):
         raise ValueError(f"{where}: text columns must differ, got {splits.listed(texts)}")

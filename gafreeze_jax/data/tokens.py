@@ -7,6 +7,7 @@ that attention stays within texts.
 
 import functools
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts
 BATCHES_TO_TRY = 100
 NUM_BYTES = 256
+MANY_UNKNOWN = 0.03  # share of tokens
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, MemoryError)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of them holds the words
 
 
@@ -31,11 +34,17 @@ class Tokens(NamedTuple):
       inputs: "ids", "positions" (in the text) and "types" (0, or 1 for a pair's second text), [T] int32 each.
       starts: [N] int64, each text's first token.
       lengths: [N] int64.
+      num_cut: number of texts that are longer.
+      num_words: number of tokens but those that the tokenizer adds to every text.
+      num_unknown: how many of these stand for text that the vocabulary lacks.
     """
 
     inputs: dict[str, np.ndarray]
     starts: np.ndarray
     lengths: np.ndarray
+    num_cut: int = 0
+    num_words: int = 0
+    num_unknown: int = 0
 
 
 def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
@@ -57,9 +66,14 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
-    except Exception as error:  # whatever a damaged file makes transformers and tokenizers raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder}: the tokenizer files cannot be read: {reason}") from None
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:  # whatever a damaged file makes transformers and tokenizers raise; Rust's is no Exception
+        raise ValueError(f"{folder}: the tokenizer files cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
 def make_byte_tokenizer() -> Any:
@@ -86,23 +100,26 @@ def padding(tokenizer: Any, vocabulary: int) -> tuple[int, str]:
     return number, tokenizer.convert_ids_to_tokens(number)
 
 
-def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int) -> Tokens:
+def tokenize(
+    tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int, where: str = "texts"
+) -> Tokens:
     """Tokens of texts or text pairs.
 
     Args:
       tokenizer: a Hugging Face one.
       max_tokens: longer texts are cut; of a pair the longer one first.
       vocabulary, types: number of word and type vectors that the model has.
+      where: the texts are from, for errors.
 
     Raises:
-      ValueError: if the tokenizer has more words than the model, or no token for a text.
+      ValueError: if the tokenizer has more words than the model, no token for a text, or cannot encode it.
     """
-    firsts = [text[0] for text in texts]
-    seconds = [text[1] for text in texts] if len(texts[0]) == 2 else None
-    encoded = tokenizer(firsts, seconds, truncation=True, max_length=max_tokens, return_token_type_ids=True)
+    encoded = encode(tokenizer, texts, where=where, truncation=True, max_length=max_tokens, return_token_type_ids=True)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     if not lengths.all():
-        raise ValueError(f"the tokenizer finds no token in the text {' '.join(texts[int(lengths.argmin())])!r}; leave it out")
+        raise ValueError(
+            f"{where}: the tokenizer finds no token in the text {_quoted(texts[int(lengths.argmin())])}; leave it out"
+        )
 
     def flat(rows: Sequence[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(row, np.int32) for row in rows])
@@ -112,9 +129,72 @@ def tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: in
         "positions": flat([np.arange(n) for n in lengths]),
         "types": np.minimum(flat(encoded["token_type_ids"]), types - 1),
     }
-    if inputs["ids"].max() >= vocabulary:
-        raise ValueError(f"the tokenizer gives token {inputs['ids'].max()}, but the model has only {vocabulary} word vectors")
-    return Tokens(inputs, np.cumsum(lengths) - lengths, lengths)
+    check_ids(inputs["ids"], vocabulary)
+    encodings = getattr(encoded, "encodings", None) or []  # of tokenizers in Rust, which all current families have
+    return Tokens(
+        inputs,
+        np.cumsum(lengths) - lengths,
+        lengths,
+        num_cut=sum(bool(encoding.overflowing) for encoding in encodings),
+        num_words=len(inputs["ids"]) - sum(sum(encoding.special_tokens_mask) for encoding in encodings),
+        num_unknown=count_unknown(tokenizer, inputs["ids"]),
+    )
+
+
+def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, where: str, **how: Any) -> Any:
+    """What a Hugging Face tokenizer makes of texts or text pairs.
+
+    Args:
+      where: the texts are from, for errors.
+      how: options of the tokenizer.
+
+    Raises:
+      ValueError: if it cannot encode a text, with that text.
+    """
+    try:
+        return tokenizer(*map(list, zip(*texts, strict=True)), **how)
+    except INTERRUPTIONS:
+        raise
+    except BaseException as error:  # whatever tokenizers raise; a panic of Rust is no Exception
+        if len(texts) > 1:
+            for text in texts:
+                encode(tokenizer, [text], where=where, **how)
+        raise ValueError(
+            f"{where}: the tokenizer cannot encode the text {_quoted(texts[0])}: {_reason(error)}; complete its vocabulary, or "
+            "leave the text out"
+        ) from None
+
+
+def _quoted(text: tuple[str, ...]) -> str:
+    return repr(textwrap.shorten(" ".join(text), 100))
+
+
+def check_ids(ids: np.ndarray, vocabulary: int) -> None:
+    """Raises a ValueError if a token has no word vector."""
+    if len(ids) and ids.max() >= vocabulary:
+        raise ValueError(f"the tokenizer gives token {ids.max()}, but the model has only {vocabulary} word vectors")
+
+
+def count_unknown(tokenizer: Any, ids: np.ndarray) -> int:
+    """Number of tokens that stand for text that the vocabulary lacks; bytes lack none, and their tokenizers no such token."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    others = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")]
+    return 0 if unknown is None or unknown in others else int(np.sum(ids == unknown))
+
+
+def describe(splits: Sequence[Tokens], max_tokens: int) -> list[str]:
+    """How many texts are cut and how many tokens unknown, a sentence each if there are any."""
+    cut, num = (sum(numbers) for numbers in zip(*((split.num_cut, len(split.lengths)) for split in splits), strict=True))
+    notes = [f"{cut:,} of {num:,} texts are longer than {max_tokens} tokens and are cut (--max-tokens)."] if cut else []
+    return notes + describe_unknown(sum(split.num_unknown for split in splits), sum(split.num_words for split in splits))
+
+
+def describe_unknown(unknown: int, num: int) -> list[str]:
+    """How many of `num` tokens are unknown, in a sentence if there are any."""
+    if not unknown:
+        return []
+    hint = "; the model may not fit the language of these texts" if unknown > MANY_UNKNOWN * num else ""
+    return [f"{unknown:,} of {num:,} tokens ({100 * unknown / num:.2g} %) are unknown to the model's vocabulary{hint}."]
 
 
 def renumber(tokens: Tokens, used: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import interval_bar, mask_glyph, note, part, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.report.sections import CHARTS, SECTIONS, Section, draw, option_text, scale_of, share_of
-from gafreeze_jax.report.summary import advise
+from gafreeze_jax.report.summary import remarks
 from gafreeze_jax.search.history import write_whole
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser holds the page to its promise
@@ -52,17 +52,17 @@ def opening_of_run(run: RunFolder) -> list[Element]:
         entry, metric = run.facts["results"]["found"], run.metric
         facts |= {
             f"test {metric.name}": f"{metric.write(run.test_value('found'))} {metric.write_bounds(*run.test_bounds('found'))}",
+            **({"majority class": metric.write(shares["test_accuracy"])} if (shares := run.facts.get("majority")) else {}),
             "training FLOPs": f"{percent(share_of('training_flops', entry, run))} of training everything",
             "trained parameters": f"{entry['trainable_parameters']:,} "
             f"({percent(share_of('trainable_parameters', entry, run))})",
         }
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
     heading = " · ".join([run.name, run.facts["kind"], *([] if run.finished else ["unfinished"])])
-    advice = advise(run.facts) if run.finished else None
     return [
         tag("h1", heading),
         tag("p", verdict_of(run), class_="verdict"),
-        *([tag("p", advice)] if advice else []),
+        *(tag("p", remark) for remark in (remarks(run.facts) if run.finished else ())),
         tag("dl", *entries, class_="facts"),
     ]
 
@@ -135,7 +135,10 @@ def verdict_of(run: RunFolder) -> str:
         return "Unfinished: no mask has been trained to the end yet."
     best = run.full[0]
     masks = f"{len(run.searched)} masks in {len(run.generations)} generations"
+    shares, write = run.facts.get("majority"), run.metric.write
+    majority = f" (that of the majority class is {write(shares['validation_accuracy'])})" if shares else ""
     return (
         f"Unfinished: of {masks} so far, the fittest is {run.space.text(best.genome)}, with a validation {run.metric.name} of "
-        f"{run.metric.write_score(best.score)}. The best of many scores is optimistic; fresh seeds and the test split decide."
+        f"{run.metric.write_score(best.score)}{majority}. The best of many scores is optimistic; fresh seeds and the test "
+        "split decide."
     )

@@ -170,6 +170,9 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
             percent(share_of("training_flops", entry, run)),
             percent(share_of("trainable_parameters", entry, run)),
         ])  # fmt: skip
+    if majority := run.facts.get("majority"):
+        shares = [metric.write(majority[f"{split}_accuracy"]) for split in ("validation", "test")]
+        lines.append([f"majority class ({majority['label']})", "none", *shares, *[""] * 5])
     points = ", points" if metric.is_share else ""
     titles = ["", "mask", "validation", "test", "", "95 % interval", f"found ahead by{points}", "FLOPs", "trained"]
     rows = [
@@ -217,6 +220,10 @@ def _spent_table(spent: Spent) -> Element:
         ["done", flop(spent.spent), percent(spent.spent / spent.in_full)],
     ]
     return table(["training, as XLA counts it", "", ""], rows, total=True)
+
+
+def about(run: RunFolder, place: str) -> list[Element]:
+    return [note(line) for line in run.facts.get("about", ())]
 
 
 def repeat(run: RunFolder, place: str) -> list[Element]:
@@ -278,6 +285,7 @@ SECTIONS = (
         "Intervals are 95 %, over seeds and test examples; differences are in pairs.",
         finalists,
     ),
+    Section("Model and data", "", about),
     Section("What it cost", "", costs),
     Section("To repeat it", "", repeat),
 )

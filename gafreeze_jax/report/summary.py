@@ -31,8 +31,8 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
     console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)
     console.print(comparison(result))
     console.print(result["verdict"]["sentence"], style="bold", markup=False)
-    if (advice := advise(result)) is not None:
-        console.print(advice, markup=False)
+    for remark in remarks(result):
+        console.print(remark, markup=False)
     metric = metric_format.from_facts(result)
     if front := result.get("front"):
         console.print(front_table(Space(result["stages"]), front["masks"], metric))
@@ -69,6 +69,8 @@ def comparison(result: Mapping[str, Any]) -> Table:
             f"{parameters:,} ({parameters / max(1, everything['trainable_parameters']):.0%})",
             style="bold" if name == "found" else None,
         )
+    if majority := result.get("majority"):
+        table.add_row("majority class", f"{majority['validation_accuracy']:.4f}", f"{majority['test_accuracy']:.4f}")
     return table
 
 
@@ -78,6 +80,12 @@ def _bounds(bounds: Sequence[float | None], metric: MetricFormat) -> str:
         return "one seed"
     low, high = metric.limit(low, high)
     return f"{low:.4f} to {high:.4f}"
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What a reader of the verdict should know, and what to try next, a sentence each."""
+    advice = advise(result)
+    return [*result.get("search", {}).get("remarks", ()), *([] if advice is None else [advice])]
 
 
 def advise(result: Mapping[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.runs.remarks import class_members, majority
 from gafreeze_jax.space import Space
 from gafreeze_jax.tasks.base import Setup
 
@@ -36,9 +37,11 @@ def finish(
       start: `time.perf_counter()` when the run began.
     """
     display.line(f"\nScoring the {setup.num_test:,} test examples, which nothing has seen so far ...")
-    tested = _score_members(setup, held_out.open(result), result, steps_of_test(held_out, options), display)
+    test = held_out.open(result)
+    tested = _score_members(setup, test, result, steps_of_test(held_out, options), display)
     display.progress.begin("writing files", training=False)
-    metric, space = setup.problem.task.metric, Space(setup.problem.network.names)
+    problem = setup.problem
+    metric, space = problem.task.metric, Space(problem.network.names)
     finalists = [_summarize(setup, finalist, tested) for finalist in (result.found, *result.baselines)]
     best = result.found.best
     setup.save(out / "model", setup.restore(best.params))
@@ -47,11 +50,12 @@ def finish(
         options,
         space,
         finalists,
-        _judge(finalists, metric, transferred=options.mask is not None),
+        _judge(finalists, metric, transferred=options.mask is not None, classes=class_members(problem, test.data.targets)),
         metric=metric,
         evaluations=result.evaluations,
         seconds=time.perf_counter() - start,
-        has_perplexity=setup.problem.task.has_perplexity,
+        has_perplexity=problem.task.has_perplexity,
+        **majority(problem, validation=problem.validation.data.targets, test=test.data.targets),
         **result.facts,
         **setup.facts,
         model=_scores_of_model(tested[id(best)], metric),
@@ -103,7 +107,9 @@ def _summarize(setup: Setup, finalist: Finalist, tested: Mapping[int, Scores]) -
     )
 
 
-def _judge(finalists: Sequence[results.ScoredFinalist], metric: Metric, *, transferred: bool) -> verdict.Verdict:
+def _judge(
+    finalists: Sequence[results.ScoredFinalist], metric: Metric, *, transferred: bool, classes: Mapping[str, np.ndarray]
+) -> verdict.Verdict:
     contenders = [
         verdict.Contender(
             name=finalist.name,
@@ -119,6 +125,7 @@ def _judge(finalists: Sequence[results.ScoredFinalist], metric: Metric, *, trans
         metric=MetricFormat(**metric.facts()),
         validation_score=finalists[0].validation_score,
         transferred=transferred,
+        classes=classes,
     )
 
 

@@ -21,6 +21,7 @@ from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.runs.finish import finish, steps_of_test
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.runs.remarks import majority
 from gafreeze_jax.runs.run_dir import RunDir, choose_folder
 from gafreeze_jax.runs.search_run import run_search, train_mask
 from gafreeze_jax.runs.signals import stoppable
@@ -84,6 +85,9 @@ def _run(
     with run_dir, _make_display(setup, held_out, options, path) as display:
         for text in setup.about:
             display.line(summary.printable(text))
+        if shares := run_dir.facts.get("majority"):
+            share = f"{100 * shares['validation_accuracy']:.1f} % of the validation examples"
+            display.line(summary.printable(f"Majority class: {shares['label']}, {share}"))
         display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
         if mask is None:
             result = run_search(setup.problem, options, run_dir, display)
@@ -121,5 +125,7 @@ def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict
         "stages": problem.network.names,
         "metric": problem.task.metric.facts(),
         "num_steps": problem.replicate(options.seed).num_steps,
+        "about": list(setup.about),
+        **majority(problem, validation=problem.validation.data.targets),
         "fingerprint": fingerprint(problem.params, problem.train.data, problem.validation.data) + held_out.fingerprint,
     }

@@ -61,6 +61,10 @@ class Narrator:
         for (start, stop), value, num in found.correlations:
             line(f"Rank correlation of {name} after {start} and {stop} steps: {value:.2f}, over {num} masks")
 
+    def remark(self, remarks: Iterable[str]) -> None:
+        for remark in remarks:
+            self.display.line(remark)
+
     def compared(self, ledger: Ledger) -> None:
         self.display.line(f"Random masks, for comparison, with the same training steps: {_count(ledger)}")
 

@@ -1,6 +1,7 @@
 """Runs a search end to end: a plan, the search, random masks beside it, and finalists with fresh seeds."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +23,12 @@ from gafreeze_jax.runs.evaluator import JournaledEvaluator
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
 from gafreeze_jax.runs.narrator import FINALISTS, RANDOM_MASKS, SEARCHING, Narrator, num_overlapping
+from gafreeze_jax.runs.remarks import remarks_on_search
 from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search import genetic, nsga2
 from gafreeze_jax.search.halving import Settings
 from gafreeze_jax.search.history import FINAL, RANDOM, Ledger
-from gafreeze_jax.search.loop import Found, Search, evaluation_of
+from gafreeze_jax.search.loop import Found, Generation, Search, evaluation_of
 from gafreeze_jax.space import Genome, Space, as_genome
 from gafreeze_jax.tasks.base import Keys, Problem
 
@@ -219,12 +221,29 @@ class SearchRun:
             initial=self.initial,
             groups=self._groups(),
             fitness=functools.partial(pareto_fitness, self.ledger, self.costs) if in_pareto else None,
-            on_generation=lambda generation: self.narrator.generation(generation, self.ledger),
+            on_generation=self._on_generation,
         )
         self.narrator.begin(SEARCHING)
         found = search.run(self.key)
         self.narrator.searched(found, self.ledger, self.spent)
+        self.narrator.remark(self._remarks())
         return found
+
+    def _on_generation(self, generation: Generation) -> None:
+        if generation.best.diverged:  # and so has every mask that was trained to the end, head only among them
+            rates = f"--learning-rate {self.options.learning_rate:g}, --head-learning-rate {self.options.head_learning_rate:g}"
+            raise OptionError(f"{rates}: all masks diverged; choose lower rates, and a new folder if you gave --out")
+        self.narrator.generation(generation, self.ledger)
+
+    def _remarks(self) -> list[str]:
+        return remarks_on_search(
+            list(self.ledger),
+            num_steps=self.num_steps,
+            num_validation=self.problem.validation.num_examples,
+            num_leaders=NUM_LEADERS,
+            metric=self.narrator.display.metric,
+            options=dataclasses.asdict(self.options),
+        )
 
     @property
     def spent(self) -> float:
@@ -318,6 +337,7 @@ class SearchRun:
             "full_evaluations": self.spent,
             "ended": found.why_stopped,
             "generations_screened": sum(self.narrator.screened),
+            "remarks": self._remarks(),
             "correlations": [correlation._asdict() for correlation in found.correlations],
         }
 

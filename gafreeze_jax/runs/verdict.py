@@ -8,6 +8,7 @@ describe only this test set. They do not cover other training examples or anothe
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -86,6 +87,7 @@ def judge(
     metric: MetricFormat,
     validation_score: float | None = None,
     transferred: bool = False,
+    classes: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Verdict:
     """Judges whether a found mask beats the baselines, by 95 % intervals of the differences in test scores.
 
@@ -96,12 +98,14 @@ def judge(
       "cheaper" if no interval is below 0, and training costs less than that of any baseline whose interval contains 0. So a
         baseline that is equal within noise and costs no more denies the search any merit.
       "not better" otherwise, also if the mask is one of the baselines itself, or if there is only one seed. One interval below
-        0, at its own 95 %, suffices to call the mask worse, which is strict towards the search.
+        0, at its own 95 %, suffices to call the mask worse, which is strict towards the search. Also if all models give every
+        example a single class.
 
     Args:
       baselines: chosen on validation data, as `found` was, and retrained with the same seeds.
       validation_score: of the found mask, by which it was chosen.
       transferred: whether the mask was found on other data, so that the sentence is not about a search.
+      classes: which test examples [N] belong to each class, the majority class first.
 
     Raises:
       ValueError: for contenders that cannot be compared, with all reasons.
@@ -118,11 +122,26 @@ def judge(
     }
     mean, low, high = metric.shown_interval(interval(found.scores))
     value = Interval(mean, *metric.limit(low, high))
-    gap = None if validation_score is None else metric.shown(validation_score) - value.mean
+    known = validation_score is not None and math.isfinite(validation_score)  # it is not if a seed diverged
+    gap = metric.shown(validation_score) - value.mean if known else None
     ahead = {name: metric.shown_interval(shown) for name, shown in differences[found.name].items()}
     openings = TRANSFERRED if transferred else SEARCHED
     outcome, sentence = _outcome(found, baselines, ahead=ahead, value=value, metric=metric, openings=openings)
+    if (constant := _constant(contenders, classes)) is not None:
+        shares = f"test accuracies are that class's share; the found mask has {metric.write(value.mean)}"
+        outcome, sentence = "not better", f"Nothing was learned: every model gives all test examples {constant}, so {shares}."
     return Verdict(outcome, sentence, metric, value, differences, gap)
+
+
+def _constant(contenders: Sequence[Contender], classes: Mapping[str, np.ndarray]) -> str | None:
+    """What all models predict for every example, in words; None if one of them predicts several classes."""
+    predicted = set()
+    for scores in (row for contender in contenders for row in contender.scores):
+        label = next((label for label, members in classes.items() if np.array_equal(scores, members)), None)
+        if label is None:
+            return None
+        predicted.add(label)
+    return f"the majority class, {next(iter(predicted))}" if predicted == {next(iter(classes))} else "a single class"
 
 
 def _outcome(
@@ -187,7 +206,7 @@ def _check(found: Contender, baselines: Sequence[Contender], metric: MetricForma
         problems.append(f"baselines must have different names, got {', '.join(names)}")
     for contender in (found, *baselines):
         problems += [f"{contender.name}: {problem}" for problem in _problems(contender, found, metric)]
-    if metric.is_share and validation_score is not None and not 0 <= metric.shown(validation_score) <= 1:
+    if metric.is_share and validation_score not in (None, -math.inf) and not 0 <= metric.shown(validation_score) <= 1:
         problems.append(f"validation {metric.name} must be between 0 and 1, got {metric.shown(validation_score)}")
     if problems:
         raise ValueError("; ".join(problems))

@@ -35,6 +35,7 @@ class Task(NamedTuple):
       predict: `predict(outputs, targets) -> predictions` [B, ...] of a batch, on the device.
       write: from predictions [N, ...] to columns of a table. Most tasks have a row for each example.
       has_perplexity: whether the exponential of the mean loss is reported as perplexity.
+      label_names: of the classes that targets are, by number; empty if they have no names. None = targets are no classes.
     """
 
     loss: Loss
@@ -42,6 +43,7 @@ class Task(NamedTuple):
     predict: PerExample
     write: Callable[[np.ndarray], Columns]
     has_perplexity: bool = False
+    label_names: Sequence[Any] | None = None
 
 
 def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Task:
@@ -51,7 +53,7 @@ def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Tas
         labels = [label_names[place] for place in probabilities.argmax(1)]
         return {"label": labels, "probability": probabilities.max(1)}
 
-    return Task(cross_entropy, metric, _softmax, write)
+    return Task(cross_entropy, metric, _softmax, write, label_names=label_names)
 
 
 def _softmax(logits: Array, labels: Any) -> Array:

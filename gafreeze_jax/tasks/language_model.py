@@ -139,10 +139,13 @@ def _prepare_language_modelling(given: Options) -> Setup:
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": given.train_examples, "validation": given.validation_examples, "test": None}
+    unknown = []
 
     def make_windows(split: str, limit: int | None) -> lm.Windows:
-        ids = lm.encode(tokenizer, getattr(corpus, split), vocabulary=config.vocab_size)
-        return lm.make_windows(ids, given.max_tokens, limit, where=f"{given.data}, {split} split")
+        where = f"{given.data}, {split} split"
+        ids = lm.encode(tokenizer, getattr(corpus, split), vocabulary=config.vocab_size, where=where)
+        unknown.append((tokens.count_unknown(tokenizer, ids), len(ids)))
+        return lm.make_windows(ids, given.max_tokens, limit, where=where)
 
     train, validation, test = (make_windows(split, limit) for split, limit in limits.items())
     return Setup(
@@ -150,6 +153,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
         about=[
             f"Model: {given.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
             *lm.describe(given.data, (train, validation, test), corpus.notes),
+            *tokens.describe_unknown(*map(sum, zip(*unknown, strict=True))),
         ],
         network=loaded.model.make_network(dtype=dtype),
         test=Source(test.dataset, lm.scoring_batches(test)),
@@ -166,12 +170,14 @@ def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Seque
         return text.load_unlabelled(given, folder, data, label_names, KIND)
     loaded = pretrained.load(folder, given.task, families=pretrained.families_of(KIND))
     config = loaded.config
-    ids = lm.encode(tokens.load_tokenizer(folder, config.vocab_size), lm.read_text(data), vocabulary=config.vocab_size)
-    windows = lm.make_windows(ids, given.max_tokens, where=str(data))
+    tokenizer, where = tokens.load_tokenizer(folder, config.vocab_size), str(data)
+    ids = lm.encode(tokenizer, lm.read_text(data), vocabulary=config.vocab_size, where=where)
+    windows = lm.make_windows(ids, given.max_tokens, where=where)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
         params=loaded.params,
         source=Source(windows.dataset, lm.scoring_batches(windows)),
         task=language_modelling(),
         columns={"file": [data.name]},
+        notes=tokens.describe_unknown(tokens.count_unknown(tokenizer, ids), len(ids)),
     )

@@ -83,8 +83,7 @@ def prepare_classification(
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
-    limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
-    train, validation, test = (tokens.tokenize(tokenizer, split.texts, **limits) for split in data[:3])
+    train, validation, test = (_tokenize(given, config, tokenizer, split.texts, given.data) for split in data[:3])
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
     network = trimmed.make_network(dtype=dtype, granularity=given.granularity)
@@ -108,7 +107,11 @@ def prepare_classification(
     padding = {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
     return Setup(
         problem=problem,
-        about=[f"Model: {given.model}, genes {', '.join(genes.names)}; {head}", *text.describe(given.data, data)],
+        about=[
+            f"Model: {given.model}, genes {', '.join(genes.names)}; {head}",
+            *text.describe(given.data, data),
+            *tokens.describe([train, validation, test], given.max_tokens),
+        ],
         network=model.make_network(dtype=dtype),
         test=Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
         num_test=len(data.test.texts),
@@ -123,16 +126,20 @@ def load_unlabelled(given: Any, folder: Path, data: Path, label_names: Sequence[
     texts, columns, notes = text.load_unlabelled(data, given.text_columns)
     loaded = pretrained.load(folder, families=pretrained.families_of(kind))
     config = loaded.config
-    limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
-    tokenized = tokens.tokenize(tokens.load_tokenizer(folder, config.vocab_size), texts, **limits)
+    tokenized = _tokenize(given, config, tokens.load_tokenizer(folder, config.vocab_size), texts, str(data))
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
         params=loaded.params,
         source=Source(Dataset(tokenized.inputs), tokens.scoring_batches(tokenized)),
         task=classification(label_names),
         columns=columns,
-        notes=notes,
+        notes=(*notes, *tokens.describe([tokenized], given.max_tokens)),
     )
+
+
+def _tokenize(given: Any, config: Any, tokenizer: Any, texts: Sequence[tuple[str, ...]], where: str) -> tokens.Tokens:
+    limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
+    return tokens.tokenize(tokenizer, texts, **limits, where=where)
 
 
 def check_length(max_tokens: int, config: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gafreeze_jax.data import tables
 from gafreeze_jax.data.text import TextData, describe, find_columns, load_text, load_unlabelled
 
 SHARED = Path(__file__).parents[2] / "../shared/data/text"
@@ -59,6 +60,7 @@ def test_reads_every_kind_of_file(tmp_path, suffix, compression):
 SPECIAL = st.sampled_from("\"',\\\v\x85\u2028\ufeff")  # quotes, and what splitlines takes for the end of a line
 ANY_TEXT = st.text(SPECIAL | st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 CELL = st.text(SPECIAL | st.characters(exclude_categories=["Cs"], exclude_characters="\0\t\r\n"), min_size=1, max_size=20)
+CELL = CELL.filter(lambda text: not tables.looks_quoted(text))
 
 
 @pytest.mark.parametrize(("suffix", "texts"), [(".csv", ANY_TEXT), (".jsonl", ANY_TEXT), (".tsv", CELL)])
@@ -66,7 +68,7 @@ def test_any_text_comes_back(tmp_path_factory, suffix, texts):
     path = tmp_path_factory.mktemp("round") / f"set{suffix}"
 
     @settings(max_examples=50, deadline=None)
-    @given(st.lists(texts.filter(str.strip), min_size=5, max_size=12))
+    @given(st.lists(texts.filter(lambda text: not tables.is_missing(text)), min_size=5, max_size=12))
     def check(texts):
         rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
         data = load_text(str(write(path, rows)))
@@ -198,7 +200,7 @@ def test_rows_without_text_are_left_out_and_noted(tmp_path):
     path = write(tmp_path / "set.csv", [*make_rows(20), {"text": " ", "label": "0"}, {"text": "", "label": ""}])
     data = load_text(str(path))
     assert len(examples(data)) == 20
-    assert data.notes[0] == f"{path}: 2 rows without text left out."
+    assert data.notes[0] == f"{path}: 2 rows without text left out, the first at line 22."
 
 
 def test_texts_without_labels(tmp_path):
@@ -208,7 +210,7 @@ def test_texts_without_labels(tmp_path):
     loaded = load_unlabelled(path)
     assert loaded.texts == [("a", "b"), ("d", "e")]
     assert loaded.columns == {"row": [1, 3], "Sentence1": ("a", "d"), "sentence2": ("b", "e")}
-    assert loaded.notes == (f"{path}: 1 rows without text left out.",)
+    assert loaded.notes == (f"{path}: 1 row without text left out, at line 2.",)
     assert load_unlabelled(path, ["sentence2"]).texts == [("b",), ("c",), ("e",)]
 
 
@@ -344,13 +346,9 @@ BAD_FILES = {
     "NaN in JSON": ("set.jsonl", JSONL + '{"text": "a", "label": NaN}', "line 2 is not JSON: NaN is not a finite number"),
     "deep JSON": ("set.jsonl", JSONL + "[" * 10**5, "line 2 is not JSON: "),
     "JSON list": ("set.jsonl", JSONL + '["a", 1]', 'line 2: expected a JSON object, such as {"text": ..., "label": ...}'),
-    "text is null": ("set.jsonl", JSONL + '{"text": null, "label": 1}', "line 2: no value for column 'text'"),
     "text is a number": ("set.jsonl", '{"text": 5, "label": 1}', "line 1: column 'text' must hold text, got 5"),
     "second text is a list": ("set.jsonl", '{"text1": "a", "text2": [], "label": 1}', "column 'text2' must hold text, got []"),
     "half a surrogate pair": ("set.jsonl", r'{"text": "\ud83d", "label": 1}', "'text' has half a surrogate pair; complete it"),
-    "no label": ("set.csv", CSV + "text, \n", "line 12: no value for column 'label'"),
-    "no label key": ("set.jsonl", JSONL + '{"text": "a"}', "line 2: no value for column 'label'"),
-    "label is null": ("set.jsonl", JSONL + '{"text": "a", "label": null}', "line 2: no value for column 'label'"),
 }  # fmt: skip
 
 
@@ -361,7 +359,7 @@ def test_bad_file(tmp_path, case):
     assert_fails(tmp_path / name, message)
 
 
-@pytest.mark.parametrize("label", ["0.5", "1.0", "true", "[1]", '{"a": 1}'])
+@pytest.mark.parametrize("label", ["0.5", "[1]", '{"a": 1}'])
 def test_labels_that_are_no_classes(tmp_path, label):
     (tmp_path / "set.jsonl").write_text(JSONL + f'{{"text": "a", "label": {label}}}')
     assert_fails(tmp_path / "set.jsonl", "line 2: labels must be strings or integers (classes), got ")

@@ -3,12 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gafreeze_jax.data import lm
 from gafreeze_jax.data.batches import NONE
 from gafreeze_jax.data.tokens import (
     SCORING_BATCH,
     Tokens,
     best_row_length,
+    describe,
     load_tokenizer,
+    make_byte_tokenizer,
     pack_batches,
     padding,
     renumber,
@@ -241,3 +244,59 @@ def test_scoring_goes_once_through_all_texts(num):
     assert sorted(packed.examples[packed.examples != NONE]) == list(range(num))
     assert sorted(packed.elements[packed.elements != NONE]) == list(range(len(tokens.inputs["ids"])))
     assert packed.examples.shape == (-(-num // SCORING_BATCH), min(num, SCORING_BATCH))
+
+
+# What a person should know
+
+
+def write_vocabulary(folder, *words):
+    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    return load_tokenizer(folder)
+
+
+def test_a_text_that_cannot_be_encoded_is_named(tmp_path):
+    tokenizer = write_vocabulary(tmp_path, "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a")
+    texts = [("a",), ("a a",), ("a 😭\n" + 100 * "a ",), ("😭",)]
+    with pytest.raises(
+        ValueError, match=r"^new.csv: the tokenizer cannot encode the text 'a 😭 a .*Missing \[UNK\] token"
+    ) as error:
+        tokenize(tokenizer, texts, **LIMITS, where="new.csv")
+    assert len(str(error.value)) < 300
+    with pytest.raises(ValueError, match=r"^a.txt: line 3: the tokenizer cannot encode the text '😭': WordPiece error"):
+        lm.encode(tokenizer, "a\na a\n😭\na", vocabulary=9, where="a.txt")
+
+
+class Panic(BaseException):
+    """As Rust's panics reach Python."""
+
+
+def test_so_is_a_panic():
+    def panic(*args, **kwargs):
+        raise Panic("index out of\nbounds")
+
+    with pytest.raises(ValueError, match=r"^texts: the tokenizer cannot encode the text 'a': index out of bounds; complete"):
+        tokenize(panic, [("a",), ("b",)], **LIMITS)
+
+
+def test_texts_that_are_cut_and_unknown_tokens_are_counted(tokenizer):
+    texts = [("hello " * 62,), ("hello " * 63,), ("hello world", "hello " * 60), ("hello 😭",)]
+    singles = tokenize(tokenizer, [texts[i] for i in (0, 1, 3)], **LIMITS)
+    assert (singles.num_cut, singles.num_words, singles.num_unknown) == (1, 62 + 62 + 2, 1)
+    pairs = tokenize(tokenizer, [texts[2]], **LIMITS)
+    assert (pairs.num_cut, pairs.num_words, pairs.num_unknown) == (1, 61, 0)
+    assert describe([singles, singles], 64) == [
+        "2 of 6 texts are longer than 64 tokens and are cut (--max-tokens).",
+        "2 of 252 tokens (0.79 %) are unknown to the model's vocabulary.",
+    ]
+    foreign = tokenize(tokenizer, [("😭 😭 hello",)], **LIMITS)
+    assert describe([foreign], 64) == [
+        "2 of 3 tokens (67 %) are unknown to the model's vocabulary; the model may not fit the language of these texts."
+    ]
+    assert describe([pairs._replace(num_cut=0)], 64) == []
+
+
+def test_bytes_are_never_unknown():
+    tokens = tokenize(make_byte_tokenizer(), [(AWKWARD,)], **LIMITS | {"vocabulary": 256})
+    assert tokens.num_unknown == 0
+    assert tokens.num_cut == (len(AWKWARD.encode()) > 64)

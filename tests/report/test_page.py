@@ -19,7 +19,13 @@ from gafreeze_jax.report.metric_format import ACCURACY
 from gafreeze_jax.report.run_folder import RunFolder
 
 SECTIONS = ["The mask", "Fitness over generations", "Frozen layers over generations", "What freezing a layer does"]
-SECTIONS += ["Accuracy against training cost", "Trained again, with fresh seeds", "What it cost", "To repeat it"]
+SECTIONS += [
+    "Accuracy against training cost",
+    "Trained again, with fresh seeds",
+    "Model and data",
+    "What it cost",
+    "To repeat it",
+]
 CHARTS = ["progress", "frozen_shares", "effects", "trade_off"]
 
 
