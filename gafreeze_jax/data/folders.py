@@ -5,7 +5,7 @@ from pathlib import Path
 from gafreeze_jax.data import splits
 from gafreeze_jax.data.splits import Rows
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 LEFTOVERS = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # which systems leave in folders and archives
 EXPECTED = "class folders with images, or such folders under train, validation and test"
 

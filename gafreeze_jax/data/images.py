@@ -23,7 +23,7 @@ from gafreeze_jax.extras import needs
 with needs("images"):
     from PIL import ExifTags, Image
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # pillow goes by content, and runs a program for some others
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # pillow goes by content; for others it runs a program, or libtiff prints
 MOST_PIXELS = 4096  # of a side of the images that a network takes
 MOST_ELONGATED = 100
 GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")

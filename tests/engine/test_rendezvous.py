@@ -103,7 +103,20 @@ def test_a_port_that_is_taken():
 
 @pytest.mark.parametrize(
     "address",
-    ["", "host", "host:", ":123", "host:port", "host:0", "host:65536", "http://host:1", "host:1/x", "ho st:1", "::1:80", "host:-1"],
+    [
+        "",
+        "host",
+        "host:",
+        ":123",
+        "host:port",
+        "host:0",
+        "host:65536",
+        "http://host:1",
+        "host:1/x",
+        "ho st:1",
+        "::1:80",
+        "host:-1",
+    ],
 )
 def test_an_address_that_is_none(address):
     with pytest.raises(ValueError, match=re.escape(f"must be HOST:PORT of process 0, such as 10.0.0.1:12345, got {address!r}")):
