@@ -64,8 +64,8 @@ class Options:
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
     many calls run at the same time."""
     coordinator: str | None = None
-    """With several processes: HOST:PORT of the first one, which the others must reach. On Cloud TPU and under Slurm this and the
-    next two options are not needed."""
+    """With several processes: HOST:PORT of the first one, which the others must reach. On Cloud TPU and under Slurm this option
+    and the next two are not needed."""
     num_processes: int | None = None
     """Number of processes."""
     process_id: int | None = None

@@ -94,8 +94,8 @@ def load_images(
     Args:
       source: "digits" (embedded: scikit-learn's) or some of them, such as "digits:5-9"; "tfds:NAME"; a .npz file with
         `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N]; a folder with a train.npz and, where there are any,
-        validation and test files; a folder that has a folder of JPEG and PNG files for every class; or one with such
-        folders under train and, where there are any, validation and test. Splits that are missing are cut from the training
+        validation and test files; or a folder of class folders, or of such folders for each split (`folders.read_folders`),
+        with JPEG, PNG, WebP, GIF or BMP files. Splits that are missing are cut from the training
         images, stratified by label.
       max_train, max_validation: use at most this many images of a split, drawn stratified by label.
       skip_broken: leave out files that cannot be read; else they are an error.
@@ -135,7 +135,7 @@ class UnlabelledImages(NamedTuple):
 
 
 def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> UnlabelledImages:
-    """Loads the images of a .npz file, a JPEG or PNG file, or all such files in a folder and below; labels are not read.
+    """Loads the images of a .npz file, an image file, or all such files in a folder and below; labels are not read.
 
     Args:
       skip_broken: leave out files that cannot be read; else they are an error.
