@@ -6,10 +6,13 @@ fine-tunes all-MiniLM-L6-v2, which is fetched once and then works offline, on 1,
 about 6 minutes. It leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
 """
 
-import tyro
+from gafreeze_jax.extras import script_needs
 
-from gafreeze_jax.runs.main import main as run
-from gafreeze_jax.tasks.text import Options, prepare
+with script_needs("text"):
+    import tyro
+
+    from gafreeze_jax.runs.main import main as run
+    from gafreeze_jax.tasks.text import Options, prepare
 
 
 def main(options: Options) -> None:

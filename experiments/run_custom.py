@@ -13,14 +13,18 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
-from gafreeze_jax import options
-from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.models import checkpoints, plain
-from gafreeze_jax.runs.main import main as run
-from gafreeze_jax.tasks.base import Setup, make_problem, make_source
-from gafreeze_jax.tasks.pretraining import pretrain
+from gafreeze_jax.extras import needs, script_needs
+
+with script_needs("images"):
+    import tyro
+
+    from gafreeze_jax import options
+    from gafreeze_jax.engine.network import Dataset
+    from gafreeze_jax.models import checkpoints, plain
+    from gafreeze_jax.runs.main import main as run
+    from gafreeze_jax.tasks.base import Setup, make_problem, make_source
+    from gafreeze_jax.tasks.pretraining import pretrain
 
 PRETRAINING_EPOCHS = 20
 
@@ -71,7 +75,8 @@ class Data(NamedTuple):
 
 def load_digits(rng: np.random.Generator, num_train: int, num_validation: int) -> Data:
     """Scikit-learn's handwritten digits [N, 8, 8, 1]: 0 to 4 for pretraining, 5 to 9 for fine-tuning."""
-    from sklearn.datasets import load_digits
+    with needs("images"):
+        from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))

@@ -11,10 +11,13 @@ leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
 tells good reviews from bad ones with GPT-2 itself.
 """
 
-import tyro
+from gafreeze_jax.extras import script_needs
 
-from gafreeze_jax.runs.main import main as run
-from gafreeze_jax.tasks.language_model import Options, prepare
+with script_needs("text"):
+    import tyro
+
+    from gafreeze_jax.runs.main import main as run
+    from gafreeze_jax.tasks.language_model import Options, prepare
 
 
 def main(options: Options) -> None:

@@ -11,10 +11,13 @@ evaluations in a folder under runs/.
 takes photos from a folder that has a folder for every class.
 """
 
-import tyro
+from gafreeze_jax.extras import script_needs
 
-from gafreeze_jax.runs.main import main as run
-from gafreeze_jax.tasks.images import Options, prepare
+with script_needs("images"):
+    import tyro
+
+    from gafreeze_jax.runs.main import main as run
+    from gafreeze_jax.tasks.images import Options, prepare
 
 
 def main(options: Options) -> None:

@@ -1,6 +1,7 @@
 """Packages that not everybody needs: where one is missing, the error names the extra that brings it."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 
@@ -21,3 +22,13 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise ModuleNotFoundError(f'needs {package}: pip install "gafreeze_jax[{extra}]"', name=error.name) from None
+
+
+@contextlib.contextmanager
+def script_needs(extra: str) -> Iterator[None]:
+    """For the imports of a script: `needs`, which ends the program in one line."""
+    try:
+        with needs(extra):
+            yield
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}")

@@ -64,11 +64,14 @@ class Options:
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
     many calls run at the same time."""
     coordinator: str | None = None
-    """With several processes: HOST:PORT of the first one. On Cloud TPU and under Slurm these three options are not needed."""
+    """With several processes: HOST:PORT of the first one, which the others must reach. On Cloud TPU and under Slurm this option
+    and the next two are not needed."""
     num_processes: int | None = None
     """Number of processes."""
     process_id: int | None = None
     """Index of this process, from 0; process 0 writes the results."""
+    process_timeout: float = 300
+    """Seconds to wait for the other processes to start."""
     quiet: bool = False
     """Print the generations, the verdict and the folder only."""
     verbose: bool = False

@@ -361,16 +361,16 @@ CASES = {
     # Images
     "no such images": Case(run_resnet, given(data="no"), "no: no such file or folder; expected a .npz file"),
     "digits the wrong way": Case(run_resnet, given(data="digits:7-5"), "no digits from 7 to 5"),
-    "half an image": Case(run_resnet, photos(picture((40, 40))[:-30]), "cannot be read as images: 7.png"),
-    "no image": Case(run_resnet, photos(b"no image"), "7.png (cannot identify image file"),
-    "an image without pixels": Case(run_resnet, photos(png_that_claims(0, 8)), "cannot be read as images: 7.png"),
+    "half an image": Case(run_resnet, photos(picture((40, 40))[:-30]), "cannot be read as images: bee/7.png ("),
+    "no image": Case(run_resnet, photos(b"no image"), "bee/7.png (cannot identify image file)"),
+    "an image without pixels": Case(run_resnet, photos(png_that_claims(0, 8)), "cannot be read as images: bee/7.png ("),
     "a decompression bomb": Case(run_resnet, photos(png_that_claims(2**20, 2**20)), "7.png (Image size (1099511627776 pixels)"),
     "an image of one line": Case(run_resnet, photos(picture((60_000, 1))), "7.png (60000 x 1 pixels; one side is more"),
     "a program as an image": Case(
         run_resnet, photos(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(ran) (w) file\n"), "7.png (cannot identify image"
     ),
     "16 bits": Case(run_resnet, photos(picture(mode="I;16")), "7.png (pixels of kind I;16"),
-    "another file": Case(run_resnet, photos(b"", "notes.txt"), "bee/notes.txt (not .jpg, .jpeg, .png)"),
+    "another file": Case(run_resnet, photos(b"", "notes.txt"), "bee/notes.txt (unknown suffix)"),
     "one class of images": Case(run_resnet, splits({"ant/1.png": picture()}), "only one class, 'ant'"),
     "no class folders": Case(run_resnet, splits({"1.png": picture()}), "no class folders in it"),
     "a pickle as images": Case(run_resnet, arrays(labels=np.array([Attack()] * 40)), "not a whole .npz file of plain arrays"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gafreeze_jax.extras import needs
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = {"jax", "numpy", "optax"}
@@ -20,6 +22,7 @@ MODULES = {
 }
 OF_EXTRAS = {"tokenizers": "transformers"}  # which brings them
 FILES = sorted((ROOT / "gafreeze_jax").rglob("*.py"))
+SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
 
 
 def name_of(requirement):
@@ -48,14 +51,14 @@ def imports_of(node, extra):
             yield child.module.partition(".")[0], extra
         else:
             named = isinstance(child, ast.With) and ast.unparse(child.items[0].context_expr)
-            yield from imports_of(child, child.items[0].context_expr.args[0].value if named and "needs(" in named else extra)
+            yield from imports_of(child, child.items[0].context_expr.args[0].value if named and "needs('" in named else extra)
 
 
 def test_the_core_is_small():
     assert set(map(name_of, PROJECT["dependencies"])) == CORE
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "gafreeze_jax")))
+@pytest.mark.parametrize("path", FILES + SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_import_is_of_the_core_or_names_its_extra(path):
     of_reports = path.parent.name in ("report", "runs")  # report/__init__.py names its extra for all of them
     for module, extra in imports_of(ast.parse(path.read_text(encoding="utf-8")), "report" if of_reports else None):
@@ -125,6 +128,27 @@ def test_what_is_missing_is_named_with_its_extra():
 def test_the_command_says_what_it_needs():
     done = run("import runpy; runpy.run_module('gafreeze_jax', run_name='__main__')", "show", "no-run")
     assert (done.returncode, done.stderr) == (1, 'error: needs tyro: pip install "gafreeze_jax[report]"\n')
+
+
+@pytest.mark.parametrize(("script", "extra"), [("bert", "text"), ("gpt2", "text"), ("resnet", "images"), ("custom", "images")])
+def test_scripts_say_what_they_need(script, extra):
+    done = run(f"import runpy; runpy.run_path('experiments/run_{script}.py', run_name='__main__')")
+    assert (done.returncode, done.stderr) == (1, f'error: needs tyro: pip install "gafreeze_jax[{extra}]"\n')
+
+
+def test_what_an_option_needs_is_one_line(monkeypatch, capsys, tmp_path):
+    """As --data tfds:NAME, which another extra brings."""
+    import run_custom
+
+    def prepare(given):
+        with needs("tfds"):
+            import no_such_package  # noqa: F401
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run_custom.run("custom", prepare, run_custom.Options())
+    assert capsys.readouterr().err == 'error: needs no_such_package: pip install "gafreeze_jax[tfds]"\n'
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_folder_is_a_package():

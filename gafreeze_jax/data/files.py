@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gafreeze_jax.data.splits import SPLIT_NAMES
+from gafreeze_jax.data import splits
 
 LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
 BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
@@ -27,13 +27,13 @@ def find_splits(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     Raises:
       ValueError, FileNotFoundError: if a split has several files, or train none.
     """
+    stems = {file: file.name.split(".")[0] for file in sorted(folder.iterdir()) if kind(file, suffixes)}
     files = {}
-    for split, names in SPLIT_NAMES.items():
-        matches = [f for f in sorted(folder.iterdir()) if f.name.split(".")[0].lower() in names and kind(f, suffixes)]
-        if len(matches) > 1:
-            raise ValueError(f"{folder}: more than one {split} file: {', '.join(f.name for f in matches)}; keep one")
-        if matches:
-            files[split] = matches[0]
+    for split, names in splits.named(list(stems.values())).items():
+        files[split], *others = [file for file, stem in stems.items() if stem in names]
+        if others:
+            matches = ", ".join(file.name for file in (files[split], *others))
+            raise ValueError(f"{folder}: more than one {split} file: {matches}; keep one")
     if "train" not in files:
         expected = f"one of train{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"train{suffixes[0]}"
         raise FileNotFoundError(f"{folder}: no train file; expected {expected}, plain or .gz")

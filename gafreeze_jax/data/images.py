@@ -4,29 +4,38 @@ They come out as bytes, all of one size; what scales them to a network's numbers
 """
 
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.data import files, splits
+from gafreeze_jax.data import files, folders, splits
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
 
 with needs("images"):
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-FORMATS = ("JPEG", "PNG")  # pillow goes by content, and runs a program for some others
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # pillow goes by content; for others it runs a program, or libtiff prints
 MOST_PIXELS = 4096  # of a side of the images that a network takes
 MOST_ELONGATED = 100
 GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
 SHIFT = 8  # random crops move an image by up to its size divided by this: 4 of 32 pixels
 _DIGITS = re.compile(r"digits(:(\d)-(\d))?")
 
@@ -85,8 +94,8 @@ def load_images(
     Args:
       source: "digits" (embedded: scikit-learn's) or some of them, such as "digits:5-9"; "tfds:NAME"; a .npz file with
         `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N]; a folder with a train.npz and, where there are any,
-        validation and test files; a folder that has a folder of JPEG and PNG files for every class; or one with such
-        folders under train and, where there are any, validation and test. Splits that are missing are cut from the training
+        validation and test files; or a folder of class folders, or of such folders for each split (`folders.read_folders`),
+        with JPEG, PNG, WebP, GIF or BMP files. Splits that are missing are cut from the training
         images, stratified by label.
       max_train, max_validation: use at most this many images of a split, drawn stratified by label.
       skip_broken: leave out files that cannot be read; else they are an error.
@@ -126,7 +135,7 @@ class UnlabelledImages(NamedTuple):
 
 
 def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> UnlabelledImages:
-    """Loads the images of a .npz file, a JPEG or PNG file, or all such files in a folder and below; labels are not read.
+    """Loads the images of a .npz file, an image file, or all such files in a folder and below; labels are not read.
 
     Args:
       skip_broken: leave out files that cannot be read; else they are an error.
@@ -136,19 +145,17 @@ def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> U
     """
     notes: list[str] = []
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; expected a .npz file, or {', '.join(SUFFIXES)} files")
+        raise FileNotFoundError(f"{path}: no such file or folder; expected a .npz file, or {', '.join(folders.SUFFIXES)} files")
     if path.suffix.lower() == ".npz":
         pictures: list[Picture] = _read_npz(path, labelled=False).examples
         title, names = "row", list(range(1, len(pictures) + 1))
     else:
-        entries = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
-        files = [file for file in entries if file.is_file() and file.suffix.lower() in SUFFIXES]
-        title, names = "file", [str(file.relative_to(path if path.is_dir() else path.parent)) for file in files]
-        pictures = list(files)
+        pictures = [*(folders.images_below(path) if path.is_dir() else filter(folders.is_image, [path]))]
+        title, names = "file", [_name(picture, path) for picture in pictures]
     numbers = np.arange(len(pictures), dtype=np.int32)  # in place of labels, to know which could be read
     images, numbers = _fit_all(str(path), Labelled(pictures, numbers), frame, skip_broken, notes)
     if not len(images):
-        raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(SUFFIXES)} files")
+        raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(folders.SUFFIXES)} files")
     return UnlabelledImages(images, {title: [names[number] for number in numbers]}, tuple(notes))
 
 
@@ -187,14 +194,11 @@ def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Pi
         if path.suffix.lower() != ".npz":
             raise ValueError(f"{path}: unknown kind of file; expected .npz, or a folder of class folders with images")
         return {"train": _read_npz(path)}
-    entries = _visible(path)
-    if arrays := {entry.stem.lower(): entry for entry in entries if entry.suffix.lower() == ".npz"}:
-        return {split: _read_npz(arrays[name]) for split, name in splits.choose_splits(source, list(arrays)).items()}
-    folders = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
-    if any(name in aliases for name in folders for aliases in splits.SPLIT_NAMES.values()):
-        wanted = splits.choose_splits(source, list(folders))
-        return {split: _read_folders(folders[name], skip_broken, notes) for split, name in wanted.items()}
-    return {"train": _read_folders(path, skip_broken, notes)}
+    if arrays := {entry.stem: entry for entry in folders.visible(path) if entry.suffix.lower() == ".npz"}:
+        return {split: _read_npz(arrays[name]) for split, name in splits.choose_named(source, list(arrays)).items()}
+    by_split, broken = folders.read_folders(path, notes)
+    _check_broken(path, broken, skip_broken, notes)
+    return cast(dict[str, Rows[Picture]], by_split)
 
 
 def _read_digits(first: int, last: int) -> Rows[Picture]:
@@ -259,32 +263,6 @@ def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
     return by_split
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-
-
-def _read_folders(path: Path, skip_broken: bool, notes: list[str]) -> Rows[Picture]:
-    """Files of the folders of a folder, labelled by their names."""
-    if not path.is_dir():
-        raise ValueError(f"{path}: expected a folder of class folders, got a file")
-    classes = [entry for entry in _visible(path) if entry.is_dir()]
-    if not classes:
-        raise ValueError(f"{path}: no class folders in it; expected one for every class, with {', '.join(SUFFIXES)} files")
-    rows: Rows[Picture] = Rows([], [])
-    strange, empty = [], []
-    for folder in classes:
-        entries = _visible(folder)
-        pictures = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
-        strange += [entry for entry in entries if entry not in pictures]
-        empty += [] if pictures else [folder.name]
-        rows.examples.extend(pictures)
-        rows.labels.extend([folder.name] * len(pictures))
-    _check_broken(path, [f"{file.relative_to(path)} (not {', '.join(SUFFIXES)})" for file in strange], skip_broken, notes)
-    if empty:
-        raise ValueError(f"{path}: no images in {splits.listed(empty)}; remove empty class folders")
-    return rows
-
-
 def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes: list[str]) -> None:
     """Raises a ValueError that names what cannot be read, or notes that it is left out."""
     if broken and not skip_broken:
@@ -296,16 +274,18 @@ def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes
 def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> ImageSplit:
     def read(picture: Picture) -> np.ndarray | str:
         """The image, or what is wrong with its file."""
-        name = picture.name if isinstance(picture, Path) else "an image"
         try:
             image = _open(picture)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # pillow's, for damaged files
-            return f"{name} ({error})"
-        if frame.channels == 1 and image.mode not in GRAY_MODES:
-            raise ValueError(f"{source}: {name} has colours (3 channels), the model takes gray images (1 channel)")
-        return _fit(image, frame)
+            if frame.channels == 3 or image.mode in GRAY_MODES:
+                return _fit(image, frame)
+        except Exception as error:  # whatever damaged bytes make pillow raise
+            reason = " ".join(str(error).split()).replace(f" {str(picture)!r}", "") or type(error).__name__
+            return f"{_name(picture, Path(source))} ({reason})"
+        name = _name(picture, Path(source))
+        raise ValueError(f"{source}: {name} has colours (3 channels), the model takes gray images (1 channel)")
 
-    with ThreadPoolExecutor() as pool:  # pillow decodes and resizes without holding Python's lock
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():  # pillow works without holding Python's lock
+        warnings.simplefilter("ignore")  # pillow's, which do not name the file
         results = list(pool.map(read, split.examples))
     _check_broken(source, [result for result in results if isinstance(result, str)], skip_broken, notes)
     images = [result for result in results if not isinstance(result, str)]
@@ -314,15 +294,38 @@ def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: b
     return ImageSplit(images, split.labels[kept])
 
 
+def _name(picture: Picture, top: Path) -> str:
+    """A file's name, with the folders below `top`."""
+    if isinstance(picture, np.ndarray):
+        return "an image"
+    return str(picture.relative_to(top)) if picture != top and picture.is_relative_to(top) else picture.name
+
+
 def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+        image = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+        _check_size(image)
+        return image
     with Image.open(picture, formats=FORMATS) as image:
         if image.mode not in GRAY_MODES + COLOR_MODES:
             raise ValueError(f"pixels of kind {image.mode}; convert it to 8 bits a channel")
-        if max(image.size) > MOST_ELONGATED * min(image.size):  # resized, it could take all memory
-            raise ValueError(f"{image.width} x {image.height} pixels; one side is more than {MOST_ELONGATED} times the other")
-        return ImageOps.exif_transpose(image)  # reads it whole
+        _check_size(image)
+        image.load()
+        turn = _turn(image)
+        return image.copy() if turn is None else image.transpose(turn)
+
+
+def _check_size(image: Image.Image) -> None:
+    if max(image.size) > MOST_ELONGATED * min(image.size):  # resized, it could take all memory
+        raise ValueError(f"{image.width} x {image.height} pixels; one side is more than {MOST_ELONGATED} times the other")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings an image upright, by its EXIF entries; pillow's own function fails where one of the others is damaged."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # whatever damaged entries make pillow raise; the pixels are whole
+        return None
 
 
 def _fit(image: Image.Image, frame: Frame) -> np.ndarray:

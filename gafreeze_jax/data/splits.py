@@ -9,9 +9,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
 TRUTH = {"false": "0", "true": "1"}
 HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
+
+_FILLER = re.compile("(data|images?)?(set)?$")  # at the end of words
 
 T = TypeVar("T")
 
@@ -50,6 +56,31 @@ def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
     if chosen["train"] is None:
         raise ValueError(f"{source}: no train split; it has {listed(names)}")
     return {split: name for split, name in chosen.items() if name}
+
+
+def named(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names of files or folders by the split that they are called after, as training_set, Test-images and val2017 are.
+
+    Words that all names share do not count, as in seg_train and seg_test.
+    """
+    aliases = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
+    words = [{_FILLER.sub("", word) for word in re.findall("[a-z]+", name.lower())} - {""} for name in names]
+    shared = set.intersection(*words) - aliases.keys() if len(names) > 1 else set()
+    found: dict[str, list[str]] = {}
+    for name, of_name in zip(names, words, strict=True):
+        if len(rest := of_name - shared) == 1 and (split := aliases.get(*rest)):
+            found.setdefault(split, []).append(name)
+    return found
+
+
+def choose_named(source: str, names: Sequence[str]) -> dict[str, str]:
+    """Which of the names is each split; there must be one for train, and no two for one split."""
+    found = named(names)
+    if several := next((names for names in found.values() if len(names) > 1), None):
+        raise ValueError(f"{source}: {listed(several)} are names of the same split; keep one, or rename the others")
+    if "train" not in found:
+        raise ValueError(f"{source}: no train split; it has {listed(names)}")
+    return {split: found[split][0] for split in SPLIT_NAMES if split in found}
 
 
 def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, unit: str = "rows") -> Splits[T]:

@@ -10,8 +10,12 @@ random numbers are those of the whole batch, so that all is as on one device.
 import contextlib
 import functools
 import importlib.util
+import math
 import os
+import signal
 import sys
+import textwrap
+import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,35 +29,75 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from gafreeze_jax.engine.rendezvous import wait_for_all
+
 PyTree = Any
 T = TypeVar("T")
 AXIS, DATA = "population", "data"
 HEARTBEAT = 30  # seconds without one, after which a process counts as dead and the others end
+START = 300  # seconds that JAX may take to join processes which have found each other
+MOST_PATIENCE = 2**31  # seconds that JAX takes
 LAST_WORDS = 3600  # seconds that the others wait for the first process, which scores the test split and saves the model
 MEMBERS, SHARED = PartitionSpec(AXIS), PartitionSpec()
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: float = 300,
+) -> None:
     """Joins this process to others if arguments are given, on Cloud TPU, and under Slurm's `srun`; otherwise does nothing.
 
     Only the first process prints from then on. Call it before any other function of JAX.
 
     Args:
       coordinator: HOST:PORT of the first process.
+      timeout: seconds to wait for the other processes.
 
     Raises:
-      ValueError: if only some of the three are given.
+      ValueError: if only some of the three are given, one is wrong, or the others do not come in time.
     """
     options = coordinator, num_processes, process_id
-    if options != (None, None, None):
-        if None in options:
-            raise ValueError(f"--coordinator, --num-processes and --process-id belong together, got {options}")
+    if not 0 < timeout < MOST_PATIENCE:
+        raise ValueError(f"--process-timeout must be above 0 and below {MOST_PATIENCE}, got {timeout}")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        wait_for_all(coordinator, num_processes, process_id, timeout)
+        timeout = START  # as all of them are there
+    elif options != (None, None, None):
+        raise ValueError(f"--coordinator, --num-processes and --process-id belong together, got {options}")
     elif jax.distributed.is_initialized() or not (_on_cloud_tpu() or _under_slurm()):
         return
-    jax.distributed.initialize(*options, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LAST_WORDS)
+    else:
+        print(f"waiting for the other processes, for up to {timeout:g} s", file=sys.stderr, flush=True)
+    try:
+        with _ending_at_interrupts():
+            jax.distributed.initialize(
+                *options,
+                initialization_timeout=math.ceil(timeout),
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=LAST_WORDS,
+            )
+    except Exception as error:  # whatever JAX and what it asks for the others raise
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(f"JAX cannot join the processes: {type(error).__name__}: {reason}") from error
     sys.excepthook = _end_at_once
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def _ending_at_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once: while JAX waits, no handler of Python's is called."""
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _on_cloud_tpu() -> bool:

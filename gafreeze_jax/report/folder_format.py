@@ -25,7 +25,7 @@ FACTS = {
     "kind": str, "options": dict, "versions": dict, "device": str, "stages": list, "num_steps": int, "fingerprint": str,
 }  # fmt: skip
 NOT_LISTED = (MEMBERS, SUMS, TENSORBOARD, "report.html", "plots")  # the last two can be made again from the others
-OPTIONS_OF_PROCESSES = ("coordinator", "num_processes", "process_id")
+OPTIONS_OF_PROCESSES = ("coordinator", "num_processes", "process_id", "process_timeout")
 NOT_COMPARED = ("out", "resume", "quiet", "verbose", "tensorboard", *OPTIONS_OF_PROCESSES)  # these don't change any result
 
 

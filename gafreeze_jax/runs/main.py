@@ -44,14 +44,14 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
     go_on = go_on or f"python {sys.argv[0]} --resume"
     with stoppable(lambda: f"To resume: {go_on} {path}" if path else "Nothing was done yet."):
         try:
-            devices.join(options.coordinator, options.num_processes, options.process_id)
+            devices.join(options.coordinator, options.num_processes, options.process_id, timeout=options.process_timeout)
             options, path, finished = choose_folder(kind, options)
             if finished:
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
             setup, held_out, mask = _prepare(prepare, options, path)
             run_dir = RunDir.open(path, _facts(kind, options, setup, held_out))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:  # the last one says which extra is missing
             sys.exit(summary.fail(error))
         try:
             entries = _run(setup, held_out, mask, options, run_dir, start=start - run_dir.seconds)

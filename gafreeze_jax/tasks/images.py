@@ -28,8 +28,8 @@ class Options(options.Options):
     PyTorch's names, or a hub name such as microsoft/resnet-18."""
     data: str = "digits:5-9"
     """digits (embedded; digits:5-9 are some of them), a .npz file of images and labels or a folder of train.npz and so on, a
-    folder with a folder of JPEG or PNG files for every class, or with such folders under train, val and test, or tfds:NAME such
-    as tfds:cifar10."""
+    folder with a folder of JPEG, PNG, WebP, GIF or BMP files for every class, or with such folders under train, val and test
+    (or names such as training_set), or tfds:NAME such as tfds:cifar10."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
     augment: bool = False

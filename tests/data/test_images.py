@@ -283,11 +283,11 @@ def write_16_bits(folder):
 
 
 BROKEN = {
-    "broken off": (break_off, "3.jpg ("),
-    "text": (write_text, "3.jpg (cannot identify image file"),
-    "16 bits": (write_16_bits, "3.png (pixels of kind I;16"),
-    "other file": (lambda folder: (folder / "ant" / "notes.txt").touch(), "ant/notes.txt (not .jpg, .jpeg, .png)"),
-    "folder": (lambda folder: (folder / "ant" / "more").mkdir(), "ant/more (not .jpg, .jpeg, .png)"),
+    "broken off": (break_off, "ant/3.jpg ("),
+    "text": (write_text, "bee/3.jpg (cannot identify image file)"),
+    "16 bits": (write_16_bits, "bee/3.png (pixels of kind I;16"),
+    "other file": (lambda folder: (folder / "ant" / "notes.txt").touch(), "ant/notes.txt (unknown suffix)"),
+    "folder": (lambda folder: (folder / "ant" / "more").mkdir(), "ant/more (a folder)"),
 }
 
 
@@ -321,7 +321,7 @@ def test_one_class_folder(tmp_path):
 
 def test_no_class_folders(tmp_path):
     Image.fromarray(pictures(1, 8, 8, 3)[0]).save(tmp_path / "a.png")
-    fails(tmp_path, "no class folders in it; expected one for every class")
+    fails(tmp_path, "no class folders in it, and images lie there without any (1); expected class folders with images")
 
 
 def test_no_train_folder(tmp_path):
@@ -340,7 +340,7 @@ def test_images_without_labels(tmp_path):
     folder = write_folders(tmp_path / "photos", num=2)
     (folder / "ant" / "1.png").write_bytes(b"no image")
     (folder / ".hidden.png").touch()
-    with pytest.raises(ValueError, match=r"cannot be read as images: 1\.png"):
+    with pytest.raises(ValueError, match=r"cannot be read as images: ant/1\.png"):
         load_unlabelled(folder, FRAME)
     found, columns, (note,) = load_unlabelled(folder, FRAME, skip_broken=True)
     assert columns == {"file": ["ant/0.png", "bee/0.png", "bee/1.png"]}
