@@ -11,6 +11,8 @@ from sklearn.datasets import load_breast_cancer
 
 from gafreeze_jax.space import Space
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SPACE = Space([f"layer_{i}" for i in range(6)])
 

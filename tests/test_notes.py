@@ -10,6 +10,8 @@ import run_gpt2
 from gafreeze_jax.runs.remarks import majority
 from gafreeze_jax.tasks import text
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LONG = "word " * 300 + "good"
 
 

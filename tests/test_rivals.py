@@ -9,6 +9,8 @@ import pytest
 import rivals
 from rivals import RIVALS, Budget, BudgetSpent
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_GENES = 7
 EVERY = np.array(list(np.ndindex((2,) * NUM_GENES)), bool)
 WEIGHTS = np.array([5, 3, -2, 4, -1, 2, -3])

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 
 from gafreeze_jax import masking
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCRIPT = Path(run_custom.__file__)
 EXAMPLES = [path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "run_search" in path.read_text()]
 

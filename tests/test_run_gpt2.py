@@ -23,6 +23,8 @@ from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import pretrained
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCRIPT = Path(run_gpt2.__file__)
 TINY = {
     "finalist_seeds": 1,

@@ -22,6 +22,8 @@ from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, pretrained, resnet
 from gafreeze_jax.tasks import images as resnet_task
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCRIPT = Path(run_resnet.__file__)
 SHARED = Path(__file__).parents[1] / "../shared/data/images"
 TINY = {
@@ -54,6 +56,7 @@ def options(model, data, out, **changes):
 
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # there is much to train
     tiny = TINY | {"gens": 1, "plan": "members=1", "out": tmp_path / "run"}
     done = subprocess.run([sys.executable, SCRIPT, *words(**tiny)], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr

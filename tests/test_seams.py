@@ -18,6 +18,8 @@ from gafreeze_jax.runs.main import main
 from gafreeze_jax.runs.search_run import run_search
 from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, classification, make_problem, make_source
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(60, 5)).astype(np.float32)
 NUMBERS = (INPUTS @ RNG.normal(size=5)).astype(np.float32)

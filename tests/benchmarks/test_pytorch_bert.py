@@ -22,6 +22,8 @@ from gafreeze_jax.models import base, bert, checkpoints, pretrained
 torch = pytest.importorskip("torch")
 pytorch_bert = pytest.importorskip("pytorch_bert")
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_EXAMPLES, NUM_CLASSES, BATCH_SIZE = 22, 2, 8
 RATES = (1e-3, 3e-3)
 

@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.space import Space
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_GENES = 8
 SPACE = Space([f"layer_{i}" for i in range(NUM_GENES)])
 EFFECTS = np.array([3, -1, 2, -4, 5, -2, 1, -3]) / 100

@@ -20,6 +20,8 @@ from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ALL_MASKS = np.array(list(np.ndindex(2, 2, 2)), bool)
 NUM_EXAMPLES, NUM_CLASSES = 20, 3
 

@@ -10,6 +10,8 @@ import test_population as tasks
 
 from gafreeze_jax.models import base, bert, products
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = bert.BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3
 )

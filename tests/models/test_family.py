@@ -17,6 +17,8 @@ from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, bert, gpt2, pretrained, resnet, vocabulary
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 CONFIG = {"model_type": "dan", "vocab_size": 11, "hidden_size": 4, "num_layers": 2, "dropout": 0.0}
 LENGTHS = np.array([3, 5, 2, 4])

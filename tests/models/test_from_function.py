@@ -26,6 +26,8 @@ from gafreeze_jax.runs.search_run import make_settings, run_search
 from gafreeze_jax.space import as_genome
 from gafreeze_jax.tasks.base import make_problem
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 normal = lambda *shape: RNG.normal(size=shape).astype(np.float32) / 3  # noqa: E731
 PARAMS = {

@@ -22,6 +22,8 @@ from gafreeze_jax.engine.network import Source, Step
 from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import base, configs, gpt2, pretrained
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 LABELS = ("bad", "fair", "good")
 TWO_BLOCKS = golden.CASES["relu, narrow MLP, no prefix"]._replace(prefix="transformer.")

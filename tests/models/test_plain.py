@@ -10,6 +10,8 @@ from gafreeze_jax.engine.network import Step
 from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import plain
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def random(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -21,6 +21,8 @@ from gafreeze_jax.masking import leaf_paths
 from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import base, preprocessing, pretrained, resnet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHARED = Path(__file__).parents[2] / "../shared/data"
 KEY = jax.random.key(0)
 LABELS = ("ant", "bee", "cat")

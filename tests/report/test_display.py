@@ -20,6 +20,8 @@ from gafreeze_jax.runs import search_run
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LINES = "=== Generation 1 ===\nFittest chromosome: [0, 1, 0] | Fitness: 0.8500\n"
 
 

@@ -21,6 +21,8 @@ from gafreeze_jax.search.history import Journal, Ledger
 from gafreeze_jax.search.loop import evaluation_of
 from gafreeze_jax.space import Space, as_genome
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TASK = TASKS["convolutional"]
 PRETRAINED = TASK[1]
 NUM_STEPS = 6

@@ -26,6 +26,8 @@ from gafreeze_jax.tasks import images as resnet_task
 from gafreeze_jax.tasks import language_model as gpt2_task
 from gafreeze_jax.tasks import text as bert_task
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = {
     "train_examples": 16,
     "validation_examples": 12,

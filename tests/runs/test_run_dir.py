@@ -26,6 +26,8 @@ from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search.history import Evaluation
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCRIPT = str(Path(run_custom.__file__))
 OPTIONS = run_custom.Options(gens=2, population=2, finalist_seeds=2, plan="members=2,steps=35,freezing=traced")
 FACTS = {"kind": "bert", "options": {"gens": 3}, "versions": {"jax": "1"}, "device": "1 x cpu", "fingerprint": "12345678"}
