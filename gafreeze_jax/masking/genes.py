@@ -96,13 +96,22 @@ class Genes:
         if not self.fits(tree):
             raise ValueError(self._difference(tree))
         leaves = self.ordered(tree)
-        for path, leaf, owner, axis in zip(self.paths, leaves, self.owners, self.axes, strict=True):
-            shape = None if is_masked(leaf) else np.shape(leaf)
-            if isinstance(owner, tuple) and shape is not None and (len(shape) <= axis or shape[axis] != len(owner)):
+        for place, (path, leaf, owner) in enumerate(zip(self.paths, leaves, self.owners, strict=True)):
+            if isinstance(owner, tuple) and not is_masked(leaf) and self.stack_axis(place, leaf) is None:
                 raise ValueError(
-                    f"leaf {path!r} has shape {shape}, but make_genes() was called with {len(owner)} layers along axis {axis}"
+                    f"leaf {path!r} has shape {np.shape(leaf)}, but make_genes() was called with {len(owner)} layers along "
+                    f"axis {self.axes[place]} of {self.ndims[place]}"
                 )
         return leaves
+
+    def stack_axis(self, place: int, leaf: Any) -> int | None:
+        """The axis of the stack in a leaf in the place of a stacked parameter; None if it has none of that length.
+
+        The leaf may have more axes at the front than the parameter: gradients per example, or several leaves (L-BFGS).
+        """
+        owner, axis = self.owners[place], np.ndim(leaf) - self.ndims[place] + self.axes[place]
+        fits = isinstance(owner, tuple) and axis >= self.axes[place] and np.shape(leaf)[axis] == len(owner)
+        return axis if fits else None
 
     def _difference(self, tree: PyTree) -> str:
         paths = leaf_paths(tree, is_masked)
@@ -209,7 +218,7 @@ def _check_lengths(stacks: Mapping[str, Mapping[str, int]]) -> None:
     for name, lengths in stacks.items():
         first = {length: path for path, length in reversed(lengths.items())}  # the first leaf of each length
         if len(first) > 1:
-            shown = ", ".join(f"{path!r} has {length}" for length, path in list(first.items())[:3])
+            shown = ", ".join(f"{path!r} has {length}" for length, path in sorted(first.items())[:3])
             raise ValueError(
                 f"leaves of the stack {name!r} have different numbers of layers: {shown}. Give leaves that the layers share a "
                 "rule of their own, and stacks along another axis Stacked(name, axis=1)"

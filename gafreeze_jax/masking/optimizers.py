@@ -1,7 +1,7 @@
 """optax optimizers that move the trained part of a parameter tree as if the frozen part did not exist."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gafreeze_jax.masking.genes import Genes, PyTree, is_masked, layer_of_stack
+from gafreeze_jax.masking.genes import Genes, PyTree, is_masked
 from gafreeze_jax.masking.genomes import Mask, as_genome, concrete_genome, frozen_leaves
 
 
@@ -136,13 +136,18 @@ def _restricted(
     def update(updates, state, params=None, **extra):
         flags, extra = split(extra)
         view = _view(updates if params is None else params, genes, flags)
-        zeros = [leaf if is_masked(leaf) else jnp.zeros_like(leaf) for leaf in genes.leaves(updates)]
+        zeros = [_zeros(leaf, ndim) for leaf, ndim in zip(genes.leaves(updates), genes.ndims, strict=True)]
         known = None if params is None else view.take(params)
         extra = {name: view.take_argument(value) for name, value in extra.items()}
         part, new = tx.update(view.take(updates), view.take(state) if whole_state else view.adopt(state), known, **extra)
         return view.put(part, zeros), view.keep(new, state) if whole_state else new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zeros(update: Any, ndim: int) -> Any:
+    """The update of a frozen parameter of `ndim` axes; gradients per example have one more in front."""
+    return update if is_masked(update) else jnp.zeros_like(update, shape=np.shape(update)[np.ndim(update) - ndim :])
 
 
 def _view(tree: PyTree, genes: Genes, flags: list[Any]) -> "_View":
@@ -170,20 +175,19 @@ class _View(NamedTuple):
 
     def take(self, tree: PyTree) -> PyTree:
         """A tree in which every parameter tree is cut to its trained part."""
-        return self._each(lambda leaves: map(_take, self.flags, self.genes.axes, self.genes.ndims, leaves), tree)
+        return self._each(self._take, tree)
 
     def adopt(self, tree: PyTree) -> PyTree:
         """A tree in which every parameter tree has the containers of `params`."""
-        return self._each(lambda leaves: leaves, tree)
+        return self._each(lambda place, leaf: leaf, tree)
 
     def put(self, tree: PyTree, base: list[Any]) -> PyTree:
         """The reverse of `take`, with the frozen part from the leaves `base`."""
-        return self._each(lambda leaves: map(_put, self.flags, self.genes.axes, self.genes.ndims, base, leaves), tree)
+        return self._each(lambda place, leaf: self._put(place, leaf, base[place]), tree)
 
     def keep(self, new: PyTree, old: PyTree) -> PyTree:
         """A new state of which the frozen part is that of the old one."""
-        put = functools.partial(map, _put, self.flags, self.genes.axes, self.genes.ndims)
-        return self._each(lambda leaves, before: put(before, leaves), new, old)
+        return self._each(self._put, new, old)
 
     def take_argument(self, value: Any) -> Any:
         """A keyword of an update; a function of parameters, such as a line search's `value_fn`, still gets whole ones."""
@@ -197,48 +201,49 @@ class _View(NamedTuple):
 
         return function
 
-    def _each(self, function: Callable[..., Iterable[Any]], tree: PyTree, *others: PyTree) -> PyTree:
-        """Applies a function of leaves, in the order of the genes', to each parameter tree; all else is that of `tree`."""
+    def _each(self, function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+        """Applies `function(place, *leaves)` to each leaf of each parameter tree in a tree; all else stays."""
+        order, outline = self.genes.order(self.params) or (), jax.tree.structure(self.params, is_leaf=is_masked)
+
+        def inside(*trees):
+            leaves = [function(place, *row) for place, row in enumerate(zip(*map(self.genes.ordered, trees), strict=True))]
+            return jax.tree.unflatten(outline, [leaves[place] for place in order])
+
         fits = self.genes.fits
         nodes, outer = jax.tree.flatten(tree, is_leaf=fits)
         rows = zip(nodes, *map(outer.flatten_up_to, others), strict=True)
-        results = (self._build(function(*map(self.genes.ordered, row))) if fits(row[0]) else row[0] for row in rows)
-        return outer.unflatten(results)
+        return jax.tree.unflatten(outer, [inside(*row) if fits(row[0]) else row[0] for row in rows])
 
-    def _build(self, leaves: Iterable[Any]) -> PyTree:
-        leaves, order = list(leaves), self.genes.order(self.params)
-        return jax.tree.unflatten(jax.tree.structure(self.params, is_leaf=is_masked), [leaves[place] for place in order or ()])
+    def _flag(self, place: int, leaf: Any) -> Any:
+        """Which entries of a leaf are frozen; those of a leaf of the state whose shape does not tell are not."""
+        flag = self.flags[place]
+        if flag.ndim == 0:
+            return flag
+        axis = self.genes.stack_axis(place, leaf)
+        return np.False_ if axis is None else flag.reshape((1,) * (np.ndim(leaf) - flag.ndim) + flag.shape)
+
+    def _take(self, place: int, leaf: Any) -> Any:
+        """The trained part of a leaf."""
+        if is_masked(leaf):
+            return leaf
+        flag = self._flag(place, leaf)
+        if isinstance(flag, jax.Array):
+            return jnp.where(flag, 0, leaf)
+        if flag.any() and not flag.all():
+            return leaf[_trained(flag)]
+        return optax.MaskedNode() if flag.all() else leaf
+
+    def _put(self, place: int, leaf: Any, base: Any) -> Any:
+        """A leaf of which the frozen part is that of `base`, and the trained part is `leaf`, or is in it."""
+        if is_masked(leaf) or is_masked(base):
+            return base
+        flag = self._flag(place, base)
+        if isinstance(flag, jax.Array) or np.shape(leaf) == np.shape(base):
+            return jnp.where(flag, base, leaf) if isinstance(flag, jax.Array) or flag.any() else leaf
+        return jnp.asarray(base, jnp.result_type(base, leaf)).at[_trained(flag)].set(leaf) if flag.any() else leaf
 
 
-def _take(flag: Any, axis: int, ndim: int, leaf: Any) -> Any:
-    """The trained part of a leaf."""
-    if is_masked(leaf):
-        return leaf
-    if isinstance(flag, jax.Array):
-        return leaf if (flag := _along(flag, axis, ndim, leaf)) is None else jnp.where(flag, 0, leaf)
-    return optax.MaskedNode() if flag.all() else layer_of_stack(leaf, axis, np.flatnonzero(~flag)) if flag.any() else leaf
-
-
-def _put(flag: Any, axis: int, ndim: int, base: Any, leaf: Any) -> Any:
-    """A leaf of which the frozen part is that of `base`, and the trained part is `leaf`, or is in it."""
-    if is_masked(leaf) or is_masked(base):
-        return base
-    if isinstance(flag, jax.Array):
-        return leaf if (flag := _along(flag, axis, ndim, leaf)) is None else jnp.where(flag, base, leaf)
-    if not flag.any() or flag.all():
-        return base if flag.all() else leaf
-    if leaf.shape[axis] == flag.size:
-        return jnp.where(flag, base, leaf)
-    rows = (slice(None),) * axis + (np.flatnonzero(~flag),)
-    return jnp.asarray(base, jnp.result_type(base, leaf)).at[rows].set(leaf)
-
-
-def _along(flag: jax.Array, axis: int, ndim: int, leaf: Any) -> jax.Array | None:
-    """A flag with the axes of a leaf of the state; None if its shape does not tell which of its entries are frozen.
-
-    Shapes may differ from the parameter's: one number for a leaf, or several leaves stacked (L-BFGS).
-    """
-    if flag.ndim == 0:
-        return flag
-    extra = np.ndim(leaf) - ndim
-    return flag.reshape((1,) * extra + flag.shape) if extra >= 0 and np.shape(leaf)[extra + axis] == flag.size else None
+def _trained(flag: np.ndarray) -> tuple[Any, ...]:
+    """The index of the trained layers of a stacked leaf."""
+    axis = flag.shape.index(flag.size)
+    return (slice(None),) * axis + (np.flatnonzero(~flag),)
