@@ -117,8 +117,9 @@ def requires_grad(path: str | os.PathLike[str]) -> dict[str, bool]:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = trainable[name]
 
-    This freezes parameters alone: under `model.train()` a frozen BatchNorm still normalises by the batch and updates its running
-    statistics, and dropout goes on. Call `.eval()` on frozen modules after each `model.train()`, as docs/guide.md shows.
+    This freezes parameters alone: under `model.train()` a frozen BatchNorm still normalises by the batch and updates its
+    running statistics, and dropout goes on. Call `.eval()` on frozen modules after each `model.train()`
+    (docs/guide.md).
 
     Raises:
       ValueError: if the mask is about a network without names in PyTorch.

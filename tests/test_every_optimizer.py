@@ -145,7 +145,9 @@ CHAINS = {
     "MultiSteps": lambda: optax.MultiSteps(optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1)), 2),
     "MultiSteps, skipped": lambda: optax.MultiSteps(sgd(), 2, should_skip_update_fn=optax.skip_large_updates),
     "schedule-free, decay": lambda: contrib.schedule_free_adamw(0.1, weight_decay=0.1),
-    "schedule-free, clip": lambda: optax.chain(optax.clip_by_global_norm(0.1), contrib.schedule_free_sgd(0.1, weight_decay=0.1)),
+    "schedule-free, clip": lambda: optax.chain(
+        optax.clip_by_global_norm(0.1), contrib.schedule_free_sgd(0.1, weight_decay=0.1)
+    ),
     "dog, first rate": lambda: contrib.dog(1.0, ("learning_rate", 1e-2)),
     "prodigy, decay": lambda: optax.chain(optax.clip_by_global_norm(0.1), contrib.prodigy(weight_decay=0.1)),
     "opaque SAM": lambda: contrib.sam(sgd(), optax.chain(contrib.normalize(), sgd()), opaque_mode=True),
@@ -159,10 +161,16 @@ PLAIN = {name: OWN.get(name) or with_defaults(function) for name, function in FO
 OPTIMIZERS = {name: make for name, make in PLAIN.items() if make} | CHAINS
 
 # What a traced genome cannot allow, as the docstring of `freezable` says. `freeze` is exact for all.
-LIMITS = {
-    "random numbers": set(),
-    "means over a leaf": set(),
-    "state from all parameters": set(),
+RANDOM = {"add_noise", "noisy_sgd", "dpsgd", "differentially_private_aggregate", "sophia", "hutchinson_estimator_diag_hessian"}
+MEANS = {"adafactor", "clip_by_block_rms", "scale_by_param_block_rms"}
+INITIAL = {"dog, heuristic", "scale_by_distance_over_gradients"}
+
+LINE_SEARCH = ("value", "grad", "value_fn")
+KEYWORDS = {
+    **dict.fromkeys(("momo", "momo_adam", "polyak_sgd", "scale_by_polyak", "reduce_on_plateau"), ("value",)),
+    **dict.fromkeys(("lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"), LINE_SEARCH),
+    **dict.fromkeys(("sophia", "hutchinson_estimator_diag_hessian"), ("obj_fn",)),
+    "opaque SAM": ("grad_fn",),
 }
 PER_EXAMPLE = {"dpsgd", "differentially_private_aggregate"}
 
@@ -178,22 +186,28 @@ def make_step(name, tx, whole, part):
     """A step of an optimizer on parameters of which `whole` gives the complete tree, and the reverse."""
 
     def update(params, state, value, slopes, **extra):
-        functions = {
+        everything = {
+            "value": value,
+            "grad": slopes,
             "value_fn": lambda params: loss(whole(params)),
             "obj_fn": lambda params: loss(whole(params)),
             "grad_fn": lambda params, _: jax.grad(lambda params: loss(whole(params)))(params),
         }
         gradients = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), slopes) if name in PER_EXAMPLE else slopes
-        updates, state = tx.update(gradients, state, params, value=value, grad=slopes, **functions, **extra)
+        extra |= {keyword: everything[keyword] for keyword in KEYWORDS.get(name, ())}
+        updates, state = tx.update(gradients, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     return lambda params, state, value, slopes, **extra: update(params, state, value, part(slopes), **extra)
 
 
+def start(name):
+    return optax.LookaheadParams.init_synced if name.startswith("lookahead") else identity
+
+
 @functools.cache
 def trained(name):
     """Parameters and states of the reference, of `freeze` and of `freezable` after some steps: one compiled program."""
-    start = optax.LookaheadParams.init_synced if name.startswith("lookahead") else identity
     fast = (lambda params: params.fast) if name.startswith("lookahead") else identity
     make = OPTIMIZERS[name]
     reference = make().gradient_transformation() if name.startswith("MultiSteps") else make()
@@ -206,9 +220,66 @@ def trained(name):
         extras = ({}, {}, {"genome": genome})
         return [step(*pair, *slope, **extra) for step, pair, slope, extra in zip(steps, carry, slopes, extras, strict=True)]
 
-    params = [start(part(PARAMS)) for part in parts]
+    params = [start(name)(part(PARAMS)) for part in parts]
     carry = [(part, tx.init(part)) for part, tx in zip(params, txs, strict=True)]
     for _ in range(NUM_STEPS):
         slopes = [value_and_slopes(whole(fast(params))) for whole, (params, _) in zip(wholes, carry, strict=True)]
-        carry = step(carry, slopes, jnp.asarray(GENOME))
+        with jax.numpy_rank_promotion("allow"):  # optax needs it here and there
+            carry = step(carry, slopes, jnp.asarray(GENOME))
     return carry
+
+
+close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+
+
+def trees_of(params):
+    return [params.fast, params.slow] if isinstance(params, optax.LookaheadParams) else [params]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_as_if_the_frozen_ones_did_not_exist(name):
+    (expected, reference_state), (static, static_state), (traced, traced_state) = trained(name)
+    for wanted, by_freeze, by_freezable in zip(*map(trees_of, (expected, static, traced)), strict=True):
+        for params in (by_freeze, by_freezable):
+            np.testing.assert_array_equal(params["body"], PARAMS["body"])
+            np.testing.assert_array_equal(params["stack"][1], PARAMS["stack"][1])
+        jax.tree.map(close, cut(by_freeze), wanted)
+        if name not in RANDOM | MEANS | INITIAL:
+            jax.tree.map(close, cut(by_freezable), wanted)
+        moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), wanted, cut(PARAMS))
+        assert name in ("set_to_zero", "snapshot") or min(jax.tree.leaves(moved)) > 1e-4  # else nothing is tested
+    assert [leaf.shape for leaf in jax.tree.leaves(static_state)] == [leaf.shape for leaf in jax.tree.leaves(reference_state)]
+    fresh = masking.freezable(OPTIMIZERS[name](), GENES).init(start(name)(PARAMS))
+    for node, before in zip(*(jax.tree.leaves(tree, is_leaf=GENES.fits) for tree in (traced_state, fresh)), strict=True):
+        if GENES.fits(node):  # a copy of the parameters, moments ...
+            np.testing.assert_array_equal(node["body"], before["body"])
+
+
+@pytest.mark.parametrize("name", sorted(MEANS | INITIAL))
+def test_what_a_traced_genome_cannot_allow_is_real(name):
+    """Else the docstring of `freezable` would be wrong."""
+    (expected, _), _, (traced, _) = trained(name)
+    distances = jax.tree.map(lambda a, b: np.abs(a - b).max(), cut(traced), expected)
+    assert max(jax.tree.leaves(distances)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["schedule_free_sgd", "schedule-free, decay"])
+def test_parameters_for_evaluation(name):
+    (expected, reference_state), (static, static_state), (traced, traced_state) = trained(name)
+    wanted = contrib.schedule_free_eval_params(reference_state, expected)
+    part = contrib.schedule_free_eval_params(static_state, masking.take_trained(static, GENES, GENOME))
+    whole = contrib.schedule_free_eval_params(traced_state, traced)
+    for rebuilt, params, genome in ((part, static, GENOME), (whole, traced, GENOME), (whole, traced, jnp.asarray(GENOME))):
+        params = masking.put_trained(rebuilt, params, GENES, genome)
+        np.testing.assert_array_equal(params["body"], PARAMS["body"])
+        np.testing.assert_array_equal(params["stack"][1], PARAMS["stack"][1])
+        jax.tree.map(close, cut(params), wanted)
+
+
+def test_an_optimizer_that_thaws_a_layer_finds_its_state_there():
+    tx = masking.freezable(contrib.schedule_free_sgd(0.1), GENES)
+    state, params, gradients = tx.init(PARAMS), PARAMS, jax.tree.map(jnp.ones_like, PARAMS)
+    for genome in (GENOME, np.zeros(4, bool)):
+        updates, state = tx.update(gradients, state, params, genome=jnp.asarray(genome))
+        params = optax.apply_updates(params, updates)
+    assert 0 < np.abs(params["body"] - PARAMS["body"]).max() < 0.2
