@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from gafreeze_jax import export, masking
-from gafreeze_jax.models import base, bert, checkpoints
+from gafreeze_jax.models import base, bert, checkpoints, resnet
 
 GENOME = np.array([True, False, True])
 
@@ -199,7 +199,9 @@ def test_pytorch_keeps_frozen_statistics_as_our_engine_does():
     """The lines of the guide, beside a frozen and a trained block of the engine's ResNet."""
     torch = pytest.importorskip("torch")
     names = {}
-    (snippet,) = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8"), re.S)
+    (snippet,) = re.findall(
+        r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8"), re.S
+    )
     exec(snippet, names)
     x = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
     for frozen in (True, False):
@@ -214,8 +216,9 @@ def test_pytorch_keeps_frozen_statistics_as_our_engine_does():
         names["train"](model)
         assert (model.training, model[1].training, norm.training, model[0][1].training) == (True, True, not frozen, not frozen)
         theirs = norm(torch.tensor(np.moveaxis(x, -1, 1))).detach().numpy()
-        ours, statistics = engine_norm(tree, jnp.asarray(x), frozen=frozen)
+        variables = {"params": {name: tree[name] for name in ("scale", "bias")}}
+        variables["batch_stats"] = {name: tree[name] for name in ("mean", "var")}
+        ours, after = resnet.BatchNorm().apply(variables, jnp.asarray(x), jnp.ones(len(x)), frozen, mutable=["batch_stats"])
         np.testing.assert_allclose(np.moveaxis(ours, -1, 1), theirs, rtol=1e-4, atol=1e-5)
         for name in ("mean", "var"):
-            after = tree[name] if statistics is None else statistics[name]
-            np.testing.assert_allclose(after, leaves[name].detach().numpy(), rtol=1e-5)
+            np.testing.assert_allclose(after["batch_stats"][name], leaves[name].detach().numpy(), rtol=1e-5)

@@ -11,7 +11,7 @@ them; `gafreeze_jax.export` does it for Flax NNX and Equinox.
 These files need jax, optax and numpy only, so that the folder can be taken into other projects.
 """
 
-from gafreeze_jax.masking.genes import Genes, Rules, Stacked, Target, join_genes, leaf_paths, make_genes, split_genes
+from gafreeze_jax.masking.genes import Genes, PyTree, Rules, Stacked, Target, join_genes, leaf_paths, make_genes, split_genes
 from gafreeze_jax.masking.genomes import Mask, count_trainable, frozen_labels, frozen_tree
 from gafreeze_jax.masking.mask_file import read_mask, write_mask
 from gafreeze_jax.masking.optimizers import freezable, freeze, put_trained, take_trained
@@ -19,6 +19,7 @@ from gafreeze_jax.masking.optimizers import freezable, freeze, put_trained, take
 __all__ = [
     "Genes",
     "Mask",
+    "PyTree",
     "Rules",
     "Stacked",
     "Target",

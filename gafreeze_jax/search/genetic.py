@@ -50,9 +50,9 @@ class GA(NamedTuple, Generic[S]):
       init: `init(key) -> state`.
       ask: `ask(key, state) -> genomes` [P, G] int8, the next generation: the elite unchanged, then offspring. The first
         generation is the initial population.
-      tell: `tell(state, genomes, fitness) -> (state, info)` for genomes [N, G], usually those asked for; arrays or lists. Any N >= P
-        may be told; the best P are kept. Fitness is [N], or [N, K] for K criteria of which a later one only breaks ties. NaN counts
-        as minus infinity.
+      tell: `tell(state, genomes, fitness) -> (state, info)` for genomes [N, G], usually those asked for; arrays or lists.
+        Any N >= P may be told; the best P are kept. Fitness is [N], or [N, K] for K criteria of which a later one only breaks
+        ties. NaN counts as minus infinity.
     """
 
     init: Callable[[Array], S]
