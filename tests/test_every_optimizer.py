@@ -57,6 +57,7 @@ def loss(params):
 sgd = functools.partial(optax.sgd, 0.1)
 TREE_MASK = functools.partial(jax.tree.map, lambda leaf: jnp.ndim(leaf) > 2)
 BY_NDIM = {2: optax.sgd(0.1), 3: optax.adam(0.1)}
+SKIP = functools.partial(optax.skip_large_updates, max_squared_norm=100.0)
 MATRICES = functools.partial(jax.tree.map, lambda leaf: contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1))
 
 
@@ -90,7 +91,6 @@ OWN = {
     "inject_stateful_hyperparams": lambda: optax.inject_stateful_hyperparams(optax.adamw)(learning_rate=0.1),
     "lookahead": lambda: optax.lookahead(sgd(), 2, 0.5),
     "masked": lambda: optax.masked(optax.adam(0.1), TREE_MASK),
-    "measure_with_ema": lambda: optax.measure_with_ema(norm, 0.5),
     "mechanize": lambda: contrib.mechanize(optax.adamw(0.1, weight_decay=0.1), s_init=0.1),
     "multi_transform": lambda: optax.multi_transform(BY_NDIM, functools.partial(jax.tree.map, jnp.ndim)),
     "prodigy": lambda: contrib.prodigy(0.1, estim_lr0=0.1, weight_decay=0.1),
@@ -99,6 +99,7 @@ OWN = {
     "sam": lambda: contrib.sam(sgd(), optax.chain(contrib.normalize(), sgd()), sync_period=2),
     "scale": lambda: optax.scale(0.1),
     "scale_by_backtracking_linesearch": lambda: optax.chain(optax.scale(-1.0), optax.scale_by_backtracking_linesearch(4)),
+    "scale_by_distance_over_gradients": lambda: optax.scale_by_distance_over_gradients(reps_rel=0.1),
     "scale_by_galore": lambda: contrib.scale_by_galore(rank=1),
     "scale_by_muon": lambda: contrib.scale_by_muon(weight_dimension_numbers=MATRICES),
     "scale_by_schedule": lambda: optax.scale_by_schedule(lambda step: 0.1 / (1 + step)),
@@ -143,21 +144,22 @@ CHAINS = {
     "adaptive clip, decay": lambda: optax.chain(optax.add_decayed_weights(0.1), optax.adaptive_grad_clip(0.01), sgd()),
     "decay, centralize": lambda: optax.chain(optax.add_decayed_weights(0.1), optax.centralize(), sgd()),
     "MultiSteps": lambda: optax.MultiSteps(optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1)), 2),
-    "MultiSteps, skipped": lambda: optax.MultiSteps(sgd(), 2, should_skip_update_fn=optax.skip_large_updates),
+    "MultiSteps, skipped": lambda: optax.MultiSteps(sgd(), 2, should_skip_update_fn=SKIP),
     "schedule-free, decay": lambda: contrib.schedule_free_adamw(0.1, weight_decay=0.1),
     "schedule-free, clip": lambda: optax.chain(
         optax.clip_by_global_norm(0.1), contrib.schedule_free_sgd(0.1, weight_decay=0.1)
     ),
     "dog, first rate": lambda: contrib.dog(1.0, ("learning_rate", 1e-2)),
-    "prodigy, decay": lambda: optax.chain(optax.clip_by_global_norm(0.1), contrib.prodigy(weight_decay=0.1)),
+    "prodigy, decay": lambda: optax.chain(optax.clip_by_global_norm(0.1), contrib.prodigy(estim_lr0=0.1, weight_decay=0.1)),
     "opaque SAM": lambda: contrib.sam(sgd(), optax.chain(contrib.normalize(), sgd()), opaque_mode=True),
     "SAM with decay": lambda: contrib.sam(optax.adamw(0.1, weight_decay=0.1), optax.chain(contrib.normalize(), sgd())),
     "lookahead, adamw": lambda: optax.lookahead(optax.adamw(0.1, weight_decay=0.1), 2, 0.5, reset_state=True),
     "dog, heuristic": lambda: contrib.dog(1.0, ("heuristic", 1e-2)),
 }
 
+NO_OPTIMIZERS = ("chain", "measure_with_ema", "monitor")  # chains are above; the others return or hold measurements
 FOUND = public_optimizers()
-PLAIN = {name: OWN.get(name) or with_defaults(function) for name, function in FOUND.items() if name != "chain"}
+PLAIN = {name: OWN.get(name) or with_defaults(function) for name, function in FOUND.items() if name not in NO_OPTIMIZERS}
 OPTIMIZERS = {name: make for name, make in PLAIN.items() if make} | CHAINS
 
 # What a traced genome cannot allow, as the docstring of `freezable` says. `freeze` is exact for all.
