@@ -216,7 +216,7 @@ def _match(
 
 def _check_lengths(stacks: Mapping[str, Mapping[str, int]]) -> None:
     for name, lengths in stacks.items():
-        first = {length: path for path, length in reversed(lengths.items())}  # the first leaf of each length
+        first = {length: path for path, length in list(lengths.items())[::-1]}  # the first leaf of each length
         if len(first) > 1:
             shown = ", ".join(f"{path!r} has {length}" for length, path in sorted(first.items())[:3])
             raise ValueError(
