@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 import real_results
 import tyro
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gafreeze_jax import cli
+from gafreeze_jax import cli, masking
 from gafreeze_jax.data import reviews
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +118,22 @@ def test_the_library_example_freezes():
     assert names["genes"].names == ("embed", "layer_0", "layer_1")
     assert float(abs(names["updates"]["embed"]).max()) == 0
     assert float(abs(names["updates"]["head"]).max()) > 0
+
+
+def test_the_flax_examples_freeze():
+    names = {"jax": jax, "jnp": jnp, "optax": optax, "masking": masking}
+    for block in blocks("docs/guide.md", "python"):
+        if "TrainState" in block or "nnx.Optimizer" in block:
+            exec(block, names)
+    start = names["net_params"]
+    trained = [(state.params["body"]["kernel"], state.params["head"]["kernel"]) for state in (names["static"], names["traced"])]
+    for body, head in trained:
+        assert (body == start["body"]["kernel"]).all()
+        assert (head != start["head"]["kernel"]).any()
+    start = names["Module"](names["nnx"].Rngs(0))
+    for module in names["modules"]:
+        assert (module.body.kernel[...] == start.body.kernel[...]).all()
+        assert (module.head.kernel[...] != start.head.kernel[...]).any()
 
 
 def test_the_table_of_results_is_what_was_measured():

@@ -1,5 +1,9 @@
 """Masks in the forms of other libraries, tested with these libraries."""
 
+import json
+import re
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import pytest
 from flax import nnx
 
 from gafreeze_jax import export, masking
-from gafreeze_jax.models import base, bert, checkpoints
+from gafreeze_jax.models import base, bert, checkpoints, resnet
 
 GENOME = np.array([True, False, True])
 
@@ -136,3 +140,85 @@ def test_a_mask_without_names_in_pytorch(tmp_path):
     masking.write_mask(tmp_path / "mask.json", masking.make_genes({"a": np.ones(2)}, {"a": "a"}), [True])
     with pytest.raises(ValueError, match="no names of tensors"):
         export.requires_grad(tmp_path / "mask.json")
+
+
+# Running statistics and dropout of frozen layers
+
+
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.dense, self.norm = nnx.Linear(4, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(self.dense(x)))
+
+
+class Layers(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([Layer(rngs) for _ in range(3)])
+
+
+def test_nnx_modules_that_are_frozen_infer():
+    model = Layers(nnx.Rngs(0))
+    genes = masking.make_genes(nnx.state(model, nnx.Param), {r"layers/(\d)/.*": r"layer_\1"})
+    model.train()
+    frozen = export.nnx_frozen_modules(GENOME, genes)
+    model.set_attributes(frozen, use_running_average=True, deterministic=True, raise_if_not_found=False)
+    assert [layer.norm.use_running_average for layer in model.layers] == GENOME.tolist()
+    assert [layer.dropout.deterministic for layer in model.layers] == GENOME.tolist()
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.BatchStat))
+    with jax.numpy_rank_promotion("allow"):
+        for layer in model.layers:
+            layer(jnp.arange(12.0).reshape(3, 4))
+    after = nnx.state(model, nnx.BatchStat)
+    for path, old, new in zip(masking.leaf_paths(before), *map(jax.tree.leaves, (before, after)), strict=True):
+        assert np.array_equal(old, new) == GENOME[int(path.split("/")[1])], path
+
+
+def test_equinox_modules_that_are_frozen_infer():
+    def layer(key):
+        norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
+        return eqx.nn.Sequential([eqx.nn.Linear(4, 4, key=key), norm, eqx.nn.Dropout(0.5)])
+
+    model = [layer(key) for key in jax.random.split(jax.random.key(0), 3)]
+    genes = masking.make_genes(eqx.filter(model, eqx.is_inexact_array), {r"(\d)/.*": r"layer_\1"})
+    model = export.inference_in_frozen(model, GENOME, genes)
+    assert [layer.layers[1].inference for layer in model] == GENOME.tolist()
+    assert [layer.layers[2].inference for layer in model] == GENOME.tolist()
+
+
+def test_a_mask_file_says_what_it_leaves_out(bert_model):
+    _, mask = bert_model
+    assert ".eval() on frozen modules" in json.loads(mask.read_text())["note"]
+    for function in (export.requires_grad, export.layers_to_transform):
+        assert ".eval()" in function.__doc__
+
+
+def test_pytorch_keeps_frozen_statistics_as_our_engine_does():
+    """The lines of the guide, beside a frozen and a trained block of the engine's ResNet."""
+    torch = pytest.importorskip("torch")
+    names = {}
+    (snippet,) = re.findall(
+        r"```py\n(.*?)```", (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8"), re.S
+    )
+    exec(snippet, names)
+    x = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
+    for frozen in (True, False):
+        norm = torch.nn.BatchNorm2d(3)
+        with torch.no_grad():
+            for index, tensor in enumerate((norm.weight, norm.bias, norm.running_mean, norm.running_var)):
+                tensor.copy_(torch.tensor([0.5, 1.0, 2.0]) + index)
+        model = torch.nn.Sequential(torch.nn.Sequential(norm, torch.nn.Dropout(0.0)), torch.nn.Conv2d(3, 1, 1))
+        leaves = {"scale": norm.weight, "bias": norm.bias, "mean": norm.running_mean, "var": norm.running_var}
+        tree = {name: jnp.asarray(leaf.detach().numpy().copy()) for name, leaf in leaves.items()}
+        model[0].requires_grad_(not frozen)
+        names["train"](model)
+        assert (model.training, model[1].training, norm.training, model[0][1].training) == (True, True, not frozen, not frozen)
+        theirs = norm(torch.tensor(np.moveaxis(x, -1, 1))).detach().numpy()
+        variables = {"params": {name: tree[name] for name in ("scale", "bias")}}
+        variables["batch_stats"] = {name: tree[name] for name in ("mean", "var")}
+        ours, after = resnet.BatchNorm().apply(variables, jnp.asarray(x), jnp.ones(len(x)), frozen, mutable=["batch_stats"])
+        np.testing.assert_allclose(np.moveaxis(ours, -1, 1), theirs, rtol=1e-4, atol=1e-5)
+        for name in ("mean", "var"):
+            np.testing.assert_allclose(after["batch_stats"][name], leaves[name].detach().numpy(), rtol=1e-5)

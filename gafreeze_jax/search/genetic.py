@@ -3,10 +3,11 @@
 The operators work on one individual and are mapped with `jax.vmap`. Fitness is higher-is-better; only its order counts.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Concatenate, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -49,9 +50,9 @@ class GA(NamedTuple, Generic[S]):
       init: `init(key) -> state`.
       ask: `ask(key, state) -> genomes` [P, G] int8, the next generation: the elite unchanged, then offspring. The first
         generation is the initial population.
-      tell: `tell(state, genomes, fitness) -> (state, info)` for genomes [N, G], usually those asked for. Any N >= P may be
-        told; the best P are kept. Fitness is [N], or [N, K] for K criteria of which a later one only breaks ties. NaN counts
-        as minus infinity.
+      tell: `tell(state, genomes, fitness) -> (state, info)` for genomes [N, G], usually those asked for; arrays or lists.
+        Any N >= P may be told; the best P are kept. Fitness is [N], or [N, K] for K criteria of which a later one only breaks
+        ties. NaN counts as minus infinity.
     """
 
     init: Callable[[Array], S]
@@ -63,7 +64,7 @@ def make_ga(
     space: Space,
     population_size: int,
     *,
-    initial: np.ndarray | None = None,
+    initial: np.ndarray | Sequence[Sequence[int]] | None = None,
     num_elites: int | None = None,
     tournament_size: int = 3,
     crossover_rate: float = 0.9,
@@ -125,7 +126,7 @@ def _check_options(
     space: Space,
     population_size: int,
     *,
-    initial: np.ndarray | None,
+    initial: np.ndarray | Sequence[Sequence[int]] | None,
     num_elites: int,
     tournament_size: int,
     rates: Mapping[str, float],
@@ -142,8 +143,15 @@ def _check_options(
             problems.append(f"{name} must be between 0 and 1, got {rate}")
     if initial is not None and np.shape(initial)[1:] != (space.num_genes,):
         problems.append(f"initial must have shape (K, {space.num_genes}), got {np.shape(initial)}")
+    elif initial is not None and not _are_levels(space, initial):
+        problems.append(f"initial must have levels from 0 to {len(space.levels) - 1}")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _are_levels(space: Space, genomes: Any) -> bool:
+    """Whether genomes have levels of a space, as far as they are known: traced ones are taken as they are."""
+    return isinstance(genomes, jax.core.Tracer) or bool(np.isin(np.asarray(genomes), range(len(space.levels))).all())
 
 
 def make_random(space: Space, population_size: int) -> GA[State]:
@@ -163,11 +171,16 @@ def make_random(space: Space, population_size: int) -> GA[State]:
 
 def _keep_best(space: Space, num: int, state: State, genomes: Array, fitness: Array) -> tuple[State, Info]:
     """`tell`: the fittest `num` of the genomes told are the next population."""
-    genomes, fitness = jnp.asarray(genomes, jnp.int8), jnp.asarray(fitness)
+    genomes, fitness = jnp.asarray(genomes), jnp.asarray(fitness)
     if genomes.ndim != 2 or genomes.shape[0] < num or genomes.shape[1] != space.num_genes:
         raise ValueError(f"expected at least {num} genomes of {space.num_genes} genes, got shape {genomes.shape}")
     if fitness.shape[:1] != genomes.shape[:1]:
         raise ValueError(f"expected one fitness per genome ({genomes.shape[0]}), got shape {fitness.shape}")
+    if not _are_levels(space, genomes):
+        raise ValueError(
+            f"expected genomes with levels from 0 to {len(space.levels) - 1}; convert rates or scores to levels first"
+        )
+    genomes = genomes.astype(jnp.int8)
     order = ranking(genomes, fitness)
     info = Info(order, genomes[order[0]], space.frozen(genomes).mean(0, dtype=jnp.float32))
     return State(genomes[order[:num]], state.generation + 1), info
