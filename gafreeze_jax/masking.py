@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gafreeze_jax.listing import listed
+
 PyTree = Any
 Mask = Any  # [G] bools, True = frozen: a sequence, a numpy array or a (traced) jax array
 
@@ -337,7 +339,7 @@ def read_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[
             f"{path}: expected a mask file of version {MASK_VERSION}, as written by write_mask(): {error}"
         ) from None
     if genes is not None and tuple(frozen) != genes.names:
-        raise ValueError(f"{path}: the mask has the genes {', '.join(frozen)}; the network has {', '.join(genes.names)}")
+        raise ValueError(f"{path}: the mask has the genes {listed(frozen)}; the network has {listed(genes.names)}")
     return frozen
 
 
@@ -345,7 +347,7 @@ def _check_length(genome: Mask, genes: Genes) -> Any:
     genome = genome if isinstance(genome, jax.Array) else np.asarray(genome, bool)
     if genome.shape != (len(genes),):
         raise ValueError(
-            f"Expected a genome of shape ({len(genes)},), one gene for each of {', '.join(genes.names)}; got {genome.shape}."
+            f"Expected a genome of shape ({len(genes)},), one gene for each of {listed(genes.names)}; got {genome.shape}."
             + (" Use jax.vmap for a population." if genome.ndim == 2 else "")
         )
     return genome.astype(bool)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gafreeze_jax.data.splits import SPLIT_NAMES
+from gafreeze_jax.listing import listed
 
 LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
 BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
@@ -31,7 +32,7 @@ def find_splits(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     for split, names in SPLIT_NAMES.items():
         matches = [f for f in sorted(folder.iterdir()) if f.name.split(".")[0].lower() in names and kind(f, suffixes)]
         if len(matches) > 1:
-            raise ValueError(f"{folder}: more than one {split} file: {', '.join(f.name for f in matches)}; keep one")
+            raise ValueError(f"{folder}: more than one {split} file: {listed(f.name for f in matches)}; keep one")
         if matches:
             files[split] = matches[0]
     if "train" not in files:

@@ -42,6 +42,7 @@ class TextData(NamedTuple):
     Attributes:
       label_names: the C classes.
       notes: what was decided on the way and should be told (splits cut, rows left out), a sentence each.
+      text_columns: of the training texts; none of the embedded reviews.
     """
 
     train: TextSplit
@@ -49,6 +50,7 @@ class TextData(NamedTuple):
     test: TextSplit
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
+    text_columns: tuple[str, ...] = ()
 
 
 TextRows = splits.Rows[tuple[str, ...]]
@@ -98,7 +100,8 @@ def load_text(
         notes.append(f"{shared} validation or test texts also occur in train.")
     whole = splits.limit(source, whole, notes, max_train, max_validation)
     train, validation, test = (TextSplit(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
-    return TextData(train, validation, test, whole.label_names, tuple(notes))
+    columns = () if source == "reviews" else raw["train"].columns
+    return TextData(train, validation, test, whole.label_names, tuple(notes), columns)
 
 
 describe = splits.describe
@@ -247,7 +250,7 @@ def rows_from_records(
         notes.append(f"{where}: {num_empty} rows without text left out.")
     if not rows.examples:
         raise ValueError(f"{where}: no rows with text")
-    return rows
+    return rows._replace(columns=columns[0] if columns else ())
 
 
 def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
@@ -271,7 +274,7 @@ def find_columns(
     texts = find_text_columns(where, columns, text_columns)
     listed = splits.listed(columns)
     if label_column is not None:
-        label = _named(where, columns, label_column)
+        label = _named(where, columns, label_column, "--label-column")
     else:
         by_lower = _by_lower(columns)
         label = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
@@ -287,7 +290,7 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
     if len(text_columns) > 2:
         raise ValueError(f"expected one text column, or two for sentence pairs; got {splits.listed(text_columns)}")
     if text_columns:
-        texts = tuple(_named(where, columns, name) for name in text_columns)
+        texts = tuple(_named(where, columns, name, "--text-columns") for name in text_columns)
     else:
         by_lower = _by_lower(columns)
         conventions = (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS))
@@ -301,11 +304,11 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
     return texts
 
 
-def _named(where: str, columns: Sequence[str], name: str) -> str:
+def _named(where: str, columns: Sequence[str], name: str, option: str) -> str:
     """The column that is called so, or else so in lower case."""
     column = name if name in columns else _by_lower(columns).get(name.lower())
     if column is None:
-        raise ValueError(f"{where}: no column {name!r}; the columns are {splits.listed(columns)}")
+        raise ValueError(f"{where}: no column {name!r}; the columns are {splits.listed(columns)}; choose by {option}")
     return column
 
 
