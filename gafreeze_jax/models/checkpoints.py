@@ -125,8 +125,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if single.is_file():
         return read_file(single)
     if not index.is_file():
-        hint = formats.explain(folder)
-        raise FileNotFoundError(f"{folder}: no {formats.WEIGHTS}{f'; {hint}' if hint else f' and no {formats.INDEX}'}")
+        usual = f"{folder}: no {formats.WEIGHTS} and no {formats.INDEX}"
+        raise FileNotFoundError(formats.missing(folder, formats.WEIGHTS) or usual)
     try:
         weight_map = files.parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))

@@ -90,10 +90,8 @@ def read(path: Path) -> Any:
       ValueError, FileNotFoundError: if there is none, or it is not JSON.
     """
     if not path.is_file():
-        hint = formats.explain(path.parent)
-        raise FileNotFoundError(
-            f"{path}: no such file; expected a folder in the Hugging Face layout{f'; {hint}' if hint else ''}"
-        )
+        usual = f"{path}: no such file; expected a folder in the Hugging Face layout"
+        raise FileNotFoundError(formats.missing(path.parent, path.name) or usual)
     try:
         return files.parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -17,14 +17,14 @@ SHARD = re.compile(r"(.+-)\d+(-of-\d+\.\w+)")
 # weights_only has PyTorch refuse code. Lightning keeps the tensors under "state_dict".
 FROM_PICKLES = (
     "import sys, pathlib, torch, safetensors.torch as s; p = pathlib.Path(sys.argv[1]); "
-    "a = [torch.load(f, 'cpu', weights_only=True) for f in p.glob(sys.argv[2])]; s.save_file({n: t.clone().contiguous() "
-    "for d in a for n, t in d.get('state_dict', d).items() if torch.is_tensor(t)}, p / sys.argv[3])"
+    "s.save_file({n: t.clone().contiguous() for f in p.glob(sys.argv[2]) for d in [torch.load(f, 'cpu', weights_only=True)] "
+    "for n, t in d.get('state_dict', d).items() if torch.is_tensor(t)}, p / sys.argv[3])"
 )
 FROM_FLAX = (
-    "import sys, re, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
-    "t = u.flatten_dict(z.msgpack_restore(open(sys.argv[1], 'rb').read()), sep='.'); "
+    "import sys, re, pathlib, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
+    "p = pathlib.Path(sys.argv[1]); t = u.flatten_dict(z.msgpack_restore((p / sys.argv[2]).read_bytes()), sep='.'); "
     "s.save_file({re.sub('(kernel|scale|embedding)$', 'weight', n): (x.T if 'kernel' in n else x).astype('f4').copy('C') "
-    "for n, x in t.items()}, sys.argv[2])"
+    "for n, x in t.items()}, p / sys.argv[3])"
 )
 FROM_TENSORFLOW = (
     "import sys, transformers as t; t.AutoModel.from_pretrained(sys.argv[1], from_tf=True).save_pretrained(sys.argv[1])"
@@ -33,8 +33,9 @@ FROM_HUB = (
     "import sys, transformers as t; "
     "[c.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for c in (t.AutoModel, t.AutoProcessor)]"
 )
-FROM_PEFT = (
-    "import sys, peft; peft.AutoPeftModel{}.from_pretrained(sys.argv[1]).merge_and_unload().save_pretrained(sys.argv[2])"
+FROM_PEFT = (  # a classifier of another size than the base's is left out
+    "import sys, peft; peft.AutoPeftModel{}.from_pretrained(sys.argv[1], ignore_mismatched_sizes=True)"
+    ".merge_and_unload().save_pretrained(sys.argv[2])"
 )
 PEFT_TASKS = {
     "SEQ_CLS": "ForSequenceClassification",
@@ -59,9 +60,18 @@ def refusal_of_hub(name: str) -> str:
     return f"the hub has no safetensors of it. To convert it to a folder, with PyTorch and transformers: {command}"
 
 
+def missing(folder: Path, name: str) -> str:
+    """An error for a folder that lacks a file, with what it holds instead; "" if that is nothing known."""
+    hint = explain(folder)
+    where = folder.name if str(folder) in hint else folder  # once is enough, as paths may be long
+    return f"{where}: no {name}; {hint}" if hint else ""
+
+
 def explain(folder: Path) -> str:
     """What a folder without safetensors in the usual place holds instead, and how to use it; "" for nothing that is known."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if WEIGHTS in names or INDEX in names:
+        return ""
     if "adapter_config.json" in names:
         return _explain_adapter(folder)
     if others := [name for name in names if ".safetensors" in name]:
@@ -72,7 +82,7 @@ def explain(folder: Path) -> str:
     for name in names:
         suffix = Path(name).suffix
         if suffix == ".msgpack":
-            return f"{name} is of Flax. To convert it: {_command(FROM_FLAX, folder / name, folder / WEIGHTS)}"
+            return f"{name} is of Flax. To convert it: {_command(FROM_FLAX, folder, name, WEIGHTS)}"
         if suffix == ".h5":
             return (
                 f"{name} is of TensorFlow. To convert it, with pip install 'transformers<5' torch tensorflow-cpu tf-keras: "
@@ -91,7 +101,7 @@ def _explain_adapter(folder: Path) -> str:
         base, task = str(config.get("base_model_name_or_path")), PEFT_TASKS.get(config.get("task_type"), "")
     except (ValueError, AttributeError, TypeError):
         base, task = "another model", ""
-    merged = folder.with_name(f"{folder.name}-merged")
+    merged = folder.absolute().with_name(f"{folder.absolute().name}-merged")
     return (
         f"it holds an adapter for {base}, not a whole model. To merge the two, with peft and PyTorch: "
         f"{_command(FROM_PEFT.format(task), folder, merged)}"
