@@ -96,7 +96,8 @@ def test_several_culprits_are_named_at_once_and_the_rest_counted():
         "my.embed.weight is not a tensor of this network",
         "embed.weight has shape [5, 3], the config needs [5, 2]",
         "scale is missing",
-        "and 3 more",
+        "block.0.conv.weight has shape [7], the config needs [4, 3, 2, 1]",
+        "and 2 more",
     ]
 
 
