@@ -26,9 +26,6 @@ FROM_FLAX = (
     "s.save_file({re.sub('(kernel|scale|embedding)$', 'weight', n): (x.T if 'kernel' in n else x).astype('f4').copy('C') "
     "for n, x in t.items()}, p / sys.argv[3])"
 )
-FROM_TENSORFLOW = (
-    "import sys, transformers as t; t.AutoModel.from_pretrained(sys.argv[1], from_tf=True).save_pretrained(sys.argv[1])"
-)
 FROM_HUB = (
     "import sys, transformers as t; "
     "[c.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for c in (t.AutoModel, t.AutoProcessor)]"
@@ -85,8 +82,8 @@ def explain(folder: Path) -> str:
             return f"{name} is of Flax. To convert it: {_command(FROM_FLAX, folder, name, WEIGHTS)}"
         if suffix == ".h5":
             return (
-                f"{name} is of TensorFlow. To convert it, with pip install 'transformers<5' torch tensorflow-cpu tf-keras: "
-                f"{_command(FROM_TENSORFLOW, folder)}"
+                f"{name} is of TensorFlow. Where TensorFlow, PyTorch and transformers below 4.50 are installed, "
+                f"from_pretrained(..., from_tf=True) reads it, and save_pretrained writes {WEIGHTS}"
             )
         if suffix in NOT_TRAINABLE:
             return f"{name} ({NOT_TRAINABLE[suffix]}) cannot be trained; give the model that it was made from"

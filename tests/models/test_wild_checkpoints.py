@@ -204,7 +204,7 @@ FORMATS = {
     "a trainer's folder": ([*TRAINING, "pytorch_model.bin"], "pytorch_model.bin is a pickle"),
     "a training's state alone": (TRAINING, "optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin hold the state of a "),
     "Flax": (["flax_model.msgpack"], "flax_model.msgpack is of Flax. To convert it: python -c "),
-    "TensorFlow": (["tf_model.h5"], "tf_model.h5 is of TensorFlow. To convert it, with pip install 'transformers<5'"),
+    "TensorFlow": (["tf_model.h5"], "tf_model.h5 is of TensorFlow. Where TensorFlow, PyTorch and transformers below"),
     "half precision": (["model.fp16.safetensors"], "model.fp16.safetensors is a variant, such as fp16, or has another name."),
     "shards of a variant": (
         ["model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"],
