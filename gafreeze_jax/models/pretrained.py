@@ -121,7 +121,7 @@ class Checkpoint:
 
     def _is_tied(self) -> bool:
         stored = [self.tensors[name] for name in self.model.family.layout.tied or () if name in self.tensors]
-        return _says_tied(self.model.config) and (len(stored) < 2 or np.array_equal(*stored))
+        return _says_tied(self.model.config) and (len(stored) < 2 or np.array_equal(stored[0], stored[1]))
 
     def _count_classes(self, layer: str) -> int:
         names = [name for name, path, _ in self.model.family.layout.table if path.rpartition("/")[0] == layer]
