@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes, Mask, PyTree, frozen_tree, leaf_paths
 
 
@@ -26,7 +27,7 @@ def _trainable_leaves(genome: Mask, genes: Genes) -> frozenset[str]:
     """
     frozen = jax.tree.leaves(frozen_tree(genome, genes))
     if mixed := [path for path, flag in zip(genes.paths, frozen, strict=True) if flag.any() and not flag.all()]:
-        raise ValueError(f"a stacked leaf must be frozen or trained as a whole here, not in part: {', '.join(mixed)}")
+        raise ValueError(f"a stacked leaf must be frozen or trained as a whole here, not in part: {listed(mixed)}")
     return frozenset(path for path, flag in zip(genes.paths, frozen, strict=True) if not flag.any())
 
 
@@ -149,5 +150,5 @@ def layers_to_transform(frozen: Mapping[str, bool]) -> list[int]:
     """
     numbers = {name: match for name in frozen if (match := re.match(r"(?:layer|block)_(\d+)(?:/|$)", name))}
     if not numbers:
-        raise ValueError(f"no gene is a numbered layer or block; the genes are {', '.join(frozen)}")
+        raise ValueError(f"no gene is a numbered layer or block; the genes are {listed(frozen)}")
     return sorted({int(match[1]) for name, match in numbers.items() if not frozen[name]})

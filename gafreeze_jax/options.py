@@ -1,9 +1,11 @@
 """The options that all experiments share, and their checks."""
 
 import importlib.util
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,13 @@ from gafreeze_jax.engine import planning
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of all experiments."""
+    """Options of all experiments.
+
+    Attributes:
+      places: names of the options that say where model and data are, with the words that are no paths there (up to a colon).
+    """
+
+    places: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     gens: int = 10
     """Generations of the genetic algorithm."""
@@ -78,6 +86,23 @@ class Options:
     """Also print the plans tried, what was compiled, and each evaluation."""
     tensorboard: bool = False
     """Also write TensorBoard's event files, to tensorboard/ in the folder of results."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Any)
+
+
+def with_absolute_paths(options: OptionsT) -> OptionsT:
+    """Options whose relative paths of a mask, model or data are absolute, to be found from other folders as well."""
+    return replace(
+        options,
+        **{
+            name: type(value)(os.path.abspath(os.path.expanduser(value)))
+            for name, words in {"mask": (), **getattr(options, "places", {})}.items()
+            if (value := getattr(options, name, None)) is not None
+            and str(value).partition(":")[0] not in words
+            and os.path.exists(os.path.expanduser(value))
+        },
+    )
 
 
 class OptionError(ValueError):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gafreeze_jax.listing import listed
+
 Genome = tuple[int, ...]  # the level of each gene
 Array = TypeVar("Array", np.ndarray, jax.Array)
 
@@ -86,7 +88,7 @@ class Space:
         """
         digits = "".join(map(str, range(len(self.levels))))
         if len(text) != len(self.names) or set(text) - set(digits):
-            genes = f"{len(self.names)} genes ({', '.join(self.names)})"
+            genes = f"{len(self.names)} genes ({listed(self.names)})"
             raise ValueError(f"expected a genome of {genes}, each of {', '.join(digits)}; got {text!r}")
         return tuple(map(int, text))
 

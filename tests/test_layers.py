@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gafreeze_jax"
 LAYERS = (
-    ("extras", "intervals", "masking", "metrics", "space", "user_cache"),
+    ("extras", "intervals", "listing", "masking", "metrics", "space", "user_cache"),
     ("export", "search"),
     ("engine",),
     ("data",),

@@ -39,7 +39,9 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # this model is not small
     out = tmp_path / "run"
     options = TINY | {"finalist_seeds": 1, "plan": "calls=2", "out": out}
-    done = subprocess.run([sys.executable, SCRIPT, *words(**options)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *words(**options)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = re.findall(
         r"^=== Generation (\d+) ===\nFittest chromosome: \[((?:[01](?:, )?){7})\] \| Fitness: (0\.\d{4}|1\.0000)$",

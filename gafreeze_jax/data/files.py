@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gafreeze_jax.data import splits
+from gafreeze_jax.listing import listed
 
 LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
 BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
@@ -32,7 +33,7 @@ def find_splits(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     for split, names in splits.named(list(stems.values())).items():
         files[split], *others = [file for file, stem in stems.items() if stem in names]
         if others:
-            matches = ", ".join(file.name for file in (files[split], *others))
+            matches = listed(file.name for file in (files[split], *others))
             raise ValueError(f"{folder}: more than one {split} file: {matches}; keep one")
     if "train" not in files:
         expected = f"one of train{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"train{suffixes[0]}"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gafreeze_jax.data import splits
 from gafreeze_jax.data.splits import Rows
+from gafreeze_jax.listing import listed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 LEFTOVERS = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # which systems leave in folders and archives
@@ -56,7 +57,7 @@ def read_folders(path: Path, notes: list[str]) -> tuple[dict[str, Rows[Path]], l
         return {"train": _read_classes(inner, path, broken, notes)}, broken
     chosen = splits.choose_named(str(inner), list(folders))
     if others := folders.keys() - chosen.values():
-        notes.append(f"Not used: {splits.listed(sorted(others))} in {inner}, as the names are not those of splits.")
+        notes.append(f"Not used: {listed(sorted(others))} in {inner}, as the names are not those of splits.")
     rows = {"train": _read_classes(_unwrap(folders[chosen.pop("train")]), path, broken, notes)}
     for split, name in chosen.items():
         folder = _unwrap(folders[name])
@@ -111,11 +112,11 @@ def _read_classes(path: Path, top: Path, broken: list[str], notes: list[str]) ->
         rows.labels.extend([folder.name] * len(pictures))
         if inner and not pictures:
             raise ValueError(
-                f"{path}: no images in {folder.name}, but folders ({splits.listed(entry.name for entry in inner)}); expected "
+                f"{path}: no images in {folder.name}, but folders ({listed(entry.name for entry in inner)}); expected "
                 f"{EXPECTED}; give the folder that has these"
             )
     if empty:
-        raise ValueError(f"{path}: no images in {splits.listed(empty)}; remove empty class folders")
+        raise ValueError(f"{path}: no images in {listed(empty)}; remove empty class folders")
     return rows
 
 

@@ -19,6 +19,7 @@ from jax import Array
 from gafreeze_jax.data import files, folders, splits
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
+from gafreeze_jax.listing import listed
 
 with needs("images"):
     from PIL import ExifTags, Image
@@ -225,7 +226,7 @@ def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:
     expected = ("images", "labels") if labelled else ("images",)
     if missing := [name for name in expected if name not in arrays]:
         wanted = " and ".join(expected)
-        raise ValueError(f"{path}: no array {missing[0]!r}; expected {wanted}, it has {splits.listed(arrays)}")
+        raise ValueError(f"{path}: no array {missing[0]!r}; expected {wanted}, it has {listed(arrays)}")
     images = arrays["images"]
     labels = arrays["labels"] if labelled else np.zeros(images.shape[:1], int)
     problems = []
@@ -256,7 +257,7 @@ def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
         rows: Rows[Picture] = Rows([], [])
         for _, record in records[name]:
             if missing := [column for column in ("image", "label") if column not in record]:
-                raise ValueError(f"{source}: no {missing[0]!r} in its records; they have {splits.listed(record)}")
+                raise ValueError(f"{source}: no {missing[0]!r} in its records; they have {listed(record)}")
             rows.examples.append(record["image"])
             rows.labels.append(record["label"])
         by_split[split] = rows
@@ -266,9 +267,9 @@ def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
 def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes: list[str]) -> None:
     """Raises a ValueError that names what cannot be read, or notes that it is left out."""
     if broken and not skip_broken:
-        raise ValueError(f"{where}: cannot be read as images: {splits.listed(broken)}; --skip-broken leaves such files out")
+        raise ValueError(f"{where}: cannot be read as images: {listed(broken)}; --skip-broken leaves such files out")
     if broken:
-        notes.append(f"{where}: {len(broken)} no whole images, and left out: {splits.listed(broken)}")
+        notes.append(f"{where}: {len(broken)} no whole images, and left out: {listed(broken)}")
 
 
 def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> ImageSplit:

@@ -1,13 +1,14 @@
 """What all labelled data sets share: train, validation and test splits that are always the same for the same source."""
 
 import re
-import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+
+from gafreeze_jax.listing import listed
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -23,10 +24,11 @@ T = TypeVar("T")
 
 
 class Rows(NamedTuple, Generic[T]):
-    """Raw rows of one split: examples and labels as they came (an int, or a string)."""
+    """Raw rows of one split: examples and labels as they came (an int, or a string), and the columns that hold the examples."""
 
     examples: list[T]
     labels: list[Any]
+    columns: tuple[str, ...] = ()
 
 
 class Labelled(NamedTuple, Generic[T]):
@@ -43,11 +45,6 @@ class Splits(NamedTuple, Generic[T]):
     validation: Labelled[T]
     test: Labelled[T]
     label_names: tuple[str, ...]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for an error message, on one line and shortened, as they may be whole texts."""
-    return textwrap.shorten(", ".join(names), 200)
 
 
 def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gafreeze_jax.data import files, splits, tables
 from gafreeze_jax.data.tables import SEPARATORS, SUFFIXES, Record, is_missing, left_out
+from gafreeze_jax.listing import listed
 
 # Column names are compared in lower case; earlier ones win.
 PAIR_COLUMNS = (
@@ -42,6 +43,7 @@ class TextData(NamedTuple):
     Attributes:
       label_names: the C classes.
       notes: what was decided on the way and should be told (splits cut, rows left out), a sentence each.
+      text_columns: of the training texts; none of the embedded reviews.
     """
 
     train: TextSplit
@@ -49,6 +51,7 @@ class TextData(NamedTuple):
     test: TextSplit
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
+    text_columns: tuple[str, ...] = ()
 
 
 TextRows = splits.Rows[tuple[str, ...]]
@@ -98,7 +101,8 @@ def load_text(
         notes.append(f"{shared} validation or test texts also occur in train.")
     whole = splits.limit(source, whole, notes, max_train, max_validation)
     train, validation, test = (TextSplit(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
-    return TextData(train, validation, test, whole.label_names, tuple(notes))
+    columns = () if source == "reviews" else raw["train"].columns
+    return TextData(train, validation, test, whole.label_names, tuple(notes), columns)
 
 
 describe = splits.describe
@@ -205,7 +209,7 @@ def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str
         elif is_missing(value):
             without["a label"].append(place)
         elif not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
-            got = f"got {splits.listed([repr(value)])} in column {label!r}"
+            got = f"got {listed([repr(value)])} in column {label!r}"
             raise ValueError(f"{where}: {place}: labels must be strings or integers (classes), {got}")
         else:
             _check_encodable(where, place, label, value)
@@ -215,7 +219,7 @@ def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str
         raise ValueError(f"{where}: no rows with text")
     if rows.examples:
         notes += [note for what, places in without.items() for note in left_out(where, places, f"without {what}")]
-    return rows
+    return rows._replace(columns=tuple(texts))
 
 
 def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
@@ -223,7 +227,7 @@ def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence
     values = tuple(record.get(name) for name in names)
     for name, value in zip(names, values, strict=True):
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {splits.listed([repr(value)])}")
+            raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {listed([repr(value)])}")
         _check_encodable(where, place, name, value)
     return None if any(map(is_missing, values)) else values
 
@@ -240,44 +244,44 @@ def find_columns(
 ) -> tuple[tuple[str, ...], str]:
     """Names of the text column(s) and of the label column: the ones asked for, or the first convention that fits."""
     texts = find_text_columns(where, columns, text_columns)
-    listed = splits.listed(columns)
     if label_column is not None:
-        label = _named(where, columns, label_column)
+        label = _named(where, columns, label_column, "--label-column")
     else:
         by_lower = _by_lower(columns)
         label = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
         if label is None:
-            raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed}")
+            raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed(columns)}")
     if label in texts:
-        raise ValueError(f"{where}: text and label columns must differ, got {splits.listed((*texts, label))}")
+        raise ValueError(f"{where}: text and label columns must differ, got {listed((*texts, label))}")
     return texts, label
 
 
 def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence[str]) -> tuple[str, ...]:
     """Names of the text column(s): the ones asked for, or the first convention that fits."""
     if len(text_columns) > 2:
-        raise ValueError(f"expected one text column, or two for sentence pairs; got {splits.listed(text_columns)}")
+        raise ValueError(f"expected one text column, or two for sentence pairs; got {listed(text_columns)}")
     if text_columns:
-        texts = tuple(_named(where, columns, name) for name in text_columns)
+        texts = tuple(_named(where, columns, name, "--text-columns") for name in text_columns)
     else:
         by_lower = _by_lower(columns)
         conventions = (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS))
         convention = next((names for names in conventions if all(name in by_lower for name in names)), None)
         if convention is None:
-            listed = splits.listed(columns)
             hint = f"; they can be separated by {', '.join(SEPARATORS.values())}" if len(columns) == 1 else ""
-            raise ValueError(f"{where}: no text column found; name it with --text-columns. The columns are {listed}{hint}")
+            raise ValueError(
+                f"{where}: no text column found; name it with --text-columns. The columns are {listed(columns)}{hint}"
+            )
         texts = tuple(by_lower[name] for name in convention)
     if len(set(texts)) < len(texts):
-        raise ValueError(f"{where}: text columns must differ, got {splits.listed(texts)}")
+        raise ValueError(f"{where}: text columns must differ, got {listed(texts)}")
     return texts
 
 
-def _named(where: str, columns: Sequence[str], name: str) -> str:
+def _named(where: str, columns: Sequence[str], name: str, option: str) -> str:
     """The column that is called so, or else so in lower case."""
     column = name if name in columns else _by_lower(columns).get(name.lower())
     if column is None:
-        raise ValueError(f"{where}: no column {name!r}; the columns are {splits.listed(columns)}")
+        raise ValueError(f"{where}: no column {name!r}; the columns are {listed(columns)}; choose by {option}")
     return column
 
 

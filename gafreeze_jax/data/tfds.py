@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from gafreeze_jax.extras import needs
+from gafreeze_jax.listing import listed
 
 _HOST = "storage.googleapis.com"
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:[\d.*]+)?")
@@ -88,8 +89,8 @@ def _make_builder(name: str, set_name: str, config: str | None) -> Any:
         if config is None or config in configs:
             raise ValueError(f"tfds:{name}: {_one_line(error)}") from None
         # TFDS lists the ones that are spelt alike, often none.
-        listed = f"its configurations are {textwrap.shorten(', '.join(configs), 300)}" if configs else "it has none"
-        raise ValueError(f"tfds:{name}: {set_name} has no configuration {config!r}; {listed}") from None
+        known = f"its configurations are {listed(configs)}" if configs else "it has none"
+        raise ValueError(f"tfds:{name}: {set_name} has no configuration {config!r}; {known}") from None
     except Exception as error:  # some sets' code needs TensorFlow
         raise ValueError(f"tfds:{name}: cannot be used: {_one_line(error)}") from None
 

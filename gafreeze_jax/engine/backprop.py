@@ -26,6 +26,7 @@ from gafreeze_jax.engine.passes import (
     hold_and_measure,
     infer,
 )
+from gafreeze_jax.listing import listed
 
 
 class Chain(NamedTuple):
@@ -153,7 +154,7 @@ def value_and_grad(
     (['head', 'high'], 7.4193)
     """
     if len(frozen) != len(network.blocks):
-        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {', '.join(network.names)}; got {len(frozen)}")
+        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
     if (depth := lowest_trainable(frozen)) < start:
         raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
     trained = {name for name, gene in zip(network.names, frozen, strict=True) if gene is not True}

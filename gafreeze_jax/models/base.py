@@ -35,7 +35,8 @@ class Layout:
       table: rows of (name without prefix, path in our tree, axes permutation); see `checkpoints.Table`.
       prefix: of all names but those that begin with one of `bare`. A checkpoint may leave it out.
       old_endings: endings of names in old checkpoints, and what they are today.
-      ignored: regular expression of tensors that are not used.
+      ignored: regular expression of tensors that are not used: heads of other tasks, buffers.
+      tied: names of the output layer's tensor and of the word vectors, which a checkpoint may store under either name.
       carried: regular expression of tensors that are not used, and are saved again as they are.
     """
 
@@ -44,11 +45,13 @@ class Layout:
     bare: tuple[str, ...] = ()
     old_endings: tuple[tuple[str, str], ...] = ()
     ignored: str = ""
+    tied: tuple[str, str] | None = None
     carried: str = ""
 
     def standard_name(self, name: str) -> str:
         """A name as it stands in the table."""
-        name = name.removeprefix(self.prefix)
+        own = {self.full_name(known).partition(".")[0] for known, *_ in self.table}
+        name = checkpoints.unwrapped(name, own).removeprefix(self.prefix)
         for old, new in self.old_endings:
             name = name.removesuffix(old) + new if name.endswith(old) else name
         return name
@@ -83,7 +86,7 @@ class Head:
         is fresh.
       per_example: whether it reads one row per example, so that the last layer need not be computed for the others.
       shared: names of blocks whose parameters it reads, too, as in `Network`.
-      tied: names of the output layer's tensor and of the one that it must be equal to, if it is there.
+      tied: whether its output layer is the word vectors (`Layout.tied`).
     """
 
     architecture: str
@@ -92,7 +95,7 @@ class Head:
     output: str = ""
     per_example: bool = True
     shared: tuple[str, ...] = ()
-    tied: tuple[str, str] | None = None
+    tied: bool = False
 
 
 def no_problems(raw: Mapping[str, Any], config: Any) -> Iterable[str]:
@@ -224,7 +227,10 @@ class Model:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if (source / "config.json").exists():
-            changes = {"architectures": [self.family.heads[self.head].architecture]}
+            changes = {
+                "model_type": self.family.model_type,  # old ones lack it
+                "architectures": [self.family.heads[self.head].architecture],
+            }
             changes |= configs.labels(label_names) if label_names else {}
             configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
         layout = self.family.layout

@@ -22,7 +22,8 @@ LAYOUT = Layout(
     prefix="bert.",
     bare=("classifier.",),
     old_endings=((".gamma", ".weight"), (".beta", ".bias")),
-    ignored=r"cls\..*|.*\.position_ids",  # heads of pre-training; a buffer
+    ignored=r"(cls|qa_outputs|crf)\..*|embeddings\.(position|token_type)_ids",  # heads of other tasks; buffers
+    tied=("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
     table=(
         ("embeddings.word_embeddings.weight", "embeddings/word", None),
         ("embeddings.position_embeddings.weight", "embeddings/position", None),

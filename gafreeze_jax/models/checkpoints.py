@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import urllib.request
@@ -18,8 +17,9 @@ import numpy as np
 
 from gafreeze_jax.data import files
 from gafreeze_jax.extras import needs
+from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import leaf_paths
-from gafreeze_jax.models import minilm
+from gafreeze_jax.models import formats, minilm
 
 with needs("text"):
     from safetensors import SafetensorError, safe_open
@@ -50,11 +50,11 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-CONVERT = (  # weights_only has PyTorch refuse code
-    "import sys, torch, safetensors.torch as s; tensors = torch.load(sys.argv[1], 'cpu', weights_only=True); "
-    "s.save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, sys.argv[2])"
-)
+# What wrappers put before all names (DataParallel, Lightning, Opacus, sentence-transformers), and within them (compiled or
+# sharded parts).
+WRAPPERS = ("module", "_module", "model", "net", "network", "backbone", "0", "auto_model")
+INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PROBLEMS = 300  # characters of a list of what is wrong
 _HUB = "huggingface.co"
 
 
@@ -73,7 +73,7 @@ def find_model(name: str, embedded: str = "minilm") -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        hint = f"; {refusal(path)}" if path.suffix in PICKLES else ""
+        hint = f"; {formats.refusal(path)}" if path.suffix in formats.PICKLES else ""
         raise ValueError(f"{name}: expected a folder with config.json, model.safetensors and tokenizer files, got a file{hint}")
     return _download(name, embedded)
 
@@ -106,16 +106,13 @@ def _download(name: str, embedded: str) -> Path:
             f"{name}: no such folder, not in the local cache, and {host} cannot be reached ({error}): {alternatives}"
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        downloaded = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever the HTTP client of the hub's version raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"{name}: cannot be downloaded: {reason}; {alternatives}") from None
-
-
-def refusal(pickle: Path) -> str:
-    """Why a checkpoint of PyTorch's is not read, and the command that converts it."""
-    paths = shlex.join(map(str, (pickle, pickle.with_name("model.safetensors"))))
-    return f'{pickle.name} is a pickle, which can run code and is not read. To convert it: python -c "{CONVERT}" {paths}'
+    if not any(downloaded.glob("*.safetensors")):
+        raise FileNotFoundError(f"{name}: {formats.refusal_of_hub(name)}")
+    return downloaded
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -124,13 +121,12 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError, FileNotFoundError: if files are missing, damaged or disagree with the index.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / formats.WEIGHTS, folder / formats.INDEX
     if single.is_file():
         return read_file(single)
     if not index.is_file():
-        pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
-        hint = f"; {refusal(pickles[0])}" if pickles else ""
-        raise FileNotFoundError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
+        usual = f"{folder}: no {formats.WEIGHTS} and no {formats.INDEX}"
+        raise FileNotFoundError(formats.missing(folder, formats.WEIGHTS) or usual)
     try:
         weight_map = files.parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
@@ -148,7 +144,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         problems += [f"{shard} has {name}, which is not listed there" for name in sorted(in_shard.keys() - expected)]
         tensors |= in_shard
     if problems:
-        raise ValueError(f"{index}: " + "; ".join(problems))
+        raise ValueError(f"{index}: {listed(problems, '; ', most=PROBLEMS)}")
     return tensors
 
 
@@ -164,11 +160,29 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+        hint = "; it is a pointer of Git LFS, to be replaced by git lfs pull" if _is_pointer(path) else ""
+        raise ValueError(f"{path}: not a whole safetensors file: {error}{hint}") from None
     except AttributeError as error:
         raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
     # bfloat16 is no np.floating
     return {name: t if t.dtype.kind in "biu" else t.astype(np.float32) for name, t in tensors.items()}
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(100).startswith(b"version https://git-lfs")
+
+
+def unwrapped(name: str, own: Collection[str] = ()) -> str:
+    """A tensor's name without what wrappers of a network have added to it; `own` are first parts of the network's own names.
+
+    >>> unwrapped("module._orig_mod.bert.embeddings.word_embeddings.weight")
+    'bert.embeddings.word_embeddings.weight'
+    """
+    first, _, rest = INNER_WRAPPERS.sub("", name).partition(".")
+    while rest and first in WRAPPERS and first not in own:
+        first, _, rest = rest.partition(".")
+    return f"{first}.{rest}" if rest else first
 
 
 def renamed(tensors: Mapping[str, np.ndarray], rename: Callable[[str], str], where: Path) -> dict[str, np.ndarray]:
@@ -178,7 +192,7 @@ def renamed(tensors: Mapping[str, np.ndarray], rename: Callable[[str], str], whe
       ValueError: if two get the same one.
     """
     if twice := sorted(name for name, count in Counter(map(rename, tensors)).items() if count > 1):
-        raise ValueError(f"{where}: there twice, under an old and a new name or with and without prefix: {', '.join(twice)}")
+        raise ValueError(f"{where}: there twice, under an old and a new name or with and without prefix: {listed(twice)}")
     return {rename(name): tensor for name, tensor in tensors.items()}
 
 
@@ -201,7 +215,7 @@ def to_tree(
 
     Raises:
       ValueError: unless every tensor that is not ignored has one place in the tree, of its shape, and no place stays
-        empty; all culprits at once.
+        empty, with the first few culprits.
     """
     places = _places(shapes, table)
     unknown = sorted(name for name in tensors.keys() - places.keys() if not re.fullmatch(ignore, name))
@@ -224,7 +238,7 @@ def to_tree(
             node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)
             node[last] = np.asarray(tensors[name].transpose(axes), order="C")
     if problems:
-        raise ValueError(f"{where}: the tensors do not fit the network:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{where}: the tensors do not fit the network: {listed(problems, '; ', most=PROBLEMS)}")
     return tree
 
 
@@ -255,7 +269,7 @@ def _places(tree: Any, table: Table) -> dict[str, tuple[str, Any, tuple[int, ...
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes `model.safetensors`, whole or not at all."""
-    target = folder / "model.safetensors"
+    target = folder / formats.WEIGHTS
     partial = target.with_suffix(".partial")
     save_file(dict(tensors), partial, metadata={"format": "pt"})
     partial.replace(target)

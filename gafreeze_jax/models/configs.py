@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gafreeze_jax.data import files
+from gafreeze_jax.models import formats
 
 
 class Rule(NamedTuple):
@@ -76,6 +77,12 @@ def rules(config: type) -> dict[str, Rule]:
     return {field.name: field.metadata["rule"] for field in dataclasses.fields(config) if "rule" in field.metadata}
 
 
+def required(config: type) -> set[str]:
+    """The entries that a `config.json` must have."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {name for name in rules(config) if defaults[name] is dataclasses.MISSING}
+
+
 def read(path: Path) -> Any:
     """The content of a `config.json`.
 
@@ -83,7 +90,8 @@ def read(path: Path) -> Any:
       ValueError, FileNotFoundError: if there is none, or it is not JSON.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a folder in the Hugging Face layout")
+        usual = f"{path}: no such file; expected a folder in the Hugging Face layout"
+        raise FileNotFoundError(formats.missing(path.parent, path.name) or usual)
     try:
         return files.parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

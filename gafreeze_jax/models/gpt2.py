@@ -31,8 +31,9 @@ def dense(name: str, path: str) -> Table:
 LAYOUT = Layout(
     prefix="transformer.",
     bare=("score.",),
-    # Buffers; the output layer, which is the word vectors; the head of the other task.
-    ignored=r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight|score\.weight",
+    # Buffers; the output layer, which is the word vectors; heads of other tasks.
+    ignored=r"h\.\d+\.attn\.(masked_)?bias|(lm|v|multiple_choice)_head\..*|score\.weight|(classifier|qa_outputs)\..*",
+    tied=("lm_head.weight", "wte.weight"),
     table=(
         ("wte.weight", "embeddings/word", None),
         ("wpe.weight", "embeddings/position", None),
@@ -219,7 +220,7 @@ FAMILY = Family(
             init=init_nothing,
             per_example=False,
             shared=("embeddings",),
-            tied=("lm_head.weight", "wte.weight"),
+            tied=True,
         ),
         "classify": Head(architecture="GPT2ForSequenceClassification", make=make_score, init=init_score, output="head/score"),
     },

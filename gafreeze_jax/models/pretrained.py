@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.listing import listed, shorten
 from gafreeze_jax.masking import leaf_paths
 from gafreeze_jax.models import bert, checkpoints, configs, gpt2, preprocessing, resnet
 from gafreeze_jax.models.base import Family, Model
@@ -43,6 +44,12 @@ class Pretrained:
     @property
     def config(self) -> Any:
         return self.model.config
+
+    @property
+    def read_leaves(self) -> dict[str, np.ndarray]:
+        """The leaves that are from the checkpoint, by path."""
+        leaves = zip(leaf_paths(self.params), jax.tree.leaves(self.params), strict=True)
+        return {path: leaf for path, leaf in leaves if path not in self.fresh}
 
     def make_head(self, key: Array) -> dict:
         """The head with other fresh leaves."""
@@ -96,7 +103,7 @@ class Checkpoint:
         if head not in family.heads:
             raise ValueError(f"{self.path}: {family.title} has no head for {head!r}; it has: {', '.join(family.heads)}")
         kind = family.heads[head]
-        if kind.tied and not self._is_tied(*kind.tied):
+        if kind.tied and not self._is_tied():
             raise ValueError(
                 f"{self.path}: its output layer is not its word vectors, as it is in {family.title} that models language"
             )
@@ -112,17 +119,16 @@ class Checkpoint:
         params["head"] = _complete(params.get("head", {}), model, fresh, jax.random.key(0) if key is None else key)
         return Pretrained(model=model, params=params, fresh=fresh, source=self.path, carried=self.carried)
 
-    def _is_tied(self, output: str, words: str) -> bool:
-        tensors = self.tensors
-        equal = output not in tensors or words not in tensors or np.array_equal(tensors[output], tensors[words])
-        return equal and getattr(self.model.config, "tie_word_embeddings", True)
+    def _is_tied(self) -> bool:
+        stored = [self.tensors[name] for name in self.model.family.layout.tied or () if name in self.tensors]
+        return _says_tied(self.model.config) and (len(stored) < 2 or np.array_equal(stored[0], stored[1]))
 
     def _count_classes(self, layer: str) -> int:
         names = [name for name, path, _ in self.model.family.layout.table if path.rpartition("/")[0] == layer]
         for name in names:
             if name in self.tensors:
                 return np.atleast_1d(self.tensors[name]).shape[0]
-        raise ValueError(f"{self.path}: the checkpoint has no classifier ({', '.join(names)})")
+        raise ValueError(f"{self.path}: the checkpoint has no classifier ({listed(names)})")
 
     def _fresh_leaves(self, head: Any, renewed: str | None) -> tuple[str, ...]:
         """Paths of the leaves of a layer of the head that is renewed, and of layers of which the checkpoint has nothing."""
@@ -130,6 +136,31 @@ class Checkpoint:
         layer = {path: path.rpartition("/")[0] for path in places}
         there = {layer[path] for path, name in places.items() if name in self.tensors} - {renewed}
         return tuple(path for path in places if layer[path] not in there)
+
+
+def _says_tied(config: Any) -> bool:
+    return getattr(config, "tie_word_embeddings", True)
+
+
+def _find_family(raw: Mapping[str, Any], families: Sequence[Family]) -> Family | None:
+    """The family of a config: by its `model_type`, else, in old ones, by its architecture, else by its entries."""
+    if (model_type := raw.get("model_type")) is not None:
+        return next((family for family in families if family.model_type == model_type), None)
+    if isinstance(architectures := raw.get("architectures"), list):
+        return next((family for family in families if _stems(family) & {_stem(str(name)) for name in architectures}), None)
+    return next((family for family in families if (need := configs.required(family.config)) and need <= raw.keys()), None)
+
+
+def _stems(family: Family) -> set[str]:
+    return {_stem(head.architecture) for head in family.heads.values()}
+
+
+def _stem(architecture: str) -> str:
+    """
+    >>> _stem("BertForMaskedLM"), _stem("GPT2LMHeadModel"), _stem("ResNetModel")
+    ('Bert', 'GPT2', 'ResNet')
+    """
+    return re.sub(r"(For[A-Z]|LMHead|DoubleHeads|Model).*", "", architecture)
 
 
 def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Family, Any]:
@@ -140,16 +171,18 @@ def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Fa
     """
     path = folder / "config.json"
     raw = configs.read(path)
-    model_type = raw.get("model_type") if isinstance(raw, dict) else raw
-    family = next((family for family in families if isinstance(raw, dict) and family.model_type == model_type), None)
+    family = _find_family(raw, families) if isinstance(raw, dict) else None
     if family is None:
         known = " or ".join(f"{family.title} (model_type {family.model_type!r})" for family in families)
-        raise ValueError(f"{path}: expected {known}, got model_type {model_type!r}")
+        model_type = raw.get("model_type") if isinstance(raw, dict) else raw
+        raise ValueError(f"{path}: expected {known}, got model_type {shorten(repr(model_type), 100)}")
     values, problems = configs.check(raw, family.config)
     config = None if problems else family.config(**values)
     problems += family.problems(raw, config)
+    if "quantization_config" in raw:
+        problems = [*problems, "its weights are quantised, and cannot be trained; give the model before its quantisation"]
     if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+        raise ValueError(f"{path}: {listed(problems, '; ', most=checkpoints.PROBLEMS)}")
     return family, config
 
 
@@ -164,12 +197,17 @@ def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
         (family,) = inferring
         tensors = checkpoints.read_tensors(path) if path.is_dir() else checkpoints.read_file(path)
         assert family.infer
+        tensors = checkpoints.renamed(tensors, checkpoints.unwrapped, path)
         config, layout = family.infer(tensors, str(path))
         family = dataclasses.replace(family, layout=layout)
     else:
         family, config = read_config(path, families)
         tensors, layout = checkpoints.read_tensors(path), family.layout
     tensors = checkpoints.renamed(tensors, layout.standard_name, path)
+    if any(".lora_" in name for name in tensors):
+        raise ValueError(f"{path}: it has LoRA's matrices beside its weights; merge them first, by peft's merge_and_unload()")
+    if layout.tied and layout.tied[1] not in tensors and layout.tied[0] in tensors and _says_tied(config):
+        tensors[layout.tied[1]] = tensors.pop(layout.tied[0])
     carried = {name: tensor for name, tensor in tensors.items() if layout.carried and re.fullmatch(layout.carried, name)}
     images = family.preprocessing and preprocessing.read(path, family.preprocessing(config))
     return Checkpoint(

@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from gafreeze_jax.data.files import parse_json
+from gafreeze_jax.listing import listed
 
 RUN, JOURNAL, MEMBERS, RESULT, SUMS = "run.json", "evaluations.csv", "members", "result.json", "SHA256SUMS"
 TENSORBOARD = "tensorboard"
@@ -55,7 +56,7 @@ def read_facts(path: epath.Path) -> dict[str, Any]:
     if not whole:
         raise ValueError(f"{path / RUN}: damaged; restore it, or begin again in a new folder")
     if wrong := [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]:
-        raise ValueError(f"{path / RUN}: missing, or of another type: {', '.join(wrong)}; begin again in a new folder")
+        raise ValueError(f"{path / RUN}: missing, or of another type: {listed(wrong)}; begin again in a new folder")
     return facts
 
 
@@ -78,7 +79,7 @@ def verify(path: epath.Path) -> None:
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if damaged := [name for name, digest in digests.items() if not (path / name).is_file() or _sha256(path / name) != digest]:
         raise ValueError(
-            f"{path}: damaged or missing: {', '.join(damaged)}. Delete {path / SUMS} and give the command again: intact files "
+            f"{path}: damaged or missing: {listed(damaged)}. Delete {path / SUMS} and give the command again: intact files "
             "are used, and the rest is computed again"
         )
 

@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gafreeze_jax.listing import shorten
 from gafreeze_jax.report import metric_format
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.space import Space
 
 WIDTH = 110  # of the final table
+LONGEST_ERROR = 600  # characters
 
 
 def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bool = False) -> None:
@@ -132,5 +134,5 @@ def printable(text: str) -> str:
 
 def fail(error: Exception) -> int:
     """Prints an error on one line of stderr; returns the exit code, 2."""
-    print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
+    print("error:", shorten(printable(" ".join(str(error).split())), LONGEST_ERROR), file=sys.stderr)
     return 2

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from gafreeze_jax.engine.network import PyTree
+from gafreeze_jax.tasks.base import Setup
 
 
 def fingerprint(*trees: PyTree) -> str:
@@ -16,3 +17,8 @@ def fingerprint(*trees: PyTree) -> str:
         crc = zlib.crc32(f"{array.dtype}{np.shape(leaf)}".encode(), crc)
         crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
     return f"{crc:08x}"
+
+
+def fingerprint_of_model(setup: Setup) -> str:
+    """Of a model as it was read, whatever data it is trained on."""
+    return fingerprint(setup.problem.params if setup.pretrained is None else setup.pretrained)

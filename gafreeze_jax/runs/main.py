@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 from gafreeze_jax import masking
 from gafreeze_jax.engine import devices, planning
-from gafreeze_jax.options import OptionError, Options, check
+from gafreeze_jax.options import OptionError, Options, check, with_absolute_paths
 from gafreeze_jax.report import summary
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.folder_format import TENSORBOARD
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs import results
 from gafreeze_jax.runs.baselines import BASELINES, LOWER_RATES
-from gafreeze_jax.runs.fingerprint import fingerprint
+from gafreeze_jax.runs.fingerprint import fingerprint, fingerprint_of_model
 from gafreeze_jax.runs.finish import finish, steps_of_test
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
@@ -45,7 +45,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
     with stoppable(lambda: f"To resume: {go_on} {path}" if path else "Nothing was done yet."):
         try:
             devices.join(options.coordinator, options.num_processes, options.process_id, timeout=options.process_timeout)
-            options, path, finished = choose_folder(kind, options)
+            options, path, finished = choose_folder(kind, with_absolute_paths(options))
             if finished:
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
@@ -117,6 +117,7 @@ def _make_display(setup: Setup, held_out: HeldOut, options: Options, path: os.Pa
 def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict[str, Any]:
     """What a run is, for `run.json`."""
     problem = setup.problem
+    data = problem.train.data, problem.validation.data
     return {
         "kind": kind,
         "options": dataclasses.asdict(options),
@@ -127,5 +128,6 @@ def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict
         "num_steps": problem.replicate(options.seed).num_steps,
         "about": list(setup.about),
         **majority(problem, validation=problem.validation.data.targets),
-        "fingerprint": fingerprint(problem.params, problem.train.data, problem.validation.data) + held_out.fingerprint,
+        "fingerprint": fingerprint(problem.params, *data) + held_out.fingerprint,
+        "fingerprints": {"model": fingerprint_of_model(setup), "data": fingerprint(*data) + held_out.fingerprint},
     }

@@ -13,9 +13,11 @@ from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.extras import needs
 from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.runs.fingerprint import fingerprint_of_model
 from gafreeze_jax.runs.main import main
 from gafreeze_jax.runs.run_dir import with_options
 from gafreeze_jax.tasks import images, language_model, text
+from gafreeze_jax.tasks.base import Setup
 
 with needs("report"):
     from rich.console import Console
@@ -40,6 +42,8 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
       ValueError, OSError: if the run is not finished or of another kind, or the data cannot be read.
     """
     run, module, options = _open(path, changes)
+    if not getattr(options, "text_columns", True):
+        options = dataclasses.replace(options, text_columns=tuple(run.facts.get("text_columns", ())))
     labelled = module.load_unlabelled(options, path / "model", data, run.facts.get("label_names", ()))
     print(*labelled.notes, sep="\n", end="\n" if labelled.notes else "", file=sys.stderr)
     source, console = labelled.source, Console(stderr=True)
@@ -68,7 +72,8 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
       changes: as for `predict`.
 
     Raises:
-      ValueError, OSError: if the run is not finished or of another kind; what else is wrong ends the program.
+      ValueError, OSError: if the run is not finished or of another kind; what else is wrong, such as a model that is not the
+        run's any more, ends the program.
     """
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
@@ -80,7 +85,18 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
         seed=options.seed + options.finalist_seeds,
         finalist_seeds=options.finalist_seeds if seeds is None else seeds,
     )
-    main(run.facts["kind"], module.prepare, options, go_on="the same command with --out")
+    expected = None if changes.get("model") else run.facts.get("fingerprints", {}).get("model")
+
+    def prepare(given: Any) -> Setup:
+        setup = module.prepare(given)
+        if expected not in (None, fingerprint_of_model(setup)):
+            raise ValueError(
+                f"{path}: the model {given.model} has changed since this run was made; to train it all the same, give it as "
+                "--model"
+            )
+        return setup
+
+    main(run.facts["kind"], prepare, options, go_on="the same command with --out")
 
 
 def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, Any]:

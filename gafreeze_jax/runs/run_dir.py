@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from gafreeze_jax.engine import devices
+from gafreeze_jax.options import with_absolute_paths
 from gafreeze_jax.report import folder_format, metric_format, old_versions
 from gafreeze_jax.report.folder_format import JOURNAL, MEMBERS, NOT_COMPARED, RUN, SUMS, is_local, is_run, read_facts
 from gafreeze_jax.runs.finalist_store import FinalistStore
@@ -88,7 +89,10 @@ class RunDir:
     def _reopen(cls, path: epath.Path, facts: Mapping[str, Any]) -> "RunDir":
         run = cls(path, read_facts(path))
         if run.facts["fingerprint"] != facts["fingerprint"]:
-            raise ValueError(f"{path}: model or data have changed since this run started; choose a new folder")
+            raise ValueError(f"{path}: {_changed(run.facts, facts)} changed since this run started; choose a new folder")
+        now, before = facts["options"], run.facts["options"]
+        if moved := {name: now[name] for name in facts.get("fingerprints", ()) if now.get(name) != before.get(name)}:
+            run.add_facts(options=before | moved)
         versions = [f"{name} {old}" for name, old in run.facts["versions"].items() if facts["versions"].get(name) != old]
         if versions or run.facts["device"] != facts["device"]:
             before = ", ".join([*versions, run.facts["device"]])
@@ -156,19 +160,24 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
         if not is_run(path):
             _refuse_contents(path)
             return options, path, False
-        _refuse_other_options(path, _facts_of_kind(path, kind)["options"], as_json(options))
+        _refuse_other_options(path, _recorded_options(path, kind, options), as_json(options))
     return options, path, _is_finished(path)
 
 
 def _resume(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path]:
-    """The options and the folder of the run that `--resume` names."""
+    """The options and the folder of the run that `--resume` names.
+
+    Model and data of an unfinished run may lie elsewhere now: what is in them is compared when they are loaded.
+    """
     path = epath.Path(options.resume)
     if not is_run(path):
         raise ValueError(f"--resume {path}: expected the folder of a run, with {RUN}; there is none")
-    recorded = _facts_of_kind(path, kind)["options"]
-    defaults = as_json(type(options)())
-    _refuse_other_options(path, recorded, {name: given for name, given in as_json(options).items() if given != defaults[name]})
-    return with_options(options, recorded), path
+    recorded, defaults = _recorded_options(path, kind, options), as_json(type(options)())
+    given = {name: value for name, value in as_json(options).items() if value != defaults[name]}
+    places = () if (path / SUMS).exists() else getattr(options, "places", ())
+    moved = {name: given.pop(name) for name in places if name in given}
+    _refuse_other_options(path, recorded, given)
+    return with_options(options, recorded | moved), path
 
 
 def _new_folder(kind: str) -> epath.Path:
@@ -194,6 +203,27 @@ def _facts_of_kind(path: epath.Path, kind: str) -> dict[str, Any]:
     if facts["kind"] != kind:
         raise ValueError(f"{path}: is a run of run_{facts['kind']}.py; expected one of run_{kind}.py")
     return facts
+
+
+def _recorded_options(path: epath.Path, kind: str, options: Any) -> dict[str, Any]:
+    """The options in `run.json`; the relative paths of version 0.1.0 are taken from the current folder."""
+    recorded = _facts_of_kind(path, kind)["options"]
+    absolute = as_json(with_absolute_paths(with_options(options, recorded)))
+    return {name: absolute.get(name, value) for name, value in recorded.items()}
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of a run has changed, as the subject of a sentence, with its places."""
+    known = before.get("fingerprints", {})
+    names = [name for name, digest in known.items() if now.get("fingerprints", {}).get(name) != digest]
+    if not names:
+        return "model or data have"
+
+    def words(name: str) -> str:
+        old, new = (facts["options"].get(name) for facts in (before, now))
+        return f"the {name} {old or 'of the script'}" if old == new else f"the {name} (it was {old}, it is {new})"
+
+    return f"{' and '.join(map(words, names))} {'has' if len(names) == 1 else 'have'}"
 
 
 def _refuse_other_options(path: epath.Path, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gafreeze_jax.intervals import Interval, difference, interval
+from gafreeze_jax.listing import listed
 from gafreeze_jax.report.metric_format import MetricFormat
 
 Outcome = Literal["better", "cheaper", "not better"]
@@ -203,7 +204,7 @@ def _check(found: Contender, baselines: Sequence[Contender], metric: MetricForma
     if not names:
         problems.append("expected one baseline or more, got none")
     if len(set(names)) < len(names):
-        problems.append(f"baselines must have different names, got {', '.join(names)}")
+        problems.append(f"baselines must have different names, got {listed(names)}")
     for contender in (found, *baselines):
         problems += [f"{contender.name}: {problem}" for problem in _problems(contender, found, metric)]
     if metric.is_share and validation_score not in (None, -math.inf) and not 0 <= metric.shown(validation_score) <= 1:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 
@@ -14,7 +15,7 @@ from gafreeze_jax import options, user_cache
 from gafreeze_jax.data import images
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.models import base, checkpoints, preprocessing, pretrained, resnet
+from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
 from gafreeze_jax.tasks import pretraining
 from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, make_problem, make_source
 
@@ -22,6 +23,8 @@ from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, mak
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     """Search which blocks of a pretrained ResNet to freeze when fine-tuning it to classify images."""
+
+    places: ClassVar = {"model": ("digits",), "data": ("digits", "tfds")}
 
     model: str = "digits"
     """digits (a small one, pretrained here on the digits 0 to 4), a folder in the Hugging Face layout, a .safetensors file with
@@ -64,7 +67,7 @@ def find_model(name: str, quiet: bool = False) -> Path:
         return user_cache.keep("resnet-digits", facts, make)
     path = Path(os.path.expanduser(name))
     if path.is_file() and path.suffix != ".safetensors":
-        hint = f"; {checkpoints.refusal(path)}" if path.suffix in checkpoints.PICKLES else ""
+        hint = f"; {formats.refusal(path, f'{path.stem}.safetensors')}" if path.suffix in formats.PICKLES else ""
         raise ValueError(f"{path}: expected a .safetensors file or a folder with one{hint}")
     return path if path.is_file() else checkpoints.find_model(name, embedded="digits")
 
@@ -122,6 +125,7 @@ def prepare(given: Options) -> Setup:
         restore=lambda params: params,
         save=lambda to, params: loaded.save(to, params, label_names=data.label_names),
         facts={"label_names": data.label_names},
+        pretrained=loaded.read_leaves,
     )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ from gafreeze_jax.tasks.base import Problem, Setup, Unlabelled, block_genes, lan
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     """Search which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts."""
+
+    places: ClassVar = {"model": ("pydoc",), "data": ("reviews", "pydoc", "tfds")}
 
     task: Literal["lm", "classify"] = "lm"
     """lm: predict the next token; an example is a window of text, the fitness the share of tokens predicted. classify: tell
@@ -160,6 +162,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
         num_test=len(test.tokens.lengths),
         restore=base.join_layers,
         save=loaded.save,
+        pretrained=loaded.read_leaves,
         rows=np.repeat(np.arange(len(test.tokens.lengths)), test.tokens.lengths),
     )
 

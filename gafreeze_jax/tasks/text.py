@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_gene
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     """Search which layers of a pretrained BERT to freeze when fine-tuning it to classify texts."""
+
+    places: ClassVar = {"model": ("minilm",), "data": ("reviews", "tfds")}
 
     model: str = "minilm"
     """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
@@ -117,7 +119,8 @@ def prepare_classification(
         num_test=len(data.test.texts),
         restore=lambda params: vocabulary.restore(base.join_layers(params), used, loaded.params),
         save=lambda to, params: loaded.save(to, params, label_names=data.label_names, **padding),
-        facts={"label_names": data.label_names},
+        facts={"label_names": data.label_names, "text_columns": data.text_columns},
+        pretrained=loaded.read_leaves,
     )
 
 

@@ -78,7 +78,7 @@ def test_fresh_leaves_are_left_out_and_ignored_tensors_not_used():
     assert_equal(tree, {name: shapes[name] for name in ("layer_0", "layer_10")})
 
 
-def test_all_culprits_are_named_at_once():
+def test_several_culprits_are_named_at_once_and_the_rest_counted():
     tensors = make_tensors()
     shapes = make_tree(tensors)
     del tensors["block.10.dense.weight"], tensors["scale"]
@@ -90,15 +90,14 @@ def test_all_culprits_are_named_at_once():
     tensors |= {"block.0.dense.weight": np.zeros((2, 3)), "block.0.conv.weight": np.zeros(7), "embed.weight": np.zeros((5, 3))}
     with pytest.raises(ValueError, match=r"^here: the tensors do not fit the network") as error:
         checkpoints.to_tree(tensors, TABLE, shapes, where="here")
-    assert sorted(line.strip() for line in str(error.value).splitlines()[1:]) == [
-        "block.0.conv.weight has shape [7], the config needs [4, 3, 2, 1]",
-        "block.0.dense.weight has shape [2, 3], the config needs [3, 2]",
+    assert str(error.value).partition("network: ")[2].split("; ") == [
         "block.1.dense.weight is not a tensor of this network",
-        "block.10.dense.weight is missing",
         "block.x.dense.weight is not a tensor of this network",
-        "embed.weight has shape [5, 3], the config needs [5, 2]",
         "my.embed.weight is not a tensor of this network",
+        "embed.weight has shape [5, 3], the config needs [5, 2]",
         "scale is missing",
+        "block.0.conv.weight has shape [7], the config needs [4, 3, 2, 1]",
+        "and 2 more",
     ]
 
 

@@ -349,13 +349,11 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(tmp_path):
             "transformer.h.2.mlp.c_proj.bias": np.zeros(24, np.float32),
             "transformer.h.1.crossattention.q_attn.bias": np.zeros(24, np.float32),
             "transformer.wte.weight": np.zeros((49, 24), np.float32),
-            "transformer.h.0.attn.c_attn.weight": np.zeros((72, 24), np.float32),
         },
     )
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as error:
         load(tmp_path)
-    assert sorted(line.strip() for line in str(error.value).splitlines()[1:]) == [
-        "h.0.attn.c_attn.weight has shape [72, 24], the config needs [24, 72]",
+    assert sorted(str(error.value).partition("network: ")[2].split("; ")) == [
         "h.0.ln_1.weight is missing",
         "h.1.crossattention.q_attn.bias is not a tensor of this network",
         "h.1.mlp.c_proj.bias is missing",

@@ -1,0 +1,121 @@
+"""Formats of weights that are not read: what a folder holds instead of safetensors, and the command that converts it."""
+
+import glob
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from gafreeze_jax.listing import listed
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LEFTOVERS = re.compile(r".*(optim|scheduler|scaler|rng_state|random_states|training_args|sampler|custom_checkpoint).*")
+SHARD = re.compile(r"(.+-)\d+(-of-\d+\.\w+)")
+# weights_only has PyTorch refuse code. Lightning keeps the tensors under "state_dict".
+FROM_PICKLES = (
+    "import sys, pathlib, torch, safetensors.torch as s; p = pathlib.Path(sys.argv[1]); "
+    "s.save_file({n: t.clone().contiguous() for f in p.glob(sys.argv[2]) for d in [torch.load(f, 'cpu', weights_only=True)] "
+    "for n, t in d.get('state_dict', d).items() if torch.is_tensor(t)}, p / sys.argv[3])"
+)
+FROM_FLAX = (
+    "import sys, re, pathlib, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
+    "p = pathlib.Path(sys.argv[1]); t = u.flatten_dict(z.msgpack_restore((p / sys.argv[2]).read_bytes()), sep='.'); "
+    "s.save_file({re.sub('(kernel|scale|embedding)$', 'weight', n): (x.T if 'kernel' in n else x).astype('f4').copy('C') "
+    "for n, x in t.items()}, p / sys.argv[3])"
+)
+FROM_HUB = (
+    "import sys, transformers as t; "
+    "[c.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for c in (t.AutoModel, t.AutoProcessor)]"
+)
+FROM_PEFT = (  # a classifier of another size than the base's is left out
+    "import sys, peft; peft.AutoPeftModel{}.from_pretrained(sys.argv[1], ignore_mismatched_sizes=True)"
+    ".merge_and_unload().save_pretrained(sys.argv[2])"
+)
+PEFT_TASKS = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "CAUSAL_LM": "ForCausalLM",
+    "FEATURE_EXTRACTION": "ForFeatureExtraction",
+}
+NOT_TRAINABLE = {".gguf": "GGUF", ".onnx": "ONNX", ".ot": "of rust-bert", ".tflite": "of LiteRT"}
+
+
+def refusal(pickle: Path, target: str = WEIGHTS) -> str:
+    """Why a checkpoint of PyTorch's is not read, and the command that converts it, with all shards if it is one of several."""
+    pattern = SHARD.sub(r"\1*\2", glob.escape(pickle.name))
+    command = _command(FROM_PICKLES, pickle.parent, pattern, target)
+    return f"{pattern} is a pickle, which can run code and is not read. To convert it: {command}"
+
+
+def refusal_of_hub(name: str) -> str:
+    """Why a model of the hub without safetensors is not read, and the command that converts it."""
+    command = _command(FROM_HUB, name, name.split("/")[-1])
+    return f"the hub has no safetensors of it. To convert it to a folder, with PyTorch and transformers: {command}"
+
+
+def missing(folder: Path, name: str) -> str:
+    """An error for a folder that lacks a file, with what it holds instead; "" if that is nothing known."""
+    hint = explain(folder)
+    where = folder.name if str(folder) in hint else folder  # once is enough, as paths may be long
+    return f"{where}: no {name}; {hint}" if hint else ""
+
+
+def explain(folder: Path) -> str:
+    """What a folder without safetensors in the usual place holds instead, and how to use it; "" for nothing that is known."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if WEIGHTS in names or INDEX in names:
+        return ""
+    if "adapter_config.json" in names:
+        return _explain_adapter(folder)
+    if others := [name for name in names if ".safetensors" in name]:
+        return _explain_safetensors(folder, others)
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    if weights := [name for name in pickles if not LEFTOVERS.fullmatch(name)]:
+        return refusal(folder / ("pytorch_model.bin" if "pytorch_model.bin" in weights else weights[0]))
+    for name in names:
+        suffix = Path(name).suffix
+        if suffix == ".msgpack":
+            return f"{name} is of Flax. To convert it: {_command(FROM_FLAX, folder, name, WEIGHTS)}"
+        if suffix == ".h5":
+            return (
+                f"{name} is of TensorFlow. Where TensorFlow, PyTorch and transformers below 4.50 are installed, "
+                f"from_pretrained(..., from_tf=True) reads it, and save_pretrained writes {WEIGHTS}"
+            )
+        if suffix in NOT_TRAINABLE:
+            return f"{name} ({NOT_TRAINABLE[suffix]}) cannot be trained; give the model that it was made from"
+    if inside := [path.parent.name for path in sorted(folder.glob("*/config.json"))]:
+        return f"models are in its folders {listed(inside)}; give one of them"
+    return f"{listed(pickles)} hold the state of a training, no weights" if pickles else ""
+
+
+def _explain_adapter(folder: Path) -> str:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base, task = str(config.get("base_model_name_or_path")), PEFT_TASKS.get(config.get("task_type"), "")
+    except (ValueError, AttributeError, TypeError):
+        base, task = "another model", ""
+    merged = folder.absolute().with_name(f"{folder.absolute().name}-merged")
+    return (
+        f"it holds an adapter for {base}, not a whole model. To merge the two, with peft and PyTorch: "
+        f"{_command(FROM_PEFT.format(task), folder, merged)}"
+    )
+
+
+def _explain_safetensors(folder: Path, names: Sequence[str]) -> str:
+    """Of variants, such as model.fp16.safetensors, and of shards whose index is missing."""
+    index = next((name for name in names if name.endswith(".json")), None)
+    if index is None and SHARD.fullmatch(names[0]):
+        return (
+            f"{names[0]} is one of several shards, and their index {INDEX} is missing; copy it from where the model came from"
+        )
+    source, target = (index, INDEX) if index else (names[0], WEIGHTS)
+    command = shlex.join(["cp", str(folder / source), str(folder / target)])
+    return f"{source} is a variant, such as fp16, or has another name. To use it: {command}"
+
+
+def _command(code: str, *arguments: Path | str) -> str:
+    return f'python -c "{code}" {shlex.join(map(str, arguments))}'
