@@ -1,7 +1,10 @@
 """Tests run offline, on the CPU, and forbid silent rank promotion."""
 
 import csv
+import ctypes
+import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,9 +24,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """Each takes several of the memory mappings that a process may have, 65,530 on Linux; all tests together need more."""
+    """Each takes several of the memory mappings that a process may have, 65,530 on Linux; all tests together need more.
+
+    What has been freed goes back to the system: it may be a gigabyte, and a script that is started next needs as much.
+    """
     yield
     jax.clear_caches()
+    if sys.platform == "linux":
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def named(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of files or folders by the split that they are called after, as training_set, Test-images and val2017 are.
+    """Names of files or folders by the split that they are called after, train first, as training_set, Test-images and val2017 are.
 
     Words that all names share do not count, as in seg_train and seg_test.
     """
@@ -67,7 +67,7 @@ def named(names: Sequence[str]) -> dict[str, list[str]]:
     for name, of_name in zip(names, words, strict=True):
         if len(rest := of_name - shared) == 1 and (split := aliases.get(*rest)):
             found.setdefault(split, []).append(name)
-    return found
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def choose_named(source: str, names: Sequence[str]) -> dict[str, str]:
@@ -77,7 +77,7 @@ def choose_named(source: str, names: Sequence[str]) -> dict[str, str]:
         raise ValueError(f"{source}: {listed(several)} are names of the same split; keep one, or rename the others")
     if "train" not in found:
         raise ValueError(f"{source}: no train split; it has {listed(names)}")
-    return {split: found[split][0] for split in SPLIT_NAMES if split in found}
+    return {split: of_split[0] for split, of_split in found.items()}
 
 
 def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, unit: str = "rows") -> Splits[T]:

@@ -62,14 +62,7 @@ def load_data(given: Any) -> text.TextData:
 
 
 def prepare_classification(
-    given: Any,
-    folder: Path,
-    data: text.TextData,
-    kind: str,
-    *,
-    head: str,
-    trim: bool = True,
-    pad: bool = False,
+    given: Any, folder: Path, data: text.TextData, kind: str, *, head: str, trim: bool = True, pad: bool = False
 ) -> Setup:
     """A setup for labelled texts.
 
@@ -80,8 +73,8 @@ def prepare_classification(
       head: in words, for people.
       pad: tell PyTorch which token fills up batches, when the model is saved.
     """
-    key = Keys.of(given.seed).head
-    loaded = pretrained.load(folder, families=pretrained.families_of(kind), num_classes=len(data.label_names), key=key)
+    families, key = pretrained.families_of(kind), Keys.of(given.seed).head
+    loaded = pretrained.load(folder, families=families, num_classes=len(data.label_names), key=key)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
