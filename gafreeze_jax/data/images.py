@@ -324,7 +324,7 @@ def _check_size(image: Image.Image) -> None:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What brings an image upright, by its EXIF entries; pillow's own function fails where one of the others is damaged."""
     try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # 1 = upright
     except Exception:  # whatever damaged entries make pillow raise; the pixels are whole
         return None
 

@@ -56,7 +56,7 @@ def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def named(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of files or folders by the split that they are called after, train first, as training_set, Test-images and val2017 are.
+    """Names of files or folders by the split that they are called after, as training_set and val2017 are; train first.
 
     Words that all names share do not count, as in seg_train and seg_test.
     """
@@ -129,7 +129,8 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
             f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training {unit} were cut for "
             f"{'each' if len(missing) > 1 else 'it'}, stratified by label, always the same ones."
         )
-    return Splits(*(encoded[name] for name in SPLIT_NAMES), tuple(label_names[label] for label in classes))
+    names = tuple(label_names[label] for label in classes)
+    return Splits(encoded["train"], encoded["validation"], encoded["test"], names)
 
 
 def _unify_labels(splits: Mapping[str, Rows[T]], notes: list[str]) -> tuple[dict[str, Rows[T]], dict[str, str]]:

@@ -224,7 +224,7 @@ def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str
 
 def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
     """The text columns of a record; None if a text is missing."""
-    values = tuple(record.get(name) for name in names)
+    values: tuple[Any, ...] = tuple(record.get(name) for name in names)
     for name, value in zip(names, values, strict=True):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {listed([repr(value)])}")
