@@ -285,3 +285,18 @@ def test_an_optimizer_that_thaws_a_layer_finds_its_state_there():
         updates, state = tx.update(gradients, state, params, genome=jnp.asarray(genome))
         params = optax.apply_updates(params, updates)
     assert 0 < np.abs(params["body"] - PARAMS["body"]).max() < 0.2
+
+
+@pytest.mark.parametrize(("make", "share"), [(contrib.muon, (2 / 3) ** 0.5), (functools.partial(contrib.galore, rank=2), None)])
+def test_a_stack_that_is_one_matrix_has_its_full_shape_when_the_genome_is_traced(make, share):
+    """Two of four biases train: muon's factor is sqrt(3 / 2) for [2, 3] and 1 for [4, 3]."""
+    rng = np.random.default_rng(0)
+    params, slopes = ({"layers": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)} for _ in range(2))
+    genes, genome = masking.make_genes(params, {"layers": masking.Stacked("layer_{}")}), [True, False, True, False]
+    static, traced = masking.freeze(make(0.1), genes, genome), masking.freezable(make(0.1), genes)
+    exact, _ = static.update(slopes, static.init(params), params)
+    update, _ = traced.update(slopes, traced.init(params), params, genome=jnp.asarray(genome))
+    assert not update["layers"][0].any()
+    assert not np.allclose(update["layers"], exact["layers"], rtol=0.1)
+    if share is not None:
+        close(update["layers"], share * exact["layers"])

@@ -52,12 +52,14 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     Works with any optax optimizer and under `jax.vmap` over genomes, and the genome may change between updates. Saves no
     computation by itself; `engine.backprop` does.
 
-    Three things differ from `freeze`, as shapes and the initial state cannot depend on a traced genome. (1) A mean over a
+    Four things differ from `freeze`, as shapes and the initial state cannot depend on a traced genome. (1) A mean over a
     leaf of which some layers are frozen counts their zeros: with k of n layers trained, root mean squares are sqrt(k / n)
     of what they should be (`clip_by_block_rms`, `adafactor`, `scale_by_param_block_rms`). (2) State other than a copy of
     the parameters is made from all of them by `init`: `dog(init_step=("heuristic", r))` and
     `scale_by_distance_over_gradients` start at r (1 + norm of all) instead of r (1 + norm of the trained). (3) Random
-    numbers (`add_noise`, `sophia`) come from another split of the key.
+    numbers (`add_noise`, `sophia`) come from another split of the key. (4) An optimizer that takes a stacked leaf [L, D] for
+    one matrix sees its full shape: `muon` scales steps by sqrt(max(1, D / L)), not sqrt(max(1, D / k)), and `galore` may
+    project the other side.
 
     >>> from gafreeze_jax.masking import make_genes
     >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
