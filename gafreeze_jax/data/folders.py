@@ -55,7 +55,7 @@ def read_folders(path: Path, notes: list[str]) -> tuple[dict[str, Rows[Path]], l
     named = splits.named(list(folders))
     if not _are_splits(folders, named):
         return {"train": _read_classes(inner, path, broken, notes)}, broken
-    chosen = splits.choose_named(str(inner), list(folders))
+    chosen = splits.choose_splits(str(inner), list(folders))
     if others := folders.keys() - chosen.values():
         notes.append(f"Not used: {listed(sorted(others))} in {inner}, as the names are not those of splits.")
     rows = {"train": _read_classes(_unwrap(folders[chosen.pop("train")]), path, broken, notes)}

@@ -196,7 +196,7 @@ def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Pi
             raise ValueError(f"{path}: unknown kind of file; expected .npz, or a folder of class folders with images")
         return {"train": _read_npz(path)}
     if arrays := {entry.stem: entry for entry in folders.visible(path) if entry.suffix.lower() == ".npz"}:
-        return {split: _read_npz(arrays[name]) for split, name in splits.choose_named(source, list(arrays)).items()}
+        return {split: _read_npz(arrays[name]) for split, name in splits.choose_splits(source, list(arrays)).items()}
     by_split, broken = folders.read_folders(path, notes)
     _check_broken(path, broken, skip_broken, notes)
     return cast(dict[str, Rows[Picture]], by_split)

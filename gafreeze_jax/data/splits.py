@@ -47,14 +47,6 @@ class Splits(NamedTuple, Generic[T]):
     label_names: tuple[str, ...]
 
 
-def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
-    """Which of the names is each split; there must be one for train."""
-    chosen = {split: next((name for name in names if name in aliases), None) for split, aliases in SPLIT_NAMES.items()}
-    if chosen["train"] is None:
-        raise ValueError(f"{source}: no train split; it has {listed(names)}")
-    return {split: name for split, name in chosen.items() if name}
-
-
 def named(names: Sequence[str]) -> dict[str, list[str]]:
     """Names of files or folders by the split that they are called after, as training_set and val2017 are; train first.
 
@@ -70,7 +62,7 @@ def named(names: Sequence[str]) -> dict[str, list[str]]:
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
-def choose_named(source: str, names: Sequence[str]) -> dict[str, str]:
+def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
     """Which of the names is each split; there must be one for train, and no two for one split."""
     found = named(names)
     if several := next((names for names in found.values() if len(names) > 1), None):
