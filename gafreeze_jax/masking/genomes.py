@@ -1,5 +1,6 @@
 """What a genome says of each leaf of a parameter tree."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,10 +27,8 @@ def as_genome(genome: Mask, genes: Genes) -> np.ndarray | jax.Array:
     traced = isinstance(genome, jax.core.Tracer)
     values = genome if traced else _as_array(genome)
     if values.shape != (len(genes),):
-        names = ", ".join(genes.names[:_SHOWN_NAMES])
-        more = f" and {len(genes) - _SHOWN_NAMES} more" if len(genes) > _SHOWN_NAMES else ""
         raise ValueError(
-            f"Expected a genome of shape ({len(genes)},), one gene for each of {names}{more}; got {values.shape}."
+            f"Expected a genome of shape ({len(genes)},), one gene for each of {shown(genes.names)}; got {values.shape}."
             + (" Use jax.vmap for a population." if values.ndim == 2 else "")
             + (" Of a mask that read_mask() gave, pass list(mask.values())." if isinstance(genome, dict) else "")
         )
@@ -37,17 +36,20 @@ def as_genome(genome: Mask, genes: Genes) -> np.ndarray | jax.Array:
         raise ValueError(
             f"A traced genome must have bools or integers (1 = frozen), got {values.dtype}: compare it first, x > 0.5."
         )
-    bad = (
-        []
-        if traced
-        else [(name, value) for name, value in zip(genes.names, values.tolist(), strict=True) if not _is_flag(value)]
-    )
+    named = [] if traced else zip(genes.names, values.tolist(), strict=True)
+    bad = [(name, value) for name, value in named if not _is_flag(value)]
     if bad:
         raise ValueError(
             f"A genome has bools, or 0 and 1 (1 = frozen), but the gene {bad[0][0]!r} is {bad[0][1]!r}. "
             + ("Convert text first: int(x)." if isinstance(bad[0][1], str) else "Round or compare first: x > 0.5.")
         )
     return jnp.asarray(genome, bool) if isinstance(genome, jax.Array) else values.astype(bool)
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    num_more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def _as_array(genome: Mask) -> np.ndarray:

@@ -4,9 +4,8 @@ import json
 import os
 from collections.abc import Mapping
 
-from gafreeze_jax.listing import listed
 from gafreeze_jax.masking.genes import ALWAYS_TRAINS, Genes
-from gafreeze_jax.masking.genomes import Mask, concrete_genome
+from gafreeze_jax.masking.genomes import Mask, concrete_genome, shown
 
 MASK_FORMAT = "gafreeze_jax mask"
 MASK_VERSION = 1
@@ -69,5 +68,5 @@ def read_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[
             f"{path}: expected a mask file of version {MASK_VERSION}, as written by write_mask(): {error}"
         ) from None
     if genes is not None and tuple(frozen) != genes.names:
-        raise ValueError(f"{path}: the mask has the genes {listed(frozen)}; the network has {listed(genes.names)}")
+        raise ValueError(f"{path}: the mask has the genes {shown(list(frozen))}; the network has {shown(genes.names)}")
     return frozen

@@ -21,10 +21,10 @@ FROM_PICKLES = (
     "for n, t in d.get('state_dict', d).items() if torch.is_tensor(t)}, p / sys.argv[3])"
 )
 FROM_FLAX = (
-    "import sys, re, pathlib, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
-    "p = pathlib.Path(sys.argv[1]); t = u.flatten_dict(z.msgpack_restore((p / sys.argv[2]).read_bytes()), sep='.'); "
+    "import sys, re, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
+    "d, f, o = sys.argv[1:]; t = u.flatten_dict(z.msgpack_restore(open(f'{d}/{f}', 'rb').read()), sep='.'); "
     "s.save_file({re.sub('(kernel|scale|embedding)$', 'weight', n): (x.T if 'kernel' in n else x).astype('f4').copy('C') "
-    "for n, x in t.items()}, p / sys.argv[3])"
+    "for n, x in t.items()}, f'{d}/{o}')"
 )
 FROM_HUB = (
     "import sys, transformers as t; "

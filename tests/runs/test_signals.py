@@ -22,10 +22,10 @@ def test_a_signal_while_exceptions_are_ignored_is_not_lost(number, capsys):
 
     def run():
         with stoppable(lambda: "To resume: again"):
+            gc.callbacks.append(ring)  # not before: this process would end
             gc.collect()
             time.sleep(10)
 
-    gc.callbacks.append(ring)
     try:
         with pytest.raises(SystemExit) as stop:
             run()
