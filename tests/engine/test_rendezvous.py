@@ -72,16 +72,19 @@ def test_not_all_come(calls, messages):
 
 def test_others_that_call_are_ignored_and_who_leaves_is_not_counted():
     port = free_port()
-    waiting = threading.Thread(target=together, args=(port, [(3, 0), (3, 2)]))
+    waiting, last = (threading.Thread(target=together, args=(port, [(3, i)])) for i in (0, 2))
     waiting.start()
     time.sleep(0.3)
     for greeting in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe", b"", b"gafreeze process 1 3"):
         with socket.create_connection(("localhost", port)) as connection:
             connection.sendall(greeting)
     time.sleep(0.3)
-    assert waiting.is_alive()  # as process 1 has left again
+    last.start()
+    time.sleep(0.3)
+    assert waiting.is_alive()  # as process 1 had left again
     rendezvous.wait_for_all(f"localhost:{port}", 3, 1, 10)
     waiting.join()
+    last.join()
 
 
 def test_another_program_answers():
