@@ -15,8 +15,6 @@ from gafreeze_jax import cli, masking
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.tasks import text as bert
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HERE = Path(__file__).parent / "old_runs"
 
 
