@@ -117,7 +117,7 @@ def _make_display(setup: Setup, held_out: HeldOut, options: Options, path: os.Pa
 def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict[str, Any]:
     """What a run is, for `run.json`."""
     problem = setup.problem
-    data = problem.train.data, problem.validation.data
+    data, of_test = (problem.train.data, problem.validation.data), held_out.fingerprint
     return {
         "kind": kind,
         "options": dataclasses.asdict(options),
@@ -128,6 +128,6 @@ def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict
         "num_steps": problem.replicate(options.seed).num_steps,
         "about": list(setup.about),
         **majority(problem, validation=problem.validation.data.targets),
-        "fingerprint": fingerprint(problem.params, *data) + held_out.fingerprint,
-        "fingerprints": {"model": fingerprint_of_model(setup), "data": fingerprint(*data) + held_out.fingerprint},
+        "fingerprint": fingerprint(problem.params, *data) + of_test,
+        "fingerprints": {"model": fingerprint_of_model(setup), "data": fingerprint(*data) + of_test},
     }

@@ -1,6 +1,6 @@
 """What a person should know about a run's numbers: the majority class's share, and when a search could not tell masks apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def remarks_on_search(
     num_validation: int,
     num_leaders: int,
     metric: MetricFormat,
-    options: Mapping[str, Any],
+    learning_rate: float,
 ) -> list[str]:
     """What makes the outcome of a search doubtful, a sentence each.
 
@@ -55,14 +55,14 @@ def remarks_on_search(
       num_steps: of a full evaluation.
       num_validation: number of validation examples.
       num_leaders: number of masks that the search chooses.
-      options: of the run.
+      learning_rate: of the run.
     """
     masks = {evaluation.genome: evaluation for evaluation in evaluations}  # the longest of each
     num_diverged = sum(evaluation.diverged for evaluation in masks.values())
     remarks = []
     if num_diverged > len(masks) / 2:
-        rate = options["learning_rate"]
-        remarks.append(f"{num_diverged} of {len(masks)} masks diverged: --learning-rate {rate:g} is too high for them.")
+        diverged = f"{num_diverged} of {len(masks)} masks diverged"
+        remarks.append(f"{diverged}: --learning-rate {learning_rate:g} is too high for them.")
     scores = [row.score for row in masks.values() if row.steps == num_steps and not row.diverged]
     if len(scores) > 1 and min(scores) == max(scores):
         same = f"the same validation {metric.name}, {metric.write_score(scores[0])}"

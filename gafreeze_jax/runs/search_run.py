@@ -1,7 +1,6 @@
 """Runs a search end to end: a plan, the search, random masks beside it, and finalists with fresh seeds."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +59,7 @@ def run_search(
         found = run.search()
         masks = run.masks_of(found)
         facts = run.facts_of_search(found)
+        run.narrator.remark(facts["remarks"])
         if run.compares_random:
             masks["best random mask"], facts["random_masks"] = run.search_random_masks()
         schedules = [baseline for baseline in baselines if baseline.train is not None]
@@ -226,7 +226,6 @@ class SearchRun:
         self.narrator.begin(SEARCHING)
         found = search.run(self.key)
         self.narrator.searched(found, self.ledger, self.spent)
-        self.narrator.remark(self._remarks())
         return found
 
     def _on_generation(self, generation: Generation) -> None:
@@ -242,7 +241,7 @@ class SearchRun:
             num_validation=self.problem.validation.num_examples,
             num_leaders=NUM_LEADERS,
             metric=self.narrator.display.metric,
-            options=dataclasses.asdict(self.options),
+            learning_rate=self.options.learning_rate,
         )
 
     @property

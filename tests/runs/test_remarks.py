@@ -105,7 +105,7 @@ def evaluation(number, score, steps=STEPS, loss=0.5):
 def remarks(scores, num_validation=30, num_diverged=0, **others):
     rows = [evaluation(i, score) for i, score in enumerate(scores)]
     rows += [evaluation(len(rows) + i, 0.1, loss=math.nan) for i in range(num_diverged)]
-    given = {"metric": MetricFormat(**ACCURACY.facts()), "num_leaders": 2, "options": {"learning_rate": 0.1}} | others
+    given = {"metric": MetricFormat(**ACCURACY.facts()), "num_leaders": 2, "learning_rate": 0.1} | others
     return remarks_on_search(rows, num_steps=STEPS, num_validation=num_validation, **given)
 
 
