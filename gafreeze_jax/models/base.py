@@ -5,6 +5,7 @@ Networks, initialisation, tensor names, saving and loading (`pretrained.py`) fol
 """
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,11 +51,15 @@ class Layout:
 
     def standard_name(self, name: str) -> str:
         """A name as it stands in the table."""
-        own = {self.full_name(known).partition(".")[0] for known, *_ in self.table}
-        name = checkpoints.unwrapped(name, own).removeprefix(self.prefix)
+        name = checkpoints.unwrapped(name, self._first_parts).removeprefix(self.prefix)
         for old, new in self.old_endings:
             name = name.removesuffix(old) + new if name.endswith(old) else name
         return name
+
+    @functools.cached_property
+    def _first_parts(self) -> set[str]:
+        """Of its names, which are no wrappers'."""
+        return {self.full_name(name).partition(".")[0] for name, *_ in self.table}
 
     def full_name(self, name: str) -> str:
         return name if name.startswith(self.bare) else self.prefix + name
