@@ -17,6 +17,7 @@ import jax
 
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes, Mask, PyTree, frozen_tree, leaf_paths
+from gafreeze_jax.masking.genes import plain_path
 
 
 def _trainable_leaves(genome: Mask, genes: Genes) -> frozenset[str]:
@@ -71,7 +72,7 @@ def _frozen_modules(genome: Mask, genes: Genes) -> frozenset[str]:
 
 def _modules(leaves: Iterable[str]) -> set[str]:
     """Paths of all modules that contain these leaves; the root is ""."""
-    steps = [path.removesuffix("/value").split("/")[:-1] for path in leaves]
+    steps = [plain_path(path).split("/")[:-1] for path in leaves]
     return {"/".join(step[:depth]) for step in steps for depth in range(len(step) + 1)}
 
 

@@ -62,7 +62,7 @@ class Genes:
 
     @functools.cached_property
     def _places(self) -> dict[str, int]:
-        return {_plain(path): place for place, path in enumerate(self.paths)}
+        return {plain_path(path): place for place, path in enumerate(self.paths)}
 
     def order(self, tree: PyTree) -> list[int] | None:
         """For each leaf of a tree its place among the genes' leaves; None if the tree has other leaves than the parameters.
@@ -75,7 +75,7 @@ class Genes:
             return None
         if self.paths == ("",) and not is_masked(tree):  # one array: any array has its path
             return [0] if leaves[0] is tree and np.ndim(tree) == self.ndims[0] else None
-        paths = [_plain(path) for path in leaf_paths(tree, is_masked)]
+        paths = [plain_path(path) for path in leaf_paths(tree, is_masked)]
         return [self._places[path] for path in paths] if set(paths) == self._places.keys() else None
 
     def fits(self, tree: PyTree) -> bool:
@@ -115,9 +115,9 @@ class Genes:
 
     def _difference(self, tree: PyTree) -> str:
         paths = leaf_paths(tree, is_masked)
-        plain = {_plain(path) for path in paths}
-        unknown = [path for path in paths if _plain(path) not in self._places]
-        missing = [path for path in self.paths if _plain(path) not in plain]
+        plain = {plain_path(path) for path in paths}
+        unknown = [path for path in paths if plain_path(path) not in self._places]
+        missing = [path for path in self.paths if plain_path(path) not in plain]
         what = f"the leaf {unknown[0]!r}, which" if unknown else f"no leaf {missing[0]!r}, which"
         told = "was not in" if unknown else "was in"
         return (
@@ -130,7 +130,7 @@ def is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
     """A path without the last step of Flax NNX, from a variable to its value."""
     return path.removesuffix("/value")
 
