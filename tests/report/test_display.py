@@ -225,7 +225,7 @@ def run(out, *words):
     run_custom.main(tyro.cli(run_custom.Options, args=[*tiny, *plan, *words, "--out", str(out)]))
 
 
-def test_a_quiet_run_and_its_files_with_events(tmp_path, capsys, quick_compilation):
+def test_a_quiet_run_and_its_files_with_events(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     out = tmp_path / "run"
     run(out, "--quiet", "--tensorboard")
@@ -264,7 +264,7 @@ def read_events(folder):
     return scalars
 
 
-def test_how_a_run_is_shown_may_change_when_it_goes_on(tmp_path, capsys, quick_compilation, monkeypatch):
+def test_how_a_run_is_shown_may_change_when_it_goes_on(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(search_run, "retrain", lambda *rest: sys.exit("stopped"))
