@@ -328,7 +328,8 @@ MEASURED |= {"scale_by_lbfgs"}
 def test_updates_are_multiplied_by_rates(name):
     """Static and traced, as by hand; or the optimizer is refused by its name."""
     if name in NOT_SCALED:
-        return check_refusal(name)
+        check_refusal(name)
+        return
     params, gradients, genome = start(name)(PARAMS), value_and_slopes(PARAMS), jnp.asarray(RATES == 0)
     wrapped = masking.freezable(OPTIMIZERS[name](), GENES)
     static = masking.freeze(OPTIMIZERS[name](), GENES, rates=RATES)
@@ -346,7 +347,6 @@ def test_updates_are_multiplied_by_rates(name):
     jax.tree.map(close, traced, expected)
     if name not in RANDOM | MEANS | INITIAL:
         jax.tree.map(close, cut_out, expected)
-    return None
 
 
 def check_refusal(name):
@@ -368,16 +368,50 @@ def test_optimizers_with_a_copy_of_the_parameters_are_known(name):
     assert not copies or name in NOT_SCALED or name in MEASURED
 
 
-@pytest.mark.parametrize("make", [contrib.schedule_free_sgd, functools.partial(contrib.sam, adv_optimizer=optax.sgd(0.1))])
-def test_what_is_refused_trains_with_an_optimizer_for_each_level(make):
+@pytest.mark.parametrize("name", ["schedule_free", "sam"])
+def test_what_is_refused_trains_with_an_optimizer_for_each_level(name):
     """As the error says."""
-    of = {"frozen": optax.set_to_zero(), "trainable": make(optax.sgd(0.1) if "sam" in str(make) else 0.1)}
+    normalized = optax.chain(contrib.normalize(), sgd())
+    make = {"schedule_free": contrib.schedule_free_sgd, "sam": lambda rate: contrib.sam(optax.sgd(rate), normalized)}[name]
     genes = masking.make_genes(PARAMS, {"(body|stack)": r"\1", "head": None})
-    of["rate 0.5"] = make(optax.sgd(0.05) if "sam" in str(make) else 0.05)
-    tx = optax.multi_transform(of, masking.rates_labels([0, 0.5], genes))
+    levels = {"frozen": optax.set_to_zero(), "rate 0.5": make(0.05), "trainable": make(0.1)}
+    tx = optax.multi_transform(levels, masking.rates_labels([0, 0.5], genes))
     params, state = PARAMS, tx.init(PARAMS)
     for _ in range(2):
         updates, state = tx.update(value_and_slopes(params)[1], state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_array_equal(params["body"], PARAMS["body"])
     assert np.abs(params["stack"] - PARAMS["stack"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "scaled", "slower"),
+    [("schedule_free", -0.654, 0.365), ("sam", -0.167, 0.395), ("mechanize", 0.020, 0.287), ("cocob", 2.508, None)],
+)
+def test_scaled_updates_of_what_is_refused_train_wrongly(name, scaled, slower, monkeypatch):
+    """A way of 3 to the minimum of a parabola, with a rate of a twentieth, and with a twentieth of the learning rate."""
+    normalized = optax.chain(contrib.normalize(), optax.sgd(0.5))
+    make, evaluate = {
+        "schedule_free": (contrib.schedule_free_sgd, contrib.schedule_free_eval_params),
+        "sam": (lambda rate: contrib.sam(optax.sgd(rate), normalized), lambda _, params: params),
+        "mechanize": (lambda rate: contrib.mechanize(optax.sgd(rate)), lambda _, params: params),
+        "cocob": (lambda rate: contrib.cocob(), lambda _, params: params),
+    }[name]
+
+    def place(tx, **extra):
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(jax.tree.map(lambda leaf: leaf - 3, params), state, params, **extra)
+            return optax.apply_updates(params, updates), state
+
+        params = {"body": jnp.zeros(1), "head": jnp.zeros(1)}
+        state = tx.init(params)
+        for _ in range(50):
+            params, state = step(params, state)
+        return float(evaluate(state, params)["body"][0])
+
+    monkeypatch.setattr(masking.optimizers, "WHOLE_STEPS", {})
+    genes = masking.make_genes({"body": np.zeros(1), "head": np.zeros(1)}, {"body": "body", "head": None})
+    assert place(masking.freezable(make(0.1), genes), rates=jnp.array([0.05])) == pytest.approx(scaled, abs=1e-2)
+    if slower is not None:  # cocob has no learning rate
+        assert place(make(0.005)) == pytest.approx(slower, abs=1e-2)
