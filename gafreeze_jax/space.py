@@ -192,11 +192,15 @@ class Space:
         """Genomes as an array [N, K] int8, also if there are none."""
         return np.array(list(genomes), np.int8).reshape(-1, len(self.choices))
 
+    def contains(self, genomes: np.ndarray) -> bool:
+        """Whether all genomes [..., K] are of this space."""
+        return bool((np.isin(genomes, range(max(self.choices))) & (genomes < np.asarray(self.choices))).all())
+
     def unique(self, genomes: Iterable[Sequence[int]]) -> np.ndarray:
         """Different genomes, [N, K] int8, in their order. Where all genes are frozen no rate counts, and it becomes 1."""
-        frozen, all_frozen = self.frozen(self.stack(genomes := list(genomes))).all(-1), self.all_frozen
-        standard = (all_frozen if of_all else as_genome(row) for row, of_all in zip(genomes, frozen, strict=True))
-        return self.stack(dict.fromkeys(standard))
+        rows = self.stack(genomes)
+        rows[np.asarray(self.frozen(rows)).all(-1)] = self.all_frozen
+        return self.stack(dict.fromkeys(map(as_genome, rows)))
 
     def all_genomes(self) -> np.ndarray:
         """All of them, [size, K] int8, counting up as their texts do."""

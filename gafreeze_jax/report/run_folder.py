@@ -225,7 +225,9 @@ class RunFolder:
         if not any(row.steps == self.num_steps for row in rows):
             return None
         rungs = {row.steps for row in rows}
-        return main_effects(*estimates({rung: {row.genome: row.score for row in rows if row.steps == rung} for rung in rungs}))
+        scores = {rung: {row.genome: row.score for row in rows if row.steps == rung} for rung in rungs}
+        genomes, values, weights = estimates(scores)
+        return main_effects(self.space.frozen(genomes), values, weights)
 
     @cached_property
     def spent(self) -> Spent | None:

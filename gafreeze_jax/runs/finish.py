@@ -22,7 +22,7 @@ from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
 from gafreeze_jax.runs.remarks import class_members, majority
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import Genome, Space
 from gafreeze_jax.tasks.base import Setup
 
 FORWARD = 1 / 3  # of a training step's work
@@ -151,8 +151,13 @@ def _scores_of_model(scores: Scores, metric: Metric) -> dict[str, float]:
 
 def _write_masks(setup: Setup, result: Result, space: Space, out: Path) -> None:
     problem = setup.problem
-    masking.write_mask(out / "mask.json", problem.genes, space.frozen(result.found.genome), problem.tensors)
+    head = None if space.head == "none" else space.head
+
+    def write(path: Path, genome: Genome) -> None:
+        rates = space.multipliers(genome)
+        masking.write_mask(path, problem.genes, tensors=problem.tensors, rates=rates, head=head)
+
+    write(out / "mask.json", result.found.genome)
     for entry in result.facts.get("front", {}).get("masks", ()):
         (out / "masks").mkdir(exist_ok=True)
-        frozen = space.frozen(space.parse(entry["genome"]))
-        masking.write_mask(out / "masks" / f"{entry['genome']}.json", problem.genes, frozen, problem.tensors)
+        write(out / "masks" / f"{entry['genome']}.json", space.parse(entry["genome"]))

@@ -79,7 +79,7 @@ def _prepare(
 
 def _read_rates(path: str | os.PathLike[str], problem: Problem) -> list[float]:
     """By what a mask multiplies the updates of each gene."""
-    return [0.0 if frozen else 1.0 for frozen in masking.read_mask(path, problem.genes).values()]
+    return list(masking.read_rates(path, problem.genes).values())
 
 
 def _run(

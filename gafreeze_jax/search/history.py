@@ -268,7 +268,7 @@ class Ledger:
             self._on_add(self._phase, evaluation, evaluation in new)
 
     def unseen(self, genomes: np.ndarray) -> np.ndarray:
-        """Genomes of [P, G] that have not been evaluated at all, each once: [N, G]."""
+        """Genomes of [P, K] that have not been evaluated at all, each once: [N, K]."""
         new = {genome: row for genome, row in zip(map(as_genome, genomes), genomes, strict=True) if genome not in self}
         return np.array(list(new.values()), np.int8).reshape(-1, np.shape(genomes)[1])
 

@@ -62,7 +62,7 @@ class Evaluator(Protocol[M]):
     """Trains and scores genomes; yields what was trained together, in any order."""
 
     def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterable[Sequence[M]]:
-        """Trains genomes [N, G] int8 from the start to a step."""
+        """Trains genomes [N, K] int8 from the start to a step."""
         ...
 
     def resume(self, members: Sequence[M], seed: int, until: int) -> Iterable[Sequence[M]]:
@@ -119,9 +119,9 @@ class Search(Generic[M]):
       evaluator: trains and scores genomes.
       ledger: where evaluations are recorded; empty.
       settings: how to search, and when to stop.
-      initial: [K, G] genomes that the first generation holds, beside those of the GA.
+      initial: [N, K] genomes that the first generation holds, beside those of the GA.
       count_trainable: number of parameters that a genome leaves trainable.
-      groups: genomes [N, G] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
+      groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
       allowed: whether a genome may be evaluated, and lead; those in `initial` are evaluated in any case.
       elapsed: seconds of evaluations so far; default: those in the ledger. It must agree among processes.
@@ -188,7 +188,7 @@ class Search(Generic[M]):
     # Which genomes
 
     def _first(self, key: Array, state: Any) -> np.ndarray:
-        """Genomes [N, G] of the first generation."""
+        """Genomes [N, K] of the first generation."""
         population_size = len(state.population)
         size = max(len(self.initial), population_size)
         if self.settings.enumerates(self.space.size, size, population_size):
@@ -198,7 +198,7 @@ class Search(Generic[M]):
         return self.ledger.unseen(np.concatenate([self.initial, asked]))[:size]
 
     def _offspring(self, key: Array, state: Any, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """New genomes [P, G], or all that are left, and whether the surrogate picked them."""
+        """New genomes [P, K], or all that are left, and whether the surrogate picked them."""
         num = len(state.population)
         asked = [np.asarray(self._ask(key_ask, state)) for key_ask in jax.random.split(key, ASKS)]
         candidates = self._allowed(self.ledger.unseen(self.space.unique(np.concatenate(asked))))
