@@ -3,7 +3,6 @@
 They come out as bytes, all of one size; what scales them to a network's numbers belongs to its stem.
 """
 
-import re
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.data import files, folders, splits
+from gafreeze_jax.data import digits, files, folders, splits
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
 from gafreeze_jax.listing import listed
@@ -38,7 +37,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF's orientation
 SHIFT = 8  # random crops move an image by up to its size divided by this: 4 of 32 pixels
-_DIGITS = re.compile(r"digits(:(\d)-(\d))?")
 
 Picture = Path | np.ndarray  # a file, or bytes [H, W] or [H, W, C]
 
@@ -93,7 +91,7 @@ def load_images(
     """Loads an image classification set, with splits that are always the same for the same source.
 
     Args:
-      source: "digits" (embedded: scikit-learn's) or some of them, such as "digits:5-9"; "tfds:NAME"; a .npz file with
+      source: "digits" (embedded: scikit-learn's) or some of them (`digits.read`); "tfds:NAME"; a .npz file with
         `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N]; a folder with a train.npz and, where there are any,
         validation and test files; or a folder of class folders, or of such folders for each split (`folders.read_folders`),
         with JPEG, PNG, WebP, GIF or BMP files. Splits that are missing are cut from the training
@@ -178,11 +176,8 @@ def augment(key: Array, images: Array) -> Array:
 
 
 def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
-    if match := _DIGITS.fullmatch(source):
-        first, last = (int(digit) for digit in (match[2] or 0, match[3] or 9))
-        if first > last:
-            raise ValueError(f"{source}: no digits from {first} to {last}; expected digits, or some of them such as digits:5-9")
-        return {"train": _read_digits(first, last)}
+    if digits.is_digits(source):
+        return {"train": digits.read(source)}
     if source.startswith("tfds:"):
         return _read_tfds(source)
     path = Path(source)
@@ -200,16 +195,6 @@ def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Pi
     by_split, broken = folders.read_folders(path, notes)
     _check_broken(path, broken, skip_broken, notes)
     return cast(dict[str, Rows[Picture]], by_split)
-
-
-def _read_digits(first: int, last: int) -> Rows[Picture]:
-    with needs("images"):
-        from sklearn.datasets import load_digits  # takes a second to import
-
-    digits: Any = load_digits()
-    wanted = (first <= digits.target) & (digits.target <= last)
-    images = np.rint(digits.images[wanted] * (255 / 16)).astype(np.uint8)
-    return Rows(list(images), digits.target[wanted].tolist())
 
 
 def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:

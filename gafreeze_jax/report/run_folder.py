@@ -120,7 +120,7 @@ class RunFolder:
     @property
     def has_head(self) -> bool:
         """Whether something trains even where all is frozen."""
-        return all(row.trainable_parameters for row in self.rows)
+        return self.space.head == "fresh" and all(row.trainable_parameters for row in self.rows)
 
     @property
     def in_pareto(self) -> bool:

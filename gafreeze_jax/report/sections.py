@@ -69,10 +69,14 @@ def network(run: RunFolder, place: str) -> list[Element]:
     """The network, a box per layer."""
     if run.found is None:
         return []
-    states = ["frozen" if frozen else "trained" for frozen in run.space.frozen(run.found)]
+    states = {0.0: "frozen", 1.0: "trained"}
     layers = [
-        tag("li", tag("span", name, tag("small", state), class_="layer"), class_=state)
-        for name, state in zip(run.genes, states, strict=True)
+        tag(
+            "li",
+            tag("span", name, tag("small", states.get(rate, f"{rate:g} x rate")), class_="layer"),
+            class_="trained" if rate else "frozen",
+        )
+        for name, rate in zip(run.genes, run.space.multipliers(run.found).tolist(), strict=True)
     ]
     head = tag("li", tag("span", "head", tag("small", "always trained"), class_="layer"), class_="always")
     ends = [tag("li", tag("span", word, class_="end")) for word in ("input", "output")]
@@ -168,6 +172,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         lines.append([
             name,
             mask_glyph(run.space, entry["genome"]) if entry["is_mask"] else "none",
+            *[f"{entry.get('rate', 1):g}"] * run.space.has_rate,
             metric.write(entry[f"validation_{metric.key}"]),
             metric.write(run.test_value(name)),
             interval_bar(run.test_value(name), run.test_bounds(name), scale, mark=run.test_value("found")),
@@ -178,9 +183,10 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         ])  # fmt: skip
     if majority := run.facts.get("majority"):
         shares = [metric.write(majority[f"{split}_accuracy"]) for split in ("validation", "test")]
-        lines.append([f"majority class ({majority['label']})", "none", *shares, *[""] * 5])
+        lines.append([f"majority class ({majority['label']})", "none", *[""] * run.space.has_rate, *shares, *[""] * 5])
     points = ", points" if metric.is_share else ""
-    titles = ["", "mask", "validation", "test", "", "95 % interval", f"found ahead by{points}", "FLOPs", "trained"]
+    rate = ["rate"] * run.space.has_rate
+    titles = ["", "mask", *rate, "validation", "test", "", "95 % interval", f"found ahead by{points}", "FLOPs", "trained"]
     rows = [
         [name, *(metric.write_difference(differences[other]) if other != name else "" for other in pairs)]
         for name, differences in pairs.items()

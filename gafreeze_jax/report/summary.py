@@ -54,8 +54,10 @@ def comparison(result: Mapping[str, Any]) -> Table:
     entries, metric = result["results"], metric_format.from_facts(result)
     perplexity = [name for name in ("test_perplexity",) if metric.key != "perplexity" and name in entries["train all"]]
     table = Table(box=None, pad_edge=False, header_style="bold")
+    has_rates = len(result.get("rates", ())) > 1
     titles = ["validation", "test", "95 % interval", *(name.replace("_", " ") for name in perplexity)]
     table.add_column("", no_wrap=True)
+    titles = [*["rate"] * has_rates, *titles]
     for title in (*titles, "FLOPs", "trainable parameters"):
         table.add_column(title, justify="right", no_wrap=True)
     everything = entries["train all"]
@@ -63,6 +65,7 @@ def comparison(result: Mapping[str, Any]) -> Table:
         parameters = entry["trainable_parameters"]
         table.add_row(
             name,
+            *[f"{entry['rate']:g}"] * has_rates,
             f"{entry[f'validation_{metric.key}']:.4f}",
             f"{entry[f'test_{metric.key}']:.4f}",
             _bounds(entry[f"test_{metric.key}_interval"], metric),
@@ -72,7 +75,9 @@ def comparison(result: Mapping[str, Any]) -> Table:
             style="bold" if name == "found" else None,
         )
     if majority := result.get("majority"):
-        table.add_row("majority class", f"{majority['validation_accuracy']:.4f}", f"{majority['test_accuracy']:.4f}")
+        table.add_row(
+            "majority class", *[""] * has_rates, f"{majority['validation_accuracy']:.4f}", f"{majority['test_accuracy']:.4f}"
+        )
     return table
 
 
@@ -87,7 +92,18 @@ def _bounds(bounds: Sequence[float | None], metric: MetricFormat) -> str:
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the verdict should know, and what to try next, a sentence each."""
     advice = advise(result)
-    return [*result.get("search", {}).get("remarks", ()), *([] if advice is None else [advice])]
+    return [*result.get("search", {}).get("remarks", ()), *contributions(result), *([] if advice is None else [advice])]
+
+
+def contributions(result: Mapping[str, Any]) -> list[str]:
+    """What freezing and what the rates contribute to the found mask, a sentence each, where a search covers rates."""
+    metric, ahead = metric_format.from_facts(result), result["verdict"]["differences"]["found"]
+    parts = {"found, nothing frozen": "Freezing its layers", "found, usual rates": "Its rates"}
+    return [
+        f"{what} changes the found mask's test {metric.name} by {metric.write_difference(ahead[name])}{metric.unit}."
+        for name, what in parts.items()
+        if name in ahead
+    ]
 
 
 def advise(result: Mapping[str, Any]) -> str | None:

@@ -101,6 +101,19 @@ def seeded_suffixes(space: Space) -> np.ndarray:
     return space.thirds()[:1] if space.head == "fresh" else inner_suffixes(space)
 
 
+def ablations(space: Space, genome: Genome) -> dict[str, Genome]:
+    """A genome without what it freezes, and without its rates, by name; where a search covers no rates, none of them."""
+    if not space.has_rate and len(space.levels) == 2:
+        return {}
+    rate = genome[space.num_genes :]
+    (usual,) = space.masks(space.frozen(genome)[None])
+    given = {
+        "found, nothing frozen": (*space.all_trained[: space.num_genes], *rate),
+        "found, usual rates": as_genome(usual),
+    }
+    return {name: other for name, other in given.items() if other != genome}
+
+
 # Schedules
 
 

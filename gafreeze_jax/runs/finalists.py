@@ -17,7 +17,7 @@ import numpy as np
 from gafreeze_jax.engine import costs
 from gafreeze_jax.engine.cohort import Member, Replicate, side_by_side, untrained
 from gafreeze_jax.engine.population import Population
-from gafreeze_jax.runs.baselines import Baseline
+from gafreeze_jax.runs.baselines import Baseline, ablations
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.space import Genome, Space
@@ -34,6 +34,7 @@ class Finalist(NamedTuple):
       members: S of them.
       flops: of a training run.
       is_mask: whether the genome alone says how it was trained.
+      is_ablation: whether it is the found mask without something, and no baseline.
       learning_rate_factor: of all blocks.
       rate: of all genes, that was chosen for it.
     """
@@ -43,6 +44,7 @@ class Finalist(NamedTuple):
     members: tuple[Member, ...]
     flops: float
     is_mask: bool = True
+    is_ablation: bool = False
     learning_rate_factor: float = 1.0
     rate: float = 1.0
 
@@ -187,18 +189,22 @@ def retrain(
       schedules: the other baselines.
 
     Returns:
-      The winner, named "found", and the baselines.
+      The winner, named "found", the baselines, and what the winner is without its rates or without what it freezes.
     """
     members = retraining.train_genomes(list(dict.fromkeys([*leaders, *masks.values()])))
     others = [retraining.train_schedule(baseline) for baseline in schedules]
-    retraining.store.close()
+    space = retraining.population.space
 
-    def finalist(name: str, genome: Genome) -> Finalist:
-        rate = retraining.population.space.rate(genome)
-        return Finalist(name, genome, members[genome], retraining.flops(genome), rate=rate)
+    def finalist(name: str, genome: Genome, *, is_ablation: bool = False) -> Finalist:
+        flops, rate = retraining.flops(genome), space.rate(genome)
+        return Finalist(name, genome, members[genome], flops, rate=rate, is_ablation=is_ablation)
 
     found = max((finalist("found", genome) for genome in leaders), key=_rank_of_finalist)
-    return found, [*(finalist(name, genome) for name, genome in masks.items()), *others]
+    without = ablations(space, found.genome)
+    members |= retraining.train_genomes([genome for genome in without.values() if genome not in members])
+    retraining.store.close()
+    named = [finalist(name, genome) for name, genome in masks.items()]
+    return found, [*named, *others, *(finalist(name, genome, is_ablation=True) for name, genome in without.items())]
 
 
 def _rank_of_finalist(finalist: Finalist) -> tuple[float, float]:

@@ -109,6 +109,7 @@ def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[i
         trainable_parameters=setup.problem.count_trainable(space.frozen(finalist.genome)),
         flops=finalist.flops,
         is_mask=finalist.is_mask,
+        is_ablation=finalist.is_ablation,
         learning_rate_factor=finalist.learning_rate_factor,
         rate=finalist.rate,
     )
@@ -122,18 +123,23 @@ def _judge(
     transferred: bool,
     classes: Mapping[str, np.ndarray],
 ) -> verdict.Verdict:
-    contenders = [
-        verdict.Contender(
-            name=finalist.name,
-            genome=space.text(finalist.genome) if finalist.is_mask else "",
-            scores=finalist.scores,
-            cost=finalist.flops,
-        )
-        for finalist in finalists
-    ]
+    def contenders(*, ablations: bool) -> list[verdict.Contender]:
+        return [
+            verdict.Contender(
+                name=finalist.name,
+                genome=space.text(finalist.genome) if finalist.is_mask else "",
+                scores=finalist.scores,
+                cost=finalist.flops,
+            )
+            for finalist in finalists
+            if finalist.is_ablation == ablations
+        ]
+
+    found, *baselines = contenders(ablations=False)
     return verdict.judge(
-        contenders[0],
-        contenders[1:],
+        found,
+        baselines,
+        ablations=contenders(ablations=True),
         metric=MetricFormat(**metric.facts()),
         validation_score=finalists[0].validation_score,
         transferred=transferred,

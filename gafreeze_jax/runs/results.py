@@ -36,6 +36,7 @@ class ScoredFinalist(NamedTuple):
       trainable_parameters: at the end.
       flops: of a training run.
       is_mask: whether the genome alone says how it was trained.
+      is_ablation: whether it is the found mask without something, and no baseline.
       learning_rate_factor: of all blocks.
       rate: of all genes, that was chosen for it.
     """
@@ -49,6 +50,7 @@ class ScoredFinalist(NamedTuple):
     trainable_parameters: int
     flops: float
     is_mask: bool = True
+    is_ablation: bool = False
     learning_rate_factor: float = 1.0
     rate: float = 1.0
 
@@ -109,6 +111,7 @@ def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, has_perple
         "trainable_parameters": finalist.trainable_parameters,
         "training_flops": finalist.flops,
         "is_mask": finalist.is_mask,
+        "is_ablation": finalist.is_ablation,
         "learning_rate_factor": finalist.learning_rate_factor,
     }
     if has_perplexity:

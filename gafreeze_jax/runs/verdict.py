@@ -87,6 +87,7 @@ def judge(
     *,
     metric: MetricFormat,
     validation_score: float | None = None,
+    ablations: Sequence[Contender] = (),
     transferred: bool = False,
     classes: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Verdict:
@@ -105,14 +106,15 @@ def judge(
     Args:
       baselines: chosen on validation data, as `found` was, and retrained with the same seeds.
       validation_score: of the found mask, by which it was chosen.
+      ablations: compared with it, too, without a say in the outcome.
       transferred: whether the mask was found on other data, so that the sentence is not about a search.
       classes: which test examples [N] belong to each class, the majority class first.
 
     Raises:
       ValueError: for contenders that cannot be compared, with all reasons.
     """
-    _check(found, baselines, metric, validation_score)
-    contenders = (found, *baselines)
+    _check(found, [*baselines, *ablations], metric, validation_score)
+    contenders = (found, *baselines, *ablations)
     differences = {
         first.name: {
             other.name: metric.shown_interval(difference(first.scores, other.scores))

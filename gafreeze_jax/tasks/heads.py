@@ -22,7 +22,7 @@ GENE = "classifier"  # name of a kept head
 Data = TypeVar("Data", bound=Any)
 
 
-class Head(NamedTuple):
+class HeadChoice(NamedTuple):
     """Which head a model gets.
 
     Attributes:
@@ -52,7 +52,7 @@ class Head(NamedTuple):
         return as_gene(setup) if self.kept else setup
 
 
-def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]) -> Head:
+def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]) -> HeadChoice:
     """The head for data with some classes: by default the checkpoint's if it has all of them, else a fresh one.
 
     Classes are matched by their names, without regard to case; `LABEL_3`, the name of a class that was given none, is 3. The
@@ -64,7 +64,7 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     names = tuple(label_names)
     num_classes, known = checkpoint.num_classes, checkpoint.label_names
     known = known if len(known) == num_classes else ()
-    fresh = Head(False, names, np.arange(len(names)), "Head: fresh, always trains")
+    fresh = HeadChoice(False, names, np.arange(len(names)), "Head: fresh, always trains")
     if asked == "fresh":
         return fresh
     if num_classes is None:
@@ -83,13 +83,13 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     return fresh._replace(about=f"{fresh.about} ({problem})")
 
 
-def _kept(known: Sequence[str], names: Sequence[str]) -> Head:
+def _kept(known: Sequence[str], names: Sequence[str]) -> HeadChoice:
     """A head whose classes are known by name; they are spelt as in the data."""
     spelt = {plain(name): name for name in names}
     places = [[plain(other) for other in known].index(plain(name)) for name in names]
     more = "" if len(known) == len(names) else f", of whose {len(known)} classes the data have {len(names)}"
     label_names = tuple(spelt.get(plain(name), name) for name in known)
-    return Head(True, label_names, np.array(places), f"Head: kept from the model, the gene {GENE}{more}")
+    return HeadChoice(True, label_names, np.array(places), f"Head: kept from the model, the gene {GENE}{more}")
 
 
 def plain(name: str) -> str:

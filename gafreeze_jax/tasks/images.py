@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax
 
 from gafreeze_jax import options, user_cache
-from gafreeze_jax.data import images
+from gafreeze_jax.data import digits, images
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
@@ -27,12 +27,13 @@ class Options(options.Options):
     places: ClassVar = {"model": ("digits",), "data": ("digits", "tfds")}
 
     model: str = "digits"
-    """digits (a small one, pretrained here on the digits 0 to 4), a folder in the Hugging Face layout, a .safetensors file with
-    PyTorch's names, or a hub name such as microsoft/resnet-18."""
-    data: str = "digits:5-9"
-    """digits (embedded; digits:5-9 are some of them), a .npz file of images and labels or a folder of train.npz and so on, a
-    folder with a folder of JPEG, PNG, WebP, GIF or BMP files for every class, or with such folders under train, val and test
-    (or names such as training_set), or tfds:NAME such as tfds:cifar10."""
+    """digits (a small one, pretrained here: on clean digits, or if the data are not shifted digits, on the digits 0 to 4), a
+    folder in the Hugging Face layout, a .safetensors file with PyTorch's names, or a hub name such as microsoft/resnet-18."""
+    data: str = "digits:noisy"
+    """digits:noisy, digits:faint or digits:inverted (embedded: handwritten digits to adapt a model to), digits:5-9 (classes to
+    learn), a .npz file of images and labels or a folder of train.npz and so on, a folder with a folder of JPEG, PNG, WebP, GIF or
+    BMP files for every class, or with such folders under train, val and test (or names such as training_set), or tfds:NAME such
+    as tfds:cifar10."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
     head: heads.HeadOption = "auto"
@@ -56,17 +57,19 @@ class Options(options.Options):
 SMALL = resnet.cifar_config(14, num_channels=1)
 SMALL_FRAME = images.Frame(8, 1)
 SMALL_PIXELS = resnet.default_preprocessing(SMALL)._replace(size=SMALL_FRAME.size)
-SMALL_MODEL = base.Model(resnet.CIFAR_FAMILY, SMALL, num_classes=5)
+SMALL_MODEL = base.Model(resnet.CIFAR_FAMILY, SMALL)
 PRETRAINING = options.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
 KIND = "images"
 
 
-def find_model(name: str, quiet: bool = False) -> Path:
+def find_model(name: str, data: str = "", quiet: bool = False) -> Path:
+    """The folder or file of a model; the embedded one depends on the data that it is for."""
     if name == "digits":
-        data = images.load_images("digits:0-4", SMALL_FRAME)
-        digest = hashlib.sha256(data.train.images.tobytes() + data.train.labels.tobytes()).hexdigest()
+        source = "digits:clean" if digits.is_shifted(data) else "digits:0-4"
+        split = images.load_images(source, SMALL_FRAME)
+        digest = hashlib.sha256(split.train.images.tobytes() + split.train.labels.tobytes()).hexdigest()
         facts = {"config": dataclasses.asdict(SMALL), "options": pretraining.facts_of(PRETRAINING), "data": digest}
-        make = functools.partial(pretrain, data, dataclasses.replace(PRETRAINING, quiet=quiet))
+        make = functools.partial(pretrain, source, split, dataclasses.replace(PRETRAINING, quiet=quiet))
         return user_cache.keep("resnet-digits", facts, make)
     path = Path(os.path.expanduser(name))
     if path.is_file() and path.suffix != ".safetensors":
@@ -75,19 +78,20 @@ def find_model(name: str, quiet: bool = False) -> Path:
     return path if path.is_file() else checkpoints.find_model(name, embedded="digits")
 
 
-def pretrain(data: images.ImageData, given: options.Options, folder: Path) -> None:
+def pretrain(source: str, data: images.ImageData, given: options.Options, folder: Path) -> None:
     """Pretrains the small ResNet and writes it to a folder."""
     train, validation = (Dataset(*split) for split in (data.train, data.validation))
-    initial = SMALL_MODEL.init_params(jax.random.key(0))
+    model = dataclasses.replace(SMALL_MODEL, num_classes=len(data.label_names))
+    initial = model.init_params(jax.random.key(0))
     params = pretraining.pretrain_aloud(
         "a ResNet",
-        f"{len(train.targets):,} digits 0 to 4",
-        make_problem(SMALL_MODEL.make_network(), initial, train, validation, given),
+        f"{len(train.targets):,} images of {source}",
+        make_problem(model.make_network(), initial, train, validation, given),
         given,
         describe=_describe,
     )
     preprocessing.write(folder, SMALL_PIXELS)
-    SMALL_MODEL.save(folder, params, source=folder)
+    model.save(folder, params, source=folder, label_names=data.label_names)
 
 
 def _describe(member: Member) -> str:
@@ -98,7 +102,7 @@ def prepare(given: Options) -> Setup:
     """Loads model and data."""
     if given.image_size is not None and given.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {given.image_size}")
-    checkpoint = pretrained.read(find_model(given.model, given.quiet), pretrained.families_of(KIND))
+    checkpoint = pretrained.read(find_model(given.model, given.data, given.quiet), pretrained.families_of(KIND))
     frame = make_frame(given, checkpoint.model)
     data = images.load_images(
         given.data,

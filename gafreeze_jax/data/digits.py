@@ -1,0 +1,59 @@
+"""Scikit-learn's handwritten digits, as they are or shifted: something to fine-tune on without a download.
+
+One half of the images, chosen once, serves to pretrain a model on clean digits; the other half is shifted to adapt it to.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gafreeze_jax.data.splits import Rows
+from gafreeze_jax.extras import needs
+
+NOISE = 80.0  # standard deviation, of 255
+CONTRAST = 0.12  # of the range that is left
+
+SHIFTS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "noisy": lambda images, rng: images + rng.normal(0, NOISE, images.shape),
+    "faint": lambda images, rng: 128 + CONTRAST * (images - 128),
+    "inverted": lambda images, rng: 255 - images,
+}
+_FORM = re.compile(rf"digits(?::(?:(\d)-(\d)|(clean|{'|'.join(SHIFTS)})))?")
+
+
+def is_digits(source: str) -> bool:
+    return _FORM.fullmatch(source) is not None
+
+
+def is_shifted(source: str) -> bool:
+    return source.partition(":")[2] in SHIFTS
+
+
+def read(source: str) -> Rows[Any]:
+    """The digits of a source: "digits" (all), "digits:5-9" (some of them), "digits:clean" (one half of the images), or the
+    other half, shifted: "digits:noisy", "digits:faint" or "digits:inverted".
+
+    Raises:
+      ValueError: for digits from a higher to a lower one.
+    """
+    with needs("images"):
+        from sklearn.datasets import load_digits  # takes a second to import
+
+    match = _FORM.fullmatch(source)
+    assert match
+    digits: Any = load_digits()
+    images, labels = np.rint(digits.images * (255 / 16)), digits.target
+    if kind := match[3]:
+        first_half = np.random.default_rng(0).permutation(len(labels)) < len(labels) // 2
+        chosen = first_half == (kind == "clean")
+        images, labels = images[chosen], labels[chosen]
+        images = images if kind == "clean" else SHIFTS[kind](images, np.random.default_rng(1))
+    else:
+        first, last = (int(digit) for digit in (match[1] or 0, match[2] or 9))
+        if first > last:
+            raise ValueError(f"{source}: no digits from {first} to {last}; expected digits, or some of them such as digits:5-9")
+        chosen = (first <= labels) & (labels <= last)
+        images, labels = images[chosen], labels[chosen]
+    return Rows(list(np.clip(np.rint(images), 0, 255).astype(np.uint8)), labels.tolist())
