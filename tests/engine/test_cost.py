@@ -21,6 +21,8 @@ from gafreeze_jax.runs.mask_costs import MaskCosts, pareto_fitness
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.history import Evaluation, Ledger
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SGD = Recipe(optax.sgd(1e-3), optax.sgd(1e-3))
 NUM_BLOCKS = 3
 
