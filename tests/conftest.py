@@ -63,10 +63,10 @@ def small_resnet(tmp_path_factory):
     return small_models.write_resnet(tmp_path_factory.mktemp("resnet"))
 
 
-@pytest.fixture
-def reviews(tmp_path):
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
     """A small CSV of the user's own."""
-    path = tmp_path / "reviews.csv"
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
     split = load_text("reviews", max_train=60).train
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
