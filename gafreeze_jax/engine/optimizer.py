@@ -43,6 +43,7 @@ def _scalable(recipe: Recipe) -> Recipe:
     return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
 
 
+@functools.cache  # likewise
 def adamw_recipe(*, learning_rate: float, head_learning_rate: float, num_steps: int) -> Recipe:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up over a tenth of the steps and linear decay to zero.
 
