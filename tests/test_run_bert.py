@@ -39,6 +39,7 @@ GENES = ["embeddings", "layer_0", "layer_1"]
 
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # this model is not small
+    monkeypatch.delenv("XLA_FLAGS")  # compiled as users have it
     out = tmp_path / "run"
     options = TINY | {"finalist_seeds": 1, "plan": "calls=2", "out": out}
     done = subprocess.run(

@@ -34,7 +34,7 @@ def flops_per_step(
 
 
 @functools.cache  # genomes that freeze the same share a program, as they do where it is compiled
-def _flops_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], tree: jax.tree_util.PyTreeDef) -> float:
+def _flops_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], tree: Any) -> float:
     analysis: Any = train_chunk.trace(program, *tree.unflatten(leaves), 0).lower().cost_analysis()
     return analysis["flops"]
 
