@@ -23,6 +23,7 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import run_bert
 
+from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs import results
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal
@@ -55,13 +56,15 @@ def main(options: Options) -> None:
         with keeping as keep, writing as write:
             run = timed(lambda: run_bert.main(run_bert.Options(gens=options.gens, out=name + "/run")))
 
+        space = RunFolder(name + "/run").space
+
         def write_journal() -> None:
-            journal = Journal(folder / "evaluations.csv")
+            journal = Journal(folder / "evaluations.csv", space)
             for call in write.call_args_list:
                 journal.write(*call.args[1:])
 
         def keep_finalists() -> None:
-            kept = FinalistStore(folder / "members")
+            kept = FinalistStore(folder / "members", space)
             for call in keep.call_args_list:
                 kept.keep(*call.args[1:])
             kept.close()

@@ -55,7 +55,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import plain
 from gafreeze_jax.runs.results import write_json
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import digits
 from gafreeze_jax.tasks.base import SCORING_BATCH, make_source
 
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
@@ -188,7 +188,7 @@ class PyTorchLoop:
         start = time.perf_counter()
         self.fit(genome)
         accuracy = self.score()
-        self.evaluations.append(Evaluation(Space.text(genome), accuracy, time.perf_counter() - start))
+        self.evaluations.append(Evaluation(digits(genome), accuracy, time.perf_counter() - start))
         return accuracy
 
     def fit(self, genome: np.ndarray, num_steps: int | None = None) -> None:
@@ -259,10 +259,10 @@ def run_ours(task: Task, generations: Sequence[np.ndarray]) -> list[Evaluation]:
     population.plan = planning.choose(population, generations[0], run, sum(map(len, generations))).plan
     done: dict[str, Evaluation] = {}
     for genomes in generations:
-        new = {Space.text(genome): genome for genome in genomes if Space.text(genome) not in done}
+        new = {digits(genome): genome for genome in genomes if digits(genome) not in done}
         for member in population.evaluate(np.array(list(new.values()), bool).reshape(-1, genomes.shape[1]), run):
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            text = Space.text(member.genome)
+            text = digits(member.genome)
             done[text] = Evaluation(text, member.score, seconds)
     return list(done.values())
 

@@ -47,7 +47,7 @@ from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.runs import results
 from gafreeze_jax.search.history import Evaluation, Ledger
 from gafreeze_jax.search.loop import Scored
-from gafreeze_jax.space import Space, as_genome
+from gafreeze_jax.space import Space, as_genome, digits
 
 BATCH_SIZE, MAX_TOKENS = 32, 64
 LEARNING_RATE, HEAD_LEARNING_RATE = 4e-4, 2e-3  # as in experiments/run_bert.py
@@ -201,7 +201,7 @@ class Account:
         """The fittest genome, its validation accuracy, and its test accuracy, for which it is trained once more."""
         best = max(self.ledger, key=lambda evaluation: evaluation.fitness)
         (member,) = self.side.evaluate(np.array([best.genome], bool))
-        return {"genome": Space.text(best.genome), "validation_accuracy": best.score, "test_accuracy": self.side.test(member)}
+        return {"genome": digits(best.genome), "validation_accuracy": best.score, "test_accuracy": self.side.test(member)}
 
 
 class PlainGA(pygad.GA):
@@ -273,7 +273,7 @@ def main(options: Options) -> None:
         "best": {"PyTorch": pytorch.best(), "gafreeze_jax": ours.best()},
         "generations": generations,
         "evaluations": {
-            name: [evaluation._asdict() | {"genome": Space.text(evaluation.genome)} for evaluation in account.ledger]
+            name: [evaluation._asdict() | {"genome": digits(evaluation.genome)} for evaluation in account.ledger]
             for name, account in (("PyTorch", pytorch), ("gafreeze_jax", ours))
         },
     }

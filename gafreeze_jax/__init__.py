@@ -15,7 +15,11 @@ from gafreeze_jax.masking import (
     frozen_labels,
     frozen_tree,
     make_genes,
+    rates_labels,
+    rates_tree,
+    read_head,
     read_mask,
+    read_rates,
     write_mask,
 )
 from gafreeze_jax.search.genetic import GA, make_ga
@@ -31,13 +35,17 @@ __all__ = [  # noqa: RUF022  by subject
     "make_genes",  # names the genes of a parameter tree, by rules on the paths of its leaves
     "Genes",  # which gene freezes which leaf
     "Stacked",  # a rule's target for leaves that stack layers along an axis
-    "freeze",  # an optax optimizer for the leaves that a genome trains
-    "freezable",  # the same, with the genome given at each update: one compiled step serves all genomes
+    "freeze",  # an optax optimizer for the leaves that a genome trains, at the rates of their genes
+    "freezable",  # the same, with the genome or rates given at each update: one compiled step serves all
     "frozen_tree",  # whether each leaf is frozen
     "frozen_labels",  # labels for `optax.multi_transform`
+    "rates_tree",  # what the updates of each leaf are multiplied by
+    "rates_labels",  # labels for `optax.multi_transform`, one for each level
     "count_trainable",  # number of parameters that a genome trains
-    "write_mask",  # writes a genome with the names of its genes and leaves, as JSON
-    "read_mask",  # reads it
+    "write_mask",  # writes a genome or rates with the names of their genes and leaves, as JSON
+    "read_mask",  # reads which genes are frozen
+    "read_rates",  # reads their rates
+    "read_head",  # reads whether the head was fresh or kept
     # Genomes
     "Space",  # the alphabet of genomes: text, words, distance, random genomes
     "make_ga",  # a genetic algorithm: init, ask, tell

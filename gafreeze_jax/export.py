@@ -4,10 +4,12 @@ Filters and `requires_grad` freeze parameters. Running statistics (BatchNorm) an
 forward pass: `nnx_frozen_modules` and `inference_in_frozen` put frozen modules into inference mode, as our engine has them;
 PyTorch and peft need `.eval()` on them after each `model.train()` (docs/guide.md has the lines).
 
+Filters say what trains at all. What it is multiplied by is `masking.rates_tree`, whose tree is an `nnx.State` or an Equinox
+module where the genes were made from one.
+
 None of them is imported here.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -18,6 +20,7 @@ import jax
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes, Mask, PyTree, frozen_tree, leaf_paths
 from gafreeze_jax.masking.genes import plain_path
+from gafreeze_jax.masking.mask_file import load_mask
 
 
 def _trainable_leaves(genome: Mask, genes: Genes) -> frozenset[str]:
@@ -124,13 +127,50 @@ def requires_grad(path: str | os.PathLike[str]) -> dict[str, bool]:
     (docs/guide.md).
 
     Raises:
-      ValueError: if the mask is about a network without names in PyTorch.
+      ValueError: if the file is no mask, or is about a network without names in PyTorch.
     """
-    with open(path, encoding="utf-8") as file:
-        tensors = json.load(file).get("tensors")
+    return {name: rate > 0 for name, rate in _tensor_rates(path).items()}
+
+
+def parameter_groups(path: str | os.PathLike[str], learning_rate: float) -> list[dict[str, Any]]:
+    """Groups of PyTorch's parameters that a `mask.json` trains at the same rate, from frozen to the highest.
+
+        parameters = dict(model.named_parameters())
+        for group in (groups := parameter_groups("mask.json", learning_rate=2e-5)):
+            names = [name for name in group.pop("names") if name in parameters]  # without running statistics
+            group["params"] = [parameters[name].requires_grad_(not group["frozen"]) for name in names]
+        optimizer = torch.optim.AdamW(groups)
+
+    An optimizer skips parameters without gradients, so frozen ones get no state and no weight decay. A scheduler scales all
+    groups alike. As for `requires_grad`, call `.eval()` on frozen modules after each `model.train()`.
+
+    Args:
+      learning_rate: of parameters with a rate of 1, such as those that always train.
+
+    Returns:
+      Dicts with "names" of parameters, "lr" = rate times learning rate, and "frozen".
+
+    Raises:
+      ValueError: as `requires_grad`.
+    """
+    rates = _tensor_rates(path)
+    return [
+        {
+            "names": [name for name in rates if rates[name] == level],
+            "lr": level * learning_rate,
+            "frozen": level == 0,
+        }
+        for level in sorted(set(rates.values()))
+    ]
+
+
+def _tensor_rates(path: str | os.PathLike[str]) -> dict[str, float]:
+    """The rate of each tensor that a mask file names."""
+    tensors = load_mask(path).get("tensors")
     if tensors is None:
         raise ValueError(f"{path}: no names of tensors in it; only masks of networks that come from a checkpoint have them")
-    return dict.fromkeys(tensors["frozen"], False) | dict.fromkeys(tensors["trainable"], True)
+    rates = tensors.get("rates", {})  # version 1 has none
+    return dict.fromkeys(tensors["frozen"], 0.0) | {name: rates.get(name, 1.0) for name in tensors["trainable"]}
 
 
 def layers_to_transform(frozen: Mapping[str, bool]) -> list[int]:

@@ -91,7 +91,7 @@ def main_effects(genomes: np.ndarray, values: np.ndarray, weights: np.ndarray) -
     count as noise, so they widen the intervals. None if the genomes do not tell all genes apart.
 
     Args:
-      genomes: [N, G].
+      genomes: [N, G] bools, True = frozen.
       values: [N].
       weights: [N].
     """

@@ -1,6 +1,7 @@
 """The options that all experiments share, and their checks."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gafreeze_jax.engine import planning
+from gafreeze_jax.space import MAX_LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class Options:
     """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
     head_learning_rate: float = 2e-3
     """Highest learning rate of the head."""
+    rates: tuple[float, ...] = (1.0,)
+    """Multiples of the learning rate that a genome may choose for all layers that it trains, such as 0.25 1 4; each baseline is
+    compared at the best of them as well."""
+    levels: tuple[float, ...] = (1.0,)
+    """Multiples of the learning rate that a genome may choose for each layer besides freezing it, such as 0.1 0.3 1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of activations and products; parameters stay float32. auto: float32 on CPU, else bfloat16."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
@@ -63,6 +70,9 @@ class Options:
     """Stop after this many generations without a fitter mask."""
     finalist_seeds: int = 5
     """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
+    baselines: Literal["default", "all"] = "default"
+    """all: also compare with layer-wise decay of the learning rate, linear probing followed by fine-tuning, greedy selection,
+    and layers chosen by signal-to-noise ratio or by gradients."""
     compare_random: bool = True
     """Also compare with the best random mask, searched for with as many training steps."""
     mask: str | Path | None = None
@@ -86,6 +96,11 @@ class Options:
     """Also print the plans tried, what was compiled, and each evaluation."""
     tensorboard: bool = False
     """Also write TensorBoard's event files, to tensorboard/ in the folder of results."""
+
+    @property
+    def all_levels(self) -> tuple[float, ...]:
+        """Levels of `Space`: as usual, frozen, and the others from the highest."""
+        return (1.0, 0.0, *sorted(set(self.levels) - {0.0, 1.0}, reverse=True))
 
 
 OptionsT = TypeVar("OptionsT", bound=Any)
@@ -132,6 +147,13 @@ def check(options: Options, **smallest: int) -> None:
         raise ValueError(f"--max-flops must be above 0 and at most 1, got {options.max_flops}")
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
+    for name in ("rates", "levels"):
+        values = getattr(options, name)
+        if not all(0 < value < math.inf for value in values) or 1 not in values or len(set(values)) < len(values):
+            given = " ".join(f"{value:g}" for value in values)
+            raise ValueError(f"--{name} must be different numbers above 0, 1 among them, got {given or 'none'}")
+        if len(values) > MAX_LEVELS - 1:
+            raise ValueError(f"--{name} must be at most {MAX_LEVELS - 1} numbers, got {len(values)}")
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")

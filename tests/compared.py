@@ -7,5 +7,5 @@ COMPARED = {
     "train all",
     "best prefix mask",
     "best random mask",
-    *(baseline.name for baseline in BASELINES if baseline.train),
+    *(baseline.name for baseline in BASELINES if baseline.schedules),
 }

@@ -300,3 +300,118 @@ def test_a_stack_that_is_one_matrix_has_its_full_shape_when_the_genome_is_traced
     assert not np.allclose(update["layers"], exact["layers"], rtol=0.1)
     if share is not None:
         close(update["layers"], share * exact["layers"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rates
+
+RATES = np.array([0, 0.5, 0, 2.0], np.float32)  # of body and stack; the head's is 1
+
+# Line searches, and optimizers that know where parameters are to go: `sam` brings them back from where its own last update
+# took them, a schedule-free evaluation subtracts what the training added.
+NOT_SCALED = {
+    **dict.fromkeys(("cocob", "scale_by_cocob"), "cocob"),
+    **dict.fromkeys(("madgrad", "scale_by_madgrad"), "madgrad"),
+    "mechanize": "mechanize",
+    **dict.fromkeys(("sam", "SAM with decay"), "sam"),
+    **dict.fromkeys(("schedule_free", "schedule_free_adamw", "schedule_free_sgd"), "schedule_free"),
+    **dict.fromkeys(("schedule-free, decay", "schedule-free, clip"), "schedule_free"),
+    **dict.fromkeys(("lookahead", "lookahead, adamw"), "lookahead"),
+    **dict.fromkeys(("lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"), "a line search"),
+}
+# These hold a copy of parameters as well: they only measure how far they went.
+MEASURED = {"dog", "dog, first rate", "dog, heuristic", "scale_by_distance_over_gradients", "prodigy", "prodigy, decay"}
+MEASURED |= {"scale_by_lbfgs"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_are_multiplied_by_rates(name):
+    """Static and traced, as by hand; or the optimizer is refused by its name."""
+    if name in NOT_SCALED:
+        check_refusal(name)
+        return
+    params, gradients, genome = start(name)(PARAMS), value_and_slopes(PARAMS), jnp.asarray(RATES == 0)
+    wrapped = masking.freezable(OPTIMIZERS[name](), GENES)
+    static = masking.freeze(OPTIMIZERS[name](), GENES, rates=RATES)
+
+    @jax.jit
+    def updates(genome, rates):
+        ways = ((wrapped, {"genome": genome}), (wrapped, {"rates": rates}), (static, {}))
+        steps = [(make_step(name, tx, identity, identity), tx.init(params), extra) for tx, extra in ways]
+        moved = [step(params, state, *gradients, **extra)[0] for step, state, extra in steps]
+        return [jax.tree.map(jnp.subtract, to, params) for to in moved]
+
+    with jax.numpy_rank_promotion("allow"):
+        whole, traced, cut_out = updates(genome, jnp.asarray(RATES))
+    expected = jax.tree.map(jnp.multiply, whole, masking.rates_tree(RATES, GENES))
+    jax.tree.map(close, traced, expected)
+    if name not in RANDOM | MEANS | INITIAL:
+        jax.tree.map(close, cut_out, expected)
+
+
+def check_refusal(name):
+    static = masking.freeze(OPTIMIZERS[name](), GENES, rates=RATES)
+    traced = masking.freezable(OPTIMIZERS[name](), GENES)
+    params = start(name)(PARAMS)
+    for tx, extra in ((static, {}), (traced, {"rates": jnp.asarray(RATES)})):
+        with pytest.raises(ValueError, match=f"but {NOT_SCALED[name]} .*rates_labels") as error:
+            tx.update(PARAMS, tx.init(params), params, **extra)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_with_a_copy_of_the_parameters_are_known(name):
+    """A new one must be looked at: if its updates lead to where its state says, rates do not scale its learning rate."""
+    make = OPTIMIZERS[name]
+    state = (make().gradient_transformation() if name.startswith("MultiSteps") else make()).init(start(name)(PARAMS))
+    copies = [leaf for leaf in jax.tree.leaves(state) if np.array_equal(leaf, PARAMS["head"])]
+    assert not copies or name in NOT_SCALED or name in MEASURED
+
+
+@pytest.mark.parametrize("name", ["schedule_free", "sam"])
+def test_what_is_refused_trains_with_an_optimizer_for_each_level(name):
+    """As the error says."""
+    normalized = optax.chain(contrib.normalize(), sgd())
+    make = {"schedule_free": contrib.schedule_free_sgd, "sam": lambda rate: contrib.sam(optax.sgd(rate), normalized)}[name]
+    genes = masking.make_genes(PARAMS, {"(body|stack)": r"\1", "head": None})
+    levels = {"frozen": optax.set_to_zero(), "rate 0.5": make(0.05), "trainable": make(0.1)}
+    tx = optax.multi_transform(levels, masking.rates_labels([0, 0.5], genes))
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(2):
+        updates, state = tx.update(value_and_slopes(params)[1], state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(params["body"], PARAMS["body"])
+    assert np.abs(params["stack"] - PARAMS["stack"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "scaled", "slower"),
+    [("schedule_free", -0.654, 0.365), ("sam", -0.167, 0.395), ("mechanize", 0.020, 0.287), ("cocob", 2.508, None)],
+)
+def test_scaled_updates_of_what_is_refused_train_wrongly(name, scaled, slower, monkeypatch):
+    """A way of 3 to the minimum of a parabola, with a rate of a twentieth, and with a twentieth of the learning rate."""
+    normalized = optax.chain(contrib.normalize(), optax.sgd(0.5))
+    make, evaluate = {
+        "schedule_free": (contrib.schedule_free_sgd, contrib.schedule_free_eval_params),
+        "sam": (lambda rate: contrib.sam(optax.sgd(rate), normalized), lambda _, params: params),
+        "mechanize": (lambda rate: contrib.mechanize(optax.sgd(rate)), lambda _, params: params),
+        "cocob": (lambda rate: contrib.cocob(), lambda _, params: params),
+    }[name]
+
+    def place(tx, **extra):
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(jax.tree.map(lambda leaf: leaf - 3, params), state, params, **extra)
+            return optax.apply_updates(params, updates), state
+
+        params = {"body": jnp.zeros(1), "head": jnp.zeros(1)}
+        state = tx.init(params)
+        for _ in range(50):
+            params, state = step(params, state)
+        return float(evaluate(state, params)["body"][0])
+
+    monkeypatch.setattr(masking.optimizers, "WHOLE_STEPS", {})
+    genes = masking.make_genes({"body": np.zeros(1), "head": np.zeros(1)}, {"body": "body", "head": None})
+    assert place(masking.freezable(make(0.1), genes), rates=jnp.array([0.05])) == pytest.approx(scaled, abs=1e-2)
+    if slower is not None:  # cocob has no learning rate
+        assert place(make(0.005)) == pytest.approx(slower, abs=1e-2)

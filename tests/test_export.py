@@ -1,7 +1,9 @@
 """Masks in the forms of other libraries, tested with these libraries."""
 
+import inspect
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import equinox as eqx
@@ -13,9 +15,10 @@ import pytest
 from flax import nnx
 
 from gafreeze_jax import export, masking
-from gafreeze_jax.models import base, bert, checkpoints, resnet
+from gafreeze_jax.models import base, bert, checkpoints, pretrained, resnet
 
 GENOME = np.array([True, False, True])
+BERT_RULES = {"embeddings/.*": "embeddings", r"layer_(\d)/.*": r"layer_\1", "head/.*": None}
 
 
 class Model(nnx.Module):
@@ -79,9 +82,8 @@ def bert_model(tmp_path_factory):
     model = base.Model(bert.FAMILY, config, num_classes=2)
     params = model.init_params(jax.random.key(0))
     model.save(folder, params, source=source, label_names=("no", "yes"))
-    rules = {"embeddings/.*": "embeddings", r"layer_(\d)/.*": r"layer_\1", "head/.*": None}
     mask = folder / "mask.json"
-    masking.write_mask(mask, masking.make_genes(params, rules), GENOME, model.tensor_names(params))
+    masking.write_mask(mask, masking.make_genes(params, BERT_RULES), GENOME, model.tensor_names(params))
     return folder, mask
 
 
@@ -120,6 +122,118 @@ def test_peft_adapts_the_trainable_layers(bert_model):
     model = peft.get_peft_model(AutoModelForSequenceClassification.from_pretrained(folder), config)
     adapted = {name.split(".layer.")[1][0] for name, parameter in model.named_parameters() if "lora_" in name}
     assert adapted == {"0"}
+
+
+RATES = [0, 0.3, 1]  # of the embeddings, the lower and the upper layer
+
+
+@pytest.fixture(scope="module")
+def bert_rates(bert_model, tmp_path_factory):
+    """The folder of the same model, and a file of rates."""
+    folder, _ = bert_model
+    path = tmp_path_factory.mktemp("rates") / "mask.json"
+    loaded = pretrained.load(folder)
+    genes = masking.make_genes(loaded.params, BERT_RULES)
+    masking.write_mask(path, genes, tensors=loaded.model.tensor_names(loaded.params), rates=RATES, head="kept")
+    return folder, path
+
+
+def test_groups_of_parameters(bert_rates):
+    folder, path = bert_rates
+    groups = export.parameter_groups(path, 2e-5)
+    assert [group["lr"] for group in groups] == pytest.approx([0, 6e-6, 2e-5])
+    assert [group["frozen"] for group in groups] == [True, False, False]
+    assert {name for group in groups for name in group["names"]} == set(checkpoints.read_tensors(folder))
+    (frozen, lower, upper) = (group["names"] for group in groups)
+    assert all(name.startswith("bert.embeddings.") for name in frozen)
+    assert all(".layer.0." in name for name in lower)
+    assert {name.split(".")[0] for name in upper if ".layer.1." not in name} == {"bert", "classifier"}  # the pooler, the head
+    assert {name for name, trains in export.requires_grad(path).items() if not trains} == set(frozen)
+
+
+def test_groups_of_a_mask_are_frozen_and_trainable(bert_model, tmp_path):
+    _, path = bert_model
+    frozen, trainable = export.parameter_groups(path, 1.0)
+    wanted = export.requires_grad(path)
+    assert (frozen["lr"], frozen["frozen"], trainable["lr"], trainable["frozen"]) == (0, True, 1, False)
+    assert dict.fromkeys(frozen["names"], False) | dict.fromkeys(trainable["names"], True) == wanted
+    mask = json.loads(path.read_text())  # as version 1 had it
+    (tmp_path / "mask.json").write_text(
+        json.dumps({"format": mask["format"], "version": 1, "frozen": mask["frozen"], "tensors": mask["tensors"]})
+    )
+    assert export.parameter_groups(tmp_path / "mask.json", 1.0) == [frozen, trainable]
+
+
+def test_files_that_are_no_masks_have_no_groups(tmp_path):
+    (tmp_path / "mask.json").write_text('["embeddings"]')
+    for use in (export.requires_grad, lambda path: export.parameter_groups(path, 0.1)):
+        with pytest.raises(ValueError, match=r"mask\.json: expected a mask file"):
+            use(tmp_path / "mask.json")
+
+
+def test_pytorch_trains_in_groups_as_freeze_does(bert_rates):
+    """The lines of the docstring; gradients of both are made up."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForSequenceClassification
+
+    folder, path = bert_rates
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    lines = textwrap.dedent(re.search(r"\n\n((?: {4}.*\n)+)", inspect.getdoc(export.parameter_groups))[1])
+    names = {"model": model, "path": path, "torch": torch, "parameter_groups": export.parameter_groups}
+    exec(lines.replace('"mask.json"', "path").replace("2e-5", "0.01"), names)
+    optimizer = names["optimizer"]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0, 0.003, 0.01])
+
+    loaded = pretrained.load(folder)
+    of_leaf = loaded.model.tensor_names(loaded.params)
+    genes = masking.make_genes(loaded.params, BERT_RULES)
+    tx = masking.freeze(optax.adamw(0.01, weight_decay=0.01), genes, rates=list(masking.read_rates(path, genes).values()))
+    params, state = loaded.params, tx.init(loaded.params)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in range(3):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 0.1) + parameter.detach()
+        optimizer.step()
+        updates, state = tx.update(jax.tree.map(lambda leaf: 0.1 + leaf, params), state, params)
+        params = optax.apply_updates(params, updates)
+    ours = {of_leaf[leaf]: value for leaf, value in zip(masking.leaf_paths(params), jax.tree.leaves(params), strict=True)}
+    for name, parameter in model.named_parameters():
+        theirs = parameter.detach().numpy()
+        np.testing.assert_allclose(np.sort(theirs.ravel()), np.sort(np.asarray(ours[name]).ravel()), rtol=1e-4, atol=1e-6)
+        assert np.array_equal(theirs, start[name].numpy()) == ("embeddings" in name), name
+
+
+def test_multipliers_of_an_nnx_model():
+    model = Model(nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    genes = masking.make_genes(params, {r"layers/(\d)/.*": r"layer_\1", "head/.*": None})
+    tree = masking.rates_tree(RATES, genes)
+    assert isinstance(tree, nnx.State)
+    scaled = jax.tree.map(jnp.multiply, params, tree)
+    for index, rate in enumerate(RATES):
+        np.testing.assert_allclose(scaled.layers[index].kernel[...], rate * params.layers[index].kernel[...], rtol=1e-6)
+    before = jax.tree.map(jnp.copy, params)
+    with jax.numpy_rank_promotion("allow"):
+        gradients = nnx.grad(lambda model: (model(jnp.ones((3, 4))) ** 2).mean())(model)
+        optimizer = nnx.Optimizer(model, masking.freeze(optax.sgd(1.0), genes, rates=RATES), wrt=nnx.Param)
+        optimizer.update(model, gradients)
+    expected = jax.tree.map(lambda leaf, gradient, rate: leaf - rate * gradient, before, gradients, tree)
+    after = nnx.state(model, nnx.Param)
+    jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-6, atol=1e-7), after, expected)
+
+
+def test_multipliers_of_an_equinox_module():
+    model = eqx.nn.MLP(4, 2, width_size=3, depth=3, key=jax.random.key(0))
+    genes = masking.make_genes(eqx.filter(model, eqx.is_array), {r"layers/([0-2])/.*": r"layer_\1", "layers/3/.*": None})
+    tree = masking.rates_tree(RATES, genes)
+    assert isinstance(tree, eqx.nn.MLP)
+    gradients = eqx.filter_grad(lambda model: jnp.sum(model(jnp.ones(4))))(model)
+    scaled = jax.tree.map(jnp.multiply, gradients, tree)
+    for layer, gradient, rate in zip(scaled.layers, gradients.layers, (*RATES, 1), strict=True):
+        np.testing.assert_allclose(layer.weight, rate * gradient.weight, rtol=1e-6)
+    trainable = export.filter_spec(model, np.equal(RATES, 0), genes)
+    assert [layer.weight for layer in trainable.layers] == [False, True, True, True]
 
 
 def test_layers_by_number():
@@ -191,7 +305,7 @@ def test_equinox_modules_that_are_frozen_infer():
 def test_a_mask_file_says_what_it_leaves_out(bert_model):
     _, mask = bert_model
     assert ".eval() on frozen modules" in json.loads(mask.read_text())["note"]
-    for function in (export.requires_grad, export.layers_to_transform):
+    for function in (export.requires_grad, export.parameter_groups, export.layers_to_transform):
         assert ".eval()" in function.__doc__
 
 

@@ -517,9 +517,11 @@ def test_mask_files_say_which_leaves_are_frozen(mask_file):
     write_mask(mask_file, GENES, [F, T, F, T])
     assert json.loads(mask_file.read_text()) == {
         "format": "gafreeze_jax mask",
-        "version": 1,
+        "version": 2,
         "genome": [0, 1, 0, 1],
         "frozen": {"embed": F, "layer_0": T, "layer_1": F, "layer_2": T},
+        "rates": {"embed": 1, "layer_0": 0, "layer_1": 1, "layer_2": 0},
+        "head": None,
         "leaves": {
             "embed": ["embed"],
             "layer_0": ["stack/bias[0]", "stack/kernel[0]"],
@@ -539,7 +541,7 @@ def test_mask_files_say_which_leaves_are_frozen(mask_file):
         "[1, 0]",
         "{}",
         '{"format": "gafreeze_jax mask", "version": 1}',
-        '{"format": "gafreeze_jax mask", "version": 2, "frozen": {"embed": true}}',
+        '{"format": "gafreeze_jax mask", "version": 3, "frozen": {"embed": true}}',
         '{"format": "another mask", "version": 1, "frozen": {"embed": true}}',
         '{"format": "gafreeze_jax mask", "version": 1, "frozen": {}}',
         '{"format": "gafreeze_jax mask", "version": 1, "frozen": [true]}',
@@ -549,7 +551,7 @@ def test_mask_files_say_which_leaves_are_frozen(mask_file):
 )
 def test_other_files_are_no_masks(tmp_path, text):
     (tmp_path / "mask.json").write_text(text)
-    with pytest.raises(ValueError, match=r"mask\.json: expected a mask file of version 1"):
+    with pytest.raises(ValueError, match=r"mask\.json: expected a mask file of version 1 or 2"):
         read_mask(tmp_path / "mask.json")
 
 

@@ -127,20 +127,24 @@ def test_a_metric_of_ones_own(tmp_path, capsys):
 def test_a_baseline_of_ones_own():
     """A genome, and a schedule."""
 
-    def train_twice_as_long(population, replicate, num_epochs):
+    def train_twice_as_long(population, replicate, num_epochs, rate):
         (member,) = population.evaluate([population.space.all_trained], replicate)
         return member
 
-    suffix = Baseline("suffix masks", genomes=lambda space: 1 - space.prefixes()[1:-1])
+    ends = Baseline("ends", genomes=lambda space: space.stack([(0, 1), (1, 0)]))
     warm = Baseline(
-        "a schedule", "someone 2026", train=train_twice_as_long, cost=lambda space, flops, *_: 2 * flops(space.all_trained)
+        "a schedule",
+        "someone 2026",
+        schedules={"": train_twice_as_long},
+        cost=lambda space, flops, *_: 2 * flops(space.all_trained),
     )
     problem = make_setup((NUMBERS > 0).astype(np.int32), CLASSIFICATION, 2).problem
-    result = run_search(problem, OPTIONS, baselines=(*BASELINES, suffix, warm))
+    result = run_search(problem, OPTIONS, baselines=(*BASELINES, ends, warm))
     by_name = {finalist.name: finalist for finalist in result.baselines}
-    assert list(by_name)[:4] == ["train all", "head only", "best prefix mask", "suffix masks"]
-    assert by_name["suffix masks"].genome in {(0, 1), (1, 0)}
-    assert by_name["suffix masks"].is_mask
+    masks = ["train all", "head only", "best prefix mask", "best suffix mask", "best third", "ends"]
+    assert list(by_name)[: len(masks)] == masks
+    assert by_name["ends"].genome in {(0, 1), (1, 0)}
+    assert by_name["ends"].is_mask
     assert not by_name["a schedule"].is_mask
     assert by_name["a schedule"].flops == 2 * by_name["train all"].flops
     assert all(math.isfinite(member.loss) for member in by_name["a schedule"].members)

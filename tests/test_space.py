@@ -14,23 +14,26 @@ NAMES = ("embeddings", "layer_0", "layer_1", "layer_2")
 TWO = Space(NAMES)
 RATES = (1.0, 0.0, 0.5, 0.25, 2.0)
 
+OF_ALL = [(1.0,), (0.5, 1.0), (0.25, 1.0, 4.0)]
+
 spaces = st.builds(
-    lambda num_genes, rates: Space([f"gene_{i}" for i in range(num_genes)], rates),
+    lambda num_genes, levels, rates: Space([f"gene_{i}" for i in range(num_genes)], levels, rates),
     st.integers(1, 4),
     st.integers(2, 5).flatmap(lambda num: st.permutations(RATES[:num])),
+    st.sampled_from(OF_ALL),
 )
 
 
 @st.composite
 def space_and_genomes(draw, num=2):
     space = draw(spaces)
-    level = st.integers(0, len(space.levels) - 1)
-    return space, *(draw(st.tuples(*[level] * space.num_genes)) for _ in range(num))
+    genomes = st.tuples(*(st.integers(0, num - 1) for num in space.choices))
+    return space, *(draw(genomes) for _ in range(num))
 
 
 def places(space, genome):
     """By definition: 0 = frozen, then the rates in ascending order."""
-    return [sorted(space.levels).index(space.levels[level]) for level in genome]
+    return [sorted(space.levels).index(space.levels[level]) for level in genome[: space.num_genes]]
 
 
 def test_two_levels_by_hand():
@@ -140,6 +143,8 @@ def test_distance_by_definition(case):
     space, first, second = case
     steps = np.abs(np.subtract(places(space, first), places(space, second)))
     expected = steps.mean() / (len(space.levels) - 1)
+    if space.has_rate:
+        expected += 0.5 * abs(first[-1] - second[-1]) / (len(space.rates) - 1)
     np.testing.assert_allclose(space.distance([first], [second, first]), [[expected, 0]], atol=1e-12)
 
 
@@ -147,7 +152,8 @@ def test_distance_by_definition(case):
 @given(space_and_genomes(num=1))
 def test_frozen_is_rate_zero(case):
     space, genome = case
-    expected = [space.levels[level] == 0 for level in genome]
+    expected = [space.levels[level] == 0 for level in genome[: space.num_genes]]
+    assert (space.multipliers(genome) == 0).tolist() == expected
     assert space.frozen(genome).tolist() == expected
     assert jax.jit(space.frozen)(jnp.array([genome])).tolist() == [expected]
     assert (space.frozen(space.all_frozen).all(), space.frozen(space.all_trained).any()) == (True, False)
@@ -182,17 +188,61 @@ def test_two_levels_draw_as_bits_did(seed, rate):
     np.testing.assert_array_equal(TWO.mutate(key, genome, rate), genome.astype(bool) ^ jax.random.bernoulli(key, rate, (4,)))
 
 
-@pytest.mark.parametrize("num_levels", [2, 3, 5])
-def test_mutation_gives_another_level_at_its_rate(num_levels):
-    space = Space("abc", RATES[:num_levels])
-    genome = jnp.array([0, 1, num_levels - 1], jnp.int8)
+@pytest.mark.parametrize(("levels", "rates"), [(2, OF_ALL[0]), (3, OF_ALL[0]), (5, OF_ALL[1]), (2, OF_ALL[2])])
+def test_mutation_gives_a_neighbouring_value_at_its_rate(levels, rates):
+    space = Space("abc", RATES[:levels], rates)
+    genome = jnp.array([0, 1, levels - 1, 1][: len(space.choices)], jnp.int8)
     mutants = jax.jit(jax.vmap(lambda key: space.mutate(key, genome, 0.4)))(jax.random.split(jax.random.key(0), 5000))
     assert mutants.dtype == jnp.int8
-    for gene in range(3):
-        shares = np.bincount(mutants[:, gene], minlength=num_levels) / 5000
-        expected = np.full(num_levels, 0.4 / (num_levels - 1))
-        expected[genome[gene]] = 0.6
+    values = [space.levels] * 3 + [space.rates]
+    for place, num in enumerate(space.choices):
+        by_rate = sorted(values[place])
+        rank = by_rate.index(values[place][genome[place]])
+        near = [values[place].index(by_rate[at]) for at in (rank - 1, rank + 1) if 0 <= at < num]
+        expected = np.zeros(num)
+        expected[genome[place]] = 0.6
+        expected[near] = 0.4 / len(near)
+        shares = np.bincount(mutants[:, place], minlength=num) / 5000
         np.testing.assert_allclose(shares, expected, atol=0.035)  # 5 standard deviations
+
+
+def test_a_rate_for_all_genes_by_hand():
+    space = Space("abc", (1.0, 0.0, 0.5), (0.25, 1.0, 4.0))
+    assert (space.size, space.choices) == (81, (3, 3, 3, 3))
+    assert (space.all_trained, space.all_frozen) == ((0, 0, 0, 1), (1, 1, 1, 1))
+    assert space.text((0, 1, 2, 2)) == "012@4"
+    assert space.parse("012@4") == (0, 1, 2, 2)
+    assert space.parse("012") == (0, 1, 2, 1)
+    assert space.multipliers((0, 1, 2, 2)).tolist() == [4, 0, 2]
+    assert space.multipliers([(0, 1, 2, 0), (0, 1, 2, 1)]).tolist() == [[0.25, 0, 0.125], [1, 0, 0.5]]
+    assert space.frozen([(0, 1, 2, 2)]).tolist() == [[False, True, False]]
+    assert space.describe((0, 1, 2, 2)) == (
+        "freeze b; train a; train c at 0.5 times the learning rate; all at 4 times the learning rate"
+    )
+    assert space.describe((0, 0, 0, 0)) == "train everything at 0.25 times the learning rate"
+    assert space.at_rates([(0, 0, 0, 1), space.all_frozen]).tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("text", ["012@3", "012@", "012@4.0", "01@4", "013@4"])
+def test_text_with_another_rate(text):
+    with pytest.raises(ValueError, match="expected a genome"):
+        Space("abc", (1.0, 0.0, 0.5), (0.25, 1.0, 4.0)).parse(text)
+
+
+@pytest.mark.parametrize("rates", [(0.5, 2.0), (1.0, 0.5), (0.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (1.0, float("inf"))])
+def test_rates_out_of_range(rates):
+    with pytest.raises(ValueError, match="rates must be"):
+        Space("abc", rates=rates)
+
+
+def test_masks_from_above_and_single_thirds():
+    assert Space("abc").suffixes().tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 1]]
+    assert Space("abcdefg").thirds().tolist() == [[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 0, 0]]
+    assert Space("ab").thirds().tolist() == [[0, 1], [1, 0]]
+
+
+def test_where_nothing_but_a_gene_could_train():
+    assert Space("abc", head="kept").describe((1, 1, 1)) == "train nothing"
 
 
 @few
@@ -200,7 +250,7 @@ def test_mutation_gives_another_level_at_its_rate(num_levels):
 def test_neighbours_differ_in_one_gene(case):
     space, genome = case
     neighbours = list(map(as_genome, space.neighbours(genome)))
-    everything = itertools.product(range(len(space.levels)), repeat=space.num_genes)
+    everything = itertools.product(*map(range, space.choices))
     expected = {other for other in everything if sum(np.not_equal(other, genome)) == 1}
     assert set(neighbours) == expected
     assert len(neighbours) == len(expected)

@@ -1,6 +1,6 @@
 """Members of a population, and how they are grouped into cohorts that train in one call."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.network import Axis, Batch, PyTree, lowest_trainable
 from gafreeze_jax.space import Genome, Space, as_genome
 
-Genomes = Sequence[Genome] | np.ndarray  # [P, G]
+Genomes = Sequence[Genome] | np.ndarray  # [P, K]
 
 
 class Replicate(NamedTuple):
@@ -45,6 +45,7 @@ class Member(NamedTuple):
       steps: trained so far.
       seconds: of training since the last score, and of scoring; a share of them where cohorts ran at the same time.
       state: of the optimizers of what it trains, {block name: ...}; None once all steps are done.
+      rates: by what the updates of each of the G genes are multiplied, 0 = frozen; None = as the genome says.
     """
 
     genome: Genome
@@ -55,10 +56,11 @@ class Member(NamedTuple):
     steps: int
     seconds: float = 0.0
     state: PyTree | None = None
+    rates: tuple[float, ...] | None = None
 
 
 def untrained(genomes: Genomes) -> list[Member]:
-    """Members with genomes [P, G] before their first step."""
+    """Members with genomes [P, K] before their first step."""
     return [Member(as_genome(genome), {}, train_loss=0.0, score=0.0, loss=0.0, steps=0) for genome in genomes]
 
 
@@ -94,6 +96,7 @@ class Cohort(NamedTuple):
       frozen: for each block, as in `backprop.value_and_grad`.
       trained: names of the blocks that are not frozen.
       gates: for blocks of which `frozen` is None: [size] bool, or scalars where there is no member axis.
+      rates: for the trained blocks: by what updates are multiplied, [size] float32, or scalars; 0 where frozen.
     """
 
     members: Sequence[Member]
@@ -102,6 +105,7 @@ class Cohort(NamedTuple):
     frozen: tuple[bool | None, ...]
     trained: tuple[str, ...]
     gates: dict[str, Array]
+    rates: dict[str, Array]
 
     @property
     def axis(self) -> Axis:
@@ -120,8 +124,14 @@ class Cohort(NamedTuple):
 
 def sorted_members(members: Sequence[Member], space: Space) -> list[Member]:
     """Members by genome: deepest first, as they cost least, and then so that neighbours agree in many genes."""
-    masks = space.frozen(space.stack(member.genome for member in members))
+    masks = rates_of(members, space) == 0
     return [members[i] for i in np.lexsort(masks.T[::-1])[::-1]] if members else []
+
+
+def rates_of(members: Sequence[Member], space: Space) -> np.ndarray:
+    """By what the updates of each gene are multiplied: [N, G] float32."""
+    rates = [space.multipliers(member.genome) if member.rates is None else member.rates for member in members]
+    return np.array(rates, np.float32).reshape(-1, space.num_genes)
 
 
 def make_cohorts(plan: Plan, space: Space, members: Sequence[Member]) -> list[Cohort]:
@@ -132,24 +142,28 @@ def make_cohorts(plan: Plan, space: Space, members: Sequence[Member]) -> list[Co
 
 
 def _make_cohort(plan: Plan, space: Space, members: Sequence[Member], size: int) -> Cohort:
-    masks = space.frozen(space.stack(member.genome for member in members))
-    filled = masks[np.minimum(np.arange(size), len(masks) - 1)]
+    rates = rates_of(members, space)
+    masks = rates == 0
     frozen: list[bool | None] = [True if gene.all() else None if gene.any() else False for gene in masks.T]
     if plan.freezing == "traced":
         frozen = [None] * len(frozen)
-    gates = {
-        name: jnp.asarray(gene if size > 1 else gene[0])
-        for name, gene, decided in zip(space.names, filled.T, frozen, strict=True)
-        if decided is None
-    }
     trained = tuple(name for name, decided in zip(space.names, frozen, strict=True) if decided is not True)
+
+    def of_blocks(values: np.ndarray, blocks: Collection[str]) -> dict[str, Array]:
+        """Values [N, G] of some blocks."""
+        filled = values[np.minimum(np.arange(size), len(values) - 1)]
+        by_name = zip(space.names, filled.T, strict=True)
+        return {name: jnp.asarray(gene if size > 1 else gene[0]) for name, gene in by_name if name in blocks}
+
+    gated = [name for name, decided in zip(space.names, frozen, strict=True) if decided is None]
     return Cohort(
         members=members,
         size=size if trained else 1,  # all members that train nothing but the head are the same
         masks=[dict(zip(space.names, mask.tolist(), strict=True)) for mask in masks],
         frozen=tuple(frozen),
         trained=trained,
-        gates=gates,
+        gates=of_blocks(masks, gated),
+        rates=of_blocks(rates, trained),
     )
 
 

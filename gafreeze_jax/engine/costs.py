@@ -44,7 +44,7 @@ def step_flops(population: Population, replicate: Replicate) -> StepFlops:
     space = population.space
     count = functools.partial(flops_per_step, population, replicate=replicate)
     above = [count(genome) for genome in space.prefixes()]
-    only_frozen = np.where(np.eye(space.num_genes, dtype=bool), space.all_frozen, space.all_trained)
+    only_frozen = space.masks(np.eye(space.num_genes, dtype=bool))
     spared = [0.0, *(above[0] - count(genome) for genome in only_frozen[1:])]
     entered = [count(space.all_frozen, enter=depth) for depth in range(space.num_genes)]
     return StepFlops(above, spared, [low - high for low, high in itertools.pairwise([*entered, above[-1]])])

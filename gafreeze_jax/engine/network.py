@@ -58,6 +58,23 @@ class Network(NamedTuple):
         return tuple(block.name for block in self.blocks)
 
 
+def head_as_block(network: Network, name: str) -> Network:
+    """The network with its head as the highest block, so that it may be frozen; the head on top only passes outputs on.
+
+    Its parameters move to `name`, and leave none at "head".
+
+    Raises:
+      ValueError: if the head reads the parameters of other blocks.
+    """
+    if network.shared:
+        raise ValueError(f"the head reads parameters of {', '.join(network.shared)}, and cannot be a block of its own")
+    return network._replace(blocks=(*network.blocks, Block(name, network.head)), head=_pass_on)
+
+
+def _pass_on(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Array | None) -> Array:
+    return x
+
+
 class Dataset(NamedTuple):
     """A data set.
 

@@ -33,15 +33,6 @@ class Recipe(NamedTuple):
         """The optimizer of a block, or of "head"."""
         return self.head if name == "head" else self.body
 
-    def scalable(self) -> "Recipe":
-        """The recipe with a factor to the body's learning rate in the optimizer's state: one program serves all factors."""
-        return _scalable(self)
-
-
-@functools.cache  # equal recipes share compiled code
-def _scalable(recipe: Recipe) -> Recipe:
-    return recipe._replace(body=optax.chain(recipe.body, optax.inject_hyperparams(optax.scale)(step_size=1.0)))
-
 
 @functools.cache  # likewise
 def adamw_recipe(*, learning_rate: float, head_learning_rate: float, num_steps: int) -> Recipe:
@@ -100,6 +91,7 @@ def update_block(
     gradients: PyTree,
     square_norm: Array,
     frozen: Array | None,
+    rate: Array | None,
     statistics: PyTree,
 ) -> Trainable:
     """One step of a block's optimizer; `axis` is that of all arrays.
@@ -108,10 +100,11 @@ def update_block(
       block: donated.
       square_norm: of the gradients of all blocks and the head, for clipping.
       frozen: [members], or None = trained by all.
+      rate: [members], by which the updates are multiplied; None = 1.
       statistics: new running statistics, or None.
     """
 
-    def run(params, state, gradients, square_norm, frozen):
+    def run(params, state, gradients, square_norm, frozen, rate):
         if max_norm < math.inf:
             scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
@@ -120,8 +113,11 @@ def update_block(
         else:
             gene = masking.make_genes(params, {".*": "block"})
             updates, state = masking.freezable(tx, gene).update(gradients, state, params, genome=frozen[None])
+        if rate is not None:
+            updates = jax.tree.map(lambda update: update * rate, updates)
         return optax.apply_updates(params, updates), state
 
-    mapped = over_members(run, (axis, axis, axis, axis, None if frozen is None else axis))
-    params, state = mapped(parameters(block.params), block.state, gradients, square_norm, frozen)
+    of_flags = (None if flags is None else axis for flags in (frozen, rate))
+    mapped = over_members(run, (axis, axis, axis, axis, *of_flags))
+    params, state = mapped(parameters(block.params), block.state, gradients, square_norm, frozen, rate)
     return devices.shard(Trainable(params if statistics is None else params | {STATISTICS: statistics}, state), axis)

@@ -59,6 +59,7 @@ class Population:
       metric: the members' score on the validation set.
       plan: how the work is cut; `planning.choose` finds a good one.
       budget: for the data sets and their activations, half of it for each.
+      space: of the genomes; default: the blocks are frozen or not.
       on_steps: called with the number of member-steps trained since the last call; by one thread at a time.
     """
 
@@ -74,9 +75,10 @@ class Population:
         metric: Metric,
         plan: Plan = BLOCK_BY_BLOCK,
         budget: Budget | None = None,
+        space: Space | None = None,
         on_steps: Callable[[int], None] = lambda member_steps: None,
     ):
-        self.network, self.metric, self.plan, self.space = network, metric, plan, Space(network.names)
+        self.network, self.metric, self.plan, self.space = network, metric, plan, space or Space(network.names)
         self._on_steps, self._counting = on_steps, threading.Lock()
         pretrained = devices.replicate({block.name: params[block.name] for block in network.blocks})
         budget = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
@@ -95,7 +97,7 @@ class Population:
         return self.trainer.recipe
 
     def evaluate(self, genomes: Genomes, replicate: Replicate, until: int | None = None) -> Iterator[Member]:
-        """Trains and scores genomes [P, G]; members come as they are ready, in an order of their own.
+        """Trains and scores genomes [P, K]; members come as they are ready, in an order of their own.
 
         A cohort that runs out of memory is halved and tried again, with a warning; `plan` then has fewer members.
 
@@ -110,19 +112,18 @@ class Population:
     def resume(self, members: Sequence[Member], replicate: Replicate, until: int | None = None) -> Iterator[Member]:
         """Goes on with members that `evaluate` or `resume` stopped after the same step of the same replicate; see there.
 
-        A member ends as if it had not been stopped. A member that was given another genome goes on with that: blocks that it
-        did not train before start as they were pretrained.
+        A member ends as if it had not been stopped. A member that was given another genome, or rates, goes on with these:
+        blocks that it did not train before start as they were pretrained.
 
         Raises:
           ValueError: if the members did not stop after the same step, or if no step is left.
         """
         return itertools.chain.from_iterable(self.advance(members, replicate, until))
 
-    def with_recipe(self, recipe: Recipe) -> "Population":
-        """The same with another recipe, for members that are trained one by one; data and activations are shared."""
+    def one_by_one(self) -> "Population":
+        """The same for members that are trained alone; data and activations are shared."""
         other = copy.copy(self)
-        other.trainer = self.trainer.with_recipe(recipe)
-        other.plan = self.plan._replace(members=1, freezing="static")
+        other.plan = self.plan._replace(members=1)
         return other
 
     def begin(self, replicate: Replicate) -> Member:

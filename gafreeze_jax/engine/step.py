@@ -46,12 +46,14 @@ class Shared(NamedTuple):
       chunk: some steps.
       key: for dropout and augmentation.
       gates: see `backprop.value_and_grad`.
+      rates: by what the updates of the blocks that train are multiplied, by name: [members], or scalars without members.
     """
 
     pretrained: PyTree
     chunk: Chunk
     key: Array
     gates: dict[str, Array]
+    rates: dict[str, Array]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -95,6 +97,7 @@ def train_step(program: Program, trained: Trainable, shared: Shared, step: Any, 
             gradients=gradients.pop(name),  # frees each block's as soon as it is used
             square_norm=square_norm,
             frozen=shared.gates.get(name),
+            rate=shared.rates.get(name),
             statistics=statistics.pop(name, None),
         )
         for name in trained.params

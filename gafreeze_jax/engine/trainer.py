@@ -1,6 +1,5 @@
 """Trains a cohort: from pretrained or half-trained parameters to the parameters after a step."""
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -30,12 +29,6 @@ class CohortTrainer:
     def __init__(self, network: Network, recipe: Recipe, loss: Loss, *, pretrained: PyTree, activations: Activations):
         self.network, self.recipe, self.loss = network, recipe, loss
         self.pretrained, self.activations = pretrained, activations
-
-    def with_recipe(self, recipe: Recipe) -> "CohortTrainer":
-        """A trainer with another recipe, on the same data and activations."""
-        other = copy.copy(self)
-        other.recipe = recipe
-        return other
 
     def start(self, cohort: Cohort, replicate: Replicate, steps: int = 0) -> Trainable:
         """Parameters that the cohort trains, and their optimizers' states, where its members stopped; may be donated.
@@ -93,7 +86,7 @@ class CohortTrainer:
         batches = jax.tree.map(lambda leaf: leaf[first:until], replicate.batches)
         total: Array | None = None
         for chunk in self.activations.chunks(boundary, inputs, batches, steps or None):
-            shared = Shared(self.pretrained, chunk, replicate.key, cohort.gates)
+            shared = Shared(self.pretrained, chunk, replicate.key, cohort.gates, cohort.rates)
             num_steps = len(chunk.batches.examples)
             for step in range(1 if steps else num_steps):
                 if steps:
@@ -135,7 +128,7 @@ class CohortTrainer:
         chunk = self.activations.chunk_shape(boundary, replicate.batches, num_steps)
         trained = trained if cohort.axis is None else devices.shapes(trained, devices.MEMBERS)
         pretrained, chunk, key = devices.shapes((self.pretrained, chunk, replicate.key))
-        shared = Shared(pretrained, chunk, key, cohort.gates)
+        shared = Shared(pretrained, chunk, key, *jax.eval_shape(lambda: (cohort.gates, cohort.rates)))
         return self.program(cohort, boundary), trained, shared
 
     def relative_gradient_norms(self, cohort: Cohort, replicate: Replicate, until: int) -> dict[str, float]:
@@ -150,7 +143,7 @@ class CohortTrainer:
         batches = jax.tree.map(lambda leaf: leaf[member.steps : until], replicate.batches)
         norms: list[dict[str, Array]] = []
         for chunk in self.activations.chunks(boundary, inputs, batches):
-            shared = Shared(self.pretrained, chunk, replicate.key, {})
+            shared = Shared(self.pretrained, chunk, replicate.key, cohort.gates, cohort.rates)
             for step in range(len(chunk.batches.examples)):
                 key = jax.random.fold_in(replicate.key, member.steps + len(norms))
                 gradients = differentiate(program, dict(member.params), shared, step, key).gradients

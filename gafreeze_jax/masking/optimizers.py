@@ -10,10 +10,33 @@ import numpy as np
 import optax
 
 from gafreeze_jax.masking.genes import Genes, PyTree, is_masked
-from gafreeze_jax.masking.genomes import Mask, as_genome, concrete_genome, frozen_leaves
+from gafreeze_jax.masking.genomes import (
+    Mask,
+    Rates,
+    as_genome,
+    as_rates,
+    concrete_genome,
+    concrete_rates,
+    frozen_leaves,
+    rates_leaves,
+)
+
+# States of optimizers whose updates lead to a place that the state knows, or have a length that was searched for.
+WHOLE_STEPS = {
+    optax.LookaheadState: "lookahead moves parameters to its slow weights",
+    optax.contrib.COCOBState: "cocob moves parameters to a place that it finds from the initial ones",
+    optax.contrib.MadgradState: "madgrad averages parameters with a point in its state",
+    optax.contrib.MechanicState: "mechanize moves parameters to a place that it finds from the initial ones",
+    optax.contrib.SAMState: "sam moves parameters away and back",
+    optax.contrib.ScheduleFreeState: "schedule_free keeps a second copy of the parameters in its state",
+    optax.ScaleByBacktrackingLinesearchState: "a line search keeps the loss at the end of its step",
+    optax.ScaleByZoomLinesearchState: "a line search keeps the loss at the end of its step",
+}
 
 
-def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Mask) -> optax.GradientTransformationExtraArgs:
+def freeze(
+    tx: optax.GradientTransformation, genes: Genes, genome: Mask | None = None, *, rates: Rates | None = None
+) -> optax.GradientTransformationExtraArgs:
     """`tx` for the trainable leaves, nothing for the frozen ones: no update, no optimizer state, no part in clipping.
 
     For a genome known in Python; under `jax.jit` the weight gradients of frozen leaves are then never computed. `tx` gets
@@ -25,12 +48,18 @@ def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Mask) -> opta
     Trees inside `tx` (decay masks, labels) must be given as functions of the parameters, as it sees only its part.
     Functions among the keywords of `update`, such as the `value_fn` of a line search, get whole parameters.
 
+    With `rates` in place of a genome, what comes out of `tx` is multiplied by the gene's rate, which scales the learning rate
+    and a weight decay that it multiplies. Leaves with a rate of 0 are frozen; always trainable leaves have a rate of 1.
+
     Args:
       tx: an optax optimizer, or `optax.MultiSteps`.
       genome: [G] bools known in Python (not traced).
+      rates: [G] numbers from 0, known in Python.
 
     Raises:
-      ValueError: from `init` and `update` for a tree with other leaves than `make_genes` got; containers may differ.
+      ValueError: from `init` and `update` for a tree with other leaves than `make_genes` got; containers may differ. From
+        `update`, if rates other than 0 and 1 meet an optimizer whose updates cannot be scaled: line searches, `cocob`,
+        `lookahead`, `madgrad`, `mechanize`, `sam` unless opaque, `schedule_free`.
 
     >>> from gafreeze_jax.masking import make_genes
     >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
@@ -39,9 +68,19 @@ def freeze(tx: optax.GradientTransformation, genes: Genes, genome: Mask) -> opta
     >>> updates, _ = tx.update(params, tx.init(params), params)
     >>> updates["body"].tolist()
     [0.0, 0.0]
+    >>> tx = freeze(optax.sgd(1.0), genes, rates=[0.25])
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> updates["body"].tolist(), updates["head"].tolist()
+    ([-0.25, -0.25], [-1.0, -1.0])
     """
+    _check_choice(genome, rates, "freeze(tx, genes, genome) or freeze(tx, genes, rates=rates)")
+    multipliers = None
+    if rates is not None:
+        rates = concrete_rates(rates, genes)
+        genome = rates == 0
+        multipliers = None if np.isin(rates, (0, 1)).all() else rates_leaves(rates, genes)
     flags = frozen_leaves(concrete_genome(genome, genes), genes)
-    return _restricted(tx, genes, lambda extra: (flags, extra))
+    return _restricted(tx, genes, lambda extra: (flags, multipliers, extra))
 
 
 def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientTransformationExtraArgs:
@@ -50,7 +89,8 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     Its `update(grads, state, params, genome=genome)` gives `tx` zeros for the gradients, parameters and state of frozen
     leaves, so that they contribute to no norm and no decay; afterwards frozen leaves and their state are as they were.
     Works with any optax optimizer and under `jax.vmap` over genomes, and the genome may change between updates. Saves no
-    computation by itself; `engine.backprop` does.
+    computation by itself; `engine.backprop` does. `update(grads, state, params, rates=rates)` takes rates as `freeze` does,
+    [G] floats that may be traced; the optimizers that `freeze` names are then refused whatever the rates.
 
     Four things differ from `freeze`, as shapes and the initial state cannot depend on a traced genome. (1) A mean over a
     leaf of which some layers are frozen counts their zeros: with k of n layers trained, root mean squares are sqrt(k / n)
@@ -70,11 +110,14 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     [[0.0, 0.0], [-0.5, -0.5]]
     """
 
-    def split(extra: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        if "genome" not in extra:
-            raise ValueError("freezable() needs the genome at each update: update(grads, state, params, genome=genome)")
-        rest = {name: value for name, value in extra.items() if name != "genome"}
-        return frozen_leaves(jnp.asarray(as_genome(extra["genome"], genes)), genes), rest
+    def split(extra: Mapping[str, Any]) -> tuple[list[Any], list[Any] | None, dict[str, Any]]:
+        genome, rates = extra.get("genome"), extra.get("rates")
+        _check_choice(genome, rates, "update(grads, state, params, genome=genome) or update(grads, state, params, rates=rates)")
+        rest = {name: value for name, value in extra.items() if name not in ("genome", "rates")}
+        if rates is None:
+            return frozen_leaves(jnp.asarray(as_genome(genome, genes)), genes), None, rest
+        rates = jnp.asarray(as_rates(rates, genes))
+        return frozen_leaves(rates == 0, genes), rates_leaves(rates, genes), rest
 
     return _restricted(tx, genes, split, whole_state=True)
 
@@ -115,17 +158,38 @@ def put_trained(part: PyTree, params: PyTree, genes: Genes, genome: Mask) -> PyT
     return view.put(part, genes.leaves(params))
 
 
+def _check_choice(genome: Mask | None, rates: Rates | None, usage: str) -> None:
+    if (genome is None) == (rates is None):
+        raise ValueError(f"Expected either a genome or rates, got {'neither' if genome is None else 'both'}: {usage}.")
+
+
+def _check_scalable(state: Any) -> None:
+    """Refuses optimizers whose updates cannot be multiplied by rates, by the parts of their state.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    for node in jax.tree.leaves(state, is_leaf=lambda node: type(node) in WHOLE_STEPS):
+        opaque = isinstance(node, optax.contrib.SAMState) and node.cache is None  # moves away and back within an update
+        if type(node) in WHOLE_STEPS and not opaque:
+            raise ValueError(
+                f"Rates multiply what an optimizer returns, but {WHOLE_STEPS[type(node)]}, so its updates cannot be scaled. "
+                "Give each level an optimizer: optax.multi_transform({label: optimizer}, rates_labels(rates, genes))."
+            )
+
+
 def _restricted(
     tx: optax.GradientTransformation,
     genes: Genes,
-    split: Callable[[Mapping[str, Any]], tuple[list[Any], Mapping[str, Any]]],
+    split: Callable[[Mapping[str, Any]], tuple[list[Any], list[Any] | None, Mapping[str, Any]]],
     *,
     whole_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`tx` on the trained part.
 
     Args:
-      split: from the keywords of an update to "is it frozen?" for each leaf, and the keywords of `tx`.
+      split: from the keywords of an update to "is it frozen?" for each leaf, the rate of each leaf (None: updates stay as
+        they are), and the keywords of `tx`.
       whole_state: the state covers frozen leaves as well.
     """
     tx = optax.with_extra_args_support(tx.gradient_transformation() if isinstance(tx, optax.MultiSteps) else tx)
@@ -136,13 +200,16 @@ def _restricted(
         return tx.init(_view(params, genes, split({})[0]).take(params))
 
     def update(updates, state, params=None, **extra):
-        flags, extra = split(extra)
+        flags, rates, extra = split(extra)
+        if rates is not None:
+            _check_scalable(state)
         view = _view(updates if params is None else params, genes, flags)
         zeros = [_zeros(leaf, ndim) for leaf, ndim in zip(genes.leaves(updates), genes.ndims, strict=True)]
         known = None if params is None else view.take(params)
         extra = {name: view.take_argument(value) for name, value in extra.items()}
         part, new = tx.update(view.take(updates), view.take(state) if whole_state else view.adopt(state), known, **extra)
-        return view.put(part, zeros), view.keep(new, state) if whole_state else new
+        moved = view.put(part, zeros)
+        return moved if rates is None else view.scale(moved, rates), view.keep(new, state) if whole_state else new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -190,6 +257,14 @@ class _View(NamedTuple):
     def keep(self, new: PyTree, old: PyTree) -> PyTree:
         """A new state of which the frozen part is that of the old one."""
         return self._each(self._put, new, old)
+
+    def scale(self, tree: PyTree, rates: list[Any]) -> PyTree:
+        """A tree in which the leaves of every parameter tree are multiplied by their rates."""
+
+        def scaled(place, leaf):
+            return leaf if is_masked(leaf) else leaf * jnp.asarray(rates[place], jnp.result_type(leaf))
+
+        return self._each(scaled, tree)
 
     def take_argument(self, value: Any) -> Any:
         """A keyword of an update; a function of parameters, such as a line search's `value_fn`, still gets whole ones."""

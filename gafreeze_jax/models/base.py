@@ -240,7 +240,7 @@ class Model:
             configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
-        checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()})
+        checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
         checkpoints.copy_tokenizer(source, folder, **({"pad_token": padding[1]} if padding else {}))
         if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
             shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)

@@ -8,7 +8,7 @@ import shutil
 import socket
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,29 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     return {name: t if t.dtype.kind in "biu" else t.astype(np.float32) for name, t in tensors.items()}
 
 
+def read_label_names(path: Path) -> tuple[str, ...]:
+    """The names of classes that a safetensors file, or that of a folder, has in its header; () if there are none."""
+    path = path / formats.WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        return ()
+    with safe_open(path, "numpy") as file:
+        return label_names((file.metadata() or {}).get("id2label"))
+
+
+def label_names(id2label: Any) -> tuple[str, ...]:
+    """Names of classes in the order of their numbers; () unless it is such a table, or the text of one.
+
+    >>> label_names({"1": "yes", "0": "no"}), label_names('{"0": "a"}'), label_names({"0": "a", "2": "b"}), label_names(None)
+    (('no', 'yes'), ('a',), (), ())
+    """
+    try:
+        table = json.loads(id2label) if isinstance(id2label, str) else id2label
+        names = {int(number): str(name) for number, name in table.items()}
+    except (ValueError, TypeError, AttributeError):
+        return ()
+    return tuple(names[number] for number in range(len(names))) if set(names) == set(range(len(names))) else ()
+
+
 def _is_pointer(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(100).startswith(b"version https://git-lfs")
@@ -267,11 +290,12 @@ def _places(tree: Any, table: Table) -> dict[str, tuple[str, Any, tuple[int, ...
     return places
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `model.safetensors`, whole or not at all."""
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], label_names: Sequence[str] = ()) -> None:
+    """Writes `model.safetensors`, whole or not at all; names of classes go into its header."""
     target = folder / formats.WEIGHTS
     partial = target.with_suffix(".partial")
-    save_file(dict(tensors), partial, metadata={"format": "pt"})
+    labels = {"id2label": json.dumps(dict(enumerate(map(str, label_names))))} if label_names else {}
+    save_file(dict(tensors), partial, metadata={"format": "pt", **labels})
     partial.replace(target)
 
 

@@ -81,12 +81,23 @@ class Checkpoint:
       path: of the folder or file.
       model: without a number of classes.
       tensors: by their names in the layout's table; `carried` are no parameters.
+      label_names: of the classes that its classifier tells; () if they are not known.
     """
 
     path: Path
     model: Model
     tensors: dict[str, np.ndarray]
     carried: dict[str, np.ndarray]
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int | None:
+        """That its classifier tells; None if it has none, or not all of one."""
+        kind = self.model.family.heads["classify"]
+        own = [name for name, path, _ in self.model.family.layout.table if re.match(r"head(/|$)", path)]
+        if not own or not all(name in self.tensors for name in own):
+            return None
+        return self._count_classes(kind.output)
 
     def load(self, head: str = "classify", *, num_classes: int | None = None, key: Array | None = None) -> Pretrained:
         """The parameters of a network with a head.
@@ -200,8 +211,10 @@ def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
         tensors = checkpoints.renamed(tensors, checkpoints.unwrapped, path)
         config, layout = family.infer(tensors, str(path))
         family = dataclasses.replace(family, layout=layout)
+        names = checkpoints.read_label_names(path)
     else:
         family, config = read_config(path, families)
+        names = checkpoints.label_names(configs.read(path / "config.json").get("id2label"))
         tensors, layout = checkpoints.read_tensors(path), family.layout
     tensors = checkpoints.renamed(tensors, layout.standard_name, path)
     if any(".lora_" in name for name in tensors):
@@ -215,6 +228,7 @@ def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
         model=Model(family, config, preprocessing=images),
         tensors={name: tensor for name, tensor in tensors.items() if name not in carried},
         carried=carried,
+        label_names=names,
     )
 
 

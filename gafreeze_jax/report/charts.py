@@ -51,7 +51,12 @@ STYLE: dict[Any, Any] = {
 
 @matplotlib.rc_context(STYLE)
 def progress(
-    generations: Sequence[RecordedGeneration], baselines: Mapping[str, Evaluation], num_steps: int, metric: MetricFormat
+    generations: Sequence[RecordedGeneration],
+    baselines: Mapping[str, Evaluation],
+    *,
+    space: Space,
+    num_steps: int,
+    metric: MetricFormat,
 ) -> Figure:
     """The metric over generations: the population's best, mean and spread, new masks, and baselines."""
     figure, axes = _start(250)
@@ -62,7 +67,7 @@ def progress(
     new = [row for generation in generations for row in generation.new if row.steps == num_steps]
     floor = _floor([row.score for row in new])
     for row in new:
-        label = f"{Space.text(row.genome)}: {write(row.score)}"
+        label = f"{space.text(row.genome)}: {write(row.score)}"
         _point(axes, row.generation, row.score, label, floor=floor, color=MUTED, alpha=0.5, markersize=4)
     axes.fill_between(numbers, worst, best, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(numbers, mean, color=BLUE, linewidth=1)
@@ -125,6 +130,7 @@ def trade_off(
     points: Sequence[tuple[float, Evaluation]],
     front: Sequence[tuple[float, Evaluation]],
     *,
+    space: Space,
     baselines: Mapping[str, Evaluation],
     found: Genome | None,
     cost: str,
@@ -140,14 +146,16 @@ def trade_off(
     write = _title(axes, f"validation {metric.name}", metric)
     floor = _floor([row.score for _, row in points])
     for x, row in points:
-        label = f"{Space.text(row.genome)} at {x:.0%}: {write(row.score)}"
+        label = f"{space.text(row.genome)} at {x:.0%}: {write(row.score)}"
         _point(axes, x, row.score, label, floor=floor, color=MUTED, alpha=0.6, markersize=5)
     ascending = sorted((x, row.score) for x, row in front)
     axes.step(*zip(*ascending, strict=True), where="post", color=BLUE, linewidth=1.6)
     for x, row in front:
-        label = f"{Space.text(row.genome)} at {x:.0%}: {write(row.score)}"
+        label = f"{space.text(row.genome)} at {x:.0%}: {write(row.score)}"
         _point(axes, x, row.score, label, floor=floor, color=BLUE, markersize=6)
-    named = {row.genome: name for name, row in baselines.items() if len(set(row.genome)) == 1} | {found: "found"}
+    named = {row.genome: name for name, row in baselines.items() if len(set(space.frozen(row.genome).tolist())) == 1} | {
+        found: "found"
+    }
     for x, row in points:
         if name := named.get(row.genome):
             color, place = INK, {"ha": "right", "xytext": (-7, -13)} if x > 0.7 else {"ha": "left", "xytext": (8, -13)}

@@ -120,7 +120,7 @@ class Display:
     with the share of the population that freezes each gene.
 
     Args:
-      genes: their names.
+      space: of the genomes; needed where there are evaluations.
       metric: what evaluations are scored by.
       quiet: print nothing else.
       verbose: print details, too.
@@ -133,7 +133,7 @@ class Display:
 
     def __init__(
         self,
-        genes: Sequence[str] = (),
+        space: Space | None = None,
         *,
         metric: MetricFormat = ACCURACY,
         quiet: bool = False,
@@ -141,7 +141,7 @@ class Display:
         tensorboard: os.PathLike[str] | None = None,
         console: Console | None = None,
     ):
-        self._genes, self.metric, self._quiet, self._verbose = genes, metric, quiet, verbose
+        self._space, self.metric, self._quiet, self._verbose = space or Space("-"), metric, quiet, verbose
         self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self._live = Live(
             get_renderable=lambda: self,
@@ -194,7 +194,9 @@ class Display:
         value = self.metric.shown(evaluation.score)
         losses = f"loss {evaluation.loss:.4f}, train loss {evaluation.train_loss:.4f}"
         how = f"{evaluation.seconds:.2f} s" if new else "known already"
-        text = f"{phase} {Space.text(genome)}, seed {seed}, {steps} steps: {self.metric.name} {value:.4f}, {losses}, {how}"
+        text = (
+            f"{phase} {self._space.text(genome)}, seed {seed}, {steps} steps: {self.metric.name} {value:.4f}, {losses}, {how}"
+        )
         self.line(text, detail=True)
         self._write(self._num_evaluations, {f"{phase}/{self.metric.key}": value, f"{phase}/seconds": evaluation.seconds})
 
@@ -202,7 +204,8 @@ class Display:
         """Prints a generation's two lines."""
         best = generation.best
         self._generations.append(generation)
-        fittest = f"Fittest chromosome: [{', '.join(Space.text(best.genome))}] | Fitness: {self.metric.shown(best.score):.4f}"
+        levels = ", ".join(map(str, best.genome[: self._space.num_genes]))
+        fittest = f"Fittest chromosome: [{levels}] | Fitness: {self.metric.shown(best.score):.4f}"
         self.console.print(f"=== Generation {generation.number} ===\n{fittest}", markup=False)
         picked = ", picked by the surrogate" if generation.screened else ""
         programs = f"{len(self._compiled)} programs compiled or loaded so far, in {sum(self._compiled):.1f} s"
@@ -211,7 +214,9 @@ class Display:
             f"{self.metric.shown(generation.mean):.4f}; {programs}",
             detail=True,
         )
-        shares = {f"frozen/{name}": float(share) for name, share in zip(self._genes, generation.frozen_share, strict=True)}
+        shares = {
+            f"frozen/{name}": float(share) for name, share in zip(self._space.names, generation.frozen_share, strict=True)
+        }
         fitness = {"fitness/best": self.metric.shown(best.score), "fitness/mean": self.metric.shown(generation.mean)}
         self._write(generation.number, fitness | shares)
         if self._events is not None:
@@ -234,7 +239,9 @@ class Display:
         num_rows = console.height // 2 - 6  # lines above it need room, too
         yield Text()
         if self._generations and num_rows > 0:
-            yield from heat_map(self._genes, self._generations[-num_rows:], self.metric, width=options.max_width, levels=levels)
+            yield from heat_map(
+                self._space.names, self._generations[-num_rows:], self.metric, width=options.max_width, levels=levels
+            )
         for fields in (self._fitness_and_speed(), self._counts()):
             if fields:
                 yield Text("   ".join(fields), no_wrap=True, overflow="ellipsis")

@@ -79,7 +79,7 @@ class RunFolder:
                 self.facts |= json.loads((self.path / folder_format.RESULT).read_text())
             self.facts = old_versions.complete(self.facts)
             self.metric = metric_format.from_facts(self.facts)
-            self.space, self.options = Space([str(name) for name in self.facts["stages"]]), dict(self.facts["options"])
+            self.space, self.options = Space.from_facts(self.facts), dict(self.facts["options"])
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
@@ -152,9 +152,15 @@ class RunFolder:
     @cached_property
     def baselines(self) -> dict[str, Evaluation]:
         """Masks that need no search, as the search's own seed has them, by name."""
-        prefixes = list(map(as_genome, self.space.prefixes()))
+        everything, *prefixes, nothing = self.space.prefixes()
         least = "head only" if self.has_head else "train nothing"
-        groups = {"train all": prefixes[:1], least: prefixes[-1:], "best prefix mask": prefixes[1:-1]}
+        masks = {
+            "train all": [everything],
+            least: [nothing],
+            "best prefix mask": prefixes,
+            "best suffix mask": self.space.suffixes()[1:-1],
+        }
+        groups = {name: set(map(as_genome, self.space.at_rates(genomes))) for name, genomes in masks.items()}
         best = {name: next((row for row in self.full if row.genome in group), None) for name, group in groups.items()}
         return {name: row for name, row in best.items() if row is not None}
 
@@ -219,7 +225,9 @@ class RunFolder:
         if not any(row.steps == self.num_steps for row in rows):
             return None
         rungs = {row.steps for row in rows}
-        return main_effects(*estimates({rung: {row.genome: row.score for row in rows if row.steps == rung} for rung in rungs}))
+        scores = {rung: {row.genome: row.score for row in rows if row.steps == rung} for rung in rungs}
+        genomes, values, weights = estimates(scores)
+        return main_effects(self.space.frozen(genomes), values, weights)
 
     @cached_property
     def spent(self) -> Spent | None:

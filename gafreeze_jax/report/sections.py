@@ -43,7 +43,7 @@ def draw(run: RunFolder, name: str) -> Figure:
     """A chart of a run that has what it shows."""
     match name:
         case "progress":
-            return charts.progress(run.generations, run.baselines, run.num_steps, run.metric)
+            return charts.progress(run.generations, run.baselines, space=run.space, num_steps=run.num_steps, metric=run.metric)
         case "frozen_shares":
             return charts.frozen_shares(run.generations, run.space, run.found)
         case "effects":
@@ -51,7 +51,13 @@ def draw(run: RunFolder, name: str) -> Figure:
         case _:
             points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
             return charts.trade_off(
-                points, front, baselines=run.baselines, found=run.found, cost=_cost_name(run), metric=run.metric
+                points,
+                front,
+                space=run.space,
+                baselines=run.baselines,
+                found=run.found,
+                cost=_cost_name(run),
+                metric=run.metric,
             )
 
 

@@ -37,7 +37,7 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
         console.print(remark, markup=False)
     metric = metric_format.from_facts(result)
     if front := result.get("front"):
-        console.print(front_table(Space(result["stages"]), front["masks"], metric))
+        console.print(front_table(Space.from_facts(result), front["masks"], metric))
         console.print("In masks/, too", markup=False)
     if (gap := result["verdict"]["gap"]) is not None:
         change = f"{metric.write_change(gap)}{metric.unit}"
@@ -104,7 +104,7 @@ def describe_found(result: Mapping[str, Any]) -> str:
     """The found mask in words."""
     if not result["results"]["found"]["trainable_parameters"]:
         return "train nothing"
-    return Space(result["stages"]).describe(result["best_genome"])
+    return Space.from_facts(result).describe(result["best_genome"])
 
 
 def front_table(space: Space, front: Sequence[Mapping[str, Any]], metric: MetricFormat) -> Table:

@@ -1,23 +1,35 @@
 """Baselines: ways to fine-tune that need no search, which a found mask has to beat.
 
-A baseline is one entry of `BASELINES`. It is a set of genomes, of which the search names the fittest; or a schedule, a function
-that trains a member in a way that no single genome describes.
+A baseline is one entry of `BASELINES` or of `FURTHER`. It is a set of genomes, of which the search names the fittest; or a
+schedule, a function that trains a member in a way that no single genome describes. Where several rates are searched for, each
+is compared at the best of them.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gafreeze_jax.engine.cohort import Member, Replicate
+from gafreeze_jax.engine.cohort import Member, Replicate, untrained
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.space import Genome, Space, as_genome
 
 PHASES = 4  # of gradual unfreezing
-MEASURED_STEPS = 5  # of each epoch, for relative gradient norms
+MEASURED_STEPS = 5  # for relative gradient norms; of each epoch, for Auto-RGN
+DECAYS = (0.95, 0.85, 0.75, 0.65)  # of learning rates from layer to layer: those of ELECTRA and BEiT lie in this range
+SHARES = (1 / 4, 1 / 2)  # of the genes, that a ranking trains
+
+
+class Schedule(Protocol):
+    """Trains a member through all steps of a replicate."""
+
+    def __call__(self, population: Population, replicate: Replicate, num_epochs: int, rate: float, /) -> Member:
+        """
+        Args:
+          rate: by which the learning rates of all genes are multiplied.
+        """
+        ...
 
 
 class Baseline(NamedTuple):
@@ -26,23 +38,34 @@ class Baseline(NamedTuple):
     Attributes:
       name: in tables, such as "train all".
       reference: where it comes from; "" for what needs none.
-      genomes: `genomes(space)` returns [N, G]; of several the search names the fittest. None = `train` says it all.
-      train: `train(population, replicate, num_epochs)` returns a member that has done all steps.
+      genomes: `genomes(space)` returns [N, K]; of several the search names the fittest. None = `schedules` say it all.
+      seeds: `seeds(space)` returns those of its genomes that the first generation of a search holds. None = all.
+      schedules: by the names of their variants; "" where there is one. The best on validation data is compared.
       cost: `cost(space, flops, num_steps, num_epochs)` returns the FLOPs of such a run, where `flops(genome)` are those of
         training with a genome. None = those of training everything.
       learning_rate_factor: of all blocks, where it trains everything at another rate; a report may advise it.
+      trains_head: whether it makes no sense for a network without a head of its own.
     """
 
     name: str
     reference: str = ""
     genomes: Callable[[Space], np.ndarray] | None = None
-    train: Callable[[Population, Replicate, int], Member] | None = None
+    seeds: Callable[[Space], np.ndarray] | None = None
+    schedules: Mapping[str, Schedule] | None = None
     cost: Callable[[Space, Callable[[Genome], float], int, int], float] | None = None
     learning_rate_factor: float = 1.0
+    trains_head: bool = False
+
+    def fits(self, space: Space) -> bool:
+        """Whether it makes sense for a network: where a search covers several rates, none of them is a baseline."""
+        return not (self.trains_head and space.head == "none") and (self.learning_rate_factor == 1 or not space.has_rate)
 
     def flops(self, space: Space, flops: Callable[[Genome], float], num_steps: int, num_epochs: int) -> float:
         """FLOPs of a run, for a schedule."""
         return flops(space.all_trained) if self.cost is None else self.cost(space, flops, num_steps, num_epochs)
+
+
+# Genomes
 
 
 def all_trained(space: Space) -> np.ndarray:
@@ -53,45 +76,82 @@ def all_frozen(space: Space) -> np.ndarray:
     return space.stack([space.all_frozen])
 
 
+def head_only(space: Space) -> np.ndarray:
+    """All genes frozen; where the head is a gene, all but that."""
+    return {"fresh": all_frozen(space), "kept": space.prefixes()[-2:-1], "none": space.stack([])}[space.head]
+
+
+def nothing(space: Space) -> np.ndarray:
+    """The model as it is, unless it has a fresh head."""
+    return space.stack([] if space.head == "fresh" else [space.all_frozen])
+
+
 def inner_prefixes(space: Space) -> np.ndarray:
     """Prefix masks that freeze something, and train something."""
     return space.prefixes()[1:-1]
 
 
-def phases(space: Space) -> np.ndarray:
-    """Genomes of gradual unfreezing [4, G]: the head only, the upper third of the blocks as well, two thirds, everything."""
+def inner_suffixes(space: Space) -> np.ndarray:
+    """Suffix masks that freeze something, and train something."""
+    return space.suffixes()[1:-1]
+
+
+def seeded_suffixes(space: Space) -> np.ndarray:
+    """All of them; with a fresh head one, as its best masks are prefixes as a rule."""
+    return space.thirds()[:1] if space.head == "fresh" else inner_suffixes(space)
+
+
+# Schedules
+
+
+def set_rates(member: Member, space: Space, genome: Sequence[int], rate: float) -> Member:
+    """The member with another genome, at a multiple of its rates."""
+    return member._replace(genome=as_genome(genome), rates=tuple((space.multipliers(genome) * rate).tolist()))
+
+
+class Phases(NamedTuple):
+    """Trains with one genome after the other, for equal numbers of steps."""
+
+    genomes: Callable[[Space], np.ndarray]
+
+    def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0, rate: float = 1.0, /) -> Member:
+        genomes = self.genomes(population.space)
+        ends = phase_ends(replicate.num_steps, len(genomes))
+        (member,) = untrained([population.space.all_frozen])
+        for genome, until in zip(genomes[-len(ends) :], ends, strict=True):
+            (member,) = population.resume([set_rates(member, population.space, genome, rate)], replicate, until)
+        return member
+
+    def cost(self, space: Space, flops: Callable[[Genome], float], num_steps: int, num_epochs: int) -> float:
+        return float(np.mean([flops(as_genome(genome)) for genome in self.genomes(space)]))
+
+
+def thaw(space: Space) -> np.ndarray:
+    """Genomes of gradual unfreezing [4, K]: the head only, the upper third of the blocks as well, two thirds, everything."""
     num_frozen = np.round(space.num_genes * np.arange(PHASES - 1, -1, -1) / (PHASES - 1)).astype(int)
-    return space.prefixes()[num_frozen]
+    return space.prefixes()[np.minimum(num_frozen, space.num_genes - (space.head == "kept"))]
 
 
-def unfreeze_gradually(population: Population, replicate: Replicate, num_epochs: int = 0) -> Member:
-    """Gradual unfreezing (Howard & Ruder 2018), from the head down, in four phases of equal length."""
-    ends = phase_ends(replicate.num_steps, PHASES)
-    first, *others = map(as_genome, phases(population.space)[-len(ends) :])
-    (member,) = population.evaluate([first], replicate, ends[0])
-    for genome, until in zip(others, ends[1:], strict=True):
-        (member,) = population.resume([member._replace(genome=genome)], replicate, until)
-    return member
+def probe(space: Space) -> np.ndarray:
+    """Genomes of linear probing, then fine-tuning: [2, K]."""
+    return np.concatenate([head_only(space), all_trained(space)])
 
 
-def _cost_of_unfreezing(space: Space, flops: Callable[[Genome], float], num_steps: int, num_epochs: int) -> float:
-    return float(np.mean([flops(as_genome(genome)) for genome in phases(space)]))
-
-
-def auto_rgn(population: Population, replicate: Replicate, num_epochs: int) -> Member:
+def auto_rgn(population: Population, replicate: Replicate, num_epochs: int, rate: float = 1.0, /) -> Member:
     """Auto-RGN (Lee et al. 2023): a block's learning rate is multiplied by its share of the largest relative gradient norm.
 
     That is ||gradients|| / ||parameters||, measured before each epoch, on its first five batches. As in the paper, except that
     - a block has one learning rate, not a tensor;
-    - the head has its own learning rate, unscaled, and does not count for the largest norm. The paper's head had been trained
-      before; a fresh head is small, its relative norm by far the largest, and nothing else would learn;
+    - a fresh head has its own learning rate, unscaled, and does not count for the largest norm. The paper's head had been
+      trained before; a fresh head is small, its relative norm by far the largest, and nothing else would learn;
     - the optimizer's state and schedule continue over epochs, as for all other finalists; the authors' program restarts Adam.
     """
-    population = population.with_recipe(population.recipe.scalable())
     member = population.begin(replicate)
     for until in phase_ends(replicate.num_steps, num_epochs):
         norms = population.relative_gradient_norms(member, replicate, min(member.steps + MEASURED_STEPS, until))
-        (member,) = population.resume([scale_learning_rates(member, shares_of_largest(norms))], replicate, until)
+        shares = shares_of_largest(norms)
+        rates = tuple(shares[name] * rate for name in population.space.names)
+        (member,) = population.resume([member._replace(rates=rates)], replicate, until)
     return member
 
 
@@ -107,27 +167,37 @@ def shares_of_largest(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 class TrainAll(NamedTuple):
-    """Trains everything, the blocks at their learning rate times a factor, the head at its own rate.
+    """Trains everything, each block at a rate of `decay` to the power of its distance from the head, times a factor.
 
-    A mask may win only because it holds back what too high a learning rate would spoil. This shows it.
+    Without decay it shows whether a mask wins only because it holds back what too high a learning rate would spoil.
     """
 
-    factor: float
+    factor: float = 1.0
+    decay: float = 1.0
 
-    def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0) -> Member:
-        population = population.with_recipe(population.recipe.scalable())
-        member = population.begin(replicate)
-        factors = dict.fromkeys(population.network.names, self.factor)
-        (member,) = population.resume([scale_learning_rates(member, factors)], replicate)
+    def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0, rate: float = 1.0, /) -> Member:
+        space = population.space
+        distances = np.arange(space.num_genes, 0, -1) - (space.head == "kept")
+        (member,) = untrained([space.all_trained])
+        rates = tuple((rate * self.factor * self.decay**distances).tolist())
+        (member,) = population.resume([member._replace(rates=rates)], replicate)
         return member
 
 
-def scale_learning_rates(member: Member, factors: Mapping[str, float]) -> Member:
-    """The member with the learning rates of blocks, by name, multiplied; its recipe is from `Recipe.scalable`."""
-    state = dict(member.state or {})
-    for name, factor in factors.items():
-        state[name] = optax.tree.set(state[name], step_size=jnp.float32(factor))
-    return member._replace(state=state)
+class LargestGradients(NamedTuple):
+    """Trains the share of the genes whose relative gradient norms are the largest before training, with a fresh head too."""
+
+    share: float
+
+    def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0, rate: float = 1.0, /) -> Member:
+        space = population.space
+        norms = population.relative_gradient_norms(population.begin(replicate), replicate, MEASURED_STEPS)
+        in_order = np.argsort([-norms[name] for name in space.names], kind="stable")
+        trained = in_order[: max(1, round(self.share * space.num_genes))]
+        (genome,) = space.masks(~np.isin(np.arange(space.num_genes), trained)[None])
+        (member,) = untrained([space.all_trained])
+        (member,) = population.resume([set_rates(member, space, genome, rate)], replicate)
+        return member
 
 
 def phase_ends(num_steps: int, num_phases: int) -> list[int]:
@@ -137,16 +207,43 @@ def phase_ends(num_steps: int, num_phases: int) -> list[int]:
 
 
 TRAIN_ALL = Baseline("train all", genomes=all_trained)
-HEAD_ONLY = Baseline("head only", genomes=all_frozen)
+HEAD_ONLY = Baseline("head only", genomes=head_only)
 LOWER_RATES = tuple(
-    Baseline(f"train all, {name} rate", train=TrainAll(factor), learning_rate_factor=factor)
+    Baseline(f"train all, {name} rate", schedules={"": TrainAll(factor)}, learning_rate_factor=factor)
     for name, factor in (("half", 1 / 2), ("quarter", 1 / 4))
 )
 BASELINES = (
     TRAIN_ALL,
     HEAD_ONLY,
+    Baseline("train nothing", genomes=nothing),
     Baseline("best prefix mask", genomes=inner_prefixes),
-    Baseline("gradual unfreezing", "Howard & Ruder 2018, arXiv:1801.06146", train=unfreeze_gradually, cost=_cost_of_unfreezing),
-    Baseline("auto-RGN", "Lee et al. 2023, arXiv:2210.11466", train=auto_rgn, cost=_cost_of_auto_rgn),
+    Baseline("best suffix mask", "Lee et al. 2023, arXiv:2210.11466", genomes=inner_suffixes, seeds=seeded_suffixes),
+    Baseline("best third", "Lee et al. 2023, arXiv:2210.11466", genomes=Space.thirds),
+    Baseline(
+        "gradual unfreezing",
+        "Howard & Ruder 2018, arXiv:1801.06146",
+        schedules={"": Phases(thaw)},
+        cost=Phases(thaw).cost,
+    ),
+    Baseline("auto-RGN", "Lee et al. 2023, arXiv:2210.11466", schedules={"": auto_rgn}, cost=_cost_of_auto_rgn),
     *LOWER_RATES,
+)
+FURTHER = (
+    Baseline(
+        "layer-wise decay",
+        "Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020, arXiv:2003.10555",
+        schedules={f"{decay:g}": TrainAll(decay=decay) for decay in DECAYS},
+    ),
+    Baseline(
+        "LP-FT",
+        "Kumar et al. 2022, arXiv:2202.10054",
+        schedules={"": Phases(probe)},
+        cost=Phases(probe).cost,
+        trains_head=True,
+    ),
+    Baseline(
+        "largest gradients",
+        "Lee et al. 2023, arXiv:2210.11466",
+        schedules={f"{share:.0%}": LargestGradients(share) for share in SHARES},
+    ),
 )

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -29,13 +29,14 @@ class FinalistStore:
 
     Args:
       folder: of the checkpoints; None = nothing is stored.
+      space: of the genomes; needed with a folder.
       write: whether to write to the folder, and not only read it.
     """
 
-    def __init__(self, folder: epath.Path | None = None, *, write: bool = True):
+    def __init__(self, folder: epath.Path | None = None, space: Space | None = None, *, write: bool = True):
         folder = folder.absolute() if folder is not None and is_local(folder) else folder
         self._folder = folder if write else None
-        self._stored: dict[str, Arrays] = {}
+        self._space, self._stored = space or Space("-"), dict[str, Arrays]()
         self._waiting: list[dict[str, Arrays]] = []
         self._writer = ThreadPoolExecutor(1)
         self._writes: list[Future[None]] = []
@@ -59,7 +60,7 @@ class FinalistStore:
         """
         if self._folder is None:
             return
-        self._waiting.append({f"{name}-{Space.text(member.genome)}": _as_arrays(member) for member in members})
+        self._waiting.append({self._key(name, member.genome): self._as_arrays(member) for member in members})
         self._raise_failures(wait=False)
         self._writes.append(self._writer.submit(self._write))
 
@@ -69,10 +70,10 @@ class FinalistStore:
         Args:
           like: {block name: pretrained parameters, ..., "head": its initial parameters}.
         """
-        arrays = self._stored.get(f"{name}-{Space.text(genome)}")
+        arrays = self._stored.get(self._key(name, genome)) if self._stored else None
         if arrays is None:
             return None
-        leaves, tree = jax.tree.flatten(_trained(genome, like))
+        leaves, tree = jax.tree.flatten(self._trained(genome, like))
         leaves = [arrays.get(str(number), leaf) for number, leaf in enumerate(leaves)]
         train_loss, score, loss, seconds, steps = arrays["scores"].tolist()
         return Member(as_genome(genome), like | jax.tree.unflatten(tree, leaves), train_loss, score, loss, int(steps), seconds)
@@ -89,6 +90,20 @@ class FinalistStore:
         """Deletes the folder."""
         if self._folder is not None and self._folder.exists():
             self._folder.rmtree()
+
+    def _key(self, name: str, genome: Genome) -> str:
+        return f"{name}-{self._space.text(genome)}"
+
+    def _trained(self, genome: Genome, params: Mapping[str, PyTree]) -> PyTree:
+        """Parameters of the blocks that a genome trains, and of the head."""
+        frozen = set(self._space.frozen_names(genome))
+        return {name: params[name] for name in params if name not in frozen}
+
+    def _as_arrays(self, member: Member) -> Arrays:
+        """Scores and trained leaves of a member; Orbax takes no empty arrays."""
+        leaves = enumerate(map(np.asarray, jax.tree.leaves(self._trained(member.genome, member.params))))
+        scores = (member.train_loss, member.score, member.loss, member.seconds, member.steps)
+        return {str(number): leaf for number, leaf in leaves if leaf.size} | {"scores": np.array(scores, np.float64)}
 
     def _raise_failures(self, *, wait: bool) -> None:
         while self._writes and (wait or self._writes[0].done()):
@@ -130,16 +145,3 @@ def _checkpointer() -> Any:
     alone = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _trained(genome: Genome, params: PyTree) -> PyTree:
-    """Parameters of the blocks that a genome trains, and of the head."""
-    frozen = dict(zip(list(params)[: len(genome)], genome, strict=True))
-    return {name: tree for name, tree in params.items() if not frozen.get(name, False)}
-
-
-def _as_arrays(member: Member) -> Arrays:
-    """Scores and trained leaves of a member; Orbax takes no empty arrays."""
-    leaves = enumerate(map(np.asarray, jax.tree.leaves(_trained(member.genome, member.params))))
-    scores = (member.train_loss, member.score, member.loss, member.seconds, member.steps)
-    return {str(number): leaf for number, leaf in leaves if leaf.size} | {"scores": np.array(scores, np.float64)}

@@ -6,6 +6,7 @@ then, it says what the winner is worth.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.runs.baselines import Baseline
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Evaluation
-from gafreeze_jax.space import Genome
+from gafreeze_jax.space import Genome, Space
 
 Record = Callable[[Sequence[Member], int], None]
 
@@ -34,6 +35,7 @@ class Finalist(NamedTuple):
       flops: of a training run.
       is_mask: whether the genome alone says how it was trained.
       learning_rate_factor: of all blocks.
+      rate: of all genes, that was chosen for it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Finalist(NamedTuple):
     flops: float
     is_mask: bool = True
     learning_rate_factor: float = 1.0
+    rate: float = 1.0
 
     @property
     def validation(self) -> tuple[float, float]:
@@ -72,12 +75,14 @@ class Result(NamedTuple):
       baselines: in the order of `baselines.BASELINES`, with the best random mask after the other masks.
       evaluations: all, in order.
       facts: about the search and how members were trained, for `result.json`.
+      space: of the genomes.
     """
 
     found: Finalist
     baselines: list[Finalist]
     evaluations: Sequence[Evaluation]
     facts: dict[str, Any]
+    space: Space
 
 
 class Retraining:
@@ -85,6 +90,8 @@ class Retraining:
 
     Args:
       make_replicate: what a seed decides.
+      seeds: fresh ones.
+      tuning_seed: of the search, with which variants of a schedule are compared on validation data.
       store: members that were trained before an interruption, and then all.
       record: called with members that were trained together, and their seed.
     """
@@ -95,11 +102,12 @@ class Retraining:
         make_replicate: Callable[[int], Replicate],
         seeds: Sequence[int],
         *,
+        tuning_seed: int,
         num_epochs: int,
         store: FinalistStore,
         record: Record = lambda members, seed: None,
     ):
-        self.population, self.make_replicate, self.seeds = population, make_replicate, seeds
+        self.population, self.make_replicate, self.seeds, self.tuning_seed = population, make_replicate, seeds, tuning_seed
         self.num_epochs, self.store, self.record = num_epochs, store, record
         replicate = make_replicate(seeds[0])
         self.num_steps = replicate.num_steps
@@ -122,27 +130,41 @@ class Retraining:
         return members
 
     def train_schedule(self, baseline: Baseline) -> Finalist:
-        """A baseline that is no genome."""
-        train, genome = baseline.train, self.population.space.all_trained
-        assert train is not None
-        stored = {seed: self._find(baseline.name, seed, genome) for seed in self.seeds}
+        """A baseline that is no genome, in the variant and at the rate that do best on validation data."""
+        space = self.population.space
+        variants = list(itertools.product(baseline.schedules or {}, space.rates))
+        chosen = variants[0] if len(variants) == 1 else max(variants, key=functools.partial(self._try, baseline))
+        return Finalist(
+            name=f"{baseline.name} {chosen[0]}".strip(),
+            genome=space.all_trained,
+            members=tuple(self._train_variant(baseline, chosen, self.seeds)),
+            flops=baseline.flops(space, self.flops, self.num_steps, self.num_epochs),
+            is_mask=False,
+            learning_rate_factor=baseline.learning_rate_factor,
+            rate=chosen[1],
+        )
+
+    def _try(self, baseline: Baseline, variant: tuple[str, float]) -> tuple[float, float]:
+        (member,) = self._train_variant(baseline, variant, [self.tuning_seed])
+        return _rank(member)
+
+    def _train_variant(self, baseline: Baseline, variant: tuple[str, float], seeds: Sequence[int]) -> list[Member]:
+        """A member for each seed."""
+        (name, rate), space = variant, self.population.space
+        kind = " ".join(filter(None, [baseline.name, name, f"{rate:g}" if space.has_rate else ""]))
+        stored = {seed: self._find(kind, seed, space.all_trained) for seed in seeds}
         members = {seed: member for seed, member in stored.items() if member is not None}
-        missing = [seed for seed in self.seeds if seed not in members]
+        missing = [seed for seed in seeds if seed not in members]
+        schedule, population = (baseline.schedules or {})[name], self.population.one_by_one()
 
         def train_with(seed: int) -> Member:
-            return train(self.population, self.make_replicate(seed), self.num_epochs)
+            member = schedule(population, self.make_replicate(seed), self.num_epochs, rate)
+            return member._replace(genome=space.all_trained, rates=None)
 
         trained = side_by_side(train_with, missing, self.population.plan.calls)  # a single one would leave cores idle
         for seed, member in zip(missing, trained, strict=True):
-            (members[seed],) = self._keep(baseline.name, seed, [member])
-        return Finalist(
-            name=baseline.name,
-            genome=genome,
-            members=tuple(members[seed] for seed in self.seeds),
-            flops=baseline.flops(self.population.space, self.flops, self.num_steps, self.num_epochs),
-            is_mask=False,
-            learning_rate_factor=baseline.learning_rate_factor,
-        )
+            (members[seed],) = self._keep(kind, seed, [member])
+        return [members[seed] for seed in seeds]
 
     def _find(self, kind: str, seed: int, genome: Genome) -> Member | None:
         initial = self.population.params | {"head": self.make_replicate(seed).head}
@@ -172,7 +194,8 @@ def retrain(
     retraining.store.close()
 
     def finalist(name: str, genome: Genome) -> Finalist:
-        return Finalist(name, genome, members[genome], retraining.flops(genome))
+        rate = retraining.population.space.rate(genome)
+        return Finalist(name, genome, members[genome], retraining.flops(genome), rate=rate)
 
     found = max((finalist("found", genome) for genome in leaders), key=_rank_of_finalist)
     return found, [*(finalist(name, genome) for name, genome in masks.items()), *others]

@@ -22,7 +22,7 @@ from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
 from gafreeze_jax.runs.remarks import class_members, majority
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import Genome, Space
 from gafreeze_jax.tasks.base import Setup
 
 FORWARD = 1 / 3  # of a training step's work
@@ -41,8 +41,8 @@ def finish(
     tested = _score_members(setup, test, result, steps_of_test(held_out, options), display)
     display.progress.begin("writing files", training=False)
     problem = setup.problem
-    metric, space = problem.task.metric, Space(problem.network.names)
-    finalists = [_summarize(setup, finalist, tested) for finalist in (result.found, *result.baselines)]
+    metric, space = problem.task.metric, result.space
+    finalists = [_summarize(setup, space, finalist, tested) for finalist in (result.found, *result.baselines)]
     best = result.found.best
     setup.save(out / "model", setup.restore(best.params))
     _write_masks(setup, result, space, out)
@@ -50,7 +50,13 @@ def finish(
         options,
         space,
         finalists,
-        _judge(finalists, metric, transferred=options.mask is not None, classes=class_members(problem, test.data.targets)),
+        _judge(
+            finalists,
+            space,
+            metric,
+            transferred=options.mask is not None,
+            classes=class_members(problem, test.data.targets),
+        ),
         metric=metric,
         evaluations=result.evaluations,
         seconds=time.perf_counter() - start,
@@ -94,7 +100,7 @@ def _score_members(setup: Setup, test: Source, result: Result, steps: float, dis
     return tested
 
 
-def _summarize(setup: Setup, finalist: Finalist, tested: Mapping[int, Scores]) -> results.ScoredFinalist:
+def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores]) -> results.ScoredFinalist:
     """A finalist on both splits."""
     scores = [tested[id(member)] for member in finalist.members]
     contributions = np.stack([setup.problem.task.metric.contributions(of_member.values) for of_member in scores])
@@ -109,20 +115,26 @@ def _summarize(setup: Setup, finalist: Finalist, tested: Mapping[int, Scores]) -
         validation_loss=validation_loss,
         scores=contributions,
         test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
-        trainable_parameters=setup.problem.count_trainable(finalist.genome),
+        trainable_parameters=setup.problem.count_trainable(space.frozen(finalist.genome)),
         flops=finalist.flops,
         is_mask=finalist.is_mask,
         learning_rate_factor=finalist.learning_rate_factor,
+        rate=finalist.rate,
     )
 
 
 def _judge(
-    finalists: Sequence[results.ScoredFinalist], metric: Metric, *, transferred: bool, classes: Mapping[str, np.ndarray]
+    finalists: Sequence[results.ScoredFinalist],
+    space: Space,
+    metric: Metric,
+    *,
+    transferred: bool,
+    classes: Mapping[str, np.ndarray],
 ) -> verdict.Verdict:
     contenders = [
         verdict.Contender(
             name=finalist.name,
-            genome=Space.text(finalist.genome) if finalist.is_mask else "",
+            genome=space.text(finalist.genome) if finalist.is_mask else "",
             scores=finalist.scores,
             cost=finalist.flops,
         )
@@ -148,8 +160,13 @@ def _scores_of_model(scores: Scores, metric: Metric) -> dict[str, float]:
 
 def _write_masks(setup: Setup, result: Result, space: Space, out: Path) -> None:
     problem = setup.problem
-    masking.write_mask(out / "mask.json", problem.genes, result.found.genome, problem.tensors)
+    head = None if space.head == "none" else space.head
+
+    def write(path: Path, genome: Genome) -> None:
+        rates = space.multipliers(genome)
+        masking.write_mask(path, problem.genes, tensors=problem.tensors, rates=rates, head=head)
+
+    write(out / "mask.json", result.found.genome)
     for entry in result.facts.get("front", {}).get("masks", ()):
         (out / "masks").mkdir(exist_ok=True)
-        genome = space.parse(entry["genome"])
-        masking.write_mask(out / "masks" / f"{entry['genome']}.json", problem.genes, genome, problem.tensors)
+        write(out / "masks" / f"{entry['genome']}.json", space.parse(entry["genome"]))

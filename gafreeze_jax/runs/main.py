@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +23,10 @@ from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
 from gafreeze_jax.runs.remarks import majority
 from gafreeze_jax.runs.run_dir import RunDir, choose_folder
-from gafreeze_jax.runs.search_run import run_search, train_mask
+from gafreeze_jax.runs.search_run import run_search, space_of_mask, train_mask
 from gafreeze_jax.runs.signals import stoppable
-from gafreeze_jax.space import as_genome
-from gafreeze_jax.tasks.base import Setup
+from gafreeze_jax.space import Space
+from gafreeze_jax.tasks.base import Problem, Setup
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -50,7 +50,8 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
             setup, held_out, mask = _prepare(prepare, options, path)
-            run_dir = RunDir.open(path, _facts(kind, options, setup, held_out))
+            space = space_of_mask(setup.problem, mask)[0] if mask else setup.problem.space(options)
+            run_dir = RunDir.open(path, _facts(kind, options, setup, held_out, space))
         except (ValueError, OSError, ModuleNotFoundError) as error:  # the last one says which extra is missing
             sys.exit(summary.fail(error))
         try:
@@ -66,23 +67,27 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
 
 def _prepare(
     prepare: Callable[[OptionsT], Setup], options: OptionsT, path: os.PathLike[str]
-) -> tuple[Setup, HeldOut, dict[str, bool] | None]:
-    """Checks the options, and loads network, data and mask."""
+) -> tuple[Setup, HeldOut, list[float] | None]:
+    """Checks the options, and loads network, data and the rates of a mask."""
     check(options)
     if options.tensorboard and "://" in str(path):
         raise ValueError(f"--tensorboard needs a local folder, got {path}")
     planning.keep_compiled_programs()
     setup = prepare(options)
-    mask = None if options.mask is None else masking.read_mask(options.mask, setup.problem.genes)
-    return setup, HeldOut(setup.test), mask
+    return setup, HeldOut(setup.test), None if options.mask is None else _read_rates(options.mask, setup.problem)
+
+
+def _read_rates(path: str | os.PathLike[str], problem: Problem) -> list[float]:
+    """By what a mask multiplies the updates of each gene."""
+    return list(masking.read_rates(path, problem.genes).values())
 
 
 def _run(
-    setup: Setup, held_out: HeldOut, mask: dict[str, bool] | None, options: Options, run_dir: RunDir, *, start: float
+    setup: Setup, held_out: HeldOut, mask: Sequence[float] | None, options: Options, run_dir: RunDir, *, start: float
 ) -> dict[str, Any] | None:
     """The run itself; its result, in the first of several processes."""
     path, steps = run_dir.path or Path(), run_dir.facts["num_steps"]
-    with run_dir, _make_display(setup, held_out, options, path) as display:
+    with run_dir, _make_display(setup, held_out, options, run_dir) as display:
         for text in setup.about:
             display.line(summary.printable(text))
         if shares := run_dir.facts.get("majority"):
@@ -92,21 +97,21 @@ def _run(
         if mask is None:
             result = run_search(setup.problem, options, run_dir, display)
         else:
-            result = train_mask(setup.problem, as_genome(mask.values()), options, run_dir, display)
+            result = train_mask(setup.problem, mask, options, run_dir, display)
         if not devices.is_first():
             return None
         with run_dir.finishing() as folder:
             return finish(setup, held_out, result, options, folder, start=start, display=display)
 
 
-def _make_display(setup: Setup, held_out: HeldOut, options: Options, path: os.PathLike[str]) -> Display:
+def _make_display(setup: Setup, held_out: HeldOut, options: Options, run_dir: RunDir) -> Display:
     """For a run from the search to its files."""
     display = Display(
-        setup.problem.network.names,
+        Space.from_facts(run_dir.facts),
         metric=MetricFormat(**setup.problem.task.metric.facts()),
         quiet=options.quiet,
         verbose=options.verbose,
-        tensorboard=Path(path) / TENSORBOARD if options.tensorboard and devices.is_first() else None,
+        tensorboard=Path(run_dir.path or "") / TENSORBOARD if options.tensorboard and devices.is_first() else None,
     )
     # Found, and train all at three rates; or found, the best random mask and all baselines.
     num_rows = 2 + len(LOWER_RATES) if options.mask else 1 + options.compare_random + len(BASELINES)
@@ -114,7 +119,7 @@ def _make_display(setup: Setup, held_out: HeldOut, options: Options, path: os.Pa
     return display
 
 
-def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict[str, Any]:
+def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut, space: Space) -> dict[str, Any]:
     """What a run is, for `run.json`."""
     problem = setup.problem
     data, of_test = (problem.train.data, problem.validation.data), held_out.fingerprint
@@ -123,7 +128,7 @@ def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut) -> dict
         "options": dataclasses.asdict(options),
         "versions": results.versions(),
         "device": results.device(),
-        "stages": problem.network.names,
+        **space.facts(),
         "metric": problem.task.metric.facts(),
         "num_steps": problem.replicate(options.seed).num_steps,
         "about": list(setup.about),

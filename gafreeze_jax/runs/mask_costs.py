@@ -13,7 +13,7 @@ from gafreeze_jax.metrics import Metric
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.search.history import Ledger
-from gafreeze_jax.space import Genome, Space
+from gafreeze_jax.space import Genome
 
 
 class MaskCosts:
@@ -24,7 +24,7 @@ class MaskCosts:
     """
 
     def __init__(self, population: Population, replicate: Replicate):
-        self._space = population.space
+        self.space = population.space
         self._count = functools.cache(lambda: costs.step_flops(population, replicate))
         self._bytes = functools.cache(lambda: costs.optimizer_bytes(population, replicate))
 
@@ -33,12 +33,12 @@ class MaskCosts:
 
     def share(self, genome: Genome) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
-        return self._count()(self._space.frozen(genome)) / self._count().above[0]
+        return self._count()(self.space.frozen(genome)) / self._count().above[0]
 
     def optimizer_bytes(self, genome: Genome) -> int:
         """Of the optimizers' states of what a genome trains."""
-        sizes, frozen = self._bytes(), self._space.frozen(genome)
-        return sizes["head"] + sum(sizes[name] for name, held in zip(self._space.names, frozen, strict=True) if not held)
+        sizes, frozen = self._bytes(), self.space.frozen(genome)
+        return sizes["head"] + sum(sizes[name] for name, held in zip(self.space.names, frozen, strict=True) if not held)
 
 
 def pareto_fitness(ledger: Ledger, mask_costs: MaskCosts, genome: Genome) -> tuple[float, float, float]:
@@ -55,7 +55,7 @@ def find_front(ledger: Ledger, mask_costs: MaskCosts, metric: Metric, seed: int)
     full = [evaluation for evaluation in ledger.at(ledger.num_steps, seed) if not evaluation.diverged]
     evaluated = [
         {
-            "genome": Space.text(evaluation.genome),
+            "genome": mask_costs.space.text(evaluation.genome),
             f"validation_{metric.key}": metric.shown(evaluation.score),
             "flops": mask_costs.share(evaluation.genome),
             "optimizer_bytes": mask_costs.optimizer_bytes(evaluation.genome),

@@ -37,6 +37,7 @@ class ScoredFinalist(NamedTuple):
       flops: of a training run.
       is_mask: whether the genome alone says how it was trained.
       learning_rate_factor: of all blocks.
+      rate: of all genes, that was chosen for it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ScoredFinalist(NamedTuple):
     flops: float
     is_mask: bool = True
     learning_rate_factor: float = 1.0
+    rate: float = 1.0
 
 
 def make_result(
@@ -77,7 +79,7 @@ def make_result(
         "versions": versions(),
         "device": device(),
         "cpus": os.cpu_count(),
-        "stages": list(space.names),
+        **space.facts(),
         "metric": metric.facts(),
         "best_genome": list(found.genome),
         "fitness": metric.shown(found.validation_score),
@@ -97,6 +99,7 @@ def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, has_perple
     entry = {
         "genome": list(finalist.genome),
         "frozen": space.frozen_names(finalist.genome),
+        "rate": finalist.rate,
         f"validation_{key}": metric.shown(finalist.validation_score),
         "validation_loss": finalist.validation_loss,
         f"test_{key}": test.mean,

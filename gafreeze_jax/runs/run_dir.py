@@ -45,7 +45,7 @@ class RunDir:
 
     def __init__(self, path: epath.Path | None = None, facts: Mapping[str, Any] | None = None):
         self.path, self.facts = path, dict(facts or {})
-        space = Space(self.facts["stages"]) if self.facts.get("stages") else None
+        space = Space.from_facts(self.facts) if self.facts.get("stages") else None
         metric = metric_format.from_facts(old_versions.complete(self.facts))
         self.journal = Journal(
             path / JOURNAL if path else None,
@@ -54,7 +54,7 @@ class RunDir:
             higher_is_better=metric.higher_is_better,
             write=devices.is_first(),
         )
-        self.finalists = FinalistStore(path / MEMBERS if path else None, write=devices.is_first())
+        self.finalists = FinalistStore(path / MEMBERS if path else None, space, write=devices.is_first())
         self.seconds = sum(evaluation.seconds for evaluation in self.journal)
 
     @classmethod

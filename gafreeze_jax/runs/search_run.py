@@ -17,7 +17,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options, compute_dtype
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.runs.baselines import BASELINES, HEAD_ONLY, LOWER_RATES, TRAIN_ALL, Baseline
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, LOWER_RATES, TRAIN_ALL, Baseline
 from gafreeze_jax.runs.evaluator import JournaledEvaluator
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
@@ -41,17 +41,20 @@ def run_search(
     run_dir: RunDir | None = None,
     display: Display | None = None,
     *,
-    baselines: Sequence[Baseline] = BASELINES,
+    baselines: Sequence[Baseline] | None = None,
 ) -> Result:
     """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
 
     Args:
       run_dir: the run's folder; evaluations and finalists in it are reused. Default: in memory.
       display: where the progress is shown; default: one for this search.
-      baselines: the found mask is compared with them, and with the best random mask.
+      baselines: the found mask is compared with them, and with the best random mask. Default: what the options say.
     """
+    if baselines is None:
+        baselines = BASELINES + FURTHER if options.baselines == "all" else BASELINES
+    space = problem.space(options)
     with SearchRun.begin(
-        problem, options, run_dir=run_dir, display=display, baselines=baselines, num_members=options.population
+        problem, options, space=space, run_dir=run_dir, display=display, baselines=baselines, num_members=options.population
     ) as run:
         run.narrator.comparing = run.compares_random
         run.narrator.expect(search=run.steps_of_search, finalists=run.steps_of_finalists())
@@ -62,31 +65,42 @@ def run_search(
         run.narrator.remark(facts["remarks"])
         if run.compares_random:
             masks["best random mask"], facts["random_masks"] = run.search_random_masks()
-        schedules = [baseline for baseline in baselines if baseline.train is not None]
+        schedules = [baseline for baseline in run.baselines if baseline.schedules is not None]
         leaders = found.leaders[:NUM_LEADERS]
         run.narrator.retraining(leaders, [*masks, *schedules], run.fresh_seeds)
         winner, rivals = run.retrain(leaders, masks, schedules)
         entries = {"search": facts | {"finalist_seeds": list(run.fresh_seeds)}}
         if options.objective == "pareto":
             entries["front"] = find_front(run.ledger, run.costs, problem.task.metric, options.seed)
-        return Result(winner, rivals, list(run.run_dir.journal), run.facts_of_engine() | entries)
+        return Result(winner, rivals, list(run.run_dir.journal), run.facts_of_engine() | entries, space)
+
+
+def space_of_mask(problem: Problem, rates: Sequence[float]) -> tuple[Space, Genome]:
+    """A space with the rates [G] of a mask as its levels, and the mask in it."""
+    levels = (1.0, 0.0, *sorted(set(rates) - {0.0, 1.0}, reverse=True))
+    return Space(problem.network.names, levels, head=problem.head), as_genome(map(levels.index, rates))
 
 
 def train_mask(
-    problem: Problem, genome: Genome, options: Options, run_dir: RunDir | None = None, display: Display | None = None
+    problem: Problem, rates: Sequence[float], options: Options, run_dir: RunDir | None = None, display: Display | None = None
 ) -> Result:
-    """Trains with a genome, and everything at three rates, with fresh seeds; no search, otherwise like `run_search`."""
-    everything = Space(problem.network.names).all_trained
+    """Trains with a mask, and everything at three rates, with fresh seeds; no search, otherwise like `run_search`.
+
+    Args:
+      rates: [G] by which the updates of each gene are multiplied; 0 = frozen.
+    """
+    space, genome = space_of_mask(problem, rates)
+    everything = space.all_trained
     genomes = list(dict.fromkeys([everything, genome]))
     with SearchRun.begin(
-        problem, options, run_dir=run_dir, display=display, baselines=LOWER_RATES, num_members=len(genomes)
+        problem, options, space=space, run_dir=run_dir, display=display, baselines=LOWER_RATES, num_members=len(genomes)
     ) as run:
         num_runs = (len(genomes) + len(LOWER_RATES)) * len(run.fresh_seeds)
         run.narrator.expect(finalists=num_runs * run.num_steps)
         run.populate(run.space.stack([everything, genome]), num_runs)
         run.narrator.training_mask(run.fresh_seeds)
         found, rivals = run.retrain([genome], {TRAIN_ALL.name: everything}, LOWER_RATES)
-        return Result(found, rivals, list(run.run_dir.journal), run.facts_of_engine())
+        return Result(found, rivals, list(run.run_dir.journal), run.facts_of_engine(), space)
 
 
 def make_settings(options: Options, num_steps: int) -> Settings:
@@ -109,7 +123,8 @@ class SearchRun:
 
     Attributes:
       fresh_seeds: for retraining finalists; the search uses none of them.
-      initial: genomes [K, G] that the first generation holds: prefix masks, and those of the baselines.
+      initial: genomes that the first generation holds: prefix masks, those of the baselines, and everything at all rates.
+      baselines: those that make sense here.
       enumerates: whether all masks are evaluated in place of a search.
       population, choice, costs: set by `populate`.
       ledger: of the search.
@@ -119,18 +134,27 @@ class SearchRun:
     choice: Choice
     costs: MaskCosts
 
-    def __init__(self, problem: Problem, options: Options, run_dir: RunDir, baselines: Sequence[Baseline], narrator: Narrator):
-        self.problem, self.options, self.run_dir, self.narrator = problem, options, run_dir, narrator
-        self.baselines = baselines
-        self.space = Space(problem.network.names)
+    def __init__(
+        self,
+        problem: Problem,
+        options: Options,
+        *,
+        space: Space,
+        run_dir: RunDir,
+        baselines: Sequence[Baseline],
+        narrator: Narrator,
+    ):
+        self.problem, self.options, self.run_dir, self.narrator, self.space = problem, options, run_dir, narrator, space
+        self.baselines = [baseline for baseline in baselines if baseline.fits(space)]
         self.make_replicate = functools.cache(problem.replicate)
         self.replicate = self.make_replicate(options.seed)
         self.num_steps = self.replicate.num_steps
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
         self.genomes_of_baselines = self._genomes_of_baselines()
-        genomes = [*self.space.prefixes(), *(row for rows in self.genomes_of_baselines.values() for row in rows)]
-        self.initial = self.space.stack(dict.fromkeys(map(as_genome, genomes)))
+        seeds = [(baseline.seeds or baseline.genomes or Space.prefixes)(space) for baseline in self.baselines]
+        everything = space.at_rates([space.all_trained])
+        self.initial = space.unique(np.concatenate([space.prefixes(), *seeds, everything]).tolist())
         self.sizes = max(len(self.initial), options.population), options.population  # of the first generation, and others
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
@@ -145,6 +169,7 @@ class SearchRun:
         problem: Problem,
         options: Options,
         *,
+        space: Space,
         run_dir: RunDir | None,
         display: Display | None,
         baselines: Sequence[Baseline],
@@ -152,9 +177,16 @@ class SearchRun:
     ) -> Iterator["SearchRun"]:
         """A run over all devices, with its display."""
         metric = MetricFormat(**problem.task.metric.facts())
-        made = Display(problem.network.names, metric=metric, quiet=options.quiet, verbose=options.verbose)
+        made = Display(space, metric=metric, quiet=options.quiet, verbose=options.verbose)
         with devices.over_all_devices(num_members), contextlib.nullcontext(display) if display else made as display:
-            yield cls(problem, options, run_dir or RunDir(), baselines, Narrator(display))
+            yield cls(
+                problem,
+                options,
+                space=space,
+                run_dir=run_dir or RunDir(),
+                baselines=baselines,
+                narrator=Narrator(display),
+            )
 
     # How much there is to do
 
@@ -169,7 +201,9 @@ class SearchRun:
 
     def steps_of_finalists(self) -> int:
         """Upper bound of training steps."""
-        return len(self.fresh_seeds) * (NUM_LEADERS + len(self.baselines) + self.compares_random) * self.num_steps
+        variants = [len(baseline.schedules) * len(self.space.rates) for baseline in self.baselines if baseline.schedules]
+        num_runs = len(self.fresh_seeds) * (NUM_LEADERS + len(self.baselines) + self.compares_random)
+        return (num_runs + sum(num for num in variants if num > 1)) * self.num_steps
 
     def first_generation(self) -> np.ndarray:
         """Genomes like those of the first generation, for timing."""
@@ -193,6 +227,7 @@ class SearchRun:
             problem.validation,
             loss=problem.task.loss,
             metric=problem.task.metric,
+            space=self.space,
             on_steps=self.narrator.display.progress.step,
         )
         if "plan" in self.run_dir.facts:
@@ -226,7 +261,7 @@ class SearchRun:
         self.narrator.begin(SEARCHING)
         found = search.run(self.key)
         self.narrator.searched(found, self.ledger, self.spent)
-        return found
+        return search.tune(found, NUM_LEADERS) if self.space.has_rate else found
 
     def _on_generation(self, generation: Generation) -> None:
         if generation.best.diverged:  # and so has every mask that was trained to the end, head only among them
@@ -269,11 +304,15 @@ class SearchRun:
             space=self.space,
             evaluator=JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal),
             ledger=ledger,
-            count_trainable=self.problem.count_trainable,
+            count_trainable=self.count_trainable,
             allowed=self._is_allowed,
             elapsed=lambda: float(devices.of_first(ledger.seconds)),
             **given,
         )
+
+    def count_trainable(self, genome: Genome) -> int:
+        """Number of parameters that train, the head's included."""
+        return self.problem.count_trainable(self.space.frozen(genome))
 
     def _is_allowed(self, genome: Genome) -> bool:
         return self.options.max_flops is None or self.costs.share(genome) <= self.options.max_flops
@@ -286,11 +325,9 @@ class SearchRun:
     # Baselines and finalists
 
     def _genomes_of_baselines(self) -> dict[str, np.ndarray]:
-        """The genomes [N, G] of baselines that have some, by name."""
+        """The genomes [N, K] of baselines that have some, at all rates, by name."""
         genomes = {baseline.name: baseline.genomes(self.space) for baseline in self.baselines if baseline.genomes is not None}
-        if not jax.tree.leaves(self.replicate.head) and HEAD_ONLY.name in genomes:
-            genomes = {"train nothing" if name == HEAD_ONLY.name else name: rows for name, rows in genomes.items()}
-        return {name: rows for name, rows in genomes.items() if len(rows)}
+        return {name: self.space.at_rates(rows) for name, rows in genomes.items() if len(rows)}
 
     def _groups(self) -> dict[str, np.ndarray]:
         """Sets of genomes of which the search names the fittest."""
@@ -311,6 +348,7 @@ class SearchRun:
             self.population,
             self.make_replicate,
             self.fresh_seeds,
+            tuning_seed=self.options.seed,
             num_epochs=self.options.epochs,
             store=self.run_dir.finalists,
             record=self._recorder(),
@@ -323,8 +361,8 @@ class SearchRun:
         generation = len(self.narrator.screened)
 
         def record(members: Sequence[Member], seed: int) -> None:
-            count = self.problem.count_trainable
-            ledger.add(*(evaluation_of(member, seed, self.num_steps, generation, count) for member in members))
+            steps, count = self.num_steps, self.count_trainable
+            ledger.add(*(evaluation_of(member, seed, steps, generation, count) for member in members))
 
         return record
 

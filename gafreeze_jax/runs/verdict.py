@@ -225,8 +225,9 @@ def _problems(contender: Contender, found: Contender, metric: MetricFormat) -> l
         problems.append("scores must be True and False, or shares from 0 to 1")
     elif not np.isfinite(scores).all():
         problems.append("scores must be finite")
-    if contender.genome and (len(contender.genome) != len(found.genome) or not contender.genome.isdecimal()):
-        problems.append(f"expected a genome of {len(found.genome)} digits, got {contender.genome!r}")
+    genes, expected_genes = (one.genome.partition("@")[0] for one in (contender, found))
+    if contender.genome and (len(genes) != len(expected_genes) or not genes.isdecimal()):
+        problems.append(f"expected a genome of {len(expected_genes)} digits, got {contender.genome!r}")
     if not 0 <= contender.cost < math.inf:
         problems.append(f"cost must be a number of FLOPs, got {contender.cost}")
     return problems

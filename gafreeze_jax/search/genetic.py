@@ -21,7 +21,7 @@ class State(NamedTuple):
     """What carries on between generations.
 
     Attributes:
-      population: [P, G] int8, best first once it has been scored.
+      population: [P, K] int8, best first once it has been scored.
       generation: [] int32, how often `tell` was called.
     """
 
@@ -34,7 +34,7 @@ class Info(NamedTuple):
 
     Attributes:
       order: [N] int32, the genomes told, best first; copies of a better placed genome come last.
-      best: [G] int8, the fittest of them.
+      best: [K] int8, the fittest of them.
       frozen_share: [G] float32, share of them that freezes each gene.
     """
 
@@ -48,9 +48,9 @@ class GA(NamedTuple, Generic[S]):
 
     Attributes:
       init: `init(key) -> state`.
-      ask: `ask(key, state) -> genomes` [P, G] int8, the next generation: the elite unchanged, then offspring. The first
+      ask: `ask(key, state) -> genomes` [P, K] int8, the next generation: the elite unchanged, then offspring. The first
         generation is the initial population.
-      tell: `tell(state, genomes, fitness) -> (state, info)` for genomes [N, G], usually those asked for; arrays or lists.
+      tell: `tell(state, genomes, fitness) -> (state, info)` for genomes [N, K], usually those asked for; arrays or lists.
         Any N >= P may be told; the best P are kept. Fitness is [N], or [N, K] for K criteria of which a later one only breaks
         ties. NaN counts as minus infinity.
     """
@@ -75,11 +75,11 @@ def make_ga(
     Args:
       space: of the genomes.
       population_size: P, at least 2.
-      initial: [K, G] genomes of the initial population, as far as there is room. The others are random.
+      initial: [N, K] genomes of the initial population, as far as there is room. The others are random.
       num_elites: how many of the best pass into the next generation unchanged; fewer than P. Default: 2, or 1 of two members.
       tournament_size: how many members, drawn with replacement, compete to be a parent.
       crossover_rate: probability that offspring mix two parents; otherwise they are a copy of the first.
-      mutation_rate: probability that a gene gets another level; 1 / G if None.
+      mutation_rate: probability that a gene gets the next higher or lower level; 1 / K if None.
 
     Raises:
       ValueError: for arguments out of range, all of them at once.
@@ -91,7 +91,7 @@ def make_ga(
     >>> state, info = ga.tell(state, genomes, fitness=genomes.sum(axis=1))
     """
     num_elites = min(2, population_size - 1) if num_elites is None else num_elites
-    mutation_rate = 1 / space.num_genes if mutation_rate is None else mutation_rate
+    mutation_rate = 1 / len(space.choices) if mutation_rate is None else mutation_rate
     _check_options(
         space,
         population_size,
@@ -141,8 +141,8 @@ def _check_options(
     for name, rate in rates.items():
         if not 0 <= rate <= 1:
             problems.append(f"{name} must be between 0 and 1, got {rate}")
-    if initial is not None and np.shape(initial)[1:] != (space.num_genes,):
-        problems.append(f"initial must have shape (K, {space.num_genes}), got {np.shape(initial)}")
+    if initial is not None and np.shape(initial)[1:] != np.shape(space.choices):
+        problems.append(f"initial must have shape (N, {len(space.choices)}), got {np.shape(initial)}")
     elif initial is not None and not _are_levels(space, initial):
         problems.append(f"initial must have levels from 0 to {len(space.levels) - 1}")
     if problems:
@@ -151,7 +151,7 @@ def _check_options(
 
 def _are_levels(space: Space, genomes: Any) -> bool:
     """Whether genomes have levels of a space, as far as they are known: traced ones are taken as they are."""
-    return isinstance(genomes, jax.core.Tracer) or bool(np.isin(np.asarray(genomes), range(len(space.levels))).all())
+    return isinstance(genomes, jax.core.Tracer) or space.contains(np.asarray(genomes))
 
 
 def make_random(space: Space, population_size: int) -> GA[State]:
@@ -172,8 +172,8 @@ def make_random(space: Space, population_size: int) -> GA[State]:
 def _keep_best(space: Space, num: int, state: State, genomes: Array, fitness: Array) -> tuple[State, Info]:
     """`tell`: the fittest `num` of the genomes told are the next population."""
     genomes, fitness = jnp.asarray(genomes), jnp.asarray(fitness)
-    if genomes.ndim != 2 or genomes.shape[0] < num or genomes.shape[1] != space.num_genes:
-        raise ValueError(f"expected at least {num} genomes of {space.num_genes} genes, got shape {genomes.shape}")
+    if genomes.ndim != 2 or genomes.shape[0] < num or genomes.shape[1] != len(space.choices):
+        raise ValueError(f"expected at least {num} genomes of {len(space.choices)} genes, got shape {genomes.shape}")
     if fitness.shape[:1] != genomes.shape[:1]:
         raise ValueError(f"expected one fitness per genome ({genomes.shape[0]}), got shape {fitness.shape}")
     if not _are_levels(space, genomes):
@@ -187,7 +187,7 @@ def _keep_best(space: Space, num: int, state: State, genomes: Array, fitness: Ar
 
 
 def ranking(genomes: Array, fitness: Array) -> Array:
-    """Indices of genomes [N, G] from best to worst: [N] int32. NaN is worst; equal ones keep their order.
+    """Indices of genomes [N, K] from best to worst: [N] int32. NaN is worst; equal ones keep their order.
 
     A copy of a better placed genome comes after all others, whatever its fitness, so that a population cannot fill up
     with copies of its elite.
@@ -211,5 +211,5 @@ def tournament_selection(key: Array, num: int, size: int) -> Array:
 
 
 def uniform_crossover(key: Array, first: Array, second: Array) -> Array:
-    """Every gene [G] from either parent with probability 1/2."""
+    """Every number [K] from either parent with probability 1/2."""
     return jnp.where(jax.random.bernoulli(key, shape=first.shape), first, second)

@@ -114,7 +114,7 @@ def correlations(scores: Mapping[int, Mapping[Genome, float]]) -> tuple[Correlat
 
 
 def estimates(scores: Mapping[int, Mapping[Genome, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is known of each genome's score after all steps: genomes [N, G], estimates [N], and their weights [N].
+    """What is known of each genome's score after all steps: genomes [N, K], estimates [N], and their weights [N].
 
     A score at an earlier rung is raised by the median gain of those that trained on from there, and weighted by its share of
     the steps.

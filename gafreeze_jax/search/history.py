@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
     """A genome, trained and scored.
 
     Attributes:
-      genome: the level of each gene.
+      genome: see `space.Space`.
       seed: of the head, the batches and dropout.
       steps: of training.
       generation: that asked for it, from 1.
@@ -82,7 +82,7 @@ class Journal:
 
     Args:
       path: of the file, local or such as gs://bucket/evaluations.csv; None = keep in memory only.
-      space: of the genomes, for a file that exists.
+      space: of the genomes, for a file.
       metric: name of the scores' column.
       higher_is_better: whether the column holds scores, and not their negatives.
       write: whether to write to the file, and not only read it.
@@ -107,10 +107,9 @@ class Journal:
         self._entries: dict[tuple[Genome, int, int], Entry] = {}
         self._text, self._sign = _header(metric) + "\n", 1 if higher_is_better else -1
         self.num_damaged = 0
+        self._space = space
         if path is not None and path.exists():
-            if space is None:
-                raise ValueError(f"{path}: expected the space of its genomes")
-            self._read(path, space)
+            self._read(path, self._space_of_file())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -128,9 +127,15 @@ class Journal:
           OSError: if it cannot be written.
         """
         self._add(phase, evaluations)
-        self._text += _with_checksum([_row(phase, evaluation, self._sign) for evaluation in evaluations])
         if self._path is not None:
+            space = self._space_of_file()
+            self._text += _with_checksum([_row(phase, evaluation, space, self._sign) for evaluation in evaluations])
             write_whole(self._path, self._text)
+
+    def _space_of_file(self) -> Space:
+        if self._space is None:
+            raise ValueError(f"{self._path}: expected the space of its genomes")
+        return self._space
 
     def recall(self, genome: Genome, seed: int, steps: int) -> Evaluation | None:
         """The evaluation of a genome with a seed after this many steps, if there is one."""
@@ -180,11 +185,11 @@ def _header(metric: str) -> str:
     return ",".join(("phase", *names, "diverged", "call"))
 
 
-def _row(phase: str, evaluation: Evaluation, sign: int) -> str:
+def _row(phase: str, evaluation: Evaluation, space: Space, sign: int) -> str:
     """A line without its checksum; `sign` is the metric's direction."""
     genome, *values = evaluation._replace(score=sign * evaluation.score)
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([phase, Space.text(genome), *values, evaluation.diverged])
+    csv.writer(buffer, lineterminator="").writerow([phase, space.text(genome), *values, evaluation.diverged])
     return buffer.getvalue()
 
 
@@ -263,9 +268,9 @@ class Ledger:
             self._on_add(self._phase, evaluation, evaluation in new)
 
     def unseen(self, genomes: np.ndarray) -> np.ndarray:
-        """Genomes of [P, G] that have not been evaluated at all, each once: [N, G]."""
+        """Genomes of [P, K] that have not been evaluated at all, each once: [N, K]."""
         new = {genome: row for genome, row in zip(map(as_genome, genomes), genomes, strict=True) if genome not in self}
-        return np.array(list(new.values()), np.int8).reshape(-1, genomes.shape[1])
+        return np.array(list(new.values()), np.int8).reshape(-1, np.shape(genomes)[1])
 
     def furthest(self, genome: Genome) -> dict[int, Evaluation]:
         """The longest evaluation of a genome with each seed."""

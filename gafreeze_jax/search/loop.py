@@ -62,7 +62,7 @@ class Evaluator(Protocol[M]):
     """Trains and scores genomes; yields what was trained together, in any order."""
 
     def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterable[Sequence[M]]:
-        """Trains genomes [N, G] int8 from the start to a step."""
+        """Trains genomes [N, K] int8 from the start to a step."""
         ...
 
     def resume(self, members: Sequence[M], seed: int, until: int) -> Iterable[Sequence[M]]:
@@ -119,9 +119,9 @@ class Search(Generic[M]):
       evaluator: trains and scores genomes.
       ledger: where evaluations are recorded; empty.
       settings: how to search, and when to stop.
-      initial: [K, G] genomes that the first generation holds, beside those of the GA.
+      initial: [N, K] genomes that the first generation holds, beside those of the GA.
       count_trainable: number of parameters that a genome leaves trainable.
-      groups: genomes [N, G] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
+      groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
       allowed: whether a genome may be evaluated, and lead; those in `initial` are evaluated in any case.
       elapsed: seconds of evaluations so far; default: those in the ledger. It must agree among processes.
@@ -175,26 +175,37 @@ class Search(Generic[M]):
             self._report(number, fittest, state, num_new=len(genomes), num_full=num_full, screened=screened)
         return self._found(why)
 
+    def tune(self, found: Found, num_leaders: int) -> Found:
+        """Evaluates leaders, and the fittest of each group, at all other rates, and returns what has been found then."""
+        known = set(self._ranked())
+        several = self.space.at_rates([*found.leaders[:num_leaders], *found.groups.values()])
+        unknown = self._allowed(self.space.stack(genome for genome in several.tolist() if as_genome(genome) not in known))
+        if len(unknown):
+            last, number = self.settings.rungs[-1], max(evaluation.generation for evaluation in self.ledger)
+            self._record(self.evaluator.evaluate(unknown, self.settings.seed, last), last, number)
+        return self._found(found.why_stopped)
+
     # Which genomes
 
     def _first(self, key: Array, state: Any) -> np.ndarray:
-        """Genomes [N, G] of the first generation."""
+        """Genomes [N, K] of the first generation."""
         population_size = len(state.population)
         size = max(len(self.initial), population_size)
         if self.settings.enumerates(self.space.size, size, population_size):
-            return self.ledger.unseen(np.concatenate([self.initial, self._allowed(self.space.all_genomes())]))
-        asked = self._allowed(np.asarray(self._ask(key, state)))
+            everything = self._allowed(self.space.unique(self.space.all_genomes()))
+            return self.ledger.unseen(np.concatenate([self.initial, everything]))
+        asked = self._allowed(self.space.unique(np.asarray(self._ask(key, state))))
         return self.ledger.unseen(np.concatenate([self.initial, asked]))[:size]
 
     def _offspring(self, key: Array, state: Any, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """New genomes [P, G], or all that are left, and whether the surrogate picked them."""
+        """New genomes [P, K], or all that are left, and whether the surrogate picked them."""
         num = len(state.population)
         asked = [np.asarray(self._ask(key_ask, state)) for key_ask in jax.random.split(key, ASKS)]
-        candidates = self._allowed(self.ledger.unseen(np.concatenate(asked)))
+        candidates = self._allowed(self.ledger.unseen(self.space.unique(np.concatenate(asked))))
         if len(candidates) < num:
             small = self.space.size <= ENUMERABLE
             others = rng.permutation(self.space.all_genomes()) if small else self.space.sample(rng, num)
-            return self._allowed(self.ledger.unseen(np.concatenate([candidates, others])))[:num], False
+            return self._allowed(self.ledger.unseen(self.space.unique(np.concatenate([candidates, others]))))[:num], False
         if self.settings.screen and len(candidates) > num:
             model = surrogate.fit(self.space, *estimates(self._scores()))
             if model.earns_trust:

@@ -23,7 +23,7 @@ class ParetoState(NamedTuple):
     """What carries on between generations.
 
     Attributes:
-      population: [P, G] int8, best first by rank and crowding once it has been scored.
+      population: [P, K] int8, best first by rank and crowding once it has been scored.
       generation: [] int32, how often `tell` was called.
       objectives: [P, M] float32 of the population, NaN before they are told.
       violation: [P] float32 of the population.
@@ -49,7 +49,7 @@ def make_nsga2(
     `init` and `ask` are those of `genetic.make_ga` with binary tournaments, but a generation is offspring only: `tell` keeps
     the elite, which need not be asked for again.
 
-    `tell(state, genomes, objectives, violation=None) -> (state, info)` takes any number of genomes [N, G], with objectives
+    `tell(state, genomes, objectives, violation=None) -> (state, info)` takes any number of genomes [N, K], with objectives
     [N, M] and violations [N] as in `non_dominated_rank`. Told again, a genome's objectives replace the older ones; of copies
     in one call the first counts. Equally crowded members are placed by the first objective, then by the next ones. `info.best`
     leads the population: of all that violate least, parents included, it is the best in the first objective.
@@ -86,7 +86,7 @@ def make_nsga2(
         genomes, objectives = jnp.asarray(genomes, jnp.int8), jnp.asarray(objectives, jnp.float32)
         num = len(genomes)
         violation = jnp.zeros(num, jnp.float32) if violation is None else jnp.asarray(violation, jnp.float32)
-        _check_told(genomes, objectives, violation, expected=(space.num_genes, num_objectives))
+        _check_told(genomes, objectives, violation, expected=(len(space.choices), num_objectives))
         order, survivors = _survive(state, genomes, objectives, violation)
         order_told = jnp.argsort(jnp.argsort(order)[:num]).astype(jnp.int32)
         info = Info(order_told, survivors.population[0], space.frozen(genomes).mean(0, dtype=jnp.float32))

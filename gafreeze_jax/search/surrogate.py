@@ -23,7 +23,7 @@ class Surrogate(NamedTuple):
     """A fitted model, made by `fit`. Each of K lengths with each of R shares of noise is a hypothesis.
 
     Attributes:
-      space: of the genomes.
+      space: of the genomes, which have G numbers each.
       genomes: [N, G] int8, all different.
       fitness: [N], as measured; that of copies is averaged, and what lies below the floor is raised to it.
       left_out: [N], what all others predict for each.

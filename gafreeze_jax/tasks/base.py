@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy, exponential_mean
 from gafreeze_jax.options import Options
-from gafreeze_jax.space import Genome
+from gafreeze_jax.space import Space
 
 SCORING_BATCH = 100  # with 1,000 images, throughput halves on a CPU, in PyTorch as well
 PerExample = Callable[[Array, Any], Array]
@@ -92,8 +92,9 @@ class Problem(NamedTuple):
       make_head: initial parameters of the head from a key.
       make_batches: all training steps, with a leading axis.
       genes: which leaf of the pretrained tree, as the user knows it, belongs to which gene; for `mask.json`.
-      count_trainable: number of parameters that a genome leaves trainable, the head's included.
+      count_trainable: number of parameters that train where genes [G] are frozen, the head's included.
       tensors: for `mask.json`, names of that tree's leaves in a checkpoint: {path: name}.
+      head: as in `Space`.
     """
 
     network: Network
@@ -103,9 +104,14 @@ class Problem(NamedTuple):
     make_head: Callable[[Array], PyTree]
     make_batches: Callable[[np.random.Generator], Batch]
     genes: masking.Genes
-    count_trainable: Callable[[Genome], int]
+    count_trainable: Callable[[Sequence[int] | np.ndarray], int]
     tensors: Mapping[str, str] = MappingProxyType({})
     task: Task = CLASSIFICATION
+    head: Literal["fresh", "kept", "none"] = "fresh"
+
+    def space(self, options: Options) -> Space:
+        """The genomes that options ask for."""
+        return Space(self.network.names, options.all_levels, sorted(options.rates), head=self.head)
 
     def replicate(self, seed: int) -> Replicate:
         """What a seed decides: the head's initialisation, the batches and dropout."""
@@ -148,8 +154,8 @@ def make_problem(
     batch_size = min(options.batch_size, len(equal))
     sizes = {name: sum(map(np.size, jax.tree.leaves(parameters(tree)))) for name, tree in params.items()}
 
-    def count_trainable(genome: Genome) -> int:
-        return sizes["head"] + sum(sizes[name] for name, frozen in zip(network.names, genome, strict=True) if not frozen)
+    def count_trainable(frozen: Sequence[int] | np.ndarray) -> int:
+        return sizes["head"] + sum(sizes[name] for name, held in zip(network.names, frozen, strict=True) if not held)
 
     return Problem(
         network=network,

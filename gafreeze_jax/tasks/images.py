@@ -16,7 +16,7 @@ from gafreeze_jax.data import images
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
-from gafreeze_jax.tasks import pretraining
+from gafreeze_jax.tasks import heads, pretraining
 from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, make_problem, make_source
 
 
@@ -35,6 +35,9 @@ class Options(options.Options):
     (or names such as training_set), or tfds:NAME such as tfds:cifar10."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
+    head: heads.HeadOption = "auto"
+    """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
+    one. auto: keep it if the model knows all classes of the data."""
     augment: bool = False
     """Move training images by up to an eighth of their size at random, and mirror half of them. Nothing that frozen blocks
     compute can be kept then."""
@@ -104,7 +107,8 @@ def prepare(given: Options) -> Setup:
         max_validation=given.validation_examples,
         skip_broken=given.skip_broken,
     )
-    loaded = checkpoint.load(num_classes=len(data.label_names), key=Keys.of(given.seed).head)
+    head = heads.choose(given.head, checkpoint, data.label_names)
+    loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     network = loaded.model.make_network(dtype=options.compute_dtype(given.dtype))
     train, validation, test = (Dataset(*split) for split in data[:3])
     task = classification(data.label_names)
@@ -112,10 +116,11 @@ def prepare(given: Options) -> Setup:
     problem = problem._replace(tensors=loaded.model.tensor_names(loaded.params))
     if given.augment:
         problem = problem._replace(train=problem.train._replace(augment=images.augment))
-    return Setup(
+    setup = Setup(
         problem=problem,
         about=[
-            f"Model: {given.model}, genes {', '.join(network.names)}; the classifier always trains",
+            f"Model: {given.model}, genes {', '.join([*network.names, *[heads.GENE] * head.kept])}",
+            head.about,
             *images.describe(given.data, data),
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
         ],
@@ -127,6 +132,7 @@ def prepare(given: Options) -> Setup:
         facts={"label_names": data.label_names},
         pretrained=loaded.read_leaves,
     )
+    return head.finish(setup)
 
 
 def make_frame(given: Options, model: base.Model) -> images.Frame:

@@ -17,7 +17,7 @@ from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Network, Source
 from gafreeze_jax.metrics import exponential_mean
 from gafreeze_jax.models import base, checkpoints, gpt2, pretrained
-from gafreeze_jax.tasks import pretraining, text
+from gafreeze_jax.tasks import heads, pretraining, text
 from gafreeze_jax.tasks.base import Problem, Setup, Unlabelled, block_genes, language_modelling
 
 
@@ -43,6 +43,9 @@ class Options(options.Options):
     take about 1e-4 for a GPT-2 of 100 million parameters."""
     granularity: base.Granularity = "layer"
     """layer: a gene for every block; sublayer: one for its attention and one for its MLP."""
+    head: heads.HeadOption = "auto"
+    """To classify; keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name.
+    fresh: train a new one. auto: keep it if the model knows all classes of the data."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts, to classify. Default: found by convention."""
     label_column: str | None = None
@@ -119,6 +122,7 @@ def make_problem(
         count_trainable=functools.partial(masking.count_trainable, params, genes),
         tensors=model.tensor_names(params),
         task=language_modelling(),
+        head="none",
     )
 
 
@@ -129,7 +133,7 @@ def prepare(given: Options) -> Setup:
         return _prepare_language_modelling(given)
     data = text.load_data(given)
     folder = find_model(given)
-    return text.prepare_classification(given, folder, data, KIND, head="the classifier always trains", pad=True)
+    return text.prepare_classification(given, folder, data, KIND, pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:

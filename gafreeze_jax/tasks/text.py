@@ -12,6 +12,7 @@ from gafreeze_jax import masking, options
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
+from gafreeze_jax.tasks import heads
 from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_genes, classification
 
 
@@ -30,6 +31,9 @@ class Options(options.Options):
     """Longer texts are cut."""
     granularity: base.Granularity = "layer"
     """layer: a gene for every encoder layer; sublayer: one for its attention and one for its MLP."""
+    head: heads.HeadOption = "auto"
+    """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
+    one. auto: keep it if the model knows all classes of the data."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None
@@ -48,7 +52,7 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
     options.check(given, max_tokens=8)
     data = load_data(given)
     folder = checkpoints.find_model(given.model)
-    return prepare_classification(given, folder, data, KIND, head="pooler and classifier always train", trim=trim)
+    return prepare_classification(given, folder, data, KIND, trim=trim)
 
 
 def load_data(given: Any) -> text.TextData:
@@ -62,19 +66,19 @@ def load_data(given: Any) -> text.TextData:
 
 
 def prepare_classification(
-    given: Any, folder: Path, data: text.TextData, kind: str, *, head: str, trim: bool = True, pad: bool = False
+    given: Any, folder: Path, data: text.TextData, kind: str, *, trim: bool = True, pad: bool = False
 ) -> Setup:
     """A setup for labelled texts.
 
     Args:
-      given: options with `max_tokens` and `granularity`.
+      given: options with `max_tokens`, `granularity` and `head`.
       folder: of the model.
       kind: of the families that it may belong to.
-      head: in words, for people.
       pad: tell PyTorch which token fills up batches, when the model is saved.
     """
-    families, key = pretrained.families_of(kind), Keys.of(given.seed).head
-    loaded = pretrained.load(folder, families=families, num_classes=len(data.label_names), key=key)
+    checkpoint = pretrained.read(folder, pretrained.families_of(kind))
+    head = heads.choose(given.head, checkpoint, data.label_names)
+    loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
@@ -100,10 +104,11 @@ def prepare_classification(
         task=classification(data.label_names),
     )
     padding = {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
-    return Setup(
+    setup = Setup(
         problem=problem,
         about=[
-            f"Model: {given.model}, genes {', '.join(genes.names)}; {head}",
+            f"Model: {given.model}, genes {', '.join([*genes.names, *[heads.GENE] * head.kept])}",
+            head.about,
             *text.describe(given.data, data),
             *tokens.describe([train, validation, test], given.max_tokens),
         ],
@@ -115,6 +120,7 @@ def prepare_classification(
         facts={"label_names": data.label_names, "text_columns": data.text_columns},
         pretrained=loaded.read_leaves,
     )
+    return head.finish(setup)
 
 
 def load_unlabelled(given: Any, folder: Path, data: Path, label_names: Sequence[str], kind: str = KIND) -> Unlabelled:

@@ -13,7 +13,7 @@ import numpy as np
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Budget
 from gafreeze_jax.engine.cohort import Member, Plan
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import digits
 
 GENOMES = [(0, 0, 0), (1, 0, 1), (0, 1, 1)]
 SEARCH = (
@@ -51,7 +51,7 @@ def save(path: Path, members: Iterable[Member]) -> None:
     """Scores and parameters."""
     arrays = {}
     for member in members:
-        key = f"{Space.text(member.genome)} {member.steps}"
+        key = f"{digits(member.genome)} {member.steps}"
         arrays[f"{key} scores"] = np.array([member.score, member.loss, member.train_loss])
         for place, leaf in jax.tree_util.tree_leaves_with_path(dict(member.params)):
             arrays[f"{key} {jax.tree_util.keystr(place, simple=True, separator='/')}"] = np.asarray(leaf)

@@ -19,6 +19,7 @@ from gafreeze_jax.report.display import Display, Progress, clock, heat_map
 from gafreeze_jax.runs import search_run
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
+from gafreeze_jax.space import Space
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -48,7 +49,7 @@ def seen(display):
 
 
 def test_off_a_terminal_there_are_the_lines_alone(capsys):
-    with Display(["a", "b", "c"]) as display:
+    with Display(Space("abc")) as display:
         display.line("Plan: [bold] :smile: one")
         display.line("a detail", detail=True)
         display.progress.begin("searching")
@@ -63,7 +64,7 @@ def test_quiet_prints_generations_alone_and_verbose_details_too():
     printed = []
     for kind in ("quiet", "verbose"):
         console = Console(file=io.StringIO(), soft_wrap=True, highlight=False)
-        with Display(["a", "b", "c"], console=console, **{kind: True}) as display:
+        with Display(Space("abc"), console=console, **{kind: True}) as display:
             display.line("Plan")
             display.line("a detail", detail=True)
             display.evaluation("search", evaluation("010", steps=6), True)
@@ -80,7 +81,7 @@ def test_quiet_prints_generations_alone_and_verbose_details_too():
 
 def test_on_a_terminal_the_lines_stand_above_the_view_which_goes_at_the_end():
     console = terminal()
-    with Display(["a", "b", "c"], console=console) as display:
+    with Display(Space("abc"), console=console) as display:
         display.progress.begin("searching")
         display.generation(generation(1, [0, 1, 0]))
         display._live.refresh()
@@ -89,7 +90,7 @@ def test_on_a_terminal_the_lines_stand_above_the_view_which_goes_at_the_end():
     assert "Generation 1   best 0.8500   mean 0.8000" in shown.partition(LINES)[2]
     assert console.file.getvalue().endswith("\x1b[2K")  # the last line of the view is erased
     quiet = terminal()
-    with Display(["a", "b", "c"], quiet=True, console=quiet) as display:
+    with Display(Space("abc"), quiet=True, console=quiet) as display:
         display.generation(generation(1, [0, 1, 0]))
     assert quiet.file.getvalue() == LINES
 
@@ -103,7 +104,7 @@ def test_the_view_fits(width, num_genes, ascii_only, monkeypatch):
     console = terminal(width, 30)
     if ascii_only:
         monkeypatch.setattr(Console, "encoding", "ascii")
-    display = Display([f"layer_{i}" for i in range(num_genes)], console=console)
+    display = Display(Space([f"layer_{i}" for i in range(num_genes)]), console=console)
     display.progress.expect({"scoring the test examples": 1e6})
     display.progress.begin("scoring the test examples")
     display.progress.step(1234)
@@ -137,7 +138,7 @@ def test_a_row_of_the_heat_map_by_hand():
 
 
 def test_the_heat_map_is_read_without_colours():
-    display = Display(["a", "b"], console=terminal(no_color=True))
+    display = Display(Space("ab"), console=terminal(no_color=True))
     display._generations.append(generation(1, [0.0, 1.0]))
     assert any(line.rstrip().endswith("  ▁ █") for line in seen(display))
     with display.console.capture() as captured:
@@ -146,7 +147,7 @@ def test_the_heat_map_is_read_without_colours():
 
 
 def test_evaluations_are_counted_by_mask_and_seed():
-    display = Display(["a", "b"])
+    display = Display(Space("ab"))
     display.progress.begin("searching")
     for steps, genomes in ((6, ("00", "01", "10")), (24, ("00",))):
         for genome in genomes:

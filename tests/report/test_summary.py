@@ -11,7 +11,7 @@ from gafreeze_jax.report import summary
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.search.history import Evaluation
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import Space, digits
 
 NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "layer_3")
 
@@ -27,7 +27,7 @@ def row(name, genome, validation, right, parameters, flops):
 
 
 ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
-FINALISTS = [verdict.Contender(one.name, Space.text(one.genome), one.scores, one.flops) for one in ROWS]
+FINALISTS = [verdict.Contender(one.name, digits(one.genome), one.scores, one.flops) for one in ROWS]
 JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], metric=MetricFormat(**ACCURACY.facts()), validation_score=0.85)
 
 

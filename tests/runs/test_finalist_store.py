@@ -9,8 +9,11 @@ from etils import epath
 
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.runs.finalist_store import FinalistStore
+from gafreeze_jax.space import Space
 
 PARAMS = {"low": {"kernel": np.ones((3, 4), np.float32)}, "high": (np.zeros(2), np.zeros((0, 3))), "head": {"bias": np.ones(2)}}
+
+SPACE = Space("ab")
 
 
 def make_member(genome, value=2.0):
@@ -29,7 +32,7 @@ def same(one, other):
 
 
 def keep(folder):
-    store = FinalistStore(folder)
+    store = FinalistStore(folder, SPACE)
     store.keep("mask-1", [make_member([0, 1]), make_member([1, 1], 3)])
     store.keep("mask-2", [make_member([0, 1], 4)])
     store.close()
@@ -38,14 +41,14 @@ def keep(folder):
 def test_finalists_are_found_as_they_were(tmp_path):
     folder = tmp_path / "members"
     keep(epath.Path(folder))
-    store = FinalistStore(epath.Path(folder))
+    store = FinalistStore(epath.Path(folder), SPACE)
     same(store.find("mask-1", np.array([False, True]), PARAMS), make_member([0, 1]))
     same(store.find("mask-1", np.array([True, True]), PARAMS), make_member([1, 1], 3))
     same(store.find("mask-2", np.array([False, True]), PARAMS), make_member([0, 1], 4))
     assert store.find("mask-2", np.array([True, True]), PARAMS) is None
     store.keep("mask-2", [make_member([1, 1])])
     store.close()
-    assert FinalistStore(epath.Path(folder)).find("mask-2", np.array([True, True]), PARAMS) is not None
+    assert FinalistStore(epath.Path(folder), SPACE).find("mask-2", np.array([True, True]), PARAMS) is not None
     store.remove()
     assert not folder.exists()
 
@@ -61,7 +64,7 @@ def test_a_damaged_finalist_is_trained_again(tmp_path):
         for damaged in (b"", content[: len(content) // 2], *(flip(content, i) for i in range(0, len(content), 61))):
             file.write_bytes(damaged)
             with warnings.catch_warnings(action="ignore"):
-                store = FinalistStore(epath.Path(folder))
+                store = FinalistStore(epath.Path(folder), SPACE)
             for name, (genome, value) in expected.items():
                 found = store.find(name, np.array(genome, bool), PARAMS)
                 num_missing += found is None
@@ -77,7 +80,7 @@ def flip(content, i):
 
 def test_what_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "run").write_text("a file")
-    store = FinalistStore(epath.Path(tmp_path) / "run" / "members")
+    store = FinalistStore(epath.Path(tmp_path) / "run" / "members", SPACE)
     store.keep("mask-1", [make_member([0, 1])])
     with pytest.raises(OSError, match="cannot be written"):
         store.close()

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 TASK = TASKS["convolutional"]
 PRETRAINED = TASK[1]
 NUM_STEPS = 6
+UNFREEZE = baselines.Phases(baselines.thaw)
 
 
 def make_run_of(seed):
@@ -41,16 +42,17 @@ def same(tree, name):
 
 
 def test_the_phases_go_from_the_head_down():
-    assert baselines.phases(Space("abc")).tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
-    assert baselines.phases(Space("abcdefg")).sum(1).tolist() == [7, 5, 2, 0]
-    assert baselines.phases(Space("a")).sum(1).tolist() == [1, 1, 0, 0]
+    assert baselines.thaw(Space("abc")).tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert baselines.thaw(Space("abcdefg")).sum(1).tolist() == [7, 5, 2, 0]
+    assert baselines.thaw(Space("a")).sum(1).tolist() == [1, 1, 0, 0]
 
 
 def test_gradual_unfreezing_trains_each_block_from_its_phase_on(monkeypatch):
     population, before = make(), []
     resume = population.resume
     monkeypatch.setattr(population, "resume", lambda members, *rest: before.extend(members) or resume(members, *rest))
-    member = baselines.unfreeze_gradually(population, make_run_of(1))
+    member = UNFREEZE(population, make_run_of(1))
+    _, *before = before
     assert [one.steps for one in (*before, member)] == [2, 3, 4, 6]  # quarters of 6 steps, rounded to even
     trained = [[not same(one.params, name) for name in ("low", "high", "dense")] for one in (*before, member)]
     assert trained == [[False] * 3, [False, False, True], [False, True, True], [True] * 3]
@@ -70,7 +72,7 @@ def test_what_is_unfrozen_late_goes_by_the_same_schedule():
 def test_gradual_unfreezing_in_few_steps_ends_with_everything(num_steps):
     run = make_run_of(1)
     run = run._replace(batches=jax.tree.map(lambda leaf: leaf[:num_steps], run.batches))
-    member = baselines.unfreeze_gradually(make(), run)
+    member = UNFREEZE(make(), run)
     assert (member.steps, any(member.genome)) == (num_steps, False)
 
 
@@ -108,8 +110,9 @@ def test_parameters_that_are_zero_have_an_infinite_relative_norm():
 
 
 def train_scaled(factors, recipe=RECIPES["adamw"], num_steps=NUM_STEPS):
-    members, run = make_population(TASK, recipe.scalable()), make_run(TASK)
-    (member,) = members.resume([baselines.scale_learning_rates(members.begin(run), factors)], run, num_steps)
+    population, run = make_population(TASK, recipe), make_run(TASK)
+    rates = tuple(factors.get(name, 1.0) for name in population.network.names)
+    (member,) = population.resume([population.begin(run)._replace(rates=rates)], run, num_steps)
     return member
 
 
@@ -140,7 +143,7 @@ def test_a_lower_rate_is_that_of_the_blocks_alone(name, divisor):
     run, body = make_run_of(1), 0.02
     recipe = lambda rate: adamw_recipe(learning_rate=rate, head_learning_rate=0.01, num_steps=6)  # noqa: E731
     (baseline,) = [baseline for baseline in baselines.LOWER_RATES if baseline.name == name]
-    member = baseline.train(make_population(TASK, recipe(body)), run, 1)
+    member = baseline.schedules[""](make_population(TASK, recipe(body)), run, 1, 1.0)
     (expected,) = make_population(TASK, recipe(body / divisor)).evaluate(np.zeros((1, 3), bool), run)
     chex.assert_trees_all_close(member.params, expected.params, rtol=1e-5, atol=1e-7)
     (full,) = make_population(TASK, recipe(body)).evaluate(np.zeros((1, 3), bool), run)
@@ -154,20 +157,21 @@ def test_a_block_with_norm_zero_does_not_move():
 
 def test_auto_rgn_measures_before_each_epoch(monkeypatch):
     population, run, scaled = make(RECIPES["adamw"]), make_run_of(1), []
-    scale = baselines.scale_learning_rates
-    monkeypatch.setattr(baselines, "scale_learning_rates", lambda *given: scaled.append(given) or scale(*given))
+    resume = population.resume
+    monkeypatch.setattr(population, "resume", lambda members, *rest: scaled.extend(members) or resume(members, *rest))
     member = baselines.auto_rgn(population, run, 2)
-    assert [before.steps for before, _ in scaled] == [0, 3]
-    for before, factors in scaled:
+    assert [before.steps for before in scaled] == [0, 3]
+    for before in scaled:
         norms = relative_gradient_norms(before.params, run, range(before.steps, before.steps + 3))
-        assert factors == pytest.approx({name: norm / max(norms.values()) for name, norm in norms.items()}, rel=1e-5)
+        expected = [norms[name] / max(norms.values()) for name in population.network.names]
+        assert before.rates == pytest.approx(expected, rel=1e-5)
     (expected,) = population.evaluate(np.zeros((1, 3), bool), run)
     assert not np.allclose(member.params["dense"]["kernel"], expected.params["dense"]["kernel"])
 
 
 def retrain(population, leaders, store, record=lambda members, seed: None):
-    retraining = finalists.Retraining(population, make_run_of, [1, 2], num_epochs=2, store=store, record=record)
-    schedules = [baseline for baseline in baselines.BASELINES if baseline.train]
+    retraining = finalists.Retraining(population, make_run_of, [1, 2], tuning_seed=0, num_epochs=2, store=store, record=record)
+    schedules = [baseline for baseline in baselines.BASELINES if baseline.schedules]
     return finalists.retrain(retraining, leaders, {"train all": (0, 0, 0), "head only": (1, 1, 1)}, schedules)
 
 
@@ -274,12 +278,12 @@ FACTS = ("name", "genome", "validation", "flops")
 def test_finalists_that_were_kept_are_not_trained_again(kept_on_disk, tmp_path, monkeypatch):
     folder = epath.Path(tmp_path / "members") if kept_on_disk else None
     population = make(plan=Plan(2))
-    first = retrain(population, [(1, 0, 0)], FinalistStore(folder))
+    first = retrain(population, [(1, 0, 0)], FinalistStore(folder, Space("abc")))
     trained, advance = [], Population.advance
     monkeypatch.setattr(
         Population, "advance", lambda self, members, *rest: trained.extend(members) or advance(self, members, *rest)
     )
-    found, rivals = retrain(population, [(1, 0, 0)], FinalistStore(folder))
+    found, rivals = retrain(population, [(1, 0, 0)], FinalistStore(folder, Space("abc")))
     assert (not trained) == kept_on_disk
     for before, after in zip([first[0], *first[1]], [found, *rivals], strict=True):
         assert [getattr(before, name) == getattr(after, name) for name in FACTS] == [True] * len(FACTS)
@@ -293,7 +297,7 @@ def test_the_test_split_is_locked_until_there_is_a_result():
     locked = HeldOut(source)
     with pytest.raises(RuntimeError, match="opens when the search is over, for its Result; got NoneType"):
         locked.open(None)
-    result = Result(None, [], [], {})
+    result = Result(None, [], [], {}, Space("abc"))
     assert locked.open(result) is source
     with pytest.raises(RuntimeError, match="opened already"):
         locked.open(result)

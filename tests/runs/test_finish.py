@@ -36,7 +36,7 @@ def finalist(problem, genome, trained=None):
     rng = np.random.default_rng(sum(genome))
     change = lambda leaf: leaf + rng.normal(0, 0.3, np.shape(leaf)).astype(np.float32)  # noqa: E731
     params = {name: tree if frozen[name] else jax.tree.map(change, tree) for name, tree in problem.params.items()}
-    return Finalist(Space.text(genome), genome, (Member(genome, params, 0.0, 0.5, 0.5, 1),), 1.0, is_mask=trained is None)
+    return Finalist("one", genome, (Member(genome, params, 0.0, 0.5, 0.5, 1),), 1.0, is_mask=trained is None)
 
 
 def test_members_score_what_each_scores_by_itself(setup):
@@ -44,7 +44,7 @@ def test_members_score_what_each_scores_by_itself(setup):
     space = Space(problem.network.names)
     schedule = finalist(problem, space.all_frozen, trained=space.all_trained)
     found, *others = [finalist(problem, tuple(genome)) for genome in space.prefixes().tolist()]
-    result = Result(found, [*others, found, schedule], [], {})
+    result = Result(found, [*others, found, schedule], [], {}, space)
     steps, display = [], Display(space.names, metric=MetricFormat(**task.metric.facts()), quiet=True)
     display.progress.step = steps.append
     scores = finish._score_members(setup, setup.test, result, 2.0, display)

@@ -47,7 +47,7 @@ def test_evaluations_are_kept_in_their_order():
 @pytest.mark.parametrize("steps", [2, 4])
 def test_nothing_is_evaluated_twice(steps, tmp_path):
     path = epath.Path(tmp_path / "evaluations.csv")
-    ledger = Ledger(8, Journal(path))
+    ledger = Ledger(8, Journal(path, SPACE))
     ledger.add(make_evaluation())
     before = path.read_text()
     with pytest.raises(ValueError, match=rf"^genome \(1, 0\), seed 0 has been evaluated after {steps} steps already$"):
@@ -140,7 +140,7 @@ def test_a_file_about_other_genes_is_refused(tmp_path):
 
 def test_scores_have_the_metrics_name_in_the_file(tmp_path):
     path = epath.Path(tmp_path / "evaluations.csv")
-    Journal(path, metric="f1").write("search", CALLS[1])
+    Journal(path, SPACE, metric="f1").write("search", CALLS[1])
     assert path.read_text().startswith("phase,genome,seed,steps,generation,f1,loss,")
     assert list(Journal(path, SPACE, metric="f1")) == CALLS[1]
     with pytest.raises(ValueError, match=r"expected the columns .*,accuracy,.*; got .*,f1,"):
@@ -154,7 +154,7 @@ def test_files_of_version_0_1_are_read_and_written_the_same(run, tmp_path):
     before = Journal(epath.Path(old / "evaluations.csv"), space, write=False)
     assert before.num_damaged == 0
     assert len(before) == len((old / "evaluations.csv").read_text().splitlines()) - 1
-    again = Journal(epath.Path(tmp_path / "evaluations.csv"))
+    again = Journal(epath.Path(tmp_path / "evaluations.csv"), space)
     for _, call in itertools.groupby(before, key=lambda evaluation: id(before.together(*evaluation[:3]))):
         evaluations = list(call)
         again.write(before.phase(*evaluations[0][:3]), evaluations)

@@ -15,7 +15,7 @@ from gafreeze_jax.search import genetic
 from gafreeze_jax.search.halving import SHARE, Settings
 from gafreeze_jax.search.history import Ledger
 from gafreeze_jax.search.loop import ASKS, Found, Search
-from gafreeze_jax.space import Space, as_genome
+from gafreeze_jax.space import as_genome, digits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -529,7 +529,7 @@ def test_rank_correlation_of_rungs():
     """Of four genomes: neighbours swap, 1 - 6 * 4 / (4 * 15); then all are reversed."""
     table = np.array([[0.1, 0.2, 0.8], [0.2, 0.1, 0.9], [0.3, 0.4, 0.6], [0.4, 0.3, 0.7]])
     all_of_two = space_of(2).all_genomes()
-    groups = {Space.text(genome): genome[None] for genome in all_of_two}
+    groups = {digits(genome): genome[None] for genome in all_of_two}
     outcome = run(ga=make_ga(space_of(2), 2), initial=all_of_two, table=table, groups=groups)
     assert [(one.steps, one.num) for one in outcome.found.correlations] == [((6, 12), 4), ((12, 24), 4)]
     assert [one.value for one in outcome.found.correlations] == pytest.approx([0.6, -1])

@@ -1,0 +1,133 @@
+"""Fresh and kept heads: whether a model goes on with the classes that it knows, and what that makes of a run.
+
+A fresh head always trains. A kept one is a gene of its own, the last, which may be frozen; it starts as the checkpoint has it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from gafreeze_jax.engine.network import PyTree, head_as_block
+from gafreeze_jax.listing import listed
+from gafreeze_jax.masking.genes import ALWAYS_TRAINS
+from gafreeze_jax.models.pretrained import Checkpoint, Pretrained
+from gafreeze_jax.tasks.base import Setup
+
+HeadOption = Literal["auto", "keep", "fresh"]
+GENE = "classifier"  # name of a kept head
+Data = TypeVar("Data", bound=Any)
+
+
+class Head(NamedTuple):
+    """Which head a model gets.
+
+    Attributes:
+      kept: whether it is the checkpoint's.
+      label_names: of the C classes, in the order of the outputs.
+      places: [N], where each of the data's classes stands among these.
+      about: in words.
+    """
+
+    kept: bool
+    label_names: tuple[str, ...]
+    places: np.ndarray
+    about: str
+
+    def load(self, checkpoint: Checkpoint, key: jax.Array) -> Pretrained:
+        """The model with this head; `key` is for what is fresh."""
+        return checkpoint.load(num_classes=None if self.kept else len(self.label_names), key=key)
+
+    def relabel(self, data: Data) -> Data:
+        """Data whose labels are places among the outputs; it has three splits with `labels`, and `label_names`."""
+        splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+        moved = {name: split._replace(labels=self.places[split.labels].astype(np.int32)) for name, split in splits.items()}
+        return data._replace(label_names=self.label_names, **moved)
+
+    def finish(self, setup: Setup) -> Setup:
+        """The setup with the head as a gene, if it is kept."""
+        return as_gene(setup) if self.kept else setup
+
+
+def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]) -> Head:
+    """The head for data with some classes: by default the checkpoint's if it has all of them, else a fresh one.
+
+    Classes are matched by their names, without regard to case; `LABEL_3`, the name of a class that was given none, is 3. The
+    model may know more classes than the data have.
+
+    Raises:
+      ValueError: if the head is to be kept and cannot be.
+    """
+    names = tuple(label_names)
+    num_classes, known = checkpoint.num_classes, checkpoint.label_names
+    known = known if len(known) == num_classes else ()
+    fresh = Head(False, names, np.arange(len(names)), "Head: fresh, always trains")
+    if asked == "fresh":
+        return fresh
+    if num_classes is None:
+        problem = "the model has no classifier"
+    elif not known and asked == "keep" and num_classes == len(names):
+        order = f"Head: kept, the gene {GENE}; the model does not name its classes, taken as {listed(names)} in this order"
+        return fresh._replace(kept=True, about=order)
+    elif not known:
+        problem = f"the model does not name its {num_classes} classes, and the data have {len(names)}"
+    elif missing := [name for name in names if plain(name) not in {plain(other) for other in known}]:
+        problem = f"the model's classes are {listed(known)}, without {listed(missing)}"
+    else:
+        return _kept(known, names)
+    if asked == "keep":
+        raise ValueError(f"--head keep: {checkpoint.path}: {problem}; rename the data's labels, or give --head fresh")
+    return fresh._replace(about=f"{fresh.about} ({problem})")
+
+
+def _kept(known: Sequence[str], names: Sequence[str]) -> Head:
+    """A head whose classes are known by name; they are spelt as in the data."""
+    spelt = {plain(name): name for name in names}
+    places = [[plain(other) for other in known].index(plain(name)) for name in names]
+    more = "" if len(known) == len(names) else f", of whose {len(known)} classes the data have {len(names)}"
+    label_names = tuple(spelt.get(plain(name), name) for name in known)
+    return Head(True, label_names, np.array(places), f"Head: kept from the model, the gene {GENE}{more}")
+
+
+def plain(name: str) -> str:
+    """A label's name for comparison.
+
+    >>> plain(" Positive"), plain("LABEL_3"), plain("label_x")
+    ('positive', '3', 'label_x')
+    """
+    return re.sub(r"^label_(\d+)$", r"\1", str(name).strip().casefold())
+
+
+def as_gene(setup: Setup) -> Setup:
+    """A setup whose head is the last gene: it starts from the problem's parameters, and may be frozen."""
+    problem = setup.problem
+    place, count, num_parameters = len(problem.genes), problem.count_trainable, _size(problem.params["head"])
+
+    def count_trainable(frozen: Sequence[int] | np.ndarray) -> int:
+        return count(frozen[:-1]) - num_parameters * bool(frozen[-1])
+
+    genes = dataclasses.replace(
+        problem.genes,
+        names=(*problem.genes.names, GENE),
+        owners=tuple(place if owner == ALWAYS_TRAINS else owner for owner in problem.genes.owners),
+    )
+    moved = problem._replace(
+        network=head_as_block(problem.network, GENE),
+        params={**problem.params, GENE: problem.params["head"], "head": {}},
+        make_head=lambda key: {},
+        genes=genes,
+        count_trainable=count_trainable,
+        head="kept",
+    )
+    return setup._replace(problem=moved, restore=lambda params: setup.restore(_put_back(params)))
+
+
+def _put_back(params: PyTree) -> PyTree:
+    return {name: params[name] for name in params if name not in (GENE, "head")} | {"head": params[GENE]}
+
+
+def _size(tree: PyTree) -> int:
+    return sum(map(np.size, jax.tree.leaves(tree)))
