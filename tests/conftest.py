@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Test processes, scripts that they start and later sessions share what they compile.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# XLA's older code for fusions takes half the time to compile.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import pytest
@@ -61,10 +63,10 @@ def small_resnet(tmp_path_factory):
     return small_models.write_resnet(tmp_path_factory.mktemp("resnet"))
 
 
-@pytest.fixture
-def reviews(tmp_path):
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
     """A small CSV of the user's own."""
-    path = tmp_path / "reviews.csv"
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
     split = load_text("reviews", max_train=60).train
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

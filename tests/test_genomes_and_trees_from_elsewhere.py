@@ -12,6 +12,8 @@ from flax.core import FrozenDict
 
 from gafreeze_jax import Space, make_ga, masking
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMS = {"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(2)}
 GENES = masking.make_genes(PARAMS, {"(.*)": r"\1"})
 

@@ -30,6 +30,8 @@ from gafreeze_jax.masking import (
 )
 from gafreeze_jax.masking.mask_file import NOTE
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 few = settings(max_examples=30, deadline=None)
 
 F, T = False, True

@@ -1,6 +1,8 @@
 """The real script, run for real with tiny options."""
 
+import contextlib
 import csv
+import io
 import json
 import re
 import subprocess
@@ -37,6 +39,7 @@ GENES = ["embeddings", "layer_0", "layer_1"]
 
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # this model is not small
+    monkeypatch.delenv("XLA_FLAGS")  # compiled as users have it
     out = tmp_path / "run"
     options = TINY | {"finalist_seeds": 1, "plan": "calls=2", "out": out}
     done = subprocess.run(
@@ -73,11 +76,21 @@ def evaluations(out):
         return list(csv.DictReader(file))
 
 
-def test_what_is_left_on_disk(small_bert, reviews, tmp_path, capsys):
-    out = tmp_path / "run"
-    options = run_bert.Options(**TINY, model=str(small_bert), data=str(reviews), out=out)
-    run_bert.main(options)
-    printed = capsys.readouterr().out
+def run_small(small_bert, reviews, out, seed=0):
+    run_bert.main(run_bert.Options(**TINY, seed=seed, model=str(small_bert), data=str(reviews), out=out))
+
+
+@pytest.fixture(scope="module")
+def finished(small_bert, reviews, tmp_path_factory, quick_compilation):
+    """The folder of a run, and what it has printed."""
+    out, printed = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_small(small_bert, reviews, out)
+    return out, printed.getvalue()
+
+
+def test_what_is_left_on_disk(finished, small_bert, reviews):
+    out, printed = finished
     assert "No validation and no test split: 12 of the 60 training rows were cut for each" in printed
     assert "Uses 16 of 36 training examples" in printed
     rows = evaluations(out)
@@ -124,24 +137,23 @@ def test_what_is_left_on_disk(small_bert, reviews, tmp_path, capsys):
     assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
 
 
-def test_same_seed_same_result(small_bert, reviews, tmp_path):
+def test_same_seed_same_result(finished, small_bert, reviews, tmp_path):
+    outs = [finished[0], tmp_path / "b", tmp_path / "c"]
+    for seed, out in enumerate(outs[1:]):
+        run_small(small_bert, reviews, out, seed)
     results = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run_bert.main(run_bert.Options(**TINY, seed=seed, model=str(small_bert), data=str(reviews), out=tmp_path / name))
-        rows = [
-            {key: value for key, value in row.items() if key not in ("seconds", "call")} for row in evaluations(tmp_path / name)
-        ]
-        results.append((rows, json.loads((tmp_path / name / "result.json").read_text())["results"]))
+    for out in outs:
+        rows = [{key: value for key, value in row.items() if key not in ("seconds", "call")} for row in evaluations(out)]
+        results.append((rows, json.loads((out / "result.json").read_text())["results"]))
     assert results[0] == results[1]
     assert results[0] != results[2]
 
 
-def test_pytorch_scores_the_saved_model_the_same(small_bert, reviews, tmp_path):
+def test_pytorch_scores_the_saved_model_the_same(finished, reviews):
     torch = pytest.importorskip("torch")
     import transformers
 
-    out = tmp_path / "run"
-    run_bert.main(run_bert.Options(**TINY, model=str(small_bert), data=str(reviews), out=out))
+    out, _ = finished
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
     data = load_text(str(reviews))

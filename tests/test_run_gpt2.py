@@ -1,5 +1,7 @@
 """The real script, run for real with tiny options."""
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -167,10 +169,18 @@ def test_the_saved_model_scores_in_pytorch_what_the_table_says(granularity, smal
 # Classification
 
 
-def test_pytorch_scores_the_saved_classifier_the_same(small_gpt2, reviews, tmp_path, capsys):
-    out = tmp_path / "run"
-    result = run(out, task="classify", model=str(small_gpt2), data=str(reviews))
-    assert "12 of the 60 training rows were cut for each" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def classified(small_gpt2, reviews, tmp_path_factory, quick_compilation):
+    """A run's folder, its result and what it has printed."""
+    out, printed = tmp_path_factory.mktemp("classified") / "run", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = run(out, task="classify", model=str(small_gpt2), data=str(reviews))
+    return out, result, printed.getvalue()
+
+
+def test_pytorch_scores_the_saved_classifier_the_same(classified, reviews):
+    out, result, printed = classified
+    assert "12 of the 60 training rows were cut for each" in printed
     assert result["stages"] == GENES
     assert set(result["results"]) == {"head only", *COMPARED}
     assert "test_perplexity" not in result["results"]["found"]
@@ -189,9 +199,9 @@ def test_pytorch_scores_the_saved_classifier_the_same(small_gpt2, reviews, tmp_p
     assert np.mean(predicted == data.test.labels) == pytest.approx(result["model"]["test_accuracy"])
 
 
-def test_a_model_of_bytes_needs_no_tokenizer(small_gpt2, reviews, tmp_path):
+def test_a_model_of_bytes_needs_no_tokenizer(classified, small_gpt2, reviews, tmp_path):
     folder = shutil.copytree(small_gpt2, tmp_path / "model")
-    expected = run(tmp_path / "a", task="classify", model=str(folder), data=str(reviews))
+    _, expected, _ = classified
     for path in folder.glob("tokenizer*"):
         path.unlink()
     result = run(tmp_path / "b", task="classify", model=str(folder), data=str(reviews))

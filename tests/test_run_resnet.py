@@ -57,6 +57,7 @@ def options(model, data, out, **changes):
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # there is much to train
+    monkeypatch.delenv("XLA_FLAGS")  # compiled as users have it
     tiny = TINY | {"gens": 1, "plan": "members=1", "out": tmp_path / "run"}
     done = subprocess.run([sys.executable, SCRIPT, *words(**tiny)], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr

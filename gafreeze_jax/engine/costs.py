@@ -14,6 +14,7 @@ from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_co
 from gafreeze_jax.engine.network import PyTree, parameters
 from gafreeze_jax.engine.passes import HeadAxes, head_residuals
 from gafreeze_jax.engine.population import Population
+from gafreeze_jax.engine.step import Program, train_chunk
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.space import Genome, as_genome
 
@@ -27,7 +28,14 @@ def flops_per_step(
       enter: the block from whose kept input it starts; default: the genome's lowest trainable one.
     """
     (cohort,) = make_cohorts(Plan(steps=1), population.space, untrained([as_genome(genome)]))
-    analysis: Any = population.trainer.trace(cohort, replicate, enter=enter).lower().cost_analysis()
+    program, *arguments = population.trainer.shapes(cohort, replicate, enter=enter)
+    leaves, tree = jax.tree.flatten(arguments)
+    return _flops_of_step(program, tuple(leaves), tree)
+
+
+@functools.cache  # genomes that freeze the same share a program, as they do where it is compiled
+def _flops_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], tree: Any) -> float:
+    analysis: Any = train_chunk.trace(program, *tree.unflatten(leaves), 0).lower().cost_analysis()
     return analysis["flops"]
 
 

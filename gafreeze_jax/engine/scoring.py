@@ -1,7 +1,7 @@
 """Scores of networks on a data set, and their outputs: loss and metric of every example."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from jax import Array
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Activations, Chunk, default_budget, fetch
-from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, Source
+from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, Source, lowest_trainable
 from gafreeze_jax.engine.passes import HeadAxes, infer, over_members, with_shared
 from gafreeze_jax.metrics import Metric
 
@@ -155,6 +155,30 @@ def score(network: Network, params: PyTree, source: Source, *, loss: Loss, metri
     activations = Activations(network, params, source, default_budget())
     scores = score_members(network, MemberParams(params, frozenset(), 0), activations, loss=loss, metric=metric)
     return Scores(scores.values[0], scores.losses[0])
+
+
+def score_each(
+    network: Network, members: Iterable[PyTree], source: Source, *, pretrained: PyTree, loss: Loss, metric: Metric
+) -> Iterator[Scores]:
+    """Scores [E] of networks, one after the other; what their lowest blocks compute that are as pretrained is kept for all.
+
+    Args:
+      members: parameters of each network.
+    """
+    on_device = devices.replicate({block.name: pretrained[block.name] for block in network.blocks})
+    activations = Activations(network, on_device, source, default_budget())
+    for params in members:
+        kept = {name: on_device[name] for name in network.names if _are_equal(params[name], pretrained[name])}
+        depth = lowest_trainable([name in kept for name in network.names])
+        activations.expect([depth])
+        member = MemberParams(devices.replicate({**params, **kept}), frozenset(), depth)
+        scores = score_members(network, member, activations, loss=loss, metric=metric)
+        yield Scores(scores.values[0], scores.losses[0])
+
+
+def _are_equal(params: PyTree, pretrained: PyTree) -> bool:
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(pretrained), strict=True)
+    return all(ours is theirs or np.array_equal(ours, theirs) for ours, theirs in pairs)
 
 
 def outputs_only(outputs: Array, targets: Array | None) -> Array:

@@ -111,8 +111,14 @@ class CohortTrainer:
             augment=self.activations.augment,
         )
 
-    def trace(self, cohort: Cohort, replicate: Replicate, num_steps: int = 1, enter: int | None = None) -> jax.stages.Traced:
-        """Training steps as one program, for the mesh in context.
+    def trace(self, cohort: Cohort, replicate: Replicate, num_steps: int = 1) -> jax.stages.Traced:
+        """Training steps as one program, for the mesh in context."""
+        return train_chunk.trace(*self.shapes(cohort, replicate, num_steps), 0)
+
+    def shapes(
+        self, cohort: Cohort, replicate: Replicate, num_steps: int = 1, enter: int | None = None
+    ) -> tuple[Program, Trainable, Shared]:
+        """A program of training steps and the shapes of what it takes, for the mesh in context.
 
         Args:
           enter: the block from whose kept input the program starts; default: the cohort's lowest trainable one.
@@ -122,8 +128,8 @@ class CohortTrainer:
         chunk = self.activations.chunk_shape(boundary, replicate.batches, num_steps)
         trained = trained if cohort.axis is None else devices.shapes(trained, devices.MEMBERS)
         pretrained, chunk, key = devices.shapes((self.pretrained, chunk, replicate.key))
-        shared = Shared(pretrained, chunk, key, cohort.gates, cohort.rates)
-        return train_chunk.trace(self.program(cohort, boundary), trained, shared, 0)
+        shared = Shared(pretrained, chunk, key, *jax.eval_shape(lambda: (cohort.gates, cohort.rates)))
+        return self.program(cohort, boundary), trained, shared
 
     def relative_gradient_norms(self, cohort: Cohort, replicate: Replicate, until: int) -> dict[str, float]:
         """||gradients|| / ||parameters|| of each block that a cohort of one member trains; infinite if all parameters are 0.
@@ -141,13 +147,16 @@ class CohortTrainer:
             for step in range(len(chunk.batches.examples)):
                 key = jax.random.fold_in(replicate.key, member.steps + len(norms))
                 gradients = differentiate(program, dict(member.params), shared, step, key).gradients
-                norms.append({name: optax.tree.norm(gradients[name]) for name in cohort.trained})
+                norms.append({name: _norm(gradients[name]) for name in cohort.trained})
         relative = {}
         for name in cohort.trained:
-            of_params = float(optax.tree.norm(parameters(member.params[name])))
+            of_params = float(_norm(parameters(member.params[name])))
             mean = float(np.mean([of_step[name] for of_step in norms]))
             relative[name] = mean / of_params if of_params else math.inf
         return relative
+
+
+_norm = jax.jit(optax.tree.norm)
 
 
 def member_trees(

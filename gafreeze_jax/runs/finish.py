@@ -10,7 +10,7 @@ import numpy as np
 from gafreeze_jax import masking
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Source
-from gafreeze_jax.engine.scoring import Scores, score
+from gafreeze_jax.engine.scoring import Scores, score_each
 from gafreeze_jax.metrics import Metric
 from gafreeze_jax.options import Options
 from gafreeze_jax.report import page
@@ -84,9 +84,18 @@ def _score_members(setup: Setup, test: Source, result: Result, steps: float, dis
     }
     display.progress.begin(TEST, training=False)
     display.progress.expect({TEST: steps * len(members)})
-    task, tested = setup.problem.task, {}
-    for key, member in members.items():
-        tested[key] = score(setup.network, setup.restore(member.params), test, loss=task.loss, metric=task.metric)
+    problem = setup.problem
+    scores = score_each(
+        setup.network,
+        map(setup.restore, (member.params for member in members.values())),
+        test,
+        pretrained=setup.restore(problem.params),
+        loss=problem.task.loss,
+        metric=problem.task.metric,
+    )
+    tested = {}
+    for key, of_member in zip(members, scores, strict=True):
+        tested[key] = of_member
         display.progress.step(steps)
     return tested
 

@@ -21,6 +21,8 @@ from gafreeze_jax.runs.mask_costs import MaskCosts, pareto_fitness
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.history import Evaluation, Ledger
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SGD = Recipe(optax.sgd(1e-3), optax.sgd(1e-3))
 NUM_BLOCKS = 3
 
@@ -199,6 +201,19 @@ def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
     )  # fmt: skip
     expected = jax.vjp(lambda params, x: jnp.tanh(x @ params), params, x)[1](jnp.ones_like(y))
     jax.tree.map(np.testing.assert_allclose, (of_params, of_x), expected)
+
+
+def test_what_freezes_the_same_is_counted_once(monkeypatch):
+    members, run = make_population("dense")
+    expected = [costs.flops_per_step(members, genome, run) for genome in tasks.ALL_MASKS]
+    costs._flops_of_step.cache_clear()
+    costs.step_flops(members, run)
+    assert costs._flops_of_step.cache_info().misses == 3 * NUM_BLOCKS
+    monkeypatch.setattr(jax.stages.Traced, "lower", None)
+    prefixes = [costs.flops_per_step(members, genome, run) for genome in members.space.prefixes()]
+    assert prefixes == [expected[int(members.space.index(genome))] for genome in members.space.prefixes()]
+    again, run = make_population("dense")
+    assert costs.flops_per_step(again, (0, 1, 0), run) == expected[2]
 
 
 @pytest.mark.parametrize("name", TASKS)

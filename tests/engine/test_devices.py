@@ -22,7 +22,7 @@ COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|co
 def start(what, folder, num_devices, *several, dump=None):
     """`over_devices.py` in a process of its own, with forced host devices, and threads enough that they can share batches."""
     folder.mkdir(exist_ok=True)
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
     if dump is not None:
         flags += f" --xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=^jit_[a-z_]*$"
     env = os.environ | {

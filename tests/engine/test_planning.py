@@ -11,6 +11,8 @@ from gafreeze_jax.engine.cohort import Plan
 from gafreeze_jax.engine.costs import bytes_of_cohort
 from gafreeze_jax.engine.planning import Trial, Work
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BIG = Work(num_genes=7, num_steps=24, at_a_time=24, num_evaluations=60, num_members=8, tiny=False, large=False, num_cores=2)
 STAGED = Trial(Plan(), compile_seconds=10, num_timed=3, step_seconds=0.3)
 

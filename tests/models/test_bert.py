@@ -18,6 +18,8 @@ from gafreeze_jax.data import tokens
 from gafreeze_jax.engine import passes
 from gafreeze_jax.models import base, bert, checkpoints, configs, layers, pretrained, vocabulary
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 LABELS = ("bad", "fair", "good")
 TWO_LAYERS = golden.CASES["large epsilon, silu, no pooler"]._replace(pooler=True)

@@ -9,6 +9,8 @@ import pytest
 
 from gafreeze_jax.models import convolutions
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WAYS = {"rows": convolutions.convolve_by_rows, "patches": convolutions.convolve_by_patches}
 
 

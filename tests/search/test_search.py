@@ -17,6 +17,8 @@ from gafreeze_jax.search.history import Ledger
 from gafreeze_jax.search.loop import ASKS, Found, Search
 from gafreeze_jax.space import as_genome, digits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_GENES = 6
 SPACE = space_of(NUM_GENES)
 ALL = SPACE.all_genomes()

@@ -11,6 +11,8 @@ from gafreeze_jax.options import Options
 from gafreeze_jax.tasks import images, language_model, text
 from gafreeze_jax.tasks.base import classification, language_modelling, make_problem, make_source
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LOGITS = np.array([[0.0, np.log(3.0)], [50.0, -50.0]], np.float32)
 
 

@@ -1,0 +1,55 @@
+"""Networks that share pretrained blocks score as each does by itself."""
+
+import jax
+import numpy as np
+import pytest
+from test_population import ALL_MASKS, TASKS
+
+from gafreeze_jax.engine import cache, scoring
+from gafreeze_jax.engine.cache import Budget
+from gafreeze_jax.engine.scoring import score, score_each
+from gafreeze_jax.metrics import ACCURACY, cross_entropy
+from gafreeze_jax.space import Space
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MEASURES = {"loss": cross_entropy, "metric": ACCURACY}
+BUDGETS = {"on the device": Budget(10**9, 0), "on the host": Budget(0, 10**9), "nothing is kept": Budget(10**4, 0)}
+
+
+def changed(names, params, genome):
+    """Other parameters in the head and in what a genome trains, and copies of those that it freezes."""
+    frozen = dict(zip(names, genome, strict=True)) | {"head": False}
+    return {name: jax.tree.map(lambda leaf, by=0 if frozen[name] else 0.1: leaf + by, tree) for name, tree in params.items()}
+
+
+@pytest.fixture
+def blocks_run(monkeypatch):
+    """Names of functions of blocks, once for each batch that they see."""
+    seen = []
+    for module in (cache, scoring):
+        infer = module.infer
+        monkeypatch.setattr(module, "infer", lambda apply, *rest, infer=infer: (seen.append(apply), infer(apply, *rest))[1])
+    return seen
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", TASKS)
+def test_scores_are_those_of_each_by_itself(name, budget, monkeypatch):
+    network, params, source, _ = TASKS[name]
+    members = [changed(network.names, params, genome) for genome in ALL_MASKS]
+    expected = [score(network, member, source, **MEASURES) for member in members]
+    monkeypatch.setattr(scoring, "default_budget", lambda: BUDGETS[budget])
+    for ours, theirs in zip(score_each(network, members, source, pretrained=params, **MEASURES), expected, strict=True):
+        np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-5)
+        np.testing.assert_array_equal(ours.values, theirs.values)
+    assert len({float(scores.losses.mean()) for scores in expected}) == len(ALL_MASKS)
+
+
+def test_pretrained_blocks_run_once(blocks_run):
+    network, params, source, _ = TASKS["bert"]
+    genomes = [*Space(network.names).prefixes(), (1, 0, 1)]
+    members = [changed(network.names, params, genome) for genome in genomes]
+    list(score_each(network, members, source, pretrained=params, **MEASURES))
+    alone = [3, 2, 1, 0, 2]  # blocks above the frozen prefix
+    assert len(blocks_run) == (sum(alone) + 3) * len(source.batches.examples)

@@ -1,0 +1,58 @@
+"""Finalists score on the test split what each scores by itself."""
+
+import jax
+import numpy as np
+import pytest
+
+from gafreeze_jax.engine.cohort import Member
+from gafreeze_jax.engine.scoring import score
+from gafreeze_jax.report.display import Display
+from gafreeze_jax.report.metric_format import MetricFormat
+from gafreeze_jax.runs import finish
+from gafreeze_jax.runs.finalists import Finalist, Result
+from gafreeze_jax.space import Space
+from gafreeze_jax.tasks import images, language_model, text
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(params=["bert, sublayers", "gpt2 with a tied head", "resnet"])
+def setup(request, tmp_path):
+    """Of texts, some words are in the test split alone, and left out of what is trained."""
+    model = lambda name: str(request.getfixturevalue(f"small_{name}"))  # noqa: E731
+    if request.param == "bert, sublayers":
+        data = str(request.getfixturevalue("reviews"))
+        return text.prepare(text.Options(model=model("bert"), data=data, granularity="sublayer"))
+    if request.param == "resnet":
+        return images.prepare(images.Options(model=model("resnet"), data="digits:0-3", train_examples=16))
+    path = tmp_path / "text.txt"
+    path.write_text("It was the best of times, it was the worst of times.\n" * 40)
+    return language_model.prepare(language_model.Options(model=model("gpt2"), data=str(path), max_tokens=32))
+
+
+def finalist(problem, genome, trained=None):
+    """Other parameters in the head and in what a genome trains, or in all of it as a schedule does."""
+    frozen = dict(zip(problem.network.names, trained or genome, strict=True)) | {"head": False}
+    rng = np.random.default_rng(sum(genome))
+    change = lambda leaf: leaf + rng.normal(0, 0.3, np.shape(leaf)).astype(np.float32)  # noqa: E731
+    params = {name: tree if frozen[name] else jax.tree.map(change, tree) for name, tree in problem.params.items()}
+    return Finalist("one", genome, (Member(genome, params, 0.0, 0.5, 0.5, 1),), 1.0, is_mask=trained is None)
+
+
+def test_members_score_what_each_scores_by_itself(setup):
+    problem, task = setup.problem, setup.problem.task
+    space = Space(problem.network.names)
+    schedule = finalist(problem, space.all_frozen, trained=space.all_trained)
+    found, *others = [finalist(problem, tuple(genome)) for genome in space.prefixes().tolist()]
+    result = Result(found, [*others, found, schedule], [], {}, space)
+    steps, display = [], Display(space.names, metric=MetricFormat(**task.metric.facts()), quiet=True)
+    display.progress.step = steps.append
+    scores = finish._score_members(setup, setup.test, result, 2.0, display)
+    members = [finalist.members[0] for finalist in (found, *others, schedule)]
+    assert len(scores) == len(members) == len(steps)
+    for member in members:
+        alone = score(setup.network, setup.restore(member.params), setup.test, loss=task.loss, metric=task.metric)
+        np.testing.assert_allclose(scores[id(member)].losses, alone.losses, rtol=1e-5)
+        np.testing.assert_allclose(scores[id(member)].values, alone.values, rtol=1e-5)
+    losses = sorted(float(of_member.losses.mean()) for of_member in scores.values())
+    assert min(np.diff(losses)) > 1e-3
