@@ -12,10 +12,15 @@ from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
 from gafreeze_jax.report.summary import describe_found
-from gafreeze_jax.search.history import FINAL, RANDOM, SEARCH
+from gafreeze_jax.search.history import FINAL, GREEDY, RANDOM, SEARCH
 
 CHARTS = {"progress": "generations", "frozen_shares": "generations", "effects": "effects", "trade_off": "full"}  # need these
-PHASES = {SEARCH: "search", RANDOM: "random masks, for comparison", FINAL: "finalists, with fresh seeds"}
+PHASES = {
+    SEARCH: "search",
+    RANDOM: "random masks, for comparison",
+    GREEDY: "greedy selection, for comparison",
+    FINAL: "finalists, with fresh seeds",
+}
 SPENT_NOTE = (
     "In full: every mask to the end, nothing frozen, nothing cached. Freezing saves gradients and updates; prefix reuse saves "
     "computing the frozen prefix in every step. Caching it costs one pass over the data, which is not counted."

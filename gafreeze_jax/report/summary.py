@@ -92,15 +92,37 @@ def _bounds(bounds: Sequence[float | None], metric: MetricFormat) -> str:
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the verdict should know, and what to try next, a sentence each."""
     advice = advise(result)
-    return [*result.get("search", {}).get("remarks", ()), *contributions(result), *([] if advice is None else [advice])]
+    said = result.get("search", {}).get("remarks", ())
+    return [*said, *regime(result), *contributions(result), *([] if advice is None else [advice])]
+
+
+def regime(result: Mapping[str, Any]) -> list[str]:
+    """Whether it matters here which layers train, or only what that costs: a sentence, if the found mask freezes something."""
+    entries, metric = result["results"], metric_format.from_facts(result)
+    ahead = result["verdict"]["differences"].get("found", {}).get("train all")
+    if ahead is None or ahead["low"] is None or not entries["found"]["frozen"]:
+        return []
+    lead, rate = f"{metric.write_lead(ahead)}{metric.unit}", " at its best rate" if len(result.get("rates", ())) > 1 else ""
+    share = entries["found"]["training_flops"] / entries["train all"]["training_flops"]
+    low, high = sorted(metric.score(ahead[end]) for end in ("low", "high"))
+    if low > 0:
+        return [f"Which layers train matters here: the found mask is {lead} ahead of training everything{rate}."]
+    if high < 0:
+        return []
+    return [f"Level with training everything{rate} ({lead}); what freezing changes here is the cost, {share:.0%} of the FLOPs."]
 
 
 def contributions(result: Mapping[str, Any]) -> list[str]:
     """What freezing and what the rates contribute to the found mask, a sentence each, where a search covers rates."""
     metric, ahead = metric_format.from_facts(result), result["verdict"]["differences"]["found"]
-    parts = {"found, nothing frozen": "Freezing its layers", "found, usual rates": "Its rates"}
+    parts = {
+        "found, nothing frozen": "What it freezes changes",
+        "found, usual rates": "Its learning rate changes"
+        if len(result.get("levels", ())) == 2
+        else "Its learning rates change",
+    }
     return [
-        f"{what} changes the found mask's test {metric.name} by {metric.write_difference(ahead[name])}{metric.unit}."
+        f"{what} the found mask's test {metric.name} by {metric.write_difference(ahead[name])}{metric.unit}."
         for name, what in parts.items()
         if name in ahead
     ]

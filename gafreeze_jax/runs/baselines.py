@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from gafreeze_jax.engine.cohort import Member, Replicate, untrained
@@ -197,20 +198,49 @@ class TrainAll(NamedTuple):
         return member
 
 
-class LargestGradients(NamedTuple):
-    """Trains the share of the genes whose relative gradient norms are the largest before training, with a fresh head too."""
+class TrainBest(NamedTuple):
+    """Trains a share of the genes, those with the highest scores before training.
 
+    Attributes:
+      scores: `scores(population, replicate)` returns {gene: score}.
+    """
+
+    scores: Callable[[Population, Replicate], Mapping[str, float]]
     share: float
 
     def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0, rate: float = 1.0, /) -> Member:
-        space = population.space
-        norms = population.relative_gradient_norms(population.begin(replicate), replicate, MEASURED_STEPS)
-        in_order = np.argsort([-norms[name] for name in space.names], kind="stable")
+        space, scores = population.space, self.scores(population, replicate)
+        in_order = np.argsort([-scores[name] for name in space.names], kind="stable")
         trained = in_order[: max(1, round(self.share * space.num_genes))]
         (genome,) = space.masks(~np.isin(np.arange(space.num_genes), trained)[None])
         (member,) = untrained([space.all_trained])
         (member,) = population.resume([set_rates(member, space, genome, rate)], replicate)
         return member
+
+
+def relative_gradients(population: Population, replicate: Replicate) -> Mapping[str, float]:
+    return population.relative_gradient_norms(population.begin(replicate), replicate, MEASURED_STEPS)
+
+
+def signal_to_noise(population: Population, replicate: Replicate) -> Mapping[str, float]:
+    """By gene, the mean signal-to-noise ratio of its weights, as Spectrum ranks layers (Hartford et al. 2024).
+
+    Singular values of a matrix count as noise below the largest that noise of their spread would have (Marchenko & Pastur
+    1967), where the spread is their interquartile range / 1.349. The ratio is the sum of those above by the sum of the others,
+    divided by the largest. As in the paper, except that a gene has one score, the mean over its matrices.
+    """
+    matrices = {name: [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim > 1] for name, tree in population.params.items()}
+    return {name: float(np.mean([_ratio(np.asarray(leaf)) for leaf in of_gene] or [0.0])) for name, of_gene in matrices.items()}
+
+
+def _ratio(weights: np.ndarray) -> float:
+    matrix = weights.reshape(-1, weights.shape[-1]).astype(np.float64)
+    matrix = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0))
+    spread = np.subtract(*np.percentile(values, [75, 25])) / 1.349
+    is_signal = values > spread * (1 + np.sqrt(matrix.shape[1] / matrix.shape[0]))
+    noise = values[~is_signal].sum()
+    return values[is_signal].sum() / (noise if noise else 1.0) / max(values.max(), np.finfo(float).tiny)
 
 
 def phase_ends(num_steps: int, num_phases: int) -> list[int]:
@@ -257,6 +287,11 @@ FURTHER = (
     Baseline(
         "largest gradients",
         "Lee et al. 2023, arXiv:2210.11466",
-        schedules={f"{share:.0%}": LargestGradients(share) for share in SHARES},
+        schedules={f"{share:.0%}": TrainBest(relative_gradients, share) for share in SHARES},
+    ),
+    Baseline(
+        "signal-to-noise",
+        "Hartford et al. 2024, arXiv:2406.06623",
+        schedules={f"{share:.0%}": TrainBest(signal_to_noise, share) for share in SHARES},
     ),
 )

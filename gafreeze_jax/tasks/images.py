@@ -29,11 +29,11 @@ class Options(options.Options):
     model: str = "digits"
     """digits (a small one, pretrained here: on clean digits, or if the data are not shifted digits, on the digits 0 to 4), a
     folder in the Hugging Face layout, a .safetensors file with PyTorch's names, or a hub name such as microsoft/resnet-18."""
-    data: str = "digits:noisy"
-    """digits:noisy, digits:faint or digits:inverted (embedded: handwritten digits to adapt a model to), digits:5-9 (classes to
-    learn), a .npz file of images and labels or a folder of train.npz and so on, a folder with a folder of JPEG, PNG, WebP, GIF or
-    BMP files for every class, or with such folders under train, val and test (or names such as training_set), or tfds:NAME such
-    as tfds:cifar10."""
+    data: str = "digits:inverted"
+    """digits:inverted, digits:faint or digits:noisy (embedded: handwritten digits to adapt a model to), digits:5-9 (classes to
+    learn), a .npz file of images and labels or a folder of train.npz and so on, a folder with a folder of JPEG, PNG, WebP, GIF
+    or BMP files for every class, or with such folders under train, val and test (or names such as training_set), or tfds:NAME
+    such as tfds:cifar10."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
     head: heads.HeadOption = "auto"
@@ -44,7 +44,10 @@ class Options(options.Options):
     compute can be kept then."""
     skip_broken: bool = False
     """Leave out files that cannot be read as images, in place of stopping."""
-    train_examples: int = 20
+    rates: tuple[float, ...] = (0.25, 1.0, 4.0)
+    """Multiples of the learning rate that a genome may choose for all layers that it trains; each baseline is compared at the
+    best of them as well."""
+    train_examples: int = 40
     """Train members on at most this many examples, drawn stratified by label."""
     epochs: int = 20
     """Passes through the training examples."""
