@@ -28,7 +28,7 @@ class Options:
     gens: int = 10
     """Generations of the genetic algorithm."""
     population: int = 3
-    """Members of a generation. The first one has more if train-all, head-only and all prefix masks are more."""
+    """Members of a generation. The first one has more if the masks that it holds, such as all prefix masks, are more."""
     out: str | Path | None = None
     """Folder for the results, also such as gs://bucket/run. An unfinished run of the same options in it is resumed.
     Default: a new one under runs/."""
