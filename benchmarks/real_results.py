@@ -23,6 +23,7 @@ from machine import describe_machine
 
 from gafreeze_jax.runs.baselines import LOWER_RATES
 from gafreeze_jax.runs.results import write_json
+from gafreeze_jax.space import Space
 
 ROOT = Path(__file__).parent.parent
 SEARCHES = {
@@ -32,8 +33,11 @@ SEARCHES = {
     "MiniLM: TREC, lower learning rate": "run_bert.py --gens 10 --data FOLDER/trec --train-examples 512 --learning-rate 1e-4",
     "ResNet-20 (CIFAR-10): Fashion-MNIST": "run_resnet.py --gens 10 --model FOLDER/resnet20-cifar10.safetensors "
     "--data FOLDER/fashion_mnist --train-examples 256 --epochs 4",
-    "small ResNet (digits 0-4): digits 5-9": "run_resnet.py --gens 10",
+    "small ResNet (digits 0-4): digits 5-9": "run_resnet.py --gens 10 --data digits:5-9 --train-examples 20 --rates 1",
     "small GPT-2 (Python reference): the rest of it": "run_gpt2.py --gens 10",
+    "small ResNet, head kept: inverted digits": "run_resnet.py --gens 10",
+    "small ResNet, head kept: faint digits": "run_resnet.py --gens 10 --data digits:faint",
+    "small ResNet, head kept: noisy digits": "run_resnet.py --gens 10 --data digits:noisy",
 }
 
 
@@ -65,12 +69,14 @@ def summary(command: str, seconds: float, result: Mapping[str, Any]) -> dict[str
         "test_accuracy_interval",
         "training_flops",
         "trainable_parameters",
+        "rate",
     )
     return {
         "command": command,
         "seconds": round(seconds),
         "evaluations": result["num_evaluations"],
         "stages": result["stages"],
+        "rates": result["rates"],
         "verdict": result["verdict"]["sentence"],
         "found_minus": result["verdict"]["differences"]["found"],
         "results": {name: {key: row[key] for key in kept} for name, row in rows.items()},
@@ -84,10 +90,11 @@ def table(searches: Mapping[str, Mapping[str, Any]]) -> str:
     for name, search in searches.items():
         rows = dict(search["results"])
         found, everything = rows.pop("found"), rows["train all"]
-        mask = "".join(map(str, found["genome"]))
+        mask = Space(search["stages"], rates=search.get("rates", (1.0,))).text(found["genome"])
         low, high = found["test_accuracy_interval"]
         difference = search["found_minus"]["train all"]
-        lower_rates = [baseline.name for baseline in LOWER_RATES]
+        lower_rates = [baseline.name for baseline in LOWER_RATES if baseline.name in rows] or ["train all"]
+        rows = {row: entry for row, entry in rows.items() if not row.startswith("found, ")}
         best, lower = (max(names, key=lambda row: rows[row]["validation_accuracy"]) for names in (rows, lower_rates))
         cells = [
             name,

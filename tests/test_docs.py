@@ -84,9 +84,10 @@ def files(tmp_path, monkeypatch):
     Path("shakespeare.txt").write_text((ROOT / "docs" / "decisions.md").read_text(encoding="utf-8"), encoding="utf-8")
     for index, (image, label) in enumerate(zip(*load_digits(n_class=2, return_X_y=True), strict=True)):
         if index < 60:
-            folder = Path("photos") / ("ring", "stroke")[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((image.reshape(8, 8) * 15).astype("uint8")).convert("RGB").save(folder / f"{index}.png")
+            for name, contrast in (("photos", 15), ("dim-photos", 3)):
+                folder = Path(name) / ("ring", "stroke")[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((image.reshape(8, 8) * contrast).astype("uint8")).convert("RGB").save(folder / f"{index}.png")
     return tmp_path
 
 
