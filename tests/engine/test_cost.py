@@ -128,6 +128,10 @@ def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
 
 
 WHOLE = Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
+COMPILED = (
+    passes.forward, passes.backward, passes.infer, passes.head_step, scoring.score_head, cache.fetch,
+    scoring._score_chunk_in_one, optimizer.update_block, step.train_chunk, optimizer.start_block,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", tasks.RECIPES)
@@ -157,15 +161,11 @@ def test_a_diverged_mask_is_worst_for_nsga2():
 def test_no_generation_but_the_first_compiles_anything(plan):
     task = tasks.TASKS["bert"]
     members, run = tasks.make_population(task, tasks.RECIPES["adamw"], plan=plan), tasks.make_run(task)
-    functions = (
-        passes.forward, passes.backward, passes.infer, passes.head_step, scoring.score_head, cache.fetch,
-        scoring._score_chunk_in_one, optimizer.update_block, step.train_chunk, optimizer.start_block,
-    )  # fmt: skip
     list(members.evaluate(tasks.ALL_MASKS, run))
-    compiled = [function._cache_size() for function in functions]
+    compiled = [function._cache_size() for function in COMPILED]
     for seed in range(2):
         list(members.evaluate(np.random.default_rng(seed).permutation(tasks.ALL_MASKS), run))
-    assert [function._cache_size() for function in functions] == compiled
+    assert [function._cache_size() for function in COMPILED] == compiled
 
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(calls=2), WHOLE], ids=str)
