@@ -96,7 +96,8 @@ class Cohort(NamedTuple):
       frozen: for each block, as in `backprop.value_and_grad`.
       trained: names of the blocks that are not frozen.
       gates: for blocks of which `frozen` is None: [size] bool, or scalars where there is no member axis.
-      rates: for the trained blocks: by what updates are multiplied, [size] float32, or scalars; 0 where frozen.
+      rates: for the trained blocks: by what updates are multiplied, [size] float32, or scalars; 0 where frozen. Empty where a
+        space knows no rates but 0 and 1: not multiplying by 1 may round differently.
     """
 
     members: Sequence[Member]
@@ -155,6 +156,7 @@ def _make_cohort(plan: Plan, space: Space, members: Sequence[Member], size: int)
         by_name = zip(space.names, filled.T, strict=True)
         return {name: jnp.asarray(gene if size > 1 else gene[0]) for name, gene in by_name if name in blocks}
 
+    has_rates = set(space.levels) > {0.0, 1.0} or space.has_rate or any(member.rates is not None for member in members)
     gated = [name for name, decided in zip(space.names, frozen, strict=True) if decided is None]
     return Cohort(
         members=members,
@@ -163,7 +165,7 @@ def _make_cohort(plan: Plan, space: Space, members: Sequence[Member], size: int)
         frozen=tuple(frozen),
         trained=trained,
         gates=of_blocks(masks, gated),
-        rates=of_blocks(rates, trained),
+        rates=of_blocks(rates, trained if has_rates else ()),
     )
 
 

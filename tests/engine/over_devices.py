@@ -1,6 +1,6 @@
 """Trains members or searches over all devices there are, for test_devices.py, also in processes of their own.
 
-python tests/engine/over_devices.py {train,share,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
+python tests/engine/over_devices.py {train,share,rated,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
 """
 
 import sys
@@ -47,6 +47,20 @@ def share(folder: Path) -> None:
         save(folder / "resnet.npz", population.evaluate(GENOMES[:2], tasks.make_run(task)))
 
 
+def rated(folder: Path) -> None:
+    """Three members with levels, a rate of all genes and the head as a gene; two of them go on."""
+    import test_population as tasks
+    import test_rated_genomes as cases
+
+    genomes = [cases.SPACE.parse(text) for text in ("021@0.5", "102@1", "201@0.5")]
+    run = tasks.make_run(cases.TASK)
+    with devices.over_all_devices():
+        population = tasks.make_population(cases.TASK, cases.make_adamw(1), plan=Plan(3), space=cases.SPACE)
+        members = list(population.evaluate(genomes, run, until=2))
+        members += population.resume(members[:0:-1], run)
+        save(folder / "rated.npz", members)
+
+
 def save(path: Path, members: Iterable[Member]) -> None:
     """Scores and parameters."""
     arrays = {}
@@ -71,4 +85,4 @@ def search(folder: Path, *several: str) -> None:
 
 if __name__ == "__main__":
     what, where, *several = sys.argv[1:]
-    {"train": train, "share": share, "search": search}[what](Path(where), *several)
+    {"train": train, "share": share, "rated": rated, "search": search}[what](Path(where), *several)

@@ -12,7 +12,7 @@ import test_population as tasks
 from gafreeze_jax.data import tokens
 from gafreeze_jax.engine import backprop, cache, costs, optimizer, passes, scoring, step
 from gafreeze_jax.engine.cohort import Plan, Replicate, make_cohorts, untrained
-from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, Source
+from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, Source, head_as_block
 from gafreeze_jax.engine.optimizer import Recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
@@ -129,7 +129,39 @@ def test_a_step_does_what_its_mask_needs_and_no_more(name, path, monkeypatch):
         assert flops == pytest.approx(ideal_flops(genome, forwards, head), rel=0.1), genome
 
 
+def ideal_flops_of_kept_head(genome, forwards, head):
+    """As `ideal_flops` where the head is the last gene: frozen, its gradients by weights are left out."""
+    if np.all(genome):
+        return 0.0
+    *blocks, held = genome
+    return ideal_flops(blocks, forwards, head) - head * held
+
+
+def with_head_as_gene(name):
+    """As `make_population`."""
+    network, params, source, *_ = TASKS[name]
+    params = {**params, "classifier": params["head"], "head": {}}
+    network = head_as_block(network, "classifier")
+    members = Population(network, params, SGD, source, source, loss=cross_entropy, metric=ACCURACY)
+    return members, Replicate({}, source.batches, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_does_what_its_mask_needs_also_where_the_head_may_be_frozen(name):
+    """Suffix masks, which freeze what is above, are among them."""
+    *_, forwards, head = TASKS[name]
+    members, run = with_head_as_gene(name)
+    for genome in [*members.space.suffixes().tolist(), [0, 1, 1, 0], [1, 0, 1, 1], [1, 0, 0, 1], [1, 1, 1, 0]]:
+        expected = ideal_flops_of_kept_head(genome, forwards, head)
+        tiny = 0.01 * ideal_flops([False] * NUM_BLOCKS, forwards, head)  # the loss
+        assert costs.flops_per_step(members, genome, run) == pytest.approx(expected, rel=0.1, abs=tiny), genome
+
+
 WHOLE = Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
+COMPILED = (
+    passes.forward, passes.backward, passes.infer, passes.head_step, scoring.score_head, cache.fetch,
+    scoring._score_chunk_in_one, optimizer.update_block, step.train_chunk, optimizer.start_block,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", tasks.RECIPES)
@@ -159,15 +191,11 @@ def test_a_diverged_mask_is_worst_for_nsga2():
 def test_no_generation_but_the_first_compiles_anything(plan):
     task = tasks.TASKS["bert"]
     members, run = tasks.make_population(task, tasks.RECIPES["adamw"], plan=plan), tasks.make_run(task)
-    functions = (
-        passes.forward, passes.backward, passes.infer, passes.head_step, scoring.score_head, cache.fetch,
-        scoring._score_chunk_in_one, optimizer.update_block, step.train_chunk, optimizer.start_block,
-    )  # fmt: skip
     list(members.evaluate(tasks.ALL_MASKS, run))
-    compiled = [function._cache_size() for function in functions]
+    compiled = [function._cache_size() for function in COMPILED]
     for seed in range(2):
         list(members.evaluate(np.random.default_rng(seed).permutation(tasks.ALL_MASKS), run))
-    assert [function._cache_size() for function in functions] == compiled
+    assert [function._cache_size() for function in COMPILED] == compiled
 
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(calls=2), WHOLE], ids=str)
