@@ -2,10 +2,6 @@
 
 from gafreeze_jax.runs.baselines import BASELINES
 
-COMPARED = {
-    "found",
-    "train all",
-    "best prefix mask",
-    "best random mask",
-    *(baseline.name for baseline in BASELINES if baseline.schedules),
-}
+MASKS = {"found", "train all", "best prefix mask", "best suffix mask", "best third", "best random mask"}
+COMPARED = MASKS | {baseline.name for baseline in BASELINES if baseline.schedules}
+AT_THEIR_RATES = MASKS | {baseline.name for baseline in BASELINES if baseline.schedules and baseline.learning_rate_factor == 1}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import run_resnet
 from command_line import words
-from compared import COMPARED
+from compared import AT_THEIR_RATES
 from PIL import Image
 
 from gafreeze_jax.data.batches import in_order, make_batches
@@ -51,7 +51,9 @@ def photos(tmp_path):
 
 
 def options(model, data, out, **changes):
-    return run_resnet.Options(**TINY | {"model": str(model), "data": str(data), "out": out, "plan": "members=1"} | changes)
+    return run_resnet.Options(
+        **TINY | {"model": str(model), "data": str(data), "out": out, "rates": (1.0,), "plan": "members=1"} | changes
+    )
 
 
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, capsys):
@@ -64,13 +66,14 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     assert "Pretraining a ResNet" in done.stdout
     assert "=== Generation 1 ===\nFittest chromosome: [" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["stages"] == ["stem", *(f"layer{block}_{number}" for block in (1, 2, 3) for number in (0, 1))]
-    assert result["label_names"] == list("56789")
-    assert set(result["results"]) == {"head only", *COMPARED}
+    assert result["stages"] == ["stem", *(f"layer{block}_{number}" for block in (1, 2, 3) for number in (0, 1)), "classifier"]
+    assert result["label_names"] == list("0123456789")
+    without_ablations = {name for name in result["results"] if not name.startswith("found, ")}
+    assert without_ablations == {"head only", "train nothing", *AT_THEIR_RATES}
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 
-    model = pretrained.load(resnet_task.find_model("digits")).model  # from the cache
+    model = pretrained.load(resnet_task.find_model("digits", "digits:inverted")).model  # from the cache
     assert not capsys.readouterr().out
     assert (model.config, model.pixels.size) == (resnet.cifar_config(14, num_channels=1), 8)
 

@@ -12,13 +12,13 @@ from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
 from gafreeze_jax.report.summary import describe_found
-from gafreeze_jax.search.history import FINAL, GREEDY, RANDOM, SEARCH
+from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, SEARCH
 
 CHARTS = {"progress": "generations", "frozen_shares": "generations", "effects": "effects", "trade_off": "full"}  # need these
 PHASES = {
     SEARCH: "search",
     RANDOM: "random masks, for comparison",
-    GREEDY: "greedy selection, for comparison",
+    BASELINE: "searches of baselines",
     FINAL: "finalists, with fresh seeds",
 }
 SPENT_NOTE = (

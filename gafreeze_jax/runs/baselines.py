@@ -1,8 +1,8 @@
 """Baselines: ways to fine-tune that need no search, which a found mask has to beat.
 
 A baseline is one entry of `BASELINES` or of `FURTHER`. It is a set of genomes, of which the search names the fittest; or a
-schedule, a function that trains a member in a way that no single genome describes. Where several rates are searched for, each
-is compared at the best of them.
+search of its own; or a schedule, a function that trains a member in a way that no single genome describes. Where several rates
+are searched for, each is compared at the best of them.
 """
 
 import math
@@ -41,6 +41,7 @@ class Baseline(NamedTuple):
       reference: where it comes from; "" for what needs none.
       genomes: `genomes(space)` returns [N, K]; of several the search names the fittest. None = `schedules` say it all.
       seeds: `seeds(space)` returns those of its genomes that the first generation of a search holds. None = all.
+      search: `search(trials)` returns the genome that a search of its own ends with.
       schedules: by the names of their variants; "" where there is one. The best on validation data is compared.
       cost: `cost(space, flops, num_steps, num_epochs)` returns the FLOPs of such a run, where `flops(genome)` are those of
         training with a genome. None = those of training everything.
@@ -52,6 +53,7 @@ class Baseline(NamedTuple):
     reference: str = ""
     genomes: Callable[[Space], np.ndarray] | None = None
     seeds: Callable[[Space], np.ndarray] | None = None
+    search: "Callable[[Trials], Genome] | None" = None
     schedules: Mapping[str, Schedule] | None = None
     cost: Callable[[Space, Callable[[Genome], float], int, int], float] | None = None
     learning_rate_factor: float = 1.0
@@ -198,24 +200,53 @@ class TrainAll(NamedTuple):
         return member
 
 
-class TrainBest(NamedTuple):
-    """Trains a share of the genes, those with the highest scores before training.
+def phase_ends(num_steps: int, num_phases: int) -> list[int]:
+    """The steps after which phases of equal length end; fewer phases, if there are fewer steps."""
+    ends = np.unique(np.round(num_steps * np.arange(1, num_phases + 1) / num_phases).astype(int)).tolist()
+    return [end for end in ends if end > 0]
+
+
+# Searches
+
+
+class Trials(NamedTuple):
+    """What a baseline can try to choose a mask by.
+
+    Attributes:
+      fittest: trains genomes [N, K] with the search's seed and names the fittest.
+    """
+
+    population: Population
+    replicate: Replicate
+    fittest: Callable[[np.ndarray], Genome]
+
+
+def select_greedily(trials: Trials) -> Genome:
+    """From all frozen, trains one gene more at a time, the one that makes the fittest mask, until none makes a fitter one."""
+    space = trials.population.space
+    best, fitter = space.all_frozen, True
+    while fitter and (frozen := np.asarray(space.frozen(best))).any():
+        freed = frozen[None] & ~np.eye(space.num_genes, dtype=bool)[frozen]
+        chosen = trials.fittest(np.concatenate([space.stack([best]), space.masks(freed)]))
+        best, fitter = chosen, chosen != best
+    return trials.fittest(space.at_rates([best]))
+
+
+class TrainHighest(NamedTuple):
+    """Trains the genes with the highest scores before training, a quarter of them or half, whichever is fitter.
 
     Attributes:
       scores: `scores(population, replicate)` returns {gene: score}.
     """
 
     scores: Callable[[Population, Replicate], Mapping[str, float]]
-    share: float
 
-    def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0, rate: float = 1.0, /) -> Member:
-        space, scores = population.space, self.scores(population, replicate)
-        in_order = np.argsort([-scores[name] for name in space.names], kind="stable")
-        trained = in_order[: max(1, round(self.share * space.num_genes))]
-        (genome,) = space.masks(~np.isin(np.arange(space.num_genes), trained)[None])
-        (member,) = untrained([space.all_trained])
-        (member,) = population.resume([set_rates(member, space, genome, rate)], replicate)
-        return member
+    def __call__(self, trials: Trials) -> Genome:
+        space, scores = trials.population.space, self.scores(trials.population, trials.replicate)
+        order = np.argsort([-scores[name] for name in space.names], kind="stable")
+        places = np.argsort(order)
+        counts = [max(1, round(share * space.num_genes)) for share in SHARES]
+        return trials.fittest(space.at_rates(space.masks(np.array([places >= count for count in counts]))))
 
 
 def relative_gradients(population: Population, replicate: Replicate) -> Mapping[str, float]:
@@ -241,12 +272,6 @@ def _ratio(weights: np.ndarray) -> float:
     is_signal = values > spread * (1 + np.sqrt(matrix.shape[1] / matrix.shape[0]))
     noise = values[~is_signal].sum()
     return values[is_signal].sum() / (noise if noise else 1.0) / max(values.max(), np.finfo(float).tiny)
-
-
-def phase_ends(num_steps: int, num_phases: int) -> list[int]:
-    """The steps after which phases of equal length end; fewer phases, if there are fewer steps."""
-    ends = np.unique(np.round(num_steps * np.arange(1, num_phases + 1) / num_phases).astype(int)).tolist()
-    return [end for end in ends if end > 0]
 
 
 TRAIN_ALL = Baseline("train all", genomes=all_trained)
@@ -284,14 +309,7 @@ FURTHER = (
         cost=Phases(probe).cost,
         trains_head=True,
     ),
-    Baseline(
-        "largest gradients",
-        "Lee et al. 2023, arXiv:2210.11466",
-        schedules={f"{share:.0%}": TrainBest(relative_gradients, share) for share in SHARES},
-    ),
-    Baseline(
-        "signal-to-noise",
-        "Hartford et al. 2024, arXiv:2406.06623",
-        schedules={f"{share:.0%}": TrainBest(signal_to_noise, share) for share in SHARES},
-    ),
+    Baseline("greedy selection", "SubTuning; Kaplun et al. 2023, arXiv:2302.06354", search=select_greedily),
+    Baseline("largest gradients", "Lee et al. 2023, arXiv:2210.11466", search=TrainHighest(relative_gradients)),
+    Baseline("signal-to-noise", "Spectrum; Hartford et al. 2024, arXiv:2406.06623", search=TrainHighest(signal_to_noise)),
 )

@@ -2,14 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from gafreeze_jax.engine.cohort import Member, Replicate, untrained
 from gafreeze_jax.engine.population import Population
-from gafreeze_jax.search.history import Journal
-from gafreeze_jax.space import Genome
+from gafreeze_jax.search.history import Journal, Ledger
+from gafreeze_jax.search.loop import Evaluator, evaluation_of
+from gafreeze_jax.space import Genome, as_genome
 
 M = TypeVar("M", bound="Member | Recalled")
 
@@ -23,6 +24,16 @@ class Recalled(NamedTuple):
     loss: float
     steps: int
     seconds: float
+
+
+def train_and_name_fittest(
+    evaluator: Evaluator[Any], ledger: Ledger, seed: int, count_trainable: Callable[[Genome], int], genomes: np.ndarray
+) -> Genome:
+    """Trains the genomes [N, K] that a ledger has not, to the end, and names the fittest of all given."""
+    number = 1 + max((evaluation.generation for evaluation in ledger), default=0)
+    for members in evaluator.evaluate(ledger.unseen(genomes), seed, ledger.num_steps):
+        ledger.add(*(evaluation_of(member, seed, ledger.num_steps, number, count_trainable) for member in members))
+    return max(map(as_genome, genomes), key=ledger.fitness)
 
 
 class JournaledEvaluator:

@@ -10,7 +10,7 @@ from gafreeze_jax.report.display import Display
 from gafreeze_jax.search.history import Ledger
 from gafreeze_jax.search.loop import Found, Generation
 
-SEARCHING, RANDOM_MASKS, GREEDILY, FINALISTS = "searching", "random masks", "greedy selection", "finalists"  # names of phases
+SEARCHING, RANDOM_MASKS, FINALISTS = "searching", "random masks", "finalists"  # names of phases
 TEST = "scoring the test examples"
 
 

@@ -17,16 +17,16 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options, compute_dtype
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.runs.baselines import BASELINES, FURTHER, LOWER_RATES, TRAIN_ALL, Baseline
-from gafreeze_jax.runs.evaluator import JournaledEvaluator
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, LOWER_RATES, TRAIN_ALL, Baseline, Trials
+from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
-from gafreeze_jax.runs.narrator import FINALISTS, GREEDILY, RANDOM_MASKS, SEARCHING, Narrator, num_overlapping
+from gafreeze_jax.runs.narrator import FINALISTS, RANDOM_MASKS, SEARCHING, Narrator, num_overlapping
 from gafreeze_jax.runs.remarks import remarks_on_search
 from gafreeze_jax.runs.run_dir import RunDir
-from gafreeze_jax.search import genetic, greedy, nsga2
+from gafreeze_jax.search import genetic, nsga2
 from gafreeze_jax.search.halving import Settings
-from gafreeze_jax.search.history import FINAL, GREEDY, RANDOM, Ledger
+from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, Ledger
 from gafreeze_jax.search.loop import Found, Generation, Search, evaluation_of
 from gafreeze_jax.space import Genome, Space, as_genome
 from gafreeze_jax.tasks.base import Keys, Problem
@@ -65,8 +65,10 @@ def run_search(
         run.narrator.remark(facts["remarks"])
         if run.compares_random:
             masks["best random mask"], facts["random_masks"] = run.search_random_masks()
-        if options.baselines == "all":
-            masks["greedy selection"] = run.select_greedily()
+        for baseline in run.baselines:
+            if baseline.search is not None:
+                run.narrator.begin(baseline.name)
+                masks[baseline.name] = run.search_of(baseline.search)
         schedules = [baseline for baseline in run.baselines if baseline.schedules is not None]
         leaders = found.leaders[:NUM_LEADERS]
         run.narrator.retraining(leaders, [*masks, *schedules], run.fresh_seeds)
@@ -301,12 +303,12 @@ class SearchRun:
         self.narrator.compared(ledger)
         return found.leaders[0], num_overlapping(ledger, self.ledger)
 
-    def select_greedily(self) -> Genome:
-        """See `greedy.select`."""
-        self.narrator.begin(GREEDILY)
-        ledger = Ledger(self.num_steps, self.run_dir.journal, GREEDY, self.narrator.display.evaluation)
-        evaluator, seed = JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal), self.options.seed
-        return greedy.select(self.space, evaluator, ledger, seed=seed, count_trainable=self.count_trainable)
+    def search_of(self, search: Callable[[Trials], Genome]) -> Genome:
+        """The genome that a baseline's own search ends with."""
+        ledger = Ledger(self.num_steps, self.run_dir.journal, BASELINE, self.narrator.display.evaluation)
+        evaluator = JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal)
+        fittest = functools.partial(train_and_name_fittest, evaluator, ledger, self.options.seed, self.count_trainable)
+        return search(Trials(self.population, self.replicate, fittest))
 
     def _make_search(self, *, ledger: Ledger, **given: Any) -> Search:
         return Search(

@@ -20,7 +20,7 @@ from gafreeze_jax.space import Genome, Space, as_genome
 if TYPE_CHECKING:
     from etils import epath
 
-SEARCH, RANDOM, GREEDY, FINAL = "search", "random", "greedy", "final"  # phases of a run
+SEARCH, RANDOM, BASELINE, FINAL = "search", "random", "baseline", "final"  # phases of a run
 
 
 class Evaluation(NamedTuple):
