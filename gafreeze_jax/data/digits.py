@@ -22,6 +22,8 @@ SHIFTS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 _FORM = re.compile(rf"digits(?::(?:(\d)-(\d)|(clean|{'|'.join(SHIFTS)})))?")
 
+EXPECTED = f"{', '.join(f'digits:{shift}' for shift in SHIFTS)}, digits or some of them such as digits:5-9"
+
 
 def is_digits(source: str) -> bool:
     return _FORM.fullmatch(source) is not None

@@ -183,8 +183,8 @@ def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Pi
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such file or folder; expected a .npz file, a folder of .npz files or of class folders, tfds:NAME, or "
-            "the word digits"
+            f"{path}: no such file or folder; expected a .npz file, a folder of .npz files or of class folders, tfds:NAME, "
+            f"or {digits.EXPECTED}"
         )
     if not path.is_dir():
         if path.suffix.lower() != ".npz":

@@ -129,13 +129,14 @@ def contributions(result: Mapping[str, Any]) -> list[str]:
 
 
 def advise(result: Mapping[str, Any]) -> str | None:
-    """What to try next, if training everything at a lower learning rate is ahead of all other rows on the validation split."""
+    """What to try next, if training everything at another learning rate is ahead of all other rows on the validation split."""
     entries, metric = result["results"], metric_format.from_facts(result)
     best = max(entries.values(), key=lambda entry: (metric.score(entry[f"validation_{metric.key}"]), -entry["validation_loss"]))
     if best["learning_rate_factor"] == 1:
         return None
     rate = best["learning_rate_factor"] * result["options"]["learning_rate"]
-    return f"On validation, training everything at a lower learning rate is best: try again with --learning-rate {rate:g}"
+    other = "a lower" if best["learning_rate_factor"] < 1 else "a higher"
+    return f"On validation, training everything at {other} learning rate is best: try again with --learning-rate {rate:g}"
 
 
 def describe_found(result: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ are searched for, each is compared at the best of them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -276,10 +276,19 @@ def _ratio(weights: np.ndarray) -> float:
 
 TRAIN_ALL = Baseline("train all", genomes=all_trained)
 HEAD_ONLY = Baseline("head only", genomes=head_only)
-LOWER_RATES = tuple(
-    Baseline(f"train all, {name} rate", schedules={"": TrainAll(factor)}, learning_rate_factor=factor)
-    for name, factor in (("half", 1 / 2), ("quarter", 1 / 4))
-)
+LOWER = {1 / 2: "half rate", 1 / 4: "quarter rate"}
+
+
+def train_all_at(rates: Iterable[float]) -> tuple[Baseline, ...]:
+    """Training everything at half and a quarter of the learning rate, and at other multiples of it."""
+    names = LOWER | {rate: f"{rate:g} times the rate" for rate in rates if rate not in (1, *LOWER)}
+    return tuple(
+        Baseline(f"train all, {name}", schedules={"": TrainAll(factor)}, learning_rate_factor=factor)
+        for factor, name in names.items()
+    )
+
+
+LOWER_RATES = train_all_at(())
 BASELINES = (
     TRAIN_ALL,
     HEAD_ONLY,

@@ -17,7 +17,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options, compute_dtype
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.runs.baselines import BASELINES, FURTHER, LOWER_RATES, TRAIN_ALL, Baseline, Trials
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, train_all_at
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
@@ -88,22 +88,22 @@ def space_of_mask(problem: Problem, rates: Sequence[float]) -> tuple[Space, Geno
 def train_mask(
     problem: Problem, rates: Sequence[float], options: Options, run_dir: RunDir | None = None, display: Display | None = None
 ) -> Result:
-    """Trains with a mask, and everything at three rates, with fresh seeds; no search, otherwise like `run_search`.
+    """Trains with a mask, and everything at several rates, with fresh seeds; no search, otherwise like `run_search`.
 
     Args:
       rates: [G] by which the updates of each gene are multiplied; 0 = frozen.
     """
     space, genome = space_of_mask(problem, rates)
     everything = space.all_trained
-    genomes = list(dict.fromkeys([everything, genome]))
+    genomes, baselines = list(dict.fromkeys([everything, genome])), train_all_at(options.rates)
     with SearchRun.begin(
-        problem, options, space=space, run_dir=run_dir, display=display, baselines=LOWER_RATES, num_members=len(genomes)
+        problem, options, space=space, run_dir=run_dir, display=display, baselines=baselines, num_members=len(genomes)
     ) as run:
-        num_runs = (len(genomes) + len(LOWER_RATES)) * len(run.fresh_seeds)
+        num_runs = (len(genomes) + len(baselines)) * len(run.fresh_seeds)
         run.narrator.expect(finalists=num_runs * run.num_steps)
         run.populate(run.space.stack([everything, genome]), num_runs)
         run.narrator.training_mask(run.fresh_seeds)
-        found, rivals = run.retrain([genome], {TRAIN_ALL.name: everything}, LOWER_RATES)
+        found, rivals = run.retrain([genome], {TRAIN_ALL.name: everything}, baselines)
         return Result(found, rivals, list(run.run_dir.journal), run.facts_of_engine(), space)
 
 
