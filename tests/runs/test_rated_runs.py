@@ -94,7 +94,6 @@ def test_a_mask_of_more_rates_than_a_run_can_train_at(tmp_path, capsys):
         "--levels",
         "--head both",
         "--head",
-        "--head keep fresh",
         "--baselines some",
     ],
 )
