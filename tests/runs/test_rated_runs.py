@@ -94,6 +94,7 @@ def test_a_mask_of_more_rates_than_a_run_can_train_at(tmp_path, capsys):
         "--levels",
         "--head both",
         "--head",
+        "--baselines some",
     ],
 )
 def test_words_that_are_no_rates_or_heads(words, capsys):
