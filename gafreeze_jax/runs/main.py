@@ -25,7 +25,7 @@ from gafreeze_jax.runs.remarks import majority
 from gafreeze_jax.runs.run_dir import RunDir, choose_folder
 from gafreeze_jax.runs.search_run import run_search, space_of_mask, train_mask
 from gafreeze_jax.runs.signals import stoppable
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import MAX_LEVELS, Space
 from gafreeze_jax.tasks.base import Problem, Setup
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -79,7 +79,17 @@ def _prepare(
 
 def _read_rates(path: str | os.PathLike[str], problem: Problem) -> list[float]:
     """By what a mask multiplies the updates of each gene."""
-    return list(masking.read_rates(path, problem.genes).values())
+    genes, names = tuple(masking.read_mask(path)), problem.genes.names
+    if problem.head == "kept" and genes == names[:-1]:
+        raise ValueError(f"{path}: the mask is for a fresh head, and this run keeps the model's; give --head fresh")
+    if problem.head == "fresh" and genes[:-1] == names and masking.read_head(path) == "kept":
+        raise ValueError(f"{path}: the mask is for the model's own head, and this run has a fresh one; give --head keep")
+    rates = list(masking.read_rates(path, problem.genes).values())
+    if len(others := set(rates) - {0, 1}) > MAX_LEVELS - 2:
+        raise ValueError(
+            f"{path}: a run can train at {MAX_LEVELS - 2} rates besides 0 and 1 at most; the mask has {len(others)}"
+        )
+    return rates
 
 
 def _run(

@@ -55,8 +55,8 @@ class HeadChoice(NamedTuple):
 def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]) -> HeadChoice:
     """The head for data with some classes: by default the checkpoint's if it has all of them, else a fresh one.
 
-    Classes are matched by their names, without regard to case; `LABEL_3`, the name of a class that was given none, is 3. The
-    model may know more classes than the data have.
+    Classes are matched by their names, without regard to case where no name is the same; `LABEL_3`, the name of a class that
+    was given none, is 3. The model may know more classes than the data have.
 
     Raises:
       ValueError: if the head is to be kept and cannot be.
@@ -74,8 +74,10 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
         return fresh._replace(kept=True, about=order)
     elif not known:
         problem = f"the model does not name its {num_classes} classes, and the data have {len(names)}"
-    elif missing := [name for name in names if plain(name) not in {plain(other) for other in known}]:
+    elif missing := [name for name, place in zip(names, _match(known, names), strict=True) if place is None]:
         problem = f"the model's classes are {listed(known)}, without {listed(missing)}"
+    elif len(set(_match(known, names))) < len(names):
+        problem = f"the model's classes are {listed(known)}, of which several of {listed(names)} are the same"
     else:
         return _kept(known, names)
     if asked == "keep":
@@ -83,12 +85,18 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     return fresh._replace(about=f"{fresh.about} ({problem})")
 
 
+def _match(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """The places of names among known ones; None for those that are not there."""
+    exact, alike = ({key(name): place for place, name in reversed([*enumerate(known)])} for key in (str, plain))
+    return [exact.get(name, alike.get(plain(name))) for name in names]
+
+
 def _kept(known: Sequence[str], names: Sequence[str]) -> HeadChoice:
     """A head whose classes are known by name; they are spelt as in the data."""
-    spelt = {plain(name): name for name in names}
-    places = [[plain(other) for other in known].index(plain(name)) for name in names]
+    places = _match(known, names)
+    spelt = dict(zip(places, names, strict=True))
     more = "" if len(known) == len(names) else f", of whose {len(known)} classes the data have {len(names)}"
-    label_names = tuple(spelt.get(plain(name), name) for name in known)
+    label_names = tuple(spelt.get(place, name) for place, name in enumerate(known))
     return HeadChoice(True, label_names, np.array(places), f"Head: kept from the model, the gene {GENE}{more}")
 
 
