@@ -13,6 +13,8 @@ from etils import epath
 
 from gafreeze_jax import cli, masking
 from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.runs import run_dir
+from gafreeze_jax.tasks import images
 from gafreeze_jax.tasks import text as bert
 
 HERE = Path(__file__).parent / "old_runs"
@@ -113,3 +115,10 @@ def test_a_mask_of_version_1_loads(old_runs):
     mask = json.loads((old_runs / "finished" / "mask.json").read_text())
     assert mask["version"] == 1
     assert list(masking.read_mask(old_runs / "finished" / "mask.json").values()) == [True, True, False, True, False]
+
+
+def test_options_that_a_run_has_not_recorded_are_what_it_did(old_runs):
+    options = run_dir.with_options(images.Options(), {"seed": 3})
+    assert (options.seed, options.head, options.rates, options.levels) == (3, "fresh", (1.0,), (1.0,))
+    _, path, _ = run_dir.choose_folder("bert", bert.Options(resume=old_runs / "interrupted"))
+    assert path == epath.Path(old_runs / "interrupted")

@@ -6,6 +6,7 @@ from typing import Any
 from gafreeze_jax.report.metric_format import ACCURACY
 
 LEARNING_RATE_FACTORS = {"train all, half rate": 1 / 2, "train all, quarter rate": 1 / 4}
+OPTIONS = {"head": "fresh", "rates": [1.0], "levels": [1.0], "baselines": "default"}  # what runs without them did
 NO_MASKS = ("gradual unfreezing", "auto-RGN", *LEARNING_RATE_FACTORS)
 
 

@@ -65,7 +65,7 @@ def comparison(result: Mapping[str, Any]) -> Table:
         parameters = entry["trainable_parameters"]
         table.add_row(
             name,
-            *[f"{entry['rate']:g}"] * has_rates,
+            *[f"{entry.get('rate', 1):g}"] * has_rates,
             f"{entry[f'validation_{metric.key}']:.4f}",
             f"{entry[f'test_{metric.key}']:.4f}",
             _bounds(entry[f"test_{metric.key}_interval"], metric),

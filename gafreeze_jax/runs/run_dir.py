@@ -207,7 +207,7 @@ def _facts_of_kind(path: epath.Path, kind: str) -> dict[str, Any]:
 
 def _recorded_options(path: epath.Path, kind: str, options: Any) -> dict[str, Any]:
     """The options in `run.json`; the relative paths of version 0.1.0 are taken from the current folder."""
-    recorded = _facts_of_kind(path, kind)["options"]
+    recorded = old_versions.OPTIONS | _facts_of_kind(path, kind)["options"]
     absolute = as_json(with_absolute_paths(with_options(options, recorded)))
     return {name: absolute.get(name, value) for name, value in recorded.items()}
 
@@ -250,9 +250,10 @@ def as_json(options: Any) -> dict[str, Any]:
 
 
 def with_options(options: OptionsT, recorded: Mapping[str, Any]) -> OptionsT:
-    """Options with the recorded values; those in `NOT_COMPARED`, and those that are not recorded, stay as they are."""
+    """Options with the recorded values; those in `NOT_COMPARED`, and those that no version has recorded, stay as they are."""
     fields = {field.name for field in dataclasses.fields(options)} - set(NOT_COMPARED)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items() if name in fields}
+    known = old_versions.OPTIONS | dict(recorded)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items() if name in fields}
     return dataclasses.replace(options, **values)
 
 
