@@ -48,9 +48,9 @@ class Options:
     """Highest learning rate of the pretrained layers (AdamW, linear warm-up and decay)."""
     head_learning_rate: float = 2e-3
     """Highest learning rate of the head."""
-    rates: tuple[float, ...] = (1.0,)
-    """Multiples of the learning rate that a genome may choose for all layers that it trains, such as 0.25 1 4; each baseline is
-    compared at the best of them as well."""
+    rates: tuple[float, ...] = ()
+    """Multiples of the learning rate that a genome may choose for all layers that it trains; each baseline is compared at the
+    best of them as well. Default: 0.25 1 4 where the head is kept, else 1."""
     levels: tuple[float, ...] = (1.0,)
     """Multiples of the learning rate that a genome may choose for each layer besides freezing it, such as 0.1 0.3 1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -149,6 +149,8 @@ def check(options: Options, **smallest: int) -> None:
         raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
     for name in ("rates", "levels"):
         values = getattr(options, name)
+        if not values and name == "rates":
+            continue
         if not all(0 < value < math.inf for value in values) or 1 not in values or len(set(values)) < len(values):
             given = " ".join(f"{value:g}" for value in values)
             raise ValueError(f"--{name} must be different numbers above 0, 1 among them, got {given or 'none'}")

@@ -238,6 +238,13 @@ class Space:
         several[:, -1] = np.tile(np.arange(len(self.rates)), len(given))
         return self.unique(several.tolist())
 
+    def at_rates_in_turn(self, genomes: Iterable[Sequence[int]]) -> np.ndarray:
+        """Different genomes at one of the rates each, the lowest, the next and so on in turn: [N, K] int8."""
+        given = self.unique(genomes)
+        if self.has_rate:
+            given[:, -1] = np.arange(len(given)) % len(self.rates)
+        return self.unique(given.tolist())
+
     def neighbours(self, genome: Sequence[int]) -> np.ndarray:
         """All genomes that differ from a genome in one number: [N, K] int8."""
         return self.stack(

@@ -235,6 +235,13 @@ def test_rates_out_of_range(rates):
         Space("abc", rates=rates)
 
 
+def test_rates_in_turn():
+    space = Space("ab", rates=(0.5, 1.0))
+    genomes = [(0, 0, 1), (0, 1, 1), (1, 0, 1), (0, 0, 1), space.all_frozen]
+    assert space.at_rates_in_turn(genomes).tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 1, 1]]
+    assert Space("ab").at_rates_in_turn([(0, 1), (0, 1), (1, 1)]).tolist() == [[0, 1], [1, 1]]
+
+
 def test_masks_from_above_and_single_thirds():
     assert Space("abc").suffixes().tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 1]]
     assert Space("abcdefg").thirds().tolist() == [[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 0, 0]]

@@ -95,7 +95,7 @@ def train_mask(
     """
     space, genome = space_of_mask(problem, rates)
     everything = space.all_trained
-    genomes, baselines = list(dict.fromkeys([everything, genome])), train_all_at(options.rates)
+    genomes, baselines = list(dict.fromkeys([everything, genome])), train_all_at(problem.space(options).rates)
     with SearchRun.begin(
         problem, options, space=space, run_dir=run_dir, display=display, baselines=baselines, num_members=len(genomes)
     ) as run:
@@ -157,8 +157,9 @@ class SearchRun:
         self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
         self.genomes_of_baselines = self._genomes_of_baselines()
         seeds = [(baseline.seeds or baseline.genomes or Space.prefixes)(space) for baseline in self.baselines]
-        everything = space.at_rates([space.all_trained])
-        self.initial = space.unique(np.concatenate([space.prefixes(), *seeds, everything]).tolist())
+        everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
+        in_turn = space.at_rates_in_turn(np.concatenate([space.prefixes()[1:-1], *seeds]).tolist())
+        self.initial = space.unique(np.concatenate([everything, in_turn, nothing]).tolist())
         self.sizes = max(len(self.initial), options.population), options.population  # of the first generation, and others
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)

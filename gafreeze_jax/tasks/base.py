@@ -21,6 +21,7 @@ from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy, exponential_me
 from gafreeze_jax.options import Options
 from gafreeze_jax.space import Space
 
+RATES_OF_KEPT_HEADS = (0.25, 1.0, 4.0)  # where good masks differ most in the rate that they bear (FreezeBench-Shift)
 SCORING_BATCH = 100  # with 1,000 images, throughput halves on a CPU, in PyTorch as well
 PerExample = Callable[[Array, Any], Array]
 Columns = Mapping[str, Sequence[Any]]  # of a table, by title
@@ -111,7 +112,8 @@ class Problem(NamedTuple):
 
     def space(self, options: Options) -> Space:
         """The genomes that options ask for."""
-        return Space(self.network.names, options.all_levels, sorted(options.rates), head=self.head)
+        rates = options.rates or (RATES_OF_KEPT_HEADS if self.head == "kept" else (1.0,))
+        return Space(self.network.names, options.all_levels, sorted(rates), head=self.head)
 
     def replicate(self, seed: int) -> Replicate:
         """What a seed decides: the head's initialisation, the batches and dropout."""

@@ -44,9 +44,6 @@ class Options(options.Options):
     compute can be kept then."""
     skip_broken: bool = False
     """Leave out files that cannot be read as images, in place of stopping."""
-    rates: tuple[float, ...] = (0.25, 1.0, 4.0)
-    """Multiples of the learning rate that a genome may choose for all layers that it trains; each baseline is compared at the
-    best of them as well."""
     train_examples: int = 40
     """Train members on at most this many examples, drawn stratified by label."""
     epochs: int = 20
