@@ -12,8 +12,8 @@ on the test set after the last one. A seed decides a fresh head's initialisation
 
 - new tasks, with a fresh head: all masks of MiniLM, ResNet-20 and a CNN, at one learning rate
 - FreezeBench-Shift, with the head kept as a gene: a network that was trained on clean images is adapted to few shifted ones
-  (`shifts.py`); all masks, each at several learning rates. A gene is a pair of blocks.
-- FreezeBench-Rates, with a fresh head: each gene, a pair of the CNN's blocks, at several rates or frozen, and all of that at
+  (`shifts.py`); all masks, each at several learning rates. A gene has two or three blocks.
+- FreezeBench-Rates, with a fresh head: each gene, three of the CNN's blocks, at several rates or frozen, and all of that at
   several learning rates
 """
 
@@ -55,7 +55,7 @@ from gafreeze_jax.tasks import images as image_task
 from gafreeze_jax.tasks.base import Setup, make_problem, make_source
 
 COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
-GENOMES_OF_A_PART = 128
+GENOMES_OF_A_PART = 32
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ CNN = {
 }
 
 
-def cnn_problem(options: Options, settings: shared_options.Options) -> Setup:
+def cnn_problem(options: Options, settings: shared_options.Options, *, num_test: int | None = None) -> Setup:
     """A small CNN in float32, pretrained on the classes 0 to 4; the genomes are for the classes 5 to 9."""
     single, pooled = plain.convolution, plain.pooled_convolution
     functions = (single, pooled, single, pooled, single, plain.hidden, plain.hidden)
@@ -153,7 +153,7 @@ def cnn_problem(options: Options, settings: shared_options.Options) -> Setup:
     longer = dataclasses.replace(FRESH, epochs=3, learning_rate=2e-3)
     first = make_problem(network, plain.init_params(jax.random.key(0), CNN), low[0], low[1], longer)
     member = pretraining.pretrain(first, longer)
-    limits = (settings.train_examples, settings.validation_examples, None if settings is FRESH else 1000)
+    limits = (settings.train_examples, settings.validation_examples, num_test)
     train, validation, test = (Dataset(*(leaf[:limit] for leaf in part)) for part, limit in zip(high, limits, strict=True))
 
     def make_head(key: jax.Array) -> dict:
@@ -243,13 +243,18 @@ BENCHES = (
     }
     | {
         f"resnet20-cifar10_{shift}": Bench(
-            functools.partial(cifar_problem, shift=shift), SHIFTED_CIFAR, (16, 32), rates=(1 / 4, 1), blocks_of_gene=2
+            functools.partial(cifar_problem, shift=shift), SHIFTED_CIFAR, (16, 32), rates=(1 / 4, 1), blocks_of_gene=3
         )
         for shift in ("noise", "contrast", "blur", "labels")
     }
     | {
         "cnn-fashion_mnist_rates": Bench(
-            cnn_problem, RATES_OF_CNN, (16, 32), levels=(1, 0, 1 / 2, 1 / 4), rates=(1 / 4, 1 / 2, 1, 2), blocks_of_gene=2
+            functools.partial(cnn_problem, num_test=1000),
+            RATES_OF_CNN,
+            (16, 32),
+            levels=(1, 0, 1 / 2, 1 / 4),
+            rates=(1 / 4, 1 / 2, 1, 2),
+            blocks_of_gene=3,
         )
     }
 )
