@@ -55,7 +55,7 @@ from gafreeze_jax.tasks import images as image_task
 from gafreeze_jax.tasks.base import Setup, make_problem, make_source
 
 COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
-GENOMES_OF_A_PART = 32
+GENOMES_OF_A_PART = 16
 
 
 @dataclass(frozen=True)
@@ -182,15 +182,15 @@ def digits_problem(options: Options, settings: shared_options.Options, *, shift:
     return shift_problem(network, dict(member.params), rest, settings, shift=shift, about=about)
 
 
-def cifar_problem(options: Options, settings: shared_options.Options, *, shift: str, num_test: int = 1000) -> Setup:
-    """ResNet-20 for CIFAR-10 and shifted images of its test file, which its training has not seen."""
+def cifar_problem(options: Options, settings: shared_options.Options, *, shift: str) -> Setup:
+    """ResNet-20 for CIFAR-10 and shifted images that its training has not seen: half of a file to test on, the rest of it."""
     loaded = pretrained.load(Path(options.model), families=pretrained.families_of("images"))
     with np.load(options.data) as file:
-        data, _ = cut(Dataset(file["images"], file["labels"].astype(np.int32)), 5000 + num_test)
-    network = loaded.model.make_network(dtype=compute_dtype(options.dtype))
-    held_out = Dataset(data.inputs[5000:], data.targets[5000:])
-    first, _ = cut(Dataset(data.inputs[:5000], data.targets[:5000]), settings.train_examples + settings.validation_examples)
+        data = Dataset(file["images"], file["labels"].astype(np.int32))
+    first, held_out = cut(data, len(data.targets) // 2)
+    first, _ = cut(first, settings.train_examples + settings.validation_examples)
     together = Dataset(*map(np.concatenate, zip(first, held_out, strict=True)))
+    network = loaded.model.make_network(dtype=compute_dtype(options.dtype))
     return shift_problem(network, loaded.params, together, settings, shift=shift, about="ResNet-20 with its own head")
 
 
