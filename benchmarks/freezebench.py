@@ -55,7 +55,7 @@ from gafreeze_jax.tasks import images as image_task
 from gafreeze_jax.tasks.base import Setup, make_problem, make_source
 
 COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
-GENOMES_OF_A_PART = 16
+GENOMES_OF_A_PART = 16  # at least, after which the table is written
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ class Genes(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """How a mask did while it was trained.
+    """How a genome did while it was trained.
 
     Attributes:
       validation: [stops, 2] accuracy and mean loss.
@@ -378,8 +378,9 @@ def main(options: Options) -> None:
     for seed in range(options.seeds):
         run = prepared.problem.replicate(seed)
         missing = np.flatnonzero(~table.done[:, seed])
-        for first in range(0, len(missing), GENOMES_OF_A_PART):
-            members = genes.members(genomes[missing[first : first + GENOMES_OF_A_PART]])
+        size = max(GENOMES_OF_A_PART, population.plan.members)
+        for first in range(0, len(missing), size):
+            members = genes.members(genomes[missing[first : first + size]])
             start = time.perf_counter()
             for curve in train(population, members, run, stops=bench.stops, test=prepared.test):
                 number = int(space.index(curve.genome))
