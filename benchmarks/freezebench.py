@@ -265,7 +265,7 @@ def common(options: Options, settings: shared_options.Options) -> dict[str, Any]
     return dataclasses.asdict(settings) | {"data": options.data, "dtype": options.dtype}
 
 
-class Genes(NamedTuple):
+class Grouping(NamedTuple):
     """The genomes of a table, and which blocks of the network each of the G genes has.
 
     Attributes:
@@ -276,7 +276,7 @@ class Genes(NamedTuple):
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, prepared: Setup, bench: Bench) -> "Genes":
+    def of(cls, prepared: Setup, bench: Bench) -> "Grouping":
         names, head = prepared.problem.network.names, prepared.problem.head
         last = names[-1:] if head == "kept" else ()
         body = names[: len(names) - len(last)]
@@ -336,7 +336,7 @@ def train(
         yield Curve(member.genome, np.array(validation[member.genome]), np.array([leaf.mean() for leaf in scores]))
 
 
-def empty_table(prepared: Setup, bench: Bench, genes: Genes, options: Options) -> Table:
+def empty_table(prepared: Setup, bench: Bench, genes: Grouping, options: Options) -> Table:
     """A table in which nothing has been trained yet."""
     problem, space = prepared.problem, genes.space
     run = problem.replicate(0)
@@ -367,7 +367,7 @@ def main(options: Options) -> None:
     plan = "members=64" if jax.default_backend() != "cpu" else "calls=2"
     try:
         prepared = bench.prepare(options, bench.settings)
-        genes = Genes.of(prepared, bench)
+        genes = Grouping.of(prepared, bench)
         population = make_population(prepared, bench.settings, planning.parse(plan if options.plan == "auto" else options.plan))
         table = load_table(path) if path.exists() else empty_table(prepared, bench, genes, options)
     except (ValueError, OSError) as error:

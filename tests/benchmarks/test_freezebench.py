@@ -6,7 +6,7 @@ import freezebench
 import jax
 import numpy as np
 import pytest
-from freezebench import Bench, Genes
+from freezebench import Bench, Grouping
 
 from gafreeze_jax.engine.cohort import Plan
 from gafreeze_jax.engine.network import Dataset
@@ -59,14 +59,14 @@ def make_bench(**given):
     ],
 )
 def test_neighbours_share_a_gene_and_a_kept_head_has_its_own(head, num, names):
-    genes = Genes.of(make_setup(head), make_bench(blocks_of_gene=num))
+    genes = Grouping.of(make_setup(head), make_bench(blocks_of_gene=num))
     assert (genes.space.names, genes.space.head) == (names, head)
     assert genes.sizes == tuple(len(name.split("+")) for name in names)
 
 
 def test_members_have_a_rate_for_each_block():
     bench = make_bench(levels=(1, 0, 1 / 2), rates=(1 / 4, 1), blocks_of_gene=2)
-    genes = Genes.of(make_setup(), bench)
+    genes = Grouping.of(make_setup(), bench)
     genomes = np.array([genes.space.parse(text) for text in ("012@1", "201@0.25")])
     members = genes.members(genomes)
     assert [member.rates for member in members] == [(1, 1, 0, 0.5), (0.125, 0.125, 0.25, 0)]
@@ -75,7 +75,7 @@ def test_members_have_a_rate_for_each_block():
 
 def test_a_group_trains_as_its_blocks_at_that_rate():
     setup, bench = make_setup(), make_bench(rates=(1 / 4, 1), blocks_of_gene=2)
-    genes = Genes.of(setup, bench)
+    genes = Grouping.of(setup, bench)
     population = freezebench.make_population(setup, SETTINGS, Plan())
     run = setup.problem.replicate(0)
     genomes = genes.space.all_genomes()
