@@ -44,7 +44,6 @@ def write_rates(path, rates, head="fresh"):
 
 
 CASES = {
-    "no level": Case(run_custom, given(levels=()), "--levels must be different numbers above 0, 1 among them, got none"),
     "rates without 1": Case(run_bert, given(rates=(0.5, 2.0)), "different numbers above 0, 1 among them, got 0.5 2"),
     "a rate twice": Case(run_bert, given(rates=(1.0, 0.5, 0.5)), "--rates must be different numbers above 0"),
     "a rate of 0": Case(run_custom, given(rates=(0.0, 1.0)), "--rates must be different numbers above 0"),
