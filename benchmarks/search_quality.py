@@ -64,13 +64,13 @@ from gafreeze_jax.intervals import Interval, difference, interval
 from gafreeze_jax.listing import listed
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import results
-from gafreeze_jax.runs.baselines import BASELINES
+from gafreeze_jax.runs.baselines import BASELINES, first_generation
 from gafreeze_jax.runs.search_run import NUM_LEADERS
 from gafreeze_jax.search import loop
 from gafreeze_jax.search.genetic import make_ga
 from gafreeze_jax.search.halving import Settings
 from gafreeze_jax.search.history import Ledger
-from gafreeze_jax.space import Space
+from gafreeze_jax.space import Space, as_genome
 
 BUDGETS = (8, 16, 32, 64)
 MOST = 96  # evaluations of rivals: as many as ours may spend
@@ -185,7 +185,7 @@ class Replayed:
 
     def evaluate(self, genomes: Iterable[np.ndarray], seed: int, until: int) -> list[list[Trained]]:
         curves = self.table.validation[:, seed, self.table.stops.index(until)]
-        rows = self.table.rows(self.space, self.space.stack(genomes))
+        rows = self.table.rows(self.space, self.space.stack(map(as_genome, genomes)))
         return [[Trained(genome, *map(float, curves[row])) for genome, row in zip(genomes, rows, strict=True)]]
 
     def resume(self, members: Sequence[Trained], seed: int, until: int) -> list[list[Trained]]:
@@ -199,11 +199,7 @@ def first_genomes(space: Space, start: str) -> np.ndarray:
     """What the first generation has, as in `runs.search_run`."""
     if start == "random":
         return space.stack([])
-    seeds = [space.prefixes()]
-    if start == "baselines":
-        fitting = (baseline for baseline in BASELINES if baseline.fits(space))
-        seeds += [(baseline.seeds or baseline.genomes or Space.prefixes)(space) for baseline in fitting]
-    return space.unique(np.concatenate([*seeds, space.at_rates([space.all_trained])]).tolist())
+    return first_generation(space, [baseline for baseline in BASELINES if start == "baselines" and baseline.fits(space)])
 
 
 def groups_of(space: Space, start: str) -> dict[str, np.ndarray]:

@@ -104,6 +104,16 @@ def seeded_suffixes(space: Space) -> np.ndarray:
     return space.thirds()[:1] if space.head == "fresh" else inner_suffixes(space)
 
 
+def first_generation(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
+    """Genomes that the first generation of a search holds: everything at all rates, prefix masks and those of baselines at the
+    rates in turn, and nothing.
+    """
+    seeds = [(baseline.seeds or baseline.genomes or inner_prefixes)(space) for baseline in baselines]
+    in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *seeds]).tolist())
+    everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
+    return space.unique(np.concatenate([everything, in_turn, nothing]).tolist())
+
+
 def ablations(space: Space, genome: Genome) -> dict[str, Genome]:
     """A genome without what it freezes, and without its rates, by name; where a search covers no rates, none of them."""
     if not space.has_rate and len(space.levels) == 2:

@@ -17,7 +17,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options, compute_dtype
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, train_all_at
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, first_generation, train_all_at
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
@@ -156,10 +156,7 @@ class SearchRun:
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
         self.genomes_of_baselines = self._genomes_of_baselines()
-        seeds = [(baseline.seeds or baseline.genomes or Space.prefixes)(space) for baseline in self.baselines]
-        everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
-        in_turn = space.at_rates_in_turn(np.concatenate([space.prefixes()[1:-1], *seeds]).tolist())
-        self.initial = space.unique(np.concatenate([everything, in_turn, nothing]).tolist())
+        self.initial = first_generation(space, self.baselines)
         self.sizes = max(len(self.initial), options.population), options.population  # of the first generation, and others
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
