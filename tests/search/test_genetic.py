@@ -354,8 +354,8 @@ def test_default_mutation_rate_is_one_over_the_number_of_genes():
         ({"mutation_rate": -0.1}, "mutation_rate must be between 0 and 1, got -0.1"),
         ({"mutation_rate": 1.1}, "mutation_rate must be between 0 and 1, got 1.1"),
         ({"mutation_rate": NAN}, "mutation_rate must be between 0 and 1, got nan"),
-        ({"initial": np.zeros((2, 4))}, "initial must have shape (K, 3), got (2, 4)"),
-        ({"initial": np.zeros(3)}, "initial must have shape (K, 3), got (3,)"),
+        ({"initial": np.zeros((2, 4))}, "initial must have shape (N, 3), got (2, 4)"),
+        ({"initial": np.zeros(3)}, "initial must have shape (N, 3), got (3,)"),
         (
             {"tournament_size": 0, "crossover_rate": 2},
             "tournament_size must be at least 1, got 0; crossover_rate must be between 0 and 1, got 2",

@@ -478,7 +478,7 @@ def test_all_are_offspring_of_binary_tournaments():
         ({"num_objectives": 0}, "num_objectives must be at least 1, got 0"),
         ({"population_size": 1}, "the population must have at least 2 members, got 1"),
         ({"mutation_rate": 2}, "mutation_rate must be between 0 and 1, got 2"),
-        ({"initial": np.zeros((2, 4))}, "initial must have shape (K, 3), got (2, 4)"),
+        ({"initial": np.zeros((2, 4))}, "initial must have shape (N, 3), got (2, 4)"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
