@@ -61,7 +61,9 @@ def folder(tmp_path, monkeypatch):
 # Which run a command means
 
 
-def test_a_new_run_gets_a_folder_of_its_own(folder):
+def test_a_new_run_gets_a_folder_of_its_own(folder, monkeypatch):
+    now = time.localtime()
+    monkeypatch.setattr(run_dir.time, "strftime", lambda form, strftime=time.strftime: strftime(form, now))
     for expected in ("", "-2", "-3"):
         options, path, finished = run_dir.choose_folder("bert", Options())
         assert (options, path.parent, finished) == (Options(), epath.Path("runs"), False)
