@@ -133,10 +133,11 @@ def test_a_search_in_a_few_lines(tmp_path):
     plan = "members=4,steps=3,freezing=traced"
     options = Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
     task = make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, genes=GENES)
-    result = run_search(task, options, RunDir(epath.Path(tmp_path)))
+    result = run_search(task, options, RunDir(epath.Path(tmp_path), task.space(options).facts()))
     names = [finalist.name for finalist in result.baselines]
     schedules = ["gradual unfreezing", "auto-RGN", "train all, half rate", "train all, quarter rate"]
-    assert names == ["train all", "head only", "best prefix mask", "best random mask", *schedules]
+    masks = ["train all", "head only", "best prefix mask", "best suffix mask", "best third", "best random mask"]
+    assert names == [*masks, *schedules]
     for finalist in (result.found, *result.baselines):
         assert len(finalist.members) == 2
         assert {as_genome(member.genome) for member in finalist.members} == {finalist.genome}
