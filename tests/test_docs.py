@@ -99,7 +99,8 @@ def test_the_commands_and_the_code_run(
     for words in commands(document):
         if words[0] == PYTHON and words[1].startswith("experiments/"):
             name = Path(words[1]).stem
-            small = SMALL.split() + (["--model", str(models[name])] if name in models else [])
+            own = "--model" in words and words[words.index("--model") + 1].startswith("runs/")  # of an earlier command
+            small = SMALL.split() + (["--model", str(models[name])] if name in models and not own else [])
             small += ["--max-tokens", "32"] if name == "run_gpt2" else []
             module, options = parsed(words[1], words[2:] + small)
             module.main(options)

@@ -131,7 +131,7 @@ def test_a_program_for_each_mask_is_not_the_first_plan():
 
 def test_a_search_in_a_few_lines(tmp_path):
     plan = "members=4,steps=3,freezing=traced"
-    options = Options(gens=2, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
+    options = Options(gens=1, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
     task = make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, genes=GENES)
     result = run_search(task, options, RunDir(epath.Path(tmp_path), task.space(options).facts()))
     names = [finalist.name for finalist in result.baselines]
