@@ -88,7 +88,6 @@ def test_a_mask_of_more_rates_than_a_run_can_train_at(tmp_path, capsys):
     "words",
     [
         "--rates 1 x",
-        "--rates",
         "--levels 0.1 one",
         "--levels",
         "--head both",
@@ -155,7 +154,7 @@ def test_an_interrupted_search_for_rates_ends_like_an_undisturbed_one(share, und
 
 
 def test_all_baselines_have_a_row(undisturbed):
-    results = result_of(undisturbed)["results"]
+    results = {name: row for name, row in result_of(undisturbed)["results"].items() if not name.startswith("found, ")}
     space = Space([f"dense_{i}" for i in range(3)], (1, 0, 0.3), (0.5, 1, 2))
     expected = {baseline.name for baseline in (*BASELINES, *FURTHER) if baseline.fits(space)} - {"train nothing"}
     assert {baseline.name for baseline in FURTHER} <= expected
