@@ -141,7 +141,7 @@ class Space:
 
     def describe(self, genome: Sequence[int]) -> str:
         """A genome in words, such as "freeze embeddings to layer_1; train layer_2"."""
-        if as_genome(genome)[: len(self.names)] == self.all_frozen[: len(self.names)]:
+        if np.all(self.frozen(genome)):
             return "train the head only" if self.head == "fresh" else "train nothing"
         phrases = []
         for rate in sorted(self.levels, key=lambda rate: (rate != 0, rate != 1, -rate)):
@@ -158,7 +158,8 @@ class Space:
     def _ranges(self, genome: Sequence[int], level: int) -> str:
         """Names of the genes at a level; more than two neighbours become a range."""
         parts = []
-        for at_level, group in itertools.groupby(zip(self.names, genome), key=lambda gene: gene[1] == level):  # noqa: B905
+        levels = genome[: len(self.names)]
+        for at_level, group in itertools.groupby(zip(self.names, levels, strict=True), key=lambda gene: gene[1] == level):
             names = [name for name, _ in group] if at_level else []
             parts += [f"{names[0]} to {names[-1]}"] if len(names) > 2 else names
         return ", ".join(parts)

@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
         return self.head if name == "head" else self.body
 
 
-@functools.cache  # likewise
+@functools.cache  # equal recipes share compiled code
 def adamw_recipe(*, learning_rate: float, head_learning_rate: float, num_steps: int) -> Recipe:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up over a tenth of the steps and linear decay to zero.
 

@@ -1,6 +1,6 @@
 """What a genome says of each leaf of a parameter tree."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,14 +32,12 @@ def as_genome(genome: Mask, genes: Genes) -> np.ndarray | jax.Array:
             f"A traced genome must have bools or integers (1 = frozen), got {values.dtype}: compare it first, x > 0.5, or pass "
             "learning rates as rates=."
         )
-    named = [] if traced else zip(genes.names, values.tolist(), strict=True)
-    bad = [(name, value) for name, value in named if not _is_flag(value)]
-    if bad:
+    for name, value in () if traced else _wrong(values, genes, _is_flag):
         raise ValueError(
-            f"A genome has bools, or 0 and 1 (1 = frozen), but the gene {bad[0][0]!r} is {bad[0][1]!r:.60}. "
+            f"A genome has bools, or 0 and 1 (1 = frozen), but the gene {name!r} is {value!r:.60}. "
             + (
                 "Convert text first: int(x)."
-                if isinstance(bad[0][1], str)
+                if isinstance(value, str)
                 else "Round or compare first, x > 0.5, or pass learning rates as rates=."
             )
         )
@@ -58,12 +56,10 @@ def as_rates(rates: Rates, genes: Genes) -> np.ndarray | jax.Array:
         raise ValueError(
             "Rates are numbers (0 = frozen, 1 = trains as usual), got bools: pass a mask, True = frozen, as genome."
         )
-    named = [] if traced else zip(genes.names, values.tolist(), strict=True)
-    bad = [(name, value) for name, value in named if not is_rate(value)]
-    if bad:
+    for name, value in () if traced else _wrong(values, genes, is_rate):
         raise ValueError(
-            f"A rate is a finite number, 0 (frozen) or more, but that of the gene {bad[0][0]!r} is {bad[0][1]!r:.60}."
-            + (" Convert text first: float(x)." if isinstance(bad[0][1], str) else "")
+            f"A rate is a finite number, 0 (frozen) or more, but that of the gene {name!r} is {value!r:.60}."
+            + (" Convert text first: float(x)." if isinstance(value, str) else "")
         )
     return jnp.asarray(rates, jnp.float32) if isinstance(rates, jax.Array) else values.astype(np.float32)
 
@@ -84,6 +80,12 @@ def _vector(given: Any, genes: Genes, what: str, entry: str) -> tuple[Any, bool]
             + (" Of a dict, such as read_mask() gives, pass list(mask.values())." if isinstance(given, dict) else "")
         )
     return values, traced
+
+
+def _wrong(values: np.ndarray, genes: Genes, is_right: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """Gene and value where a vector [G] has something else than it may have."""
+    named = zip(genes.names, values.tolist(), strict=True)
+    return ((name, value) for name, value in named if not is_right(value))
 
 
 def shown(names: Sequence[str]) -> str:

@@ -108,7 +108,7 @@ def first_generation(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
     """Genomes that the first generation of a search holds: everything at all rates, prefix masks and those of baselines at the
     rates in turn, and nothing.
     """
-    seeds = [(baseline.seeds or baseline.genomes or inner_prefixes)(space) for baseline in baselines]
+    seeds = [(baseline.seeds or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
     in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *seeds]).tolist())
     everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
     return space.unique(np.concatenate([everything, in_turn, nothing]).tolist())

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gafreeze_jax import masking
 from gafreeze_jax.engine import devices, planning
+from gafreeze_jax.masking.mask_file import load_mask
 from gafreeze_jax.options import OptionError, Options, check, with_absolute_paths
 from gafreeze_jax.report import summary
 from gafreeze_jax.report.display import Display
@@ -79,10 +80,11 @@ def _prepare(
 
 def _read_rates(path: str | os.PathLike[str], problem: Problem) -> list[float]:
     """By what a mask multiplies the updates of each gene."""
-    genes, names = tuple(masking.read_mask(path)), problem.genes.names
+    mask, names = load_mask(path), problem.genes.names
+    genes = tuple(mask["frozen"])
     if problem.head == "kept" and genes == names[:-1]:
         raise ValueError(f"{path}: the mask is for a fresh head, and this run keeps the model's; give --head fresh")
-    if problem.head == "fresh" and genes[:-1] == names and masking.read_head(path) == "kept":
+    if problem.head == "fresh" and genes[:-1] == names and mask["head"] == "kept":
         raise ValueError(f"{path}: the mask is for the model's own head, and this run has a fresh one; give --head keep")
     rates = list(masking.read_rates(path, problem.genes).values())
     if len(others := set(rates) - {0, 1}) > MAX_LEVELS - 2:

@@ -64,6 +64,7 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     names = tuple(label_names)
     num_classes, known = checkpoint.num_classes, checkpoint.label_names
     known = known if len(known) == num_classes else ()
+    places = _match(known, names)
     fresh = HeadChoice(False, names, np.arange(len(names)), "Head: fresh, always trains")
     if asked == "fresh":
         return fresh
@@ -74,12 +75,12 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
         return fresh._replace(kept=True, about=order)
     elif not known:
         problem = f"the model does not name its {num_classes} classes, and the data have {len(names)}"
-    elif missing := [name for name, place in zip(names, _match(known, names), strict=True) if place is None]:
+    elif missing := [name for name, place in zip(names, places, strict=True) if place is None]:
         problem = f"the model's classes are {listed(known)}, without {listed(missing)}"
-    elif len(set(_match(known, names))) < len(names):
+    elif len(set(places)) < len(names):
         problem = f"the model's classes are {listed(known)}, of which several of {listed(names)} are the same"
     else:
-        return _kept(known, names)
+        return _kept(known, names, places)
     if asked == "keep":
         raise ValueError(f"--head keep: {checkpoint.path}: {problem}; rename the data's labels, or give --head fresh")
     return fresh._replace(about=f"{fresh.about} ({problem})")
@@ -91,9 +92,8 @@ def _match(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
     return [exact.get(name, alike.get(plain(name))) for name in names]
 
 
-def _kept(known: Sequence[str], names: Sequence[str]) -> HeadChoice:
-    """A head whose classes are known by name; they are spelt as in the data."""
-    places = _match(known, names)
+def _kept(known: Sequence[str], names: Sequence[str], places: Sequence[int | None]) -> HeadChoice:
+    """A head that knows all classes of the data, at these places; they are spelt as in the data."""
     spelt = dict(zip(places, names, strict=True))
     more = "" if len(known) == len(names) else f", of whose {len(known)} classes the data have {len(names)}"
     label_names = tuple(spelt.get(place, name) for place, name in enumerate(known))

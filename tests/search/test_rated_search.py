@@ -1,10 +1,9 @@
 """The search where genes have several levels, and a genome a rate: known optima are found, and leaders are tuned."""
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 import pytest
+from test_search import Member
 
 from gafreeze_jax.search import genetic
 from gafreeze_jax.search.halving import Settings
@@ -42,14 +41,6 @@ class Landscape:
             self.asked.append(as_genome(genome))
             score = self.score(genome)
             yield [Member(genome, float(score), 1 - float(score), 0.5, 1.0)]
-
-
-class Member(NamedTuple):
-    genome: np.ndarray
-    score: float
-    loss: float
-    train_loss: float
-    seconds: float
 
 
 def make_search(landscape, *, allowed=lambda genome: True, make_ga=genetic.make_ga, screen=True, **settings):

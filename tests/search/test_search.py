@@ -55,7 +55,7 @@ class Member(NamedTuple):
     loss: float
     train_loss: float
     seconds: float
-    state: object
+    state: object = None
 
 
 class Lookup:
