@@ -1,6 +1,7 @@
 """Packages that not everybody needs: where one is missing, the error names the extra that brings it."""
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 
@@ -22,6 +23,12 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise ModuleNotFoundError(f'needs {package}: pip install "gafreeze_jax[{extra}]"', name=error.name) from None
+
+
+def find(package: str) -> None:
+    """Raises a ModuleNotFoundError if a package is missing, without importing it."""
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 @contextlib.contextmanager

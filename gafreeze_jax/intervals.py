@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -54,22 +54,30 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     by_seed = values.reshape(num_seeds, -1).mean(1)
     variance, freedom = by_seed.var(ddof=1) / num_seeds, num_seeds - 1
     if values.ndim == 2:
-        variance, freedom = _with_examples(values, by_seed, variance)
+        variance, freedom = _with_examples(values, by_seed, variance, freedom)
+    return _around(mean, variance, freedom, confidence)
+
+
+def _around(mean: float, variance: float, freedom: float, confidence: float) -> Interval:
     if variance == 0:
         return Interval(mean, mean, mean)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * math.sqrt(variance))
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2) * math.sqrt(variance))
     return Interval(mean, mean - half, mean + half)
 
 
-def _with_examples(values: np.ndarray, by_seed: np.ndarray, of_seeds: float) -> tuple[float, float]:
-    """The variance of a mean over seeds and examples, and its degrees of freedom; `of_seeds` is the variance over seeds."""
+def _with_examples(values: np.ndarray, by_seed: np.ndarray, of_seeds: float, freedom: float) -> tuple[float, float]:
+    """The variance of a mean over seeds and examples, and its degrees of freedom.
+
+    Args:
+      of_seeds: the variance over seeds, with `freedom` degrees of freedom.
+    """
     num_seeds, num_examples = values.shape
     by_example = values.mean(0)
     of_examples = by_example.var(ddof=1) / num_examples
     rest = values - by_seed[:, None] - by_example + values.mean()
     of_both = (rest**2).mean() / ((num_seeds - 1) * (num_examples - 1))  # is part of either
     variance = max(of_seeds + of_examples - of_both, of_seeds, of_examples)
-    scale = of_seeds**2 / (num_seeds - 1) + of_examples**2 / (num_examples - 1)
+    scale = of_seeds**2 / freedom + of_examples**2 / (num_examples - 1)
     return variance, variance**2 / scale if scale else math.inf
 
 
@@ -82,6 +90,27 @@ def difference(first: ArrayLike, second: ArrayLike) -> Interval:
     if np.shape(first) != np.shape(second):
         raise ValueError(f"expected the same seeds and examples for both, got shapes {np.shape(first)} and {np.shape(second)}")
     return interval(np.subtract(first, second, dtype=float))
+
+
+def leads(values: np.ndarray, leader: int, confidence: float = 0.95) -> list[Interval]:
+    """How much greater the mean of one of R finalists is than that of each, in pairs, for values [R, S, N].
+
+    As `difference`, for few seeds: the variance over seeds is taken to be at least the finalists' mean one, which is known
+    with (R - 1)(S - 1) degrees of freedom, as in an analysis of variance with seeds as blocks. With R = 8 and S = 2, a
+    finalist as good as the leader had a 98 % interval above 0 in less than 1 % of simulations (tests/runs/test_racing.py).
+    """
+    num, num_seeds, _ = values.shape
+    by_seed = values.mean(2)
+    rest = by_seed - by_seed.mean(0) - by_seed.mean(1, keepdims=True) + by_seed.mean()
+    freedom = (num - 1) * (num_seeds - 1)
+    of_others = 2 * float(np.sum(rest**2)) / freedom / num_seeds
+    intervals = []
+    for gaps in values[leader] - values:
+        by_seed = gaps.mean(1)
+        of_seeds = max(float(by_seed.var(ddof=1)) / num_seeds, of_others)
+        variance, satterthwaite = _with_examples(gaps, by_seed, of_seeds, freedom)
+        intervals.append(_around(float(gaps.mean()), variance, satterthwaite, confidence))
+    return intervals
 
 
 def main_effects(genomes: np.ndarray, values: np.ndarray, weights: np.ndarray) -> list[Interval] | None:
@@ -103,5 +132,5 @@ def main_effects(genomes: np.ndarray, values: np.ndarray, weights: np.ndarray) -
     inverse = np.linalg.inv(design.T @ design)
     coefficients = inverse @ design.T @ target
     variance = np.sum((target - design @ coefficients) ** 2) / freedom
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance * np.diag(inverse))
+    half = special.stdtrit(freedom, 0.975) * np.sqrt(variance * np.diag(inverse))
     return [Interval(*map(float, (mean, mean - h, mean + h))) for mean, h in zip(coefficients, half, strict=True)][1:]

@@ -69,12 +69,12 @@ class Options:
     patience: int | None = None
     """Stop after this many generations without a fitter mask."""
     finalist_seeds: int = 5
-    """Fresh seeds with which the most promising masks and all baselines are trained at the end."""
+    """Fresh seeds with which the most promising masks and the baselines are trained at the end. Those that are clearly worse on
+    the validation split after two of them drop out."""
     baselines: Literal["default", "all"] = "default"
-    """all: also compare with layer-wise decay of the learning rate, linear probing followed by fine-tuning, greedy selection,
-    and layers chosen by signal-to-noise ratio or by gradients."""
-    compare_random: bool = True
-    """Also compare with the best random mask, searched for with as many training steps."""
+    """default: those that say whether the search was worth it. all: also random masks, searched for with as many training
+    steps, the best third, gradual unfreezing, auto-RGN, layer-wise decay of the learning rate, linear probing followed by
+    fine-tuning, greedy selection, and layers chosen by signal-to-noise ratio or by gradients."""
     mask: str | Path | None = None
     """A mask.json, such as a run's: train with this mask, and everything at three learning rates, instead of searching."""
     plan: str = "auto"

@@ -1,7 +1,6 @@
-"""What every search with random masks beside it puts into its results."""
+"""What every search puts into its results."""
 
 from gafreeze_jax.runs.baselines import BASELINES
 
-MASKS = {"found", "train all", "best prefix mask", "best suffix mask", "best third", "best random mask"}
+MASKS = {"found", "train all", "best prefix mask", "best suffix mask"}
 COMPARED = MASKS | {baseline.name for baseline in BASELINES if baseline.schedules}
-AT_THEIR_RATES = MASKS | {baseline.name for baseline in BASELINES if baseline.schedules and baseline.learning_rate_factor == 1}

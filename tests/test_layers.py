@@ -1,6 +1,8 @@
 """The architecture: imports go down, files and functions stay small, and no two types share a name."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -69,3 +71,10 @@ def test_files_and_functions_are_small(path):
 def test_no_two_types_share_a_name():
     names = Counter(node.name for path in FILES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1} <= {"Options"}  # an experiment's own ones
+
+
+def test_slow_packages_are_imported_where_they_are_used():
+    modules = "gafreeze_jax.cli, gafreeze_jax.runs.main, gafreeze_jax.tasks.text, gafreeze_jax.tasks.images"
+    slow = {"matplotlib", "orbax", "scipy.stats", "sklearn", "tensorboardX", "tensorflow_datasets", "transformers"}
+    program = f"import sys, {modules}; print(*{slow} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

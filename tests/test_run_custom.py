@@ -41,7 +41,7 @@ def test_the_tutorial(tmp_path, kind):
 
 
 def search_in_process(out, *words):
-    tiny = ["--gens", "2", "--population", "3", "--epochs", "1", "--finalist-seeds", "1", "--no-compare-random"]
+    tiny = ["--gens", "2", "--population", "3", "--epochs", "1", "--finalist-seeds", "1"]
     run_custom.main(
         tyro.cli(run_custom.Options, args=[*tiny, "--plan", "members=4,steps=9,freezing=traced", *words, "--out", str(out)])
     )

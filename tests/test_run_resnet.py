@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import run_resnet
 from command_line import words
-from compared import AT_THEIR_RATES
+from compared import MASKS
 from PIL import Image
 
 from gafreeze_jax.data.batches import in_order, make_batches
@@ -69,7 +69,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     assert result["stages"] == ["stem", *(f"layer{block}_{number}" for block in (1, 2, 3) for number in (0, 1)), "classifier"]
     assert result["label_names"] == list("0123456789")
     without_ablations = {name for name in result["results"] if not name.startswith("found, ")}
-    assert without_ablations == {"head only", "train nothing", *AT_THEIR_RATES}
+    assert without_ablations == {"head only", "train nothing", *MASKS}
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 

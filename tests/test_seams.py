@@ -53,7 +53,7 @@ def make_setup(targets, task, num_outputs):
 
 def run(setup, tmp_path):
     """The result of a run, and its page, but for its options."""
-    main("custom", lambda options: setup, Options(**vars(OPTIONS) | {"out": tmp_path / "run", "compare_random": False}))
+    main("custom", lambda options: setup, Options(**vars(OPTIONS) | {"out": tmp_path / "run"}))
     folder = RunFolder(tmp_path / "run")
     html, _ = page.render([folder]).split("To repeat it")  # where options stand, such as --objective accuracy
     return json.loads((tmp_path / "run" / "result.json").read_text()), html
@@ -141,7 +141,7 @@ def test_a_baseline_of_ones_own():
     problem = make_setup((NUMBERS > 0).astype(np.int32), CLASSIFICATION, 2).problem
     result = run_search(problem, OPTIONS, baselines=(*BASELINES, ends, warm))
     by_name = {finalist.name: finalist for finalist in result.baselines}
-    masks = ["train all", "head only", "best prefix mask", "best suffix mask", "best third", "ends"]
+    masks = ["train all", "head only", "best prefix mask", "best suffix mask", "ends"]
     assert list(by_name)[: len(masks)] == masks
     assert by_name["ends"].genome in {(0, 1), (1, 0)}
     assert by_name["ends"].is_mask

@@ -112,11 +112,13 @@ class Source(NamedTuple):
     Attributes:
       augment: `augment(key, inputs) -> inputs`, applied to the rows [N, ...] of each training batch. Activations of augmented
         inputs change at every step, so none are kept.
+      rows: [E], the row that each example belongs to, where examples do not stand for themselves, as the tokens of a text.
     """
 
     data: Dataset
     batches: Batch
     augment: Callable[[Array, PyTree], PyTree] | None = None
+    rows: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:

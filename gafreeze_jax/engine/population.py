@@ -179,7 +179,9 @@ class Population:
         of_members = np.stack(
             np.broadcast_arrays(train_losses, self.metric.score(values), validation_losses.mean(-1, dtype=np.float64))
         )
-        scores = np.broadcast_to(of_members, (3, max(cohort.size, len(cohort.members))))  # alike, if nothing is trained
+        num = max(cohort.size, len(cohort.members))
+        scores = np.broadcast_to(of_members, (3, num))  # alike, if nothing is trained
+        values = np.broadcast_to(values, (num, *values.shape[1:]))
         seconds = (time.perf_counter() - clock) / (len(cohort.members) * self.plan.calls)
         pick = functools.partial(member_trees, cohort, all_at_once=self.plan.steps > 0)
         return [
@@ -191,6 +193,7 @@ class Population:
                 steps=until,
                 seconds=seconds,
                 state=pick(i, trained.state, {}) if until < replicate.num_steps else None,
+                values=values[i],
             )
             for i, (member, (train_loss, score, loss)) in enumerate(zip(cohort.members, scores.T, strict=False))
         ]

@@ -1,8 +1,9 @@
 """What a person sees of a run, live and afterwards."""
 
-from gafreeze_jax.extras import needs
+from gafreeze_jax.extras import find, needs
 
 with needs("report"):
     import etils as etils
-    import matplotlib as matplotlib
     import rich as rich
+
+    find("matplotlib")  # is imported where it draws, as that takes half a second

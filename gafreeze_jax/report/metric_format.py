@@ -67,6 +67,11 @@ class MetricFormat(NamedTuple):
         mean, low, high = (None if number is None else -number for number in difference.values())
         return self.write_difference({"mean": mean, "low": high, "high": low})
 
+    def write_lag(self, lag: Mapping[str, float]) -> str:
+        """By how much a score is lower than another, with its interval and its unit."""
+        mean, low, high = (self.write_change(lag[name], "-") for name in Interval._fields)
+        return f"{mean}{self.unit} [{low}, {high}]"
+
     def write_difference(self, difference: Mapping[str, Any]) -> str:
         """A difference of values with its interval, without its unit."""
         mean, low, high = (difference[name] for name in Interval._fields)

@@ -11,7 +11,7 @@ from gafreeze_jax.report import charts
 from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
-from gafreeze_jax.report.summary import describe_found
+from gafreeze_jax.report.summary import describe_found, dropped
 from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, SEARCH
 
 CHARTS = {"progress": "generations", "frozen_shares": "generations", "effects": "effects", "trade_off": "full"}  # need these
@@ -197,7 +197,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         for name, differences in pairs.items()
     ]
     summary = f"All pairs: differences in test {metric.name}{points}"
-    return [table(titles, lines), folded_table(["row minus column", *pairs], rows, summary)]
+    return [table(titles, lines), *map(note, dropped(run.facts)), folded_table(["row minus column", *pairs], rows, summary)]
 
 
 def costs(run: RunFolder, place: str) -> list[Element]:

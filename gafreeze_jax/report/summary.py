@@ -33,7 +33,7 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
     console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)
     console.print(comparison(result))
     console.print(result["verdict"]["sentence"], style="bold", markup=False)
-    for remark in remarks(result):
+    for remark in (*dropped(result), *remarks(result)):
         console.print(remark, markup=False)
     metric = metric_format.from_facts(result)
     if front := result.get("front"):
@@ -79,6 +79,16 @@ def comparison(result: Mapping[str, Any]) -> Table:
             "majority class", *[""] * has_rates, f"{majority['validation_accuracy']:.4f}", f"{majority['test_accuracy']:.4f}"
         )
     return table
+
+
+def dropped(result: Mapping[str, Any]) -> list[str]:
+    """Which finalists dropped out, in a sentence, if any did."""
+    metric, entries = metric_format.from_facts(result), result.get("dropped", {})
+    if not entries:
+        return []
+    seeds = max(entry["seeds"] for entry in entries.values())
+    lags = "; ".join(f"{name}, {metric.write_lag(entry['behind'])} behind" for name, entry in entries.items())
+    return [f"Dropped after {seeds} seeds, clearly worse on validation: {lags}."]
 
 
 def _bounds(bounds: Sequence[float | None], metric: MetricFormat) -> str:

@@ -305,6 +305,9 @@ BASELINES = (
     Baseline("train nothing", genomes=nothing),
     Baseline("best prefix mask", genomes=inner_prefixes),
     Baseline("best suffix mask", "Lee et al. 2023, arXiv:2210.11466", genomes=inner_suffixes, seeds=seeded_suffixes),
+    *LOWER_RATES,
+)
+FURTHER = (  # with `--baselines all`
     Baseline("best third", "Lee et al. 2023, arXiv:2210.11466", genomes=Space.thirds),
     Baseline(
         "gradual unfreezing",
@@ -313,9 +316,6 @@ BASELINES = (
         cost=Phases(thaw).cost,
     ),
     Baseline("auto-RGN", "Lee et al. 2023, arXiv:2210.11466", schedules={"": auto_rgn}, cost=_cost_of_auto_rgn),
-    *LOWER_RATES,
-)
-FURTHER = (
     Baseline(
         "layer-wise decay",
         "Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020, arXiv:2003.10555",

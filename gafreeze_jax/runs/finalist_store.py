@@ -18,7 +18,7 @@ from gafreeze_jax.report.folder_format import is_local
 from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.space import Genome, Space, as_genome
 
-Arrays = dict[str, np.ndarray]  # a member: its trained leaves by number, and "scores"
+Arrays = dict[str, np.ndarray]  # a member: its trained leaves by number, "scores" and "values"
 
 
 class FinalistStore:
@@ -71,12 +71,21 @@ class FinalistStore:
           like: {block name: pretrained parameters, ..., "head": its initial parameters}.
         """
         arrays = self._stored.get(self._key(name, genome)) if self._stored else None
-        if arrays is None:
+        if arrays is None or "values" not in arrays:  # as older versions left them
             return None
         leaves, tree = jax.tree.flatten(self._trained(genome, like))
         leaves = [arrays.get(str(number), leaf) for number, leaf in enumerate(leaves)]
         train_loss, score, loss, seconds, steps = arrays["scores"].tolist()
-        return Member(as_genome(genome), like | jax.tree.unflatten(tree, leaves), train_loss, score, loss, int(steps), seconds)
+        return Member(
+            genome=as_genome(genome),
+            params=like | jax.tree.unflatten(tree, leaves),
+            train_loss=train_loss,
+            score=score,
+            loss=loss,
+            steps=int(steps),
+            seconds=seconds,
+            values=arrays["values"],
+        )
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -103,7 +112,8 @@ class FinalistStore:
         """Scores and trained leaves of a member; Orbax takes no empty arrays."""
         leaves = enumerate(map(np.asarray, jax.tree.leaves(self._trained(member.genome, member.params))))
         scores = (member.train_loss, member.score, member.loss, member.seconds, member.steps)
-        return {str(number): leaf for number, leaf in leaves if leaf.size} | {"scores": np.array(scores, np.float64)}
+        named = {str(number): leaf for number, leaf in leaves if leaf.size}
+        return named | {"scores": np.array(scores, np.float64), "values": np.asarray(member.values)}
 
     def _raise_failures(self, *, wait: bool) -> None:
         while self._writes and (wait or self._writes[0].done()):

@@ -2,7 +2,7 @@
 
 The best of many noisy validation scores is too good by construction. So training with seeds that the search has not used, the
 same for all finalists, has the last word: on the validation split it names the winner, and on the test split, which is opened
-then, it says what the winner is worth.
+then, it says what the winner is worth. Finalists that are clearly worse drop out before that (see `racing`).
 """
 
 import functools
@@ -17,36 +17,57 @@ import numpy as np
 from gafreeze_jax.engine import costs
 from gafreeze_jax.engine.cohort import Member, Replicate, side_by_side, untrained
 from gafreeze_jax.engine.population import Population
-from gafreeze_jax.runs.baselines import Baseline, ablations
+from gafreeze_jax.intervals import Interval
+from gafreeze_jax.runs import racing
+from gafreeze_jax.runs.baselines import TRAIN_ALL, Baseline, ablations
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.space import Genome, Space
 
 Record = Callable[[Sequence[Member], int], None]
+FOUND = "found"
+
+
+class Variant(NamedTuple):
+    """One of a baseline's schedules, at a rate of all genes."""
+
+    baseline: Baseline
+    name: str
+    rate: float
 
 
 class Finalist(NamedTuple):
-    """A mask, or another way to fine-tune, trained with S fresh seeds.
+    """A mask, or another way to fine-tune, trained with fresh seeds.
 
     Attributes:
       name: such as "train all".
       genome: for a schedule, that of its end.
-      members: S of them.
       flops: of a training run.
-      is_mask: whether the genome alone says how it was trained.
+      members: one for each seed so far.
+      schedule: how it is trained; None = as the genome says.
       is_ablation: whether it is the found mask without something, and no baseline.
-      learning_rate_factor: of all blocks.
       rate: of all genes, that was chosen for it.
+      behind: by how much its validation score is lower than the leader's, if it dropped out.
     """
 
     name: str
     genome: Genome
-    members: tuple[Member, ...]
     flops: float
-    is_mask: bool = True
+    members: tuple[Member, ...] = ()
+    schedule: Variant | None = None
     is_ablation: bool = False
-    learning_rate_factor: float = 1.0
     rate: float = 1.0
+    behind: Interval | None = None
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether the genome alone says how it is trained."""
+        return self.schedule is None
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """Of all blocks."""
+        return 1.0 if self.schedule is None else self.schedule.baseline.learning_rate_factor
 
     @property
     def validation(self) -> tuple[float, float]:
@@ -78,6 +99,7 @@ class Result(NamedTuple):
       evaluations: all, in order.
       facts: about the search and how members were trained, for `result.json`.
       space: of the genomes.
+      dropped: baselines that dropped out.
     """
 
     found: Finalist
@@ -85,6 +107,7 @@ class Result(NamedTuple):
     evaluations: Sequence[Evaluation]
     facts: dict[str, Any]
     space: Space
+    dropped: Sequence[Finalist] = ()
 
 
 class Retraining:
@@ -96,6 +119,8 @@ class Retraining:
       tuning_seed: of the search, with which variants of a schedule are compared on validation data.
       store: members that were trained before an interruption, and then all.
       record: called with members that were trained together, and their seed.
+      on_race: called with the finalists that dropped out, and those that are still in.
+      rows: that validation examples belong to, as in `Source`.
     """
 
     def __init__(
@@ -108,51 +133,76 @@ class Retraining:
         num_epochs: int,
         store: FinalistStore,
         record: Record = lambda members, seed: None,
+        on_race: Callable[[Sequence[Finalist], Sequence[Finalist]], None] = lambda dropped, still_in: None,
+        rows: np.ndarray | None = None,
     ):
         self.population, self.make_replicate, self.seeds, self.tuning_seed = population, make_replicate, seeds, tuning_seed
         self.num_epochs, self.store, self.record = num_epochs, store, record
+        self.on_race, self.rows = on_race, rows
+        self._trained: dict[tuple[int, Genome], Member] = {}
         replicate = make_replicate(seeds[0])
         self.num_steps = replicate.num_steps
         self.flops = functools.cache(lambda genome: self.num_steps * costs.flops_per_step(population, genome, replicate))
 
-    def train_genomes(self, genomes: Sequence[Genome]) -> dict[Genome, tuple[Member, ...]]:
-        """A member for each seed of each genome."""
-        by_seed = [self._train_genomes(genomes, seed) for seed in self.seeds]
-        return {genome: tuple(members[genome] for members in by_seed) for genome in genomes}
+    def mask(self, name: str, genome: Genome, *, is_ablation: bool = False) -> Finalist:
+        """A genome, before training."""
+        rate = self.population.space.rate(genome)
+        return Finalist(name, genome, self.flops(genome), is_ablation=is_ablation, rate=rate)
+
+    def schedule(self, baseline: Baseline) -> Finalist:
+        """A baseline that is no genome, before training, in the variant and at the rate that do best on validation data."""
+        space = self.population.space
+        variants = [Variant(baseline, *chosen) for chosen in itertools.product(baseline.schedules or {}, space.rates)]
+        chosen = variants[0] if len(variants) == 1 else max(variants, key=self._try)
+        return Finalist(
+            name=f"{baseline.name} {chosen.name}".strip(),
+            genome=space.all_trained,
+            flops=baseline.flops(space, self.flops, self.num_steps, self.num_epochs),
+            schedule=chosen,
+            rate=chosen.rate,
+        )
+
+    def train(self, finalists: Sequence[Finalist], num_seeds: int) -> list[Finalist]:
+        """The finalists, of which those still in have been trained with the first `num_seeds` seeds."""
+        waiting = [finalist for finalist in finalists if not finalist.behind and len(finalist.members) < num_seeds]
+        if not waiting:
+            return list(finalists)
+        seeds = self.seeds[len(waiting[0].members) : num_seeds]
+        genomes = list(dict.fromkeys(finalist.genome for finalist in waiting if finalist.schedule is None))
+        by_seed = [self._train_genomes(genomes, seed) for seed in seeds] if genomes else []
+
+        def with_members(finalist: Finalist) -> Finalist:
+            if not any(finalist is other for other in waiting):
+                return finalist
+            if finalist.schedule is None:
+                members = [of_seed[finalist.genome] for of_seed in by_seed]
+            else:
+                members = self._train_variant(finalist.schedule, seeds)
+            return finalist._replace(members=(*finalist.members, *members))
+
+        return list(map(with_members, finalists))
 
     def _train_genomes(self, genomes: Sequence[Genome], seed: int) -> dict[Genome, Member]:
-        stored = {genome: self._find("mask", seed, genome) for genome in genomes}
-        members = {genome: member for genome, member in stored.items() if member is not None}
-        self.record(list(members.values()), seed)
+        members = {genome: self._trained[seed, genome] for genome in genomes if (seed, genome) in self._trained}
+        found = {genome: self._find("mask", seed, genome) for genome in genomes if genome not in members}
+        stored = {genome: member for genome, member in found.items() if member is not None}
+        self.record(list(stored.values()), seed)
+        members |= stored
         missing = [genome for genome in genomes if genome not in members]
         for cohort in self.population.advance(untrained(missing), self.make_replicate(seed)):
             ready = self._keep("mask", seed, cohort)
             self.record(ready, seed)
             members |= {member.genome: member for member in ready}
+        self._trained |= {(seed, genome): member for genome, member in members.items()}
         return members
 
-    def train_schedule(self, baseline: Baseline) -> Finalist:
-        """A baseline that is no genome, in the variant and at the rate that do best on validation data."""
-        space = self.population.space
-        variants = list(itertools.product(baseline.schedules or {}, space.rates))
-        chosen = variants[0] if len(variants) == 1 else max(variants, key=functools.partial(self._try, baseline))
-        return Finalist(
-            name=f"{baseline.name} {chosen[0]}".strip(),
-            genome=space.all_trained,
-            members=tuple(self._train_variant(baseline, chosen, self.seeds)),
-            flops=baseline.flops(space, self.flops, self.num_steps, self.num_epochs),
-            is_mask=False,
-            learning_rate_factor=baseline.learning_rate_factor,
-            rate=chosen[1],
-        )
-
-    def _try(self, baseline: Baseline, variant: tuple[str, float]) -> tuple[float, float]:
-        (member,) = self._train_variant(baseline, variant, [self.tuning_seed])
+    def _try(self, variant: Variant) -> tuple[float, float]:
+        (member,) = self._train_variant(variant, [self.tuning_seed])
         return _rank(member)
 
-    def _train_variant(self, baseline: Baseline, variant: tuple[str, float], seeds: Sequence[int]) -> list[Member]:
+    def _train_variant(self, variant: Variant, seeds: Sequence[int]) -> list[Member]:
         """A member for each seed."""
-        (name, rate), space = variant, self.population.space
+        (baseline, name, rate), space = variant, self.population.space
         kind = " ".join(filter(None, [baseline.name, name, f"{rate:g}" if space.has_rate else ""]))
         stored = {seed: self._find(kind, seed, space.all_trained) for seed in seeds}
         members = {seed: member for seed, member in stored.items() if member is not None}
@@ -191,20 +241,38 @@ def retrain(
     Returns:
       The winner, named "found", the baselines, and what the winner is without its rates or without what it freezes.
     """
-    members = retraining.train_genomes(list(dict.fromkeys([*leaders, *masks.values()])))
-    others = [retraining.train_schedule(baseline) for baseline in schedules]
-    space = retraining.population.space
-
-    def finalist(name: str, genome: Genome, *, is_ablation: bool = False) -> Finalist:
-        flops, rate = retraining.flops(genome), space.rate(genome)
-        return Finalist(name, genome, members[genome], flops, rate=rate, is_ablation=is_ablation)
-
-    found = max((finalist("found", genome) for genome in leaders), key=_rank_of_finalist)
-    without = ablations(space, found.genome)
-    members |= retraining.train_genomes([genome for genome in without.values() if genome not in members])
+    candidates = [retraining.mask(FOUND, genome) for genome in leaders]
+    rivals = [retraining.mask(name, genome) for name, genome in masks.items()]
+    finalists = _race(retraining, [*candidates, *rivals, *map(retraining.schedule, schedules)])
+    found = _lead(finalists)
+    without = ablations(retraining.population.space, found.genome)
+    _, *parts = _race(
+        retraining, [found, *(retraining.mask(name, genome, is_ablation=True) for name, genome in without.items())]
+    )
     retraining.store.close()
-    named = [finalist(name, genome) for name, genome in masks.items()]
-    return found, [*named, *others, *(finalist(name, genome, is_ablation=True) for name, genome in without.items())]
+    return found, [*finalists[len(candidates) :], *parts]
+
+
+def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalist]:
+    """Trains finalists with all seeds, or with the first ones if they drop out then; training everything never does."""
+    num, num_seeds = racing.FIRST_SEEDS, len(retraining.seeds)
+    started = retraining.train(finalists, min(num, num_seeds))
+    if num_seeds > num and len(started) > 1:
+        leader = _lead(started)
+        place = next(place for place, finalist in enumerate(started) if finalist is leader)
+        members = [finalist.members[:num] for finalist in started]
+        gaps = racing.race(members, place, retraining.population.metric, retraining.rows)
+        started = [
+            finalist if finalist.name == TRAIN_ALL.name else finalist._replace(behind=gap)
+            for finalist, gap in zip(started, gaps, strict=True)
+        ]
+        retraining.on_race(*([f for f in started if (f.behind is None) == is_in] for is_in in (False, True)))
+    return retraining.train(started, num_seeds)
+
+
+def _lead(finalists: Sequence[Finalist]) -> Finalist:
+    """The fittest of the search's leaders that are still in."""
+    return max((finalist for finalist in finalists if finalist.name == FOUND and not finalist.behind), key=_rank_of_finalist)
 
 
 def _rank_of_finalist(finalist: Finalist) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from gafreeze_jax.engine.network import Source
 from gafreeze_jax.engine.scoring import Scores, score_each
 from gafreeze_jax.metrics import Metric
 from gafreeze_jax.options import Options
-from gafreeze_jax.report import page
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.report.run_folder import RunFolder
@@ -21,6 +20,7 @@ from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.runs.racing import contributions
 from gafreeze_jax.runs.remarks import class_members, majority
 from gafreeze_jax.space import Genome, Space
 from gafreeze_jax.tasks.base import Setup
@@ -61,6 +61,7 @@ def finish(
         evaluations=result.evaluations,
         seconds=time.perf_counter() - start,
         has_perplexity=problem.task.has_perplexity,
+        dropped={finalist.name: _entry_of_dropped(finalist, space, metric) for finalist in result.dropped},
         **majority(problem, validation=problem.validation.data.targets, test=test.data.targets),
         **result.facts,
         **setup.facts,
@@ -68,6 +69,8 @@ def finish(
         seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
     )
     results.write_json(out / "result.json", entries)
+    from gafreeze_jax.report import page  # imports matplotlib
+
     page.write([RunFolder(out)], out / "report.html")
     return entries
 
@@ -103,17 +106,13 @@ def _score_members(setup: Setup, test: Source, result: Result, steps: float, dis
 def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores]) -> results.ScoredFinalist:
     """A finalist on both splits."""
     scores = [tested[id(member)] for member in finalist.members]
-    contributions = np.stack([setup.problem.task.metric.contributions(of_member.values) for of_member in scores])
-    if setup.rows is not None:
-        counts = np.bincount(setup.rows)
-        contributions = np.stack([np.bincount(setup.rows, of_member) / counts for of_member in contributions])
     validation_score, validation_loss = finalist.validation
     return results.ScoredFinalist(
         name=finalist.name,
         genome=finalist.genome,
         validation_score=validation_score,
         validation_loss=validation_loss,
-        scores=contributions,
+        scores=contributions(setup.problem.task.metric, [of_member.values for of_member in scores], setup.test.rows),
         test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
         trainable_parameters=setup.problem.count_trainable(space.frozen(finalist.genome)),
         flops=finalist.flops,
@@ -122,6 +121,21 @@ def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[i
         learning_rate_factor=finalist.learning_rate_factor,
         rate=finalist.rate,
     )
+
+
+def _entry_of_dropped(finalist: Finalist, space: Space, metric: Metric) -> dict[str, Any]:
+    """What `result.json` says of a finalist that dropped out."""
+    assert finalist.behind is not None
+    return {
+        "genome": list(finalist.genome),
+        "frozen": space.frozen_names(finalist.genome),
+        "rate": finalist.rate,
+        f"validation_{metric.key}": metric.shown(finalist.validation[0]),
+        "behind": finalist.behind.as_json(),
+        "seeds": len(finalist.members),
+        "is_mask": finalist.is_mask,
+        "is_ablation": finalist.is_ablation,
+    }
 
 
 def _judge(

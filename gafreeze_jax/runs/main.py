@@ -125,8 +125,8 @@ def _make_display(setup: Setup, held_out: HeldOut, options: Options, run_dir: Ru
         verbose=options.verbose,
         tensorboard=Path(run_dir.path or "") / TENSORBOARD if options.tensorboard and devices.is_first() else None,
     )
-    # Found, and train all at three rates; or found, the best random mask and all baselines.
-    num_rows = 2 + len(LOWER_RATES) if options.mask else 1 + options.compare_random + len(BASELINES)
+    # Found, and train all at three rates; or found and all baselines.
+    num_rows = 2 + len(LOWER_RATES) if options.mask else 1 + len(BASELINES)
     display.progress.expect({TEST: options.finalist_seeds * num_rows * steps_of_test(held_out, options)})
     return display
 

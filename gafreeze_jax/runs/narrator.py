@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.planning import Choice
 from gafreeze_jax.report.display import Display
+from gafreeze_jax.runs import racing
+from gafreeze_jax.runs.finalists import Finalist
 from gafreeze_jax.search.history import Ledger
 from gafreeze_jax.search.loop import Found, Generation
 
@@ -71,13 +73,23 @@ class Narrator:
     def retraining(self, leaders: Sequence[object], baselines: Iterable[object], seeds: Sequence[int]) -> None:
         self.display.line(
             f"Training the {len(leaders)} most promising masks and {len(list(baselines))} baselines again "
-            f"with fresh seeds ({len(seeds)} each) ..."
+            f"with fresh seeds ({_each(seeds)}) ..."
         )
 
+    def raced(self, dropped: Sequence[Finalist], still_in: Sequence[Finalist]) -> None:
+        for finalist in dropped:
+            if finalist.behind:
+                lag = self.display.metric.write_lag(finalist.behind._asdict())
+                self.display.line(f"Dropped after {len(finalist.members)} seeds: {finalist.name}, {lag} behind on validation")
+
     def training_mask(self, seeds: Sequence[int]) -> None:
-        self.display.line(
-            f"Training with the mask, and everything, also at lower rates, with {len(seeds)} fresh seeds each ..."
-        )
+        self.display.line(f"Training with the mask, and everything, also at lower rates, with fresh seeds ({_each(seeds)}) ...")
+
+
+def _each(seeds: Sequence[int]) -> str:
+    """How many seeds finalists train with."""
+    few = f"; {racing.FIRST_SEEDS} where clearly worse" if len(seeds) > racing.FIRST_SEEDS else ""
+    return f"{len(seeds)} each{few}"
 
 
 def _count(ledger: Ledger) -> str:

@@ -72,11 +72,11 @@ def run_search(
         schedules = [baseline for baseline in run.baselines if baseline.schedules is not None]
         leaders = found.leaders[:NUM_LEADERS]
         run.narrator.retraining(leaders, [*masks, *schedules], run.fresh_seeds)
-        winner, rivals = run.retrain(leaders, masks, schedules)
+        winner, rivals, dropped = run.retrain(leaders, masks, schedules)
         entries = {"search": facts | {"finalist_seeds": list(run.fresh_seeds)}}
         if options.objective == "pareto":
             entries["front"] = find_front(run.ledger, run.costs, problem.task.metric, options.seed)
-        return Result(winner, rivals, list(run.run_dir.journal), run.facts_of_engine() | entries, space)
+        return Result(winner, rivals, list(run.run_dir.journal), run.facts_of_engine() | entries, space, dropped)
 
 
 def space_of_mask(problem: Problem, rates: Sequence[float]) -> tuple[Space, Genome]:
@@ -103,8 +103,8 @@ def train_mask(
         run.narrator.expect(finalists=num_runs * run.num_steps)
         run.populate(run.space.stack([everything, genome]), num_runs)
         run.narrator.training_mask(run.fresh_seeds)
-        found, rivals = run.retrain([genome], {TRAIN_ALL.name: everything}, baselines)
-        return Result(found, rivals, list(run.run_dir.journal), run.facts_of_engine(), space)
+        found, rivals, dropped = run.retrain([genome], {TRAIN_ALL.name: everything}, baselines)
+        return Result(found, rivals, list(run.run_dir.journal), run.facts_of_engine(), space, dropped)
 
 
 def make_settings(options: Options, num_steps: int) -> Settings:
@@ -194,7 +194,7 @@ class SearchRun:
 
     @property
     def compares_random(self) -> bool:
-        return self.options.compare_random and not self.enumerates
+        return self.options.baselines == "all" and not self.enumerates
 
     @property
     def steps_of_search(self) -> int:
@@ -349,8 +349,8 @@ class SearchRun:
 
     def retrain(
         self, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
-    ) -> tuple[Finalist, list[Finalist]]:
-        """See `finalists.retrain`."""
+    ) -> tuple[Finalist, list[Finalist], list[Finalist]]:
+        """The winner, the others that are still in at the end, and those that are not; see `finalists.retrain`."""
         num_finalists = len({*leaders, *masks.values()}) + len(schedules)
         self.narrator.begin(FINALISTS, len(self.fresh_seeds) * num_finalists * self.num_steps)
         retraining = Retraining(
@@ -361,8 +361,11 @@ class SearchRun:
             num_epochs=self.options.epochs,
             store=self.run_dir.finalists,
             record=self._recorder(),
+            on_race=self.narrator.raced,
+            rows=self.problem.validation.rows,
         )
-        return retrain(retraining, leaders, masks, schedules)
+        found, others = retrain(retraining, leaders, masks, schedules)
+        return found, [one for one in others if not one.behind], [one for one in others if one.behind]
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
         """A function that records finalists in the journal."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from gafreeze_jax.space import Genome
 
@@ -108,6 +107,8 @@ def correlations(scores: Mapping[int, Mapping[Genome, float]]) -> tuple[Correlat
         both = sorted(scores[earlier].keys() & scores[later].keys())
         first, second = ([scores[rung][genome] for genome in both] for rung in (earlier, later))
         if len(both) > 2 and min(len(set(first)), len(set(second))) > 1:
+            from scipy.stats import spearmanr  # takes half a second
+
             result: Any = spearmanr(first, second)
             defined.append(Correlation((earlier, later), float(result.statistic), len(both)))
     return tuple(defined)

@@ -8,7 +8,6 @@ alike does no harm; an effect on those that share a gene cannot be told from the
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from gafreeze_jax.space import Space
 
@@ -70,6 +69,8 @@ class Surrogate(NamedTuple):
     @property
     def cross_validated_correlation(self) -> float:
         """Spearman's rank correlation of the fitnesses with what is predicted for each from all others; 0 if undefined."""
+        from scipy.stats import rankdata  # takes half a second
+
         ranks = np.stack([rankdata(self.left_out), rankdata(self.fitness)])
         ranks -= ranks.mean(1, keepdims=True)
         return float(ranks[0] @ ranks[1] / max(np.sqrt((ranks**2).sum(1).prod()), TINY))

@@ -190,7 +190,6 @@ class Setup(NamedTuple):
       save: writes these to a folder, in the checkpoint's own layout.
       facts: further entries of `result.json`.
       pretrained: the arrays that were read as the model, by which a run knows it again; by default the problem's.
-      rows: [E], the row that each test example belongs to, where examples do not stand for themselves, as the tokens of a text.
     """
 
     problem: Problem
@@ -202,7 +201,6 @@ class Setup(NamedTuple):
     save: Callable[[Path, PyTree], None]
     facts: Mapping[str, Any] = MappingProxyType({})
     pretrained: PyTree = None
-    rows: np.ndarray | None = None
 
 
 class Unlabelled(NamedTuple):

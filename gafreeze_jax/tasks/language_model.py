@@ -115,7 +115,7 @@ def make_problem(
         network=network,
         params=base.split_layers(params, network.names),
         train=Source(train.dataset, lm.scoring_batches(train)),
-        validation=Source(validation.dataset, lm.scoring_batches(validation)),
+        validation=_source(validation),
         make_head=model.init_head,
         make_batches=lm.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
@@ -124,6 +124,12 @@ def make_problem(
         task=language_modelling(),
         head="none",
     )
+
+
+def _source(windows: lm.Windows) -> Source:
+    """For scoring; a window is a row of tokens."""
+    lengths = windows.tokens.lengths
+    return Source(windows.dataset, lm.scoring_batches(windows), rows=np.repeat(np.arange(len(lengths)), lengths))
 
 
 def prepare(given: Options) -> Setup:
@@ -162,12 +168,11 @@ def _prepare_language_modelling(given: Options) -> Setup:
             *tokens.describe_unknown(*map(sum, zip(*unknown, strict=True))),
         ],
         network=loaded.model.make_network(dtype=dtype),
-        test=Source(test.dataset, lm.scoring_batches(test)),
+        test=_source(test),
         num_test=len(test.tokens.lengths),
         restore=base.join_layers,
         save=loaded.save,
         pretrained=loaded.read_leaves,
-        rows=np.repeat(np.arange(len(test.tokens.lengths)), test.tokens.lengths),
     )
 
 

@@ -117,7 +117,6 @@ def test_a_search_of_two_processes_with_four_devices_each_is_that_of_one_device(
         for column in ("loss", "train_loss"):
             assert float(ours[column]) == pytest.approx(float(expected[column]), rel=1e-4)
     ours, expected = (json.loads((tmp_path / one / "search" / "result.json").read_text()) for one in ("2x4", "1"))
-    assert ours["plan"]["chosen"]["members"] == 4  # two devices each
     for entry in ("best_genome", "verdict"):
         assert ours[entry] == expected[entry]
 

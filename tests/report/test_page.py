@@ -33,7 +33,7 @@ CHARTS = ["progress", "frozen_shares", "effects", "trade_off"]
 def run(tmp_path_factory, quick_compilation):
     """The folder of a search of two generations or more."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--population", "2", "--max-evaluations", "7", "--epochs", "1", "--finalist-seeds", "2"]
+    options = ["--population", "2", "--max-evaluations", "7", "--epochs", "1", "--finalist-seeds", "2", "--baselines", "all"]
     options += ["--plan", "members=8,steps=7,freezing=traced", "--out", str(out)]
     run_custom.main(tyro.cli(run_custom.Options, args=options))
     return out
@@ -110,7 +110,8 @@ def test_costs_are_shares_of_training_everything(run):
 def test_costs_tell_of_all_that_took_time(run):
     facts = json.loads((run / "result.json").read_text())
     phases = facts["seconds_of_phases"]
-    assert list(phases) == ["starting", "searching", "random masks", "finalists", "counting FLOPs", "scoring the test examples"]
+    expected = ["starting", "searching", "random masks", "finalists", "counting FLOPs", "scoring the test examples"]
+    assert [phase for phase in phases if phase in expected] == expected
     assert sum(phases.values()) <= facts["seconds"] + 0.05 * len(phases)
     assert f"finalists {phases['finalists']:,.0f}" in (run / "report.html").read_text(encoding="utf-8")
 

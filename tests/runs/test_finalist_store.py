@@ -22,7 +22,7 @@ def make_member(genome, value=2.0):
         name: tree if frozen.get(name) else jax.tree.map(lambda leaf: np.full_like(leaf, value), tree)
         for name, tree in PARAMS.items()
     }
-    return Member(tuple(genome), params, 0.1, 0.2, np.nan, 6, 7.5)
+    return Member(tuple(genome), params, 0.1, 0.2, np.nan, 6, 7.5, values=np.array([1.0, 0.0]))
 
 
 def same(one, other):

@@ -171,7 +171,7 @@ def test_auto_rgn_measures_before_each_epoch(monkeypatch):
 
 def retrain(population, leaders, store, record=lambda members, seed: None):
     retraining = finalists.Retraining(population, make_run_of, [1, 2], tuning_seed=0, num_epochs=2, store=store, record=record)
-    schedules = [baseline for baseline in baselines.BASELINES if baseline.schedules]
+    schedules = [one for one in (*baselines.FURTHER[1:3], *baselines.BASELINES) if one.schedules]
     return finalists.retrain(retraining, leaders, {"train all": (0, 0, 0), "head only": (1, 1, 1)}, schedules)
 
 
@@ -201,8 +201,8 @@ def test_leaders_and_baselines_share_seeds_and_members():
 
 def test_a_diverged_seed_never_wins():
     good, bad = Member((1,), {}, 1.0, 0.5, 1.0, 6), Member((1,), {}, 1.0, 0.9, math.nan, 6)
-    assert finalists.Finalist("found", (1,), (good, bad), 1.0).validation == (-math.inf, math.inf)
-    assert finalists.Finalist("found", (1,), (bad, good), 1.0).best is good
+    assert finalists.Finalist("found", (1,), 1.0, (good, bad)).validation == (-math.inf, math.inf)
+    assert finalists.Finalist("found", (1,), 1.0, (bad, good)).best is good
 
 
 def count_trainable(genome):

@@ -36,7 +36,7 @@ def finalist(problem, genome, trained=None):
     rng = np.random.default_rng(sum(genome))
     change = lambda leaf: leaf + rng.normal(0, 0.3, np.shape(leaf)).astype(np.float32)  # noqa: E731
     params = {name: tree if frozen[name] else jax.tree.map(change, tree) for name, tree in problem.params.items()}
-    return Finalist("one", genome, (Member(genome, params, 0.0, 0.5, 0.5, 1),), 1.0, is_mask=trained is None)
+    return Finalist("one", genome, 1.0, (Member(genome, params, 0.0, 0.5, 0.5, 1),))
 
 
 def test_members_score_what_each_scores_by_itself(setup):

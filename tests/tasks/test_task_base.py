@@ -147,11 +147,11 @@ def test_scoring_has_every_example_once(split, setup):
 
 
 def test_examples_of_the_test_belong_to_its_rows(setup):
-    if setup.rows is None:
+    if setup.test.rows is None:
         assert setup.num_test == setup.test.num_examples
     else:
-        assert len(setup.rows) == setup.test.num_examples
-        assert np.unique(setup.rows).tolist() == list(range(setup.num_test))
+        assert len(setup.test.rows) == setup.test.num_examples
+        assert np.unique(setup.test.rows).tolist() == list(range(setup.num_test))
 
 
 def test_frozen_genes_are_not_counted(setup):
