@@ -92,8 +92,8 @@ def difference(first: ArrayLike, second: ArrayLike) -> Interval:
     return interval(np.subtract(first, second, dtype=float))
 
 
-def leads(values: np.ndarray, leader: int, confidence: float = 0.95) -> list[Interval]:
-    """How much greater the mean of one of R finalists is than that of each, in pairs, for values [R, S, N].
+def leads(values: np.ndarray, confidence: float = 0.95) -> list[Interval]:
+    """How much greater the mean of the first of R finalists is than that of each, in pairs, for values [R, S, N].
 
     As `difference`, for few seeds: the variance over seeds is taken to be at least the finalists' mean one, which is known
     with (R - 1)(S - 1) degrees of freedom, as in an analysis of variance with seeds as blocks. With R = 8 and S = 2, a
@@ -105,7 +105,7 @@ def leads(values: np.ndarray, leader: int, confidence: float = 0.95) -> list[Int
     freedom = (num - 1) * (num_seeds - 1)
     of_others = 2 * float(np.sum(rest**2)) / freedom / num_seeds
     intervals = []
-    for gaps in values[leader] - values:
+    for gaps in values[0] - values:
         by_seed = gaps.mean(1)
         of_seeds = max(float(by_seed.var(ddof=1)) / num_seeds, of_others)
         variance, satterthwaite = _with_examples(gaps, by_seed, of_seeds, freedom)

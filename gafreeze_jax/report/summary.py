@@ -82,13 +82,15 @@ def comparison(result: Mapping[str, Any]) -> Table:
 
 
 def dropped(result: Mapping[str, Any]) -> list[str]:
-    """Which finalists dropped out, in a sentence, if any did."""
+    """Which finalists dropped out, and why: a sentence for each reason."""
     metric, entries = metric_format.from_facts(result), result.get("dropped", {})
-    if not entries:
-        return []
-    seeds = max(entry["seeds"] for entry in entries.values())
-    lags = "; ".join(f"{name}, {metric.write_lag(entry['behind'])} behind" for name, entry in entries.items())
-    return [f"Dropped after {seeds} seeds, clearly worse on validation: {lags}."]
+    worse = [f"{name}, {metric.write_lag(entry['behind'])} behind" for name, entry in entries.items() if entry["behind"]]
+    level = [
+        f"{name}, {metric.write(entry[f'validation_{metric.key}'])}" for name, entry in entries.items() if not entry["behind"]
+    ]
+    seeds = max((entry["seeds"] for entry in entries.values()), default=0)
+    reasons = {"clearly worse on validation": worse, "as the verdict does not need them (with their validation scores)": level}
+    return [f"Dropped after {seeds} seeds, {reason}: {'; '.join(names)}." for reason, names in reasons.items() if names]
 
 
 def _bounds(bounds: Sequence[float | None], metric: MetricFormat) -> str:

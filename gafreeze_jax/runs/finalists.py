@@ -47,7 +47,8 @@ class Finalist(NamedTuple):
       schedule: how it is trained; None = as the genome says.
       is_ablation: whether it is the found mask without something, and no baseline.
       rate: of all genes, that was chosen for it.
-      behind: by how much its validation score is lower than the leader's, if it dropped out.
+      behind: by how much its validation score is lower than the found mask's, if it clearly is and so dropped out.
+      is_needed: whether the verdict depends on it; if not, it dropped out, too.
     """
 
     name: str
@@ -58,6 +59,12 @@ class Finalist(NamedTuple):
     is_ablation: bool = False
     rate: float = 1.0
     behind: Interval | None = None
+    is_needed: bool = True
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it has not dropped out."""
+        return self.is_needed and self.behind is None
 
     @property
     def is_mask(self) -> bool:
@@ -99,7 +106,7 @@ class Result(NamedTuple):
       evaluations: all, in order.
       facts: about the search and how members were trained, for `result.json`.
       space: of the genomes.
-      dropped: baselines that dropped out.
+      dropped: those that dropped out.
     """
 
     found: Finalist
@@ -119,8 +126,9 @@ class Retraining:
       tuning_seed: of the search, with which variants of a schedule are compared on validation data.
       store: members that were trained before an interruption, and then all.
       record: called with members that were trained together, and their seed.
-      on_race: called with the finalists that dropped out, and those that are still in.
       rows: that validation examples belong to, as in `Source`.
+      is_thorough: whether finalists that the verdict does not need are trained with all seeds, too.
+      on_race: called with the finalists after the first seeds.
     """
 
     def __init__(
@@ -133,12 +141,13 @@ class Retraining:
         num_epochs: int,
         store: FinalistStore,
         record: Record = lambda members, seed: None,
-        on_race: Callable[[Sequence[Finalist], Sequence[Finalist]], None] = lambda dropped, still_in: None,
         rows: np.ndarray | None = None,
+        is_thorough: bool = False,
+        on_race: Callable[[Sequence[Finalist]], None] = lambda finalists: None,
     ):
         self.population, self.make_replicate, self.seeds, self.tuning_seed = population, make_replicate, seeds, tuning_seed
         self.num_epochs, self.store, self.record = num_epochs, store, record
-        self.on_race, self.rows = on_race, rows
+        self.rows, self.is_thorough, self.on_race = rows, is_thorough, on_race
         self._trained: dict[tuple[int, Genome], Member] = {}
         replicate = make_replicate(seeds[0])
         self.num_steps = replicate.num_steps
@@ -164,7 +173,7 @@ class Retraining:
 
     def train(self, finalists: Sequence[Finalist], num_seeds: int) -> list[Finalist]:
         """The finalists, of which those still in have been trained with the first `num_seeds` seeds."""
-        waiting = [finalist for finalist in finalists if not finalist.behind and len(finalist.members) < num_seeds]
+        waiting = [finalist for finalist in finalists if finalist.is_in and len(finalist.members) < num_seeds]
         if not waiting:
             return list(finalists)
         seeds = self.seeds[len(waiting[0].members) : num_seeds]
@@ -233,6 +242,8 @@ def retrain(
 ) -> tuple[Finalist, list[Finalist]]:
     """Trains leaders and baselines with fresh seeds, and names the leader that is fittest on the validation split.
 
+    All train with the first seeds, which name the winner; those that stay in the race train with the others as well.
+
     Args:
       leaders: the most promising genomes, the best first.
       masks: name and genome of each baseline that is a genome.
@@ -241,38 +252,34 @@ def retrain(
     Returns:
       The winner, named "found", the baselines, and what the winner is without its rates or without what it freezes.
     """
+    first = min(racing.FIRST_SEEDS, len(retraining.seeds))
     candidates = [retraining.mask(FOUND, genome) for genome in leaders]
     rivals = [retraining.mask(name, genome) for name, genome in masks.items()]
-    finalists = _race(retraining, [*candidates, *rivals, *map(retraining.schedule, schedules)])
-    found = _lead(finalists)
+    started = retraining.train([*candidates, *rivals, *map(retraining.schedule, schedules)], first)
+    found = max(started[: len(candidates)], key=_rank_of_finalist)
     without = ablations(retraining.population.space, found.genome)
-    _, *parts = _race(
-        retraining, [found, *(retraining.mask(name, genome, is_ablation=True) for name, genome in without.items())]
-    )
+    parts = [retraining.mask(name, genome, is_ablation=True) for name, genome in without.items()]
+    finalists = [found, *started[len(candidates) :], *retraining.train(parts, first)]
+    if len(retraining.seeds) > first:
+        finalists = _race(retraining, finalists)
+        retraining.on_race(finalists)
+    found, *others = retraining.train(finalists, len(retraining.seeds))
     retraining.store.close()
-    return found, [*finalists[len(candidates) :], *parts]
+    return found, others
 
 
 def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalist]:
-    """Trains finalists with all seeds, or with the first ones if they drop out then; training everything never does."""
-    num, num_seeds = racing.FIRST_SEEDS, len(retraining.seeds)
-    started = retraining.train(finalists, min(num, num_seeds))
-    if num_seeds > num and len(started) > 1:
-        leader = _lead(started)
-        place = next(place for place, finalist in enumerate(started) if finalist is leader)
-        members = [finalist.members[:num] for finalist in started]
-        gaps = racing.race(members, place, retraining.population.metric, retraining.rows)
-        started = [
-            finalist if finalist.name == TRAIN_ALL.name else finalist._replace(behind=gap)
-            for finalist, gap in zip(started, gaps, strict=True)
-        ]
-        retraining.on_race(*([f for f in started if (f.behind is None) == is_in] for is_in in (False, True)))
-    return retraining.train(started, num_seeds)
+    """Finalists, "found" first, after the first seeds: which of them drop out. Training everything never does."""
+    found, metric = finalists[0], retraining.population.metric
+    is_known = any(other.is_mask and other.genome == found.genome for other in finalists[1:])  # the verdict: "the same mask"
 
+    def decide(finalist: Finalist, behind: Interval | None) -> Finalist:
+        if finalist.name == TRAIN_ALL.name or (finalist.is_mask and finalist.genome == found.genome):
+            return finalist
+        is_needed = finalist.is_ablation or retraining.is_thorough or not is_known
+        return finalist._replace(behind=behind, is_needed=is_needed)
 
-def _lead(finalists: Sequence[Finalist]) -> Finalist:
-    """The fittest of the search's leaders that are still in."""
-    return max((finalist for finalist in finalists if finalist.name == FOUND and not finalist.behind), key=_rank_of_finalist)
+    return list(map(decide, finalists, racing.race([one.members for one in finalists], metric, retraining.rows)))
 
 
 def _rank_of_finalist(finalist: Finalist) -> tuple[float, float]:

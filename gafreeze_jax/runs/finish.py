@@ -124,14 +124,13 @@ def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[i
 
 
 def _entry_of_dropped(finalist: Finalist, space: Space, metric: Metric) -> dict[str, Any]:
-    """What `result.json` says of a finalist that dropped out."""
-    assert finalist.behind is not None
+    """What `result.json` says of a finalist that dropped out: if it is not behind, the verdict did not need it."""
     return {
         "genome": list(finalist.genome),
         "frozen": space.frozen_names(finalist.genome),
         "rate": finalist.rate,
         f"validation_{metric.key}": metric.shown(finalist.validation[0]),
-        "behind": finalist.behind.as_json(),
+        "behind": finalist.behind and finalist.behind.as_json(),
         "seeds": len(finalist.members),
         "is_mask": finalist.is_mask,
         "is_ablation": finalist.is_ablation,

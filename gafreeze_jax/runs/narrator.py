@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.planning import Choice
+from gafreeze_jax.listing import listed
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.runs import racing
 from gafreeze_jax.runs.finalists import Finalist
@@ -76,11 +77,10 @@ class Narrator:
             f"with fresh seeds ({_each(seeds)}) ..."
         )
 
-    def raced(self, dropped: Sequence[Finalist], still_in: Sequence[Finalist]) -> None:
-        for finalist in dropped:
-            if finalist.behind:
-                lag = self.display.metric.write_lag(finalist.behind._asdict())
-                self.display.line(f"Dropped after {len(finalist.members)} seeds: {finalist.name}, {lag} behind on validation")
+    def raced(self, finalists: Sequence[Finalist]) -> None:
+        still_in = [finalist.name for finalist in finalists if finalist.is_in]
+        if len(still_in) < len(finalists):
+            self.display.line(f"After {racing.FIRST_SEEDS} seeds, still in: {listed(still_in)}")
 
     def training_mask(self, seeds: Sequence[int]) -> None:
         self.display.line(f"Training with the mask, and everything, also at lower rates, with fresh seeds ({_each(seeds)}) ...")
@@ -88,7 +88,7 @@ class Narrator:
 
 def _each(seeds: Sequence[int]) -> str:
     """How many seeds finalists train with."""
-    few = f"; {racing.FIRST_SEEDS} where clearly worse" if len(seeds) > racing.FIRST_SEEDS else ""
+    few = f"; {racing.FIRST_SEEDS} where that suffices" if len(seeds) > racing.FIRST_SEEDS else ""
     return f"{len(seeds)} each{few}"
 
 

@@ -32,20 +32,17 @@ def contributions(metric: Metric, values: Sequence[np.ndarray], rows: np.ndarray
     return np.stack([np.bincount(rows, of_member) / counts for of_member in of_examples])
 
 
-def race(
-    finalists: Sequence[Sequence[Member]], leader: int, metric: Metric, rows: np.ndarray | None = None
-) -> list[Interval | None]:
-    """By how much each finalist's validation score is lower than the leader's, if it clearly is, else None.
+def race(finalists: Sequence[Sequence[Member]], metric: Metric, rows: np.ndarray | None = None) -> list[Interval | None]:
+    """By how much each finalist's validation score is lower than the first one's, if it clearly is, else None.
 
     Args:
       finalists: the members of each, of the same seeds.
-      leader: its place among them.
       rows: as in `Source`, of the validation split.
     """
     scores = np.stack([contributions(metric, [member.values for member in members], rows) for members in finalists])
     behind: list[Interval | None] = [None] * len(finalists)
     finite = np.flatnonzero(np.isfinite(scores).all((1, 2)))  # the others have diverged
-    if leader in finite and min(len(finite), *scores.shape[1:]) > 1:
-        for place, lead in zip(finite, leads(scores[finite], int(np.searchsorted(finite, leader)), CONFIDENCE), strict=True):
+    if 0 in finite and min(len(finite), *scores.shape[1:]) > 1:
+        for place, lead in zip(finite, leads(scores[finite], CONFIDENCE), strict=True):
             behind[place] = lead if lead.low > 0 else None
     return behind

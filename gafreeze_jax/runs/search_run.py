@@ -361,11 +361,12 @@ class SearchRun:
             num_epochs=self.options.epochs,
             store=self.run_dir.finalists,
             record=self._recorder(),
-            on_race=self.narrator.raced,
             rows=self.problem.validation.rows,
+            is_thorough=self.options.baselines == "all" or self.options.mask is not None,
+            on_race=self.narrator.raced,
         )
         found, others = retrain(retraining, leaders, masks, schedules)
-        return found, [one for one in others if not one.behind], [one for one in others if one.behind]
+        return found, [one for one in others if one.is_in], [one for one in others if not one.is_in]
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
         """A function that records finalists in the journal."""

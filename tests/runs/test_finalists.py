@@ -11,8 +11,9 @@ from test_population import RECIPES, TASKS, apply_network, make_population, make
 from gafreeze_jax.engine.cohort import Member, Plan
 from gafreeze_jax.engine.optimizer import Recipe, adamw_recipe
 from gafreeze_jax.engine.population import Population
+from gafreeze_jax.intervals import Interval
 from gafreeze_jax.metrics import cross_entropy
-from gafreeze_jax.runs import baselines, finalists
+from gafreeze_jax.runs import baselines, finalists, racing
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, Recalled
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.runs.finalists import Result
@@ -197,6 +198,50 @@ def test_leaders_and_baselines_share_seeds_and_members():
     else:
         assert (scores[1, 0, 0][0], -scores[1, 0, 0][1]) >= (scores[0, 0, 0][0], -scores[0, 0, 0][1])
     assert found.best in found.members
+
+
+def seeds_of_rows(leaders, monkeypatch, *, behind=(), is_thorough=False):
+    """Number of seeds of the finalists, the found one first, where some are told that they are behind."""
+    names = []
+
+    def race(members, metric, rows):
+        genomes = [of_finalist[0].genome for of_finalist in members]
+        return [Interval(0.3, 0.2, 0.4) if genome in behind else None for genome in genomes]
+
+    monkeypatch.setattr(racing, "race", race)
+    retraining = finalists.Retraining(
+        make(),
+        make_run_of,
+        [1, 2, 3],
+        tuning_seed=0,
+        num_epochs=2,
+        store=FinalistStore(),
+        is_thorough=is_thorough,
+        on_race=lambda raced: names.extend(one.name for one in raced if one.is_in),
+    )
+    masks = {"train all": (0, 0, 0), "head only": (1, 1, 1), "prefix": (1, 0, 0)}
+    found, rivals = finalists.retrain(retraining, leaders, masks, baselines.LOWER_RATES[:1])
+    seeds = {one.name: len(one.members) for one in (found, *rivals)}
+    assert [name for name, num in seeds.items() if num == 3] == names
+    return seeds
+
+
+ROWS = ("found", "train all", "head only", "prefix", "train all, half rate")
+
+
+@pytest.mark.parametrize(
+    ("leader", "given", "expected"),
+    [
+        ((0, 1, 0), {}, (3, 3, 3, 3, 3)),
+        ((0, 1, 0), {"behind": {(0, 0, 0), (1, 1, 1)}}, (3, 3, 2, 3, 2)),
+        ((1, 0, 0), {}, (3, 3, 2, 3, 2)),
+        ((1, 0, 0), {"is_thorough": True}, (3, 3, 3, 3, 3)),
+        ((0, 0, 0), {}, (3, 3, 2, 2, 2)),
+    ],
+    ids=["all_are_needed", "two_are_behind", "found_a_baseline", "found_a_baseline_thoroughly", "found_training_everything"],
+)
+def test_who_stays_in_the_race(leader, given, expected, monkeypatch):
+    assert seeds_of_rows([leader], monkeypatch, **given) == dict(zip(ROWS, expected, strict=True))
 
 
 def test_a_diverged_seed_never_wins():

@@ -17,7 +17,7 @@ EQUAL = (0.8,) * 8
 def races(accuracies, **effects):
     """By experiment, which finalists drop out of a race with two seeds, which the first leads."""
     for correct in simulate(accuracies, racing.FIRST_SEEDS, **effects):
-        yield [lead.low > 0 for lead in leads(correct.astype(float), 0, racing.CONFIDENCE)]
+        yield [lead.low > 0 for lead in leads(correct.astype(float), racing.CONFIDENCE)]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_after_a_race_a_mask_that_is_no_better_is_rarely_called_better(accuracie
     better = 0
     for correct in simulate(accuracies, num_examples=200, **effects):
         validation, test = np.split(correct.astype(float), 2, axis=-1)
-        gaps = leads(validation[:, : racing.FIRST_SEEDS], 0, racing.CONFIDENCE)
+        gaps = leads(validation[:, : racing.FIRST_SEEDS], racing.CONFIDENCE)
         found, *others = (Contender(str(i), "1", scores, 1.0) for i, scores in enumerate(test))
         still_in = [other for i, other in enumerate(others, 1) if i == len(others) or gaps[i].low <= 0]  # one always stays
         better += judge(found, [one._replace(genome="0") for one in still_in], metric=metric).outcome == "better"
@@ -56,16 +56,16 @@ def members(*shares):
 
 
 def test_a_finalist_that_has_diverged_is_no_hindrance():
-    *finalists, broken = members(0.3, 0.9, 0.88, 0.5)
+    *finalists, broken = members(0.9, 0.3, 0.88, 0.5)
     diverged = [member._replace(values=np.full(100, np.nan)) for member in broken]
-    behind, *others = racing.race([*finalists, diverged], 1, ACCURACY)
+    ahead, behind, *others = racing.race([*finalists, diverged], ACCURACY)
     assert 0 < behind.low < behind.mean < behind.high
     assert behind.mean == pytest.approx(0.6)
-    assert others == [None, None, None]
+    assert [ahead, *others] == [None, None, None]
 
 
 def test_examples_of_a_row_count_once():
     finalists = members(0.9, 0.7)
-    alone, in_rows = (racing.race(finalists, 0, ACCURACY, rows)[1] for rows in (None, np.arange(100) // 20))
+    alone, in_rows = (racing.race(finalists, ACCURACY, rows)[1] for rows in (None, np.arange(100) // 20))
     assert alone.low > 0
     assert in_rows is None  # five rows, of which one differs
