@@ -64,7 +64,7 @@ from gafreeze_jax.intervals import Interval, difference, interval
 from gafreeze_jax.listing import listed
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import results
-from gafreeze_jax.runs.baselines import BASELINES, first_generation
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, first_generation
 from gafreeze_jax.runs.search_run import NUM_LEADERS
 from gafreeze_jax.search import loop
 from gafreeze_jax.search.genetic import make_ga
@@ -192,6 +192,7 @@ class Replayed:
         return self.evaluate([member.genome for member in members], seed, until)
 
 
+SEEDED = (*BASELINES, *FURTHER)
 make_cached_ga = functools.cache(make_ga)  # searches with the same one share compiled code
 
 
@@ -199,13 +200,13 @@ def first_genomes(space: Space, start: str) -> np.ndarray:
     """What the first generation has, as in `runs.search_run`."""
     if start == "random":
         return space.stack([])
-    return first_generation(space, [baseline for baseline in BASELINES if start == "baselines" and baseline.fits(space)])
+    return first_generation(space, [baseline for baseline in SEEDED if start == "baselines" and baseline.fits(space)])
 
 
 def groups_of(space: Space, start: str) -> dict[str, np.ndarray]:
     """Sets of genomes of which the search names the fittest, as in `runs.search_run`."""
     chosen = {
-        "baselines": {baseline.name: baseline.genomes for baseline in BASELINES if baseline.genomes and baseline.fits(space)},
+        "baselines": {baseline.name: baseline.genomes for baseline in SEEDED if baseline.genomes and baseline.fits(space)},
         "prefixes": {"best prefix mask": lambda space: space.prefixes()[1:-1]},
         "random": {},
     }[start]

@@ -59,7 +59,7 @@ def sample(folder: str, spans: list[float]) -> None:
 
 
 def run(words: list[str], folder: str) -> tuple[dict[str, Any], dict[str, float], float]:
-    """The result of a run, the seconds of each kind of work in the sample as shares of the cores' time, and seconds compiling."""
+    """A run's result, the shares of the cores' time that each kind of work has in the sample, and seconds compiling."""
     import jax
     import run_bert
     import tyro

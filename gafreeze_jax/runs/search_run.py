@@ -91,7 +91,7 @@ def train_mask(
     """Trains with a mask, and everything at several rates, with fresh seeds; no search, otherwise like `run_search`.
 
     Args:
-      rates: [G] by which the updates of each gene are multiplied; 0 = frozen.
+      rates: [G], by which updates are multiplied; 0 = frozen.
     """
     space, genome = space_of_mask(problem, rates)
     everything = space.all_trained
@@ -127,7 +127,7 @@ class SearchRun:
 
     Attributes:
       fresh_seeds: for retraining finalists; the search uses none of them.
-      initial: genomes that the first generation holds: prefix masks, those of the baselines, and everything at all rates.
+      initial: genomes that the first generation holds, such as prefix masks; see `first_generation`.
       baselines: those that make sense here.
       enumerates: whether all masks are evaluated in place of a search.
       population, choice, costs: set by `populate`.
@@ -156,7 +156,8 @@ class SearchRun:
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
         self.genomes_of_baselines = self._genomes_of_baselines()
-        self.initial = first_generation(space, self.baselines)
+        seeds = {baseline.name: baseline for baseline in (*BASELINES, *FURTHER, *baselines) if baseline.fits(space)}
+        self.initial = first_generation(space, seeds.values())  # whichever of them are compared
         self.sizes = max(len(self.initial), options.population), options.population  # of the first generation, and others
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
@@ -351,8 +352,7 @@ class SearchRun:
         self, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
     ) -> tuple[Finalist, list[Finalist], list[Finalist]]:
         """The winner, the others that are still in at the end, and those that are not; see `finalists.retrain`."""
-        num_finalists = len({*leaders, *masks.values()}) + len(schedules)
-        self.narrator.begin(FINALISTS, len(self.fresh_seeds) * num_finalists * self.num_steps)
+        self.narrator.begin(FINALISTS, self.steps_of_finalists())
         retraining = Retraining(
             self.population,
             self.make_replicate,
