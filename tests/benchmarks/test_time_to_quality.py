@@ -101,7 +101,10 @@ def test_the_quickest_that_is_as_good_counts(capsys):
     rows = bench.compare(pygad, ours)
     assert (rows[0]["ours"], rows[0]["times"]) == ({"budget": 2, "regret": 2.0, "seconds": 20.0}, 5)
     assert (rows[1]["ours"], rows[1]["times"]) == (None, None)
-    bench.print_rows("table", rows)
+    bench.print_rows("table", rows, goal=5)
     printed = capsys.readouterr().out
     assert "5.00" in printed
     assert "never as good" in printed
+    assert "goal, 5 times: missed at 16\n" in printed
+    bench.print_rows("table", rows[:1], goal=5)
+    assert "goal, 5 times: reached\n" in capsys.readouterr().out
