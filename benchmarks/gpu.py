@@ -135,7 +135,7 @@ def attention(options: Options) -> Iterator[Row]:
     mask = jnp.ones((rows, 1, options.length, options.length), bool)
     library = functools.partial(jax.nn.dot_product_attention, mask=mask)
     key = jax.random.key(0)
-    kinds: dict[str, Callable[..., Array]] = {
+    kinds: dict[str, Callable[..., Any]] = {
         "ours": lambda *qkv: Attention().apply({}, *qkv, segments),
         "ours, dropout": lambda *qkv: Attention().apply({}, *qkv, segments, rngs={"dropout": key}),
         "XLA": functools.partial(library, implementation="xla"),
@@ -170,10 +170,16 @@ def optimizer(options: Options) -> Iterator[Row]:
     num = sum(leaf.size for block in blocks.values() for leaf in jax.tree.leaves(block.params))
 
     def update(tx: optax.GradientTransformation, block: Trainable) -> Trainable:
-        square_norm = jnp.ones(options.stacked)
-        fixed = {"max_norm": 1.0, "axis": 0, "frozen": None, "rate": None, "statistics": None}
         return update_block(
-            tx=tx, block=block, gradients=jax.tree.map(jnp.ones_like, block.params), square_norm=square_norm, **fixed
+            tx=tx,
+            max_norm=1.0,
+            axis=0,
+            block=block,
+            gradients=jax.tree.map(jnp.ones_like, block.params),
+            square_norm=jnp.ones(options.stacked),
+            frozen=None,
+            rate=None,
+            statistics=None,
         )
 
     def update_all(blocks: dict[str, Trainable]) -> dict[str, Trainable]:
@@ -251,7 +257,7 @@ PARTS = {
 }
 
 
-def torch_device() -> str:
+def torch_device() -> Literal["cpu", "cuda"]:
     """Where PyTorch computes beside JAX."""
     platform = jax.devices()[0].platform
     if platform not in ("cpu", "gpu"):
