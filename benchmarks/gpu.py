@@ -166,40 +166,43 @@ def cudnn_dropout(query: Array, key: Array, value: Array, *, scale: float) -> Ar
 def optimizer(options: Options) -> Iterator[Row]:
     model = base.Model(bert.FAMILY, options.work.config, num_classes=NUM_CLASSES)
     params = model.init_params(jax.random.key(0))
-    blocks = {name: start_block(ADAMW, 0, options.stacked, tree) for name, tree in params.items()}
-    num = sum(leaf.size for block in blocks.values() for leaf in jax.tree.leaves(block.params))
+    gradients = jax.tree.map(lambda leaf: jnp.ones((options.stacked, *leaf.shape)), params)
+    in_vector = optax.flatten(ADAMW)
 
-    def update(tx: optax.GradientTransformation, block: Trainable) -> Trainable:
+    def update(tx: optax.GradientTransformation, block: Trainable, gradients: Any) -> Trainable:
         return update_block(
             tx=tx,
             max_norm=1.0,
             axis=0,
             block=block,
-            gradients=jax.tree.map(jnp.ones_like, block.params),
+            gradients=gradients,
             square_norm=jnp.ones(options.stacked),
             frozen=None,
             rate=None,
             statistics=None,
         )
 
-    def update_all(blocks: dict[str, Trainable]) -> dict[str, Trainable]:
-        return {name: update(ADAMW, block) for name, block in blocks.items()}
+    def start_all() -> dict[str, Trainable]:
+        return {name: start_block(ADAMW, 0, options.stacked, tree) for name, tree in params.items()}
 
-    in_one = jax.jit(update_all, donate_argnums=0)
-    vector = functools.partial(update, optax.flatten(ADAMW))
-    for name, function, start in (
-        ("block by block", update_all, lambda: blocks),
-        ("one program", in_one, lambda: blocks),
-        ("one vector", vector, lambda: start_block(optax.flatten(ADAMW), 0, options.stacked, params)),
-    ):
-        state = [jax.tree.map(jnp.copy, start())]  # updates are donated what they change
+    def update_all(blocks: dict[str, Trainable], gradients: Any) -> dict[str, Trainable]:
+        return {name: update(ADAMW, block, gradients[name]) for name, block in blocks.items()}
 
-        def step(function: Callable = function, state: list = state) -> Any:
-            state[0] = function(state[0])
+    kinds: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any]]] = {
+        "block by block": (start_all, update_all),
+        "one program": (start_all, jax.jit(update_all, donate_argnums=0)),
+        "one vector": (lambda: start_block(in_vector, 0, options.stacked, params), functools.partial(update, in_vector)),
+    }
+    num_bytes = BYTES_OF_UPDATE * sum(leaf.size for leaf in jax.tree.leaves(gradients))
+    for name, (start, function) in kinds.items():
+        state = [start()]  # is donated
+
+        def step(function: Callable[[Any, Any], Any] = function, state: list[Any] = state) -> Any:
+            state[0] = function(state[0], gradients)
             return state[0]
 
         seconds = time_call(step)
-        yield {"name": name, "milliseconds": seconds * 1e3, "gb_per_second": num * BYTES_OF_UPDATE / seconds / 1e9}
+        yield {"name": name, "milliseconds": seconds * 1e3, "gb_per_second": num_bytes / seconds / 1e9}
 
 
 def search(options: Options) -> Iterator[Row]:
