@@ -52,7 +52,7 @@ def test_measured_seconds_are_those_of_a_member_in_turns(monkeypatch):
     def take(side, members):
         def evaluate(genome, num_steps):
             calls.append((side, as_genome(genome), num_steps))
-            now[0] += members * seconds_of(genome, num_steps) + 3 * (len(calls) % 2)  # others disturb each second call
+            now[0] += members * seconds_of(genome, num_steps) + 3 * (len(calls) < 40)  # others disturb the first ones
 
         return evaluate
 
@@ -64,7 +64,7 @@ def test_measured_seconds_are_those_of_a_member_in_turns(monkeypatch):
     assert [side for side, _, _ in first_round[:4]] == ["ours", "ours", "PyTorch", "PyTorch"]
     assert [mask for _, mask, _ in first_round[: 4 * len(masks) : 4]] == masks
     assert costs["ours"].compiling == costs["PyTorch"].compiling == 0
-    assert costs["ours"]((0, 0, 0), 64) == pytest.approx(seconds_of((0, 0, 0), 64), rel=0.1)
+    assert costs["ours"]((0, 0, 0), 64) == pytest.approx(seconds_of((0, 0, 0), 64))
 
 
 def test_a_resumed_member_costs_its_further_steps_and_a_score():
@@ -83,7 +83,7 @@ def test_a_resumed_member_costs_its_further_steps_and_a_score():
 
 def test_points_count_what_is_evaluated(monkeypatch):
     monkeypatch.setattr(bench, "OUR_BUDGETS", (8, 32))
-    table = make_table(noise=0.02)
+    table = make_table()
     costs = bench.Costs(bench.StepFlops([1.0] * 9, [0.0] * 8, [0.0] * 8), [0.0] * 9, 0.0)
     pygad = bench.pygad_points(table, SPACE, costs, replays=2)
     assert [point.budget for point in pygad] == list(search_quality.BUDGETS)
