@@ -53,7 +53,7 @@ def step(dtype: str, x: Array, up: Array, down: Array) -> Any:
 def time_step(dtype: str, inputs: tuple[Array, ...]) -> float:
     """Seconds of a call, from as many as fit."""
     num, start, seconds = 0, time.perf_counter(), 0.0
-    while seconds < SECONDS:
+    while not num or seconds < SECONDS:
         jax.block_until_ready(step(dtype, *inputs))
         num, seconds = num + 1, time.perf_counter() - start
     return seconds / num
