@@ -14,6 +14,7 @@ stacked but trained by two threads.
 # pyright: reportMissingImports=false
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,21 @@ from gafreeze_jax.runs import results
 
 BERT_BASE = bert.BertConfig(30522, 768, 12, 12, 3072)
 MINILM = bert.BertConfig(2000, 384, 6, 12, 1536)  # with so many words as a search leaves
-PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0, "TPU v5 lite": 197.0}
+PEAK_TFLOPS = {  # dense bfloat16 products, by the vendors' data sheets; a T4 has float16 only
+    "NVIDIA B200": 2250.0,
+    "NVIDIA H200": 989.4,
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-PCIE-40GB": 312.0,
+    "NVIDIA L4": 121.0,
+    "Tesla T4": 65.0,
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5": 459.0,
+    "TPU v6 lite": 918.0,
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +76,16 @@ class Work(NamedTuple):
     dtype: str
 
 
-def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
-    """Seconds of a step of all members, for each plan that fits."""
+class Timed(NamedTuple):
+    """Seconds of a step of all members of a plan, and the memory that they take by the planner's estimate."""
+
+    plan: Plan
+    seconds: float
+    num_bytes: int
+
+
+def time_ours(work: Work, plans: Sequence[Plan]) -> Iterator[Timed]:
+    """Times each plan, up to the first that does not fit."""
     config, num_texts, length, dtype = work
     texts = make_texts(num_texts, length, config.vocab_size)
     examples = np.tile(np.arange(num_texts), (MOST_STEPS, 1))
@@ -73,7 +96,6 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
     recipe = adamw_recipe(learning_rate=1e-5, head_learning_rate=1e-4, num_steps=MOST_STEPS)
     population = Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY)
     batches = tokens.pack_batches(texts, examples, length)
-    seconds = {}
     for plan in plans:
         population.plan = plan
         genomes = np.zeros((plan.members * plan.calls, config.num_hidden_layers + 1), bool)
@@ -81,7 +103,8 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
             population, plan, genomes[: plan.members], Replicate(params["head"], batches, jax.random.key(0))
         )
         if num_bytes > planning.SHARE_OF_MEMORY * device_memory():
-            break
+            print(f"{planning.describe(plan)}: left out, as it takes {num_bytes / 2**30:.1f} GiB", flush=True)
+            return
 
         def train(num_steps: int, genomes: np.ndarray = genomes) -> None:
             steps = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
@@ -89,19 +112,18 @@ def time_ours(work: Work, plans: list[Plan]) -> dict[Plan, float]:
                 jax.block_until_ready(member.params)
 
         try:
-            train(1)
+            train(max(1, plan.steps))
             time = seconds_per_step(train)
         except MemoryError:
-            break
+            return
         if population.plan != plan:  # memory ran out, and fewer were trained together
-            break
-        seconds[plan] = time
+            return
         print(f"{planning.describe(plan)}: done", flush=True)
-    return seconds
+        yield Timed(plan, time, num_bytes)
 
 
-def time_pytorch(work: Work, device: str) -> float:
-    """Seconds of a step of one model: forward, backward, clipping and fused AdamW, eager."""
+def time_pytorch(work: Work, device: str, *, compiled: bool = False) -> float:
+    """Seconds of a step of one model: forward, backward, clipping and fused AdamW; eager, or by `torch.compile`."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -110,6 +132,7 @@ def time_pytorch(work: Work, device: str) -> float:
     model: Any = BertForSequenceClassification(BertConfig(**shared))  # of two classes by default
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, weight_decay=0.01, fused=True)
+    run: Any = torch.compile(model) if compiled else model
     ids = make_texts(num_texts, length, config.vocab_size).inputs["ids"].astype(np.int64).reshape(num_texts, length)
     batch = {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.zeros(num_texts, dtype=torch.long, device=device)}
 
@@ -118,7 +141,7 @@ def time_pytorch(work: Work, device: str) -> float:
         for _ in range(num_steps):
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-                loss = model(**batch).loss
+                loss = run(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -134,10 +157,9 @@ def main(options: Options) -> None:
     work = Work(MINILM, 8, 32, "float32") if on_cpu else Work(BERT_BASE, 32, 128, "bfloat16")
     print(f"{device.device_kind}; {work.num_texts} texts of {work.length} tokens a step, {work.dtype}", flush=True)
     plans = [Plan(members) for members in sorted(options.members)]
-    seconds = time_ours(work, [Plan(calls=2)] * on_cpu + plans)
     measured: dict[str, tuple[int, float]] = {
-        f"{plan.members} members" if plan.calls == 1 else "2 threads": (plan.members * plan.calls, time)
-        for plan, time in seconds.items()
+        f"{plan.members} members" if plan.calls == 1 else "2 threads": (plan.members * plan.calls, seconds)
+        for plan, seconds, _ in time_ours(work, [Plan(calls=2)] * on_cpu + plans)
     }
     if options.pytorch:
         measured["PyTorch"] = 1, time_pytorch(work, "cpu" if on_cpu else "cuda")

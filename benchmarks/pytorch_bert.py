@@ -12,23 +12,20 @@ uses are trained along, as nobody leaves them out by hand.
 
 # pyright: reportMissingImports=false
 
-import copy
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import machine
 import numpy as np
+import pytorch_loop
 import torch
 import transformers
-from torch.nn.utils import clip_grad_norm_
-from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
+from pytorch_loop import Batch
+from transformers import BertForSequenceClassification
 
 from gafreeze_jax.data.batches import NONE, orders_by_length
 from gafreeze_jax.data.tokens import SCORING_BATCH, Tokens
 from gafreeze_jax.models import bert, checkpoints
-
-Batch = dict[str, torch.Tensor]
 
 
 def bucketed_batches(rng: np.random.Generator, lengths: np.ndarray, batch_size: int, num_epochs: int = 1) -> np.ndarray:
@@ -66,7 +63,7 @@ def scoring_batches(texts: Tokens, labels: np.ndarray) -> list[Batch]:
     return pad_batches(texts, labels, bucketed_batches(np.random.default_rng(0), texts.lengths, SCORING_BATCH))
 
 
-class Finetuner:
+class Finetuner(pytorch_loop.Finetuner):
     """A BERT that is fine-tuned again and again, each time from the pretrained weights.
 
     Args:
@@ -74,9 +71,6 @@ class Finetuner:
       head: initial pooler and classifier, as in `models/bert.py`.
       learning_rate, head_learning_rate: highest ones, as for `population.adamw_recipe`.
       dtype: bfloat16 = autocast.
-
-    Attributes:
-      model: holds the last member's weights.
     """
 
     def __init__(
@@ -85,67 +79,26 @@ class Finetuner:
         head: Any,
         learning_rate: float,
         head_learning_rate: float,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: pytorch_loop.Dtype = "float32",
+        device: str = "cpu",
     ):
         transformers.logging.set_verbosity_error()  # it would say that the classifier is fresh
         transformers.logging.disable_progress_bar()
         tensors = checkpoints.from_tree({"head": head}, bert.LAYOUT.table)
-        self.model = BertForSequenceClassification.from_pretrained(
+        model = BertForSequenceClassification.from_pretrained(
             folder, num_labels=len(tensors["classifier.bias"]), attn_implementation="sdpa", dtype=torch.float32
         )
-        self._genes = [self.model.bert.embeddings, *self.model.bert.encoder.layer]
-        head_modules = {name.split(".")[-1]: self.model.get_submodule(name) for name in ("bert.pooler", "classifier")}
-        self._head = torch.nn.ModuleDict(head_modules)
-        self._head.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()})
-        self._pretrained = copy.deepcopy(self.model.state_dict())
-        self._rates = (learning_rate, head_learning_rate)
-        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
-
-    def fit(self, genome: np.ndarray, batches: Sequence[Batch]) -> float:
-        """Trains the pretrained model with a genome [G] and returns the mean loss."""
-        model = self.model
-        model.load_state_dict(self._pretrained)
-        for module, frozen in zip(self._genes, genome, strict=True):
-            module.requires_grad_(not frozen)
-        body = [parameter for module in self._genes for parameter in module.parameters() if parameter.requires_grad]
-        groups = [
-            {
-                "params": [parameter for parameter in parameters if (parameter.ndim > 1) == is_matrix],
-                "lr": rate,
-                "weight_decay": 0.01 if is_matrix else 0.0,
-            }
-            for parameters, rate in zip((body, list(self._head.parameters())), self._rates, strict=True)
-            for is_matrix in (True, False)
-        ]
-        optimizer = torch.optim.AdamW(groups, fused=True)
-        num_steps = len(batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, max(1, num_steps // 10), num_steps)
-        trainable = [parameter for group in groups for parameter in group["params"]]
-        total = torch.zeros(())
-        model.train()
-        for batch in batches:
-            model.zero_grad()
-            with self._autocast:
-                loss = model(**batch).loss
-            loss.backward()
-            clip_grad_norm_(trainable, 1.0)
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-        return float(total) / num_steps
-
-    @torch.inference_mode()
-    def score(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        """Accuracy (a share) and mean loss of the model as it is."""
-        self.model.eval()
-        num, right, total = 0, 0, 0.0
-        for batch in batches:
-            with self._autocast:
-                output = self.model(**batch)
-            num += len(batch["labels"])
-            right += int((output.logits.argmax(-1) == batch["labels"]).sum())
-            total += float(output.loss) * len(batch["labels"])
-        return right / num, total / num
+        head_modules = {name.split(".")[-1]: model.get_submodule(name) for name in ("bert.pooler", "classifier")}
+        trained_always = torch.nn.ModuleDict(head_modules)
+        trained_always.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()})
+        super().__init__(
+            model,
+            [model.bert.embeddings, *model.bert.encoder.layer],
+            trained_always,
+            learning_rates=(learning_rate, head_learning_rate),
+            dtype=dtype,
+            device=device,
+        )
 
 
 def describe_machine() -> dict[str, Any]:

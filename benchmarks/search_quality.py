@@ -214,14 +214,16 @@ def groups_of(space: Space, start: str) -> dict[str, np.ndarray]:
     return {name: rows for name, rows in groups.items() if len(rows) > 1}
 
 
-def run_ours(table: Table, space: Space, seed: int, budget: int, variant: Variant) -> tuple[int, float]:
+def run_ours(
+    table: Table, space: Space, seed: int, budget: int, variant: Variant, evaluator: Replayed | None = None
+) -> tuple[int, float]:
     """The row of the genome that our search names, and the full evaluations that it took."""
     num_steps = table.stops[-1]
     ledger = Ledger(num_steps)
     search = loop.Search(
         space=space,
         ga=make_cached_ga(space, POPULATION),
-        evaluator=Replayed(table, space),
+        evaluator=evaluator or Replayed(table, space),
         ledger=ledger,
         settings=Settings(
             table.stops if variant.halving else (num_steps,),
@@ -239,12 +241,18 @@ def run_ours(table: Table, space: Space, seed: int, budget: int, variant: Varian
     return int(table.rows(space, np.array(found.leaders[0]))), ledger.steps_trained / num_steps
 
 
-def run_rival(table: Table, space: Space, seed: int, rival: Rival) -> list[tuple[int, float]]:
-    """As `run_ours`, after each evaluation from the first to the last but `MOST`."""
+def ask_rival(table: Table, space: Space, seed: int, rival: Rival) -> Budget:
+    """What a rival has evaluated when it has converged, or spent its budget."""
     accuracies = table.validation[:, seed % table.num_seeds, -1, 0]
     budget = Budget(lambda genome: float(accuracies[table.rows(space, np.array(genome))]), MOST, CALLS)
     with contextlib.suppress(BudgetSpent):
         rival(seed, space, budget, MOST)
+    return budget
+
+
+def run_rival(table: Table, space: Space, seed: int, rival: Rival) -> list[tuple[int, float]]:
+    """As `run_ours`, after each evaluation from the first to the last but `MOST`."""
+    budget = ask_rival(table, space, seed, rival)
     rows = table.rows(space, space.stack(budget.genomes))
     nums = range(1, MOST + 1)
     return [(int(rows[int(np.argmax(budget.fitness[:num]))]), float(min(num, len(rows)))) for num in nums]

@@ -1,4 +1,4 @@
-"""The same search by PyGAD with PyTorch and by gafreeze_jax, in turn on one machine's CPU.
+"""The same search by PyGAD with PyTorch and by gafreeze_jax, in turn on one machine's CPU, or GPU.
 
     python benchmarks/vs_pytorch.py --data FOLDER
 
@@ -71,6 +71,8 @@ class Options:
     """Passes through the training examples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products and activations; parameters are float32."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where both compute."""
     seed: int = 0
     """Decides the head's initialisation, the batches, dropout and the genetic algorithm."""
     out: Path | None = None
@@ -122,7 +124,8 @@ def load_task(options: Options) -> Task:
 
 
 def make_pytorch(task: Task, options: Options) -> Side:
-    finetuner = pytorch_bert.Finetuner(task.folder, task.params["head"], LEARNING_RATE, HEAD_LEARNING_RATE, options.dtype)
+    rates = LEARNING_RATE, HEAD_LEARNING_RATE
+    finetuner = pytorch_bert.Finetuner(task.folder, task.params["head"], *rates, options.dtype, options.device)
     rng = np.random.default_rng(options.seed)
     examples = pytorch_bert.bucketed_batches(rng, task.train.lengths, BATCH_SIZE, options.epochs)
     batches = pytorch_bert.pad_batches(task.train, task.data.train.labels, examples)
@@ -211,9 +214,8 @@ class PlainGA(pygad.GA):
         return np.array(self.fitness_func(self, self.population, None))
 
 
-def main(options: Options) -> None:
-    jax.config.update("jax_platforms", "cpu")
-    task = load_task(options)
+def search(task: Task, options: Options) -> dict[str, Any]:
+    """Runs the search on both sides; what it took, and what was found."""
     genes = masking.make_genes(task.params, {"(embeddings)/.*": r"\1", r"(layer_\d+)/.*": r"\1", "head/.*": None})
     pytorch, ours = (
         Account(make(task, options), lambda genome: masking.count_trainable(task.params, genes, genome))
@@ -256,7 +258,7 @@ def main(options: Options) -> None:
         "PyTorch, repeats not retrained": (sum(evaluation.seconds for evaluation in pytorch.ledger), num_unique),
         "gafreeze_jax": (ours.seconds, ours.num_evaluations),
     }
-    result = {
+    return {
         "options": dataclasses.asdict(options),
         "machine": pytorch_bert.describe_machine(),
         "pygad": pygad.__version__,
@@ -277,6 +279,12 @@ def main(options: Options) -> None:
             for name, account in (("PyTorch", pytorch), ("gafreeze_jax", ours))
         },
     }
+
+
+def main(options: Options) -> None:
+    if options.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    result = search(load_task(options), options)
     print_result(result)
     if options.out is not None:
         results.write_json(options.out, result)

@@ -22,14 +22,14 @@ from gafreeze_jax.data import reviews
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
-DOCUMENTS += [f"docs/{name}.md" for name in ("guide", "other_tools", "design", "families", "gpu", "cloud_tpu")]
+DOCUMENTS += [f"docs/{name}.md" for name in ("guide", "other_tools", "design", "families", "gpu", "cloud_tpu", "cloud")]
 RUN_HERE = ["README.md", "docs/guide.md"]  # the others' commands want several machines: their options are read
 SMALL = "--gens 1 --population 2 --train-examples 16 --validation-examples 16 --epochs 1 --batch-size 8 --finalist-seeds 1 "
 SMALL += "--plan steps=0"
 # Done by .ci/run (which is itself one of them), or, like the first, before each commit.
 OF_CI = (".venv/bin/pre-commit", "python3 -m venv .venv", ".ci/run")
 OF_CI += tuple(f".venv/bin/{program}" for program in ("pip", "pytest", "ruff", "pyright"))
-OF_CLOUDS = ("gcloud", "cd", "python3.11")
+OF_CLOUDS = ("gcloud", "cd", "python3.11", "sky jobs", "kubectl", "docker")
 PYTHON = ".venv/bin/python"
 
 
