@@ -33,9 +33,9 @@ def write_gpt2(folder):
     return folder
 
 
-def write_resnet(folder):
+def write_resnet(folder, shortcut="projection"):
     """A ResNet of three genes for images of 8 x 8 pixels, with PyTorch's names."""
-    config = resnet.ResNetConfig(3, 4, (4, 8), (1, 1), "basic", stem="cifar")
+    config = resnet.ResNetConfig(3, 4, (4, 8), (1, 1), "basic", stem="cifar", shortcut=shortcut)
     model = base.Model(resnet.CIFAR_FAMILY, config, num_classes=4)
     preprocessing.write(folder, resnet.default_preprocessing(config)._replace(size=8))
     model.save(folder, model.init_params(jax.random.key(0)), source=folder)

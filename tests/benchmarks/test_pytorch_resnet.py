@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import small_models
 from test_population import assert_same_params
 
 from gafreeze_jax.engine.network import Dataset
@@ -21,9 +22,9 @@ RATES = (1e-3, 3e-3)
 
 
 @pytest.fixture(scope="module")
-def task(small_resnet):
+def task(tmp_path_factory):
     """Three genes, and 18 images of two classes."""
-    path = small_resnet / "model.safetensors"
+    path = small_models.write_resnet(tmp_path_factory.mktemp("resnet"), "padding") / "model.safetensors"
     loaded = pretrained.load(path, num_classes=2, key=jax.random.key(1))
     rng = np.random.default_rng(0)
     data = Dataset(rng.integers(256, size=(18, 8, 8, 3)).astype(np.uint8), rng.integers(2, size=18).astype(np.int32))
