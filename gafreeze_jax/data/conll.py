@@ -37,7 +37,9 @@ def read_conll(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, An
             fields = line.split(separator)
             width, shape = len(fields), f"line {number} has {len(fields)}"
         if len(fields) != width:
-            raise ValueError(f"{path}: line {number} has {_fields(len(fields))}, {shape}; expected a word and its tag in each line")
+            raise ValueError(
+                f"{path}: line {number} has {_fields(len(fields))}, {shape}; expected a word and its tag in each line"
+            )
         if not fields[0].strip() or not fields[-1].strip():
             raise ValueError(f"{path}: line {number} has no {'word' if not fields[0].strip() else 'tag'}")
         place = place if words else f"line {number}"

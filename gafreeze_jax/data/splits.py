@@ -116,7 +116,9 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
     return Splits(encoded["train"], encoded["validation"], encoded["test"], names)
 
 
-def cut_missing(source: str, given: Mapping[str, Labelled[T]], notes: list[str], *, unit: str = "rows") -> dict[str, Labelled[T]]:
+def cut_missing(
+    source: str, given: Mapping[str, Labelled[T]], notes: list[str], *, unit: str = "rows"
+) -> dict[str, Labelled[T]]:
     """Cuts the validation and test splits that are missing from the training rows, stratified by label.
 
     Raises:

@@ -53,16 +53,14 @@ class Targets(NamedTuple):
 def recognise(rows: Rows[Texts], column: str) -> Kind:
     """What the labels of the training rows are."""
     values = rows.labels
-    if column.lower() not in PLURAL and not any(isinstance(value, list) for value in values):
-        parsed = [_as_float(value) for value in values]
-        known = [number for number in parsed if number is not None]
-        fractions = any(math.isfinite(number) and not number.is_integer() for number in known)
-        return "number" if fractions and len(known) >= MOSTLY * len(values) else "label"
-    if any(isinstance(value, list) or _is_json_list(value) for value in values):
+    if _are_lists(values):
         return "labels"
-    separator = _separator(values)
+    numbers = [number for value in values if (number := _as_float(value)) is not None]
+    if len(numbers) >= MOSTLY * len(values):
+        return "number" if any(math.isfinite(number) and not number.is_integer() for number in numbers) else "label"
+    separator = _separator(values) if column.strip().lower() in PLURAL else ""
     pieces = {piece for value in values for piece in _pieces(value, separator)}
-    return "labels" if separator and len(pieces) <= len(set(values)) else "label"
+    return "labels" if separator and len(pieces) <= len(set(map(str, values))) else "label"
 
 
 def load(
@@ -85,10 +83,12 @@ def load(
     Raises:
       ValueError: for a label of another kind, with its place.
     """
-    parse = {"number": _parse_number, "labels": _label_parser(kind, raw["train"].labels, source, column), "tags": _parse_tags}
+    parsers = {"number": _parse_number, "labels": _label_parser(raw["train"].labels), "tags": _parse_tags}
+    if kind == "labels":
+        _check_several(source, raw["train"].labels, column)
     values = {
         split: [
-            parse[kind](f"{source}: {place}", column, label, text)
+            parsers[kind](place, column, label, text)
             for place, label, text in zip(rows.places, rows.labels, rows.examples, strict=True)
         ]
         for split, rows in raw.items()
@@ -102,7 +102,9 @@ def load(
         for split, rows in raw.items()
     }
     whole = splits.cut_missing(source, pairs, notes)
-    used = splits.limit(source, splits.Splits(*(whole[name] for name in splits.SPLIT_NAMES), ()), notes, max_train, max_validation)
+    used = splits.limit(
+        source, splits.Splits(*(whole[name] for name in splits.SPLIT_NAMES), ()), notes, max_train, max_validation
+    )
     kept = {name: getattr(used, name).examples for name in splits.SPLIT_NAMES}
     if kind == "number":
         _check_spread(source, [value for _, value in kept["train"]], column)
@@ -153,6 +155,11 @@ def _is_json_list(value: Any) -> bool:
     return isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
 
 
+def _are_lists(values: Sequence[Any]) -> bool:
+    """Whether most values are lists, or JSON of such."""
+    return sum(isinstance(value, list) or _is_json_list(value) for value in values) >= MOSTLY * len(values) > 0
+
+
 def _separator(values: Iterable[Any]) -> str:
     """That occurs most often in strings; "" = none does."""
     counts = {mark: sum(mark in value for value in values if isinstance(value, str)) for mark in LIST_SEPARATORS}
@@ -164,15 +171,19 @@ def _pieces(value: Any, separator: str) -> list[str]:
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def _label_parser(kind: Kind, values: Sequence[Any], source: str, column: str) -> Callable[..., tuple[str, ...]]:
-    """A function that reads the labels of a row, written as most are."""
-    separator = _separator(values)
-    has_lists = any(isinstance(value, list) or _is_json_list(value) for value in values)
-    if kind == "labels" and not has_lists and not separator:
+def _check_several(source: str, values: Sequence[Any], column: str) -> None:
+    """Raises a ValueError if no row has several labels."""
+    if not _separator(values) and not _are_lists(values):
         raise ValueError(
-            f"{source}: no row has several labels in column {column!r}: expected lists, or labels separated by "
-            f"{', '.join(LIST_SEPARATORS.values())}; give --task label for one label"
+            f"{source}: no row has several labels in column {column!r}, such as {listed([repr(values[0])])}; expected lists, "
+            f"or labels separated by {', '.join(LIST_SEPARATORS.values())}; for one label give --task label"
         )
+
+
+def _label_parser(values: Sequence[Any]) -> Callable[..., tuple[str, ...]]:
+    """A function that reads the labels of a row, written as in these values."""
+    separator = _separator(values)
+    has_lists = _are_lists(values)
 
     def parse(where: str, column: str, value: Any, text: Texts) -> tuple[str, ...]:
         if _is_json_list(value):
@@ -184,7 +195,9 @@ def _label_parser(kind: Kind, values: Sequence[Any], source: str, column: str) -
                 ) from None
         given = value if isinstance(value, list) else _pieces(value, "" if has_lists else separator)
         if has_lists != isinstance(value, list) or not all(isinstance(name, str | int) for name in given):
-            kinds = "lists of names or integers" if has_lists else f"names separated by {LIST_SEPARATORS[separator]}"
+            kinds = (
+                "lists of names or integers" if has_lists else f"names separated by {LIST_SEPARATORS.get(separator, 'commas')}"
+            )
             raise ValueError(f"{where}: column {column!r} must hold {kinds}, got {listed([repr(value)])}")
         return tuple(dict.fromkeys(str(name).strip() for name in given))
 

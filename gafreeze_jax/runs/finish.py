@@ -39,11 +39,15 @@ def finish(
     display.line(f"\nScoring the {setup.num_test:,} test examples, which nothing has seen so far ...")
     test = held_out.open(result)
     tested = _score_members(setup, test, result, steps_of_test(held_out, options), display)
+    metrics = _settle(setup, result)
     display.progress.begin("writing files", training=False)
     problem = setup.problem
     metric, space = problem.task.metric, result.space
-    finalists = [_summarize(setup, space, finalist, tested) for finalist in (result.found, *result.baselines)]
+    finalists = [_summarize(setup, space, finalist, tested, metrics) for finalist in (result.found, *result.baselines)]
     best = result.found.best
+    settled = metrics[id(best)]
+    if settled.threshold is not None:
+        setup = setup._replace(facts={**setup.facts, "learned": {**setup.facts["learned"], "threshold": settled.threshold}})
     setup.save(out / "model", setup.restore(best.params))
     _write_masks(setup, result, space, out)
     entries = results.make_result(
@@ -64,7 +68,7 @@ def finish(
         **majority(problem, validation=problem.validation.data.targets, test=test.data.targets),
         **result.facts,
         **setup.facts,
-        model=_scores_of_model(tested[id(best)], metric),
+        model=_scores_of_model(tested[id(best)], settled),
         seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
     )
     results.write_json(out / "result.json", entries)
@@ -100,10 +104,25 @@ def _score_members(setup: Setup, test: Source, result: Result, steps: float, dis
     return tested
 
 
-def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores]) -> results.ScoredFinalist:
+def _settle(setup: Setup, result: Result) -> dict[int, Metric]:
+    """The metric for each finalist's members, by the member's id; a threshold is chosen on the validation split."""
+    members = {id(member): member for finalist in (result.found, *result.baselines) for member in finalist.members}
+    problem, metric = setup.problem, setup.problem.task.metric
+    if metric.settle is None:
+        return dict.fromkeys(members, metric)
+    trees = [{name: member.params[name] for name in member.params} for member in members.values()]
+    scores = score_each(
+        problem.network, trees, problem.validation, pretrained=problem.params, loss=problem.task.loss, metric=metric
+    )
+    return {key: metric.settle(of_member.values) for key, of_member in zip(members, scores, strict=True)}
+
+
+def _summarize(
+    setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores], metrics: Mapping[int, Metric]
+) -> results.ScoredFinalist:
     """A finalist on both splits."""
     scores = [tested[id(member)] for member in finalist.members]
-    contributions = np.stack([setup.problem.task.metric.contributions(of_member.values) for of_member in scores])
+    contributions = np.stack([metrics[id(member)].contributions(tested[id(member)].values) for member in finalist.members])
     if setup.rows is not None:
         counts = np.bincount(setup.rows)
         contributions = np.stack([np.bincount(setup.rows, of_member) / counts for of_member in contributions])
