@@ -46,6 +46,11 @@ class Pretrained:
         return self.model.config
 
     @property
+    def output(self) -> str:
+        """Path of the head's layer with a row for each class."""
+        return self.model.family.heads[self.model.head].output
+
+    @property
     def read_leaves(self) -> dict[str, np.ndarray]:
         """The leaves that are from the checkpoint, by path."""
         leaves = zip(leaf_paths(self.params), jax.tree.leaves(self.params), strict=True)

@@ -96,14 +96,13 @@ class Scale(NamedTuple):
         Args:
           output: path of the layer that gives standardised numbers.
         """
-        *parents, last = output.split("/")
-        if parents:
-            first, rest = parents[0], "/".join([*parents[1:], last])
-            return {**params, first: self.put_into(params[first], rest)}
-        layer = params[last]
-        bias = np.asarray(layer["bias"]) * self.deviation + self.mean
-        scaled = {"kernel": np.asarray(layer["kernel"]) * self.deviation, "bias": bias}
-        return {**params, last: {name: leaf.astype(np.float32) for name, leaf in scaled.items()}}
+        if self == Scale():
+            return params
+        name, _, rest = output.partition("/")
+        if name:
+            return {**params, name: self.put_into(params[name], rest)}
+        scaled = {"kernel": params["kernel"] * self.deviation, "bias": params["bias"] * self.deviation + self.mean}
+        return {name: np.asarray(leaf, np.float32) for name, leaf in scaled.items()}
 
 
 def make_task(
@@ -113,7 +112,7 @@ def make_task(
     metric: MetricName = "auto",
     scale: Scale | None = None,
     threshold: float | None = None,
-    words: "Words | None" = None,
+    words: "TaggedWords | None" = None,
 ) -> Task:
     """The task of a kind.
 
@@ -175,7 +174,7 @@ def _write_numbers(name: str, predicted: np.ndarray) -> Columns:
 # Tags
 
 
-class Words(NamedTuple):
+class TaggedWords(NamedTuple):
     """Words of N texts, and which of them a model sees.
 
     Attributes:
@@ -187,17 +186,21 @@ class Words(NamedTuple):
     kept: np.ndarray
 
 
-def word_targets(tokens: Tokens, values: Sequence[np.ndarray]) -> np.ndarray:
-    """Tag and number of the text, [E, 2] int32, of each word that has a token; values are the tags of N texts."""
+def make_targets(kind: Kind, texts: Tokens, values: Any, scale: Scale) -> np.ndarray:
+    """What a network learns of the labels of N texts; of tags, [E, 2]: for each word that has a token, its tag and its text."""
+    if kind == "number":
+        return scale.apply(values)
+    if kind != "tags":
+        return values
     sentences = np.repeat(np.arange(len(values)), [len(of_text) for of_text in values])
-    return np.stack([np.concatenate(values), sentences], axis=1)[tokens.kept].astype(np.int32)
+    return np.stack([np.concatenate(values), sentences], axis=1)[texts.kept].astype(np.int32)
 
 
 def _softmax(logits: Array, targets: Any) -> Array:
     return jax.nn.softmax(logits)
 
 
-def _write_tags(names: tuple[str, ...], words: Words | None, chances: np.ndarray) -> Columns:
+def _write_tags(names: tuple[str, ...], words: TaggedWords | None, chances: np.ndarray) -> Columns:
     """Tags of each text, and where they mark some, its entities: type, first word, the word after the last, and text.
 
     Words that the model does not see, beyond its longest text, are O, or the first tag.

@@ -101,24 +101,24 @@ def prepare_classification(
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
-    as_words = data.kind == "tags"
-    train, validation, test = (
-        _tokenize(given, config, tokenizer, split.texts, given.data, as_words=as_words) for split in data[:3]
-    )
+    texts = [_tokenize(given, config, tokenizer, split.texts, given.data, as_words=data.kind == "tags") for split in data[:3]]
+    labels = [
+        kinds.make_targets(data.kind, of_split, split.labels, scale) for of_split, split in zip(texts, data, strict=False)
+    ]
+    train, validation, test = texts
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
     network = trimmed.make_network(dtype=dtype, granularity=given.granularity)
     genes = block_genes(network, loaded.params)
 
-    def source(inputs: dict[str, np.ndarray], split: tokens.Tokens, labels: Any) -> Source:
-        values = kinds.word_targets(split, labels) if as_words else scale.apply(labels) if data.kind == "number" else labels
-        return Source(Dataset(inputs, values), tokens.scoring_batches(split))
+    def source(split: tokens.Tokens, labels: np.ndarray) -> Source:
+        return Source(Dataset(tokens.renumber(split, used), labels), tokens.scoring_batches(split))
 
     problem = Problem(
         network=network,
         params=base.split_layers(params, network.names),
-        train=source(tokens.renumber(train, used), train, data.train.labels),
-        validation=source(tokens.renumber(validation, used), validation, data.validation.labels),
+        train=source(train, labels[0]),
+        validation=source(validation, labels[1]),
         make_head=loaded.make_head,
         make_batches=tokens.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
@@ -126,9 +126,8 @@ def prepare_classification(
         tensors=model.tensor_names(loaded.params),
         task=task,
     )
-    saved: dict[str, Any] = {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
-    saved |= {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind]}
-    output = model.family.heads[model.head].output
+    saved: dict[str, Any] = {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind]}
+    saved |= {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
     setup = Setup(
         problem=problem,
         about=[
@@ -139,10 +138,10 @@ def prepare_classification(
             *tokens.describe([train, validation, test], given.max_tokens),
         ],
         network=model.make_network(dtype=dtype),
-        test=source(test.inputs, test, data.test.labels),
+        test=Source(Dataset(test.inputs, labels[2]), tokens.scoring_batches(test)),
         num_test=len(data.test.texts),
         restore=lambda params: vocabulary.restore(base.join_layers(params), used, loaded.params),
-        save=lambda to, params: loaded.save(to, params if scale == kinds.Scale() else scale.put_into(params, output), **saved),
+        save=lambda to, params: loaded.save(to, scale.put_into(params, loaded.output), **saved),
         facts={"label_names": data.label_names, "text_columns": data.text_columns, "learned": {"task": data.kind}},
         pretrained=loaded.read_leaves,
     )
@@ -172,7 +171,7 @@ def load_unlabelled(
     texts = [text.words_of(of_row) for of_row in texts] if as_words else texts
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     tokenized = _tokenize(given, config, tokenizer, texts, str(data), as_words=as_words)
-    words = None if tokenized.kept is None else kinds.Words(texts, tokenized.kept)
+    words = None if tokenized.kept is None else kinds.TaggedWords(texts, tokenized.kept)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
         params=loaded.params,
