@@ -96,29 +96,23 @@ def prepare_classification(
     checkpoint = pretrained.read(folder, pretrained.families_of(kind))
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
-    scale = kinds.Scale.of(data.train.labels) if data.kind == "number" and not head.kept else kinds.Scale()
+    scale = kinds.Scale() if data.kind != "number" or head.kept else kinds.Scale.of(data.train.labels)
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
-    texts = [_tokenize(given, config, tokenizer, split.texts, given.data, as_words=data.kind == "tags") for split in data[:3]]
-    labels = [
-        kinds.make_targets(data.kind, of_split, split.labels, scale) for of_split, split in zip(texts, data, strict=False)
-    ]
-    train, validation, test = texts
+    splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
+    (_, train), (_, validation), (_, test) = splits
+    labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
     network = trimmed.make_network(dtype=dtype, granularity=given.granularity)
     genes = block_genes(network, loaded.params)
-
-    def source(split: tokens.Tokens, labels: np.ndarray) -> Source:
-        return Source(Dataset(tokens.renumber(split, used), labels), tokens.scoring_batches(split))
-
     problem = Problem(
         network=network,
         params=base.split_layers(params, network.names),
-        train=source(train, labels[0]),
-        validation=source(validation, labels[1]),
+        train=_source(train, tokens.renumber(train, used), labels[0]),
+        validation=_source(validation, tokens.renumber(validation, used), labels[1]),
         make_head=loaded.make_head,
         make_batches=tokens.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
@@ -126,8 +120,8 @@ def prepare_classification(
         tensors=model.tensor_names(loaded.params),
         task=task,
     )
-    saved: dict[str, Any] = {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind]}
-    saved |= {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
+    padding = tokens.padding(tokenizer, config.vocab_size) if pad else None
+    saved = {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind], "padding": padding}
     setup = Setup(
         problem=problem,
         about=[
@@ -138,7 +132,7 @@ def prepare_classification(
             *tokens.describe([train, validation, test], given.max_tokens),
         ],
         network=model.make_network(dtype=dtype),
-        test=Source(Dataset(test.inputs, labels[2]), tokens.scoring_batches(test)),
+        test=_source(test, test.inputs, labels[2]),
         num_test=len(data.test.texts),
         restore=lambda params: vocabulary.restore(base.join_layers(params), used, loaded.params),
         save=lambda to, params: loaded.save(to, scale.put_into(params, loaded.output), **saved),
@@ -146,6 +140,10 @@ def prepare_classification(
         pretrained=loaded.read_leaves,
     )
     return head.finish(setup)
+
+
+def _source(texts: tokens.Tokens, inputs: dict[str, np.ndarray], labels: np.ndarray | None) -> Source:
+    return Source(Dataset(inputs, labels), tokens.scoring_batches(texts))
 
 
 def load_unlabelled(
@@ -167,15 +165,18 @@ def load_unlabelled(
     """
     texts, columns, notes = text.load_unlabelled(data, given.text_columns)
     loaded = pretrained.load(folder, kinds.HEADS[task], families=pretrained.families_of(kind))
-    config, as_words = loaded.config, task == "tags"
-    texts = [text.words_of(of_row) for of_row in texts] if as_words else texts
+    config = loaded.config
+    if task == "tags":
+        texts = [text.words_of(of_row) for of_row in texts]
+    elif any(isinstance(of_row, text.Words) for of_row in texts):
+        raise ValueError(f"{data}: its texts are lists of words, and the model has learned from whole texts; join the words")
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
-    tokenized = _tokenize(given, config, tokenizer, texts, str(data), as_words=as_words)
+    tokenized = _tokenize(given, config, tokenizer, texts, str(data), task)
     words = None if tokenized.kept is None else kinds.TaggedWords(texts, tokenized.kept)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
         params=loaded.params,
-        source=Source(Dataset(tokenized.inputs), tokens.scoring_batches(tokenized)),
+        source=_source(tokenized, tokenized.inputs, None),
         task=kinds.make_task(task, label_names, threshold=threshold, words=words),
         columns=columns,
         notes=(*notes, *tokens.describe([tokenized], given.max_tokens)),
@@ -183,10 +184,10 @@ def load_unlabelled(
 
 
 def _tokenize(
-    given: Any, config: Any, tokenizer: Any, texts: Sequence[tuple[str, ...]], where: str, *, as_words: bool = False
+    given: Any, config: Any, tokenizer: Any, texts: Sequence[tuple[str, ...]], where: str, kind: targets.Kind
 ) -> tokens.Tokens:
     limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
-    return tokens.tokenize(tokenizer, texts, **limits, where=where, as_words=as_words)
+    return tokens.tokenize(tokenizer, texts, **limits, where=where, as_words=kind == "tags")
 
 
 def check_length(max_tokens: int, config: Any) -> None:
