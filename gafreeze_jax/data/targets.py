@@ -231,7 +231,7 @@ def _flag(value: Any) -> bool | None:
 
 
 def _names(source: str, values: Mapping[str, Sequence[Sequence[str]]], notes: list[str]) -> tuple[str, ...]:
-    """All labels or tags, sorted; O first, numbers by their size."""
+    """All labels or tags, sorted; tags of entities by their types, numbers by their size."""
     by_split = {split: {name for row in rows for name in row} for split, rows in values.items()}
     names = set().union(*by_split.values())
     if len(names) < 2:
@@ -240,7 +240,9 @@ def _names(source: str, values: Mapping[str, Sequence[Sequence[str]]], notes: li
         notes.append(f"Labels that do not occur in train, and cannot be learned: {listed(unseen)}.")
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=int))
-    return tuple(sorted(names, key=lambda name: (name != "O", name[2:], name) if tags.is_scheme(tuple(names)) else ("", name)))
+    if tags.is_scheme(tuple(sorted(names))):
+        return tuple(sorted(names, key=lambda name: (name[2:], name)))  # by type
+    return tuple(sorted(names))
 
 
 # Tags

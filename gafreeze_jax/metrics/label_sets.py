@@ -62,7 +62,7 @@ def _mean(estimates: list[Estimate], otherwise: float, truth: np.ndarray) -> Est
 def _split(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [C, E] and right labels [C, E] of 2 C columns."""
     num = len(columns) // 2
-    return np.array(columns[:num]), np.array(columns[num:]) > 0
+    return np.array(columns[:num], np.float64), np.array(columns[num:]) > 0
 
 
 def _best_threshold(estimate: OfSets, columns: tuple[np.ndarray, ...]) -> float:

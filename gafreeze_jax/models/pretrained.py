@@ -97,7 +97,9 @@ class Checkpoint:
 
     def num_classes(self, head: str = "classify") -> int | None:
         """That its classifier tells; None if it has none of this kind, not all of one, or parts that only others have."""
-        kind, table = self.model.family.heads[head], self.model.family.layout.table
+        kind, table = self.model.family.heads.get(head), self.model.family.layout.table
+        if kind is None:
+            return None
         tree = jax.eval_shape(lambda key: kind.init(key, self.model.config, 2), jax.random.key(0))
         own = set(checkpoints.names({"head": tree}, table).values())
         stored = {name for name, path, _ in table if re.match(r"head(/|$)", path)} & self.tensors.keys()
