@@ -94,6 +94,34 @@ def train_ours(given: text.Options, data: Any, seed: int) -> float:
     return metric.shown(float(metric.score(score(setup.network, setup.restore(params), setup.test, **how).values)))
 
 
+class Encoder:
+    """Texts and labels as transformers' models take them."""
+
+    def __init__(self, given: text.Options, data: Any, folder: Path):
+        self._tokenizer, self._kind = transformers.AutoTokenizer.from_pretrained(folder), data.kind
+        self._scale = kinds.Scale.of(data.train.labels) if data.kind == "number" else kinds.Scale()
+        self._limits = {"truncation": True, "max_length": given.max_tokens, "padding": True, "return_tensors": "pt"}
+
+    def __call__(self, split: Any, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        texts = [split.texts[row] for row in rows]
+        if self._kind == "tags":
+            encoded = self._tokenizer([list(words) for words in texts], is_split_into_words=True, **self._limits)
+            return {**encoded, "labels": self._tags(encoded, [split.labels[row] for row in rows])}
+        values = kinds.make_targets(self._kind, None, split.labels[rows], self._scale)
+        labels = torch.tensor(values).long() if self._kind == "label" else torch.tensor(values)
+        return {**self._tokenizer(*map(list, zip(*texts, strict=True)), **self._limits), "labels": labels}
+
+    def _tags(self, encoded: Any, values: list[np.ndarray]) -> torch.Tensor:
+        """The tag of each word at its first token, else -100."""
+        labels = torch.full(encoded["input_ids"].shape, -100)
+        for place, of_text in enumerate(values):
+            words = encoded.word_ids(place)
+            for i, word in enumerate(words):
+                if word is not None and word != words[i - 1]:
+                    labels[place, i] = int(of_text[word])
+        return labels
+
+
 def train_pytorch(given: text.Options, data: Any, seed: int) -> float:
     """The test metric of a plain loop."""
     transformers.logging.set_verbosity_error()
@@ -104,41 +132,21 @@ def train_pytorch(given: text.Options, data: Any, seed: int) -> float:
         transformers.AutoModelForTokenClassification if data.kind == "tags" else transformers.AutoModelForSequenceClassification
     )
     how = {} if data.kind == "tags" else {"problem_type": kinds.PROBLEM_TYPES[data.kind]}
-    model = auto.from_pretrained(folder, num_labels=len(data.label_names), **how)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    scale = kinds.Scale.of(data.train.labels) if data.kind == "number" else kinds.Scale()
-
-    def encode(split: Any, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        texts = [split.texts[row] for row in rows]
-        limits = {"truncation": True, "max_length": given.max_tokens, "padding": True, "return_tensors": "pt"}
-        if data.kind == "tags":
-            encoded = tokenizer([list(words) for words in texts], is_split_into_words=True, **limits)
-            labels = torch.full(encoded["input_ids"].shape, -100)
-            for place, row in enumerate(rows):
-                words = encoded.word_ids(place)
-                for i, word in enumerate(words):
-                    if word is not None and word != words[i - 1]:
-                        labels[place, i] = int(split.labels[row][word])
-        else:
-            encoded = tokenizer(*map(list, zip(*texts, strict=True)), **limits)
-            values = scale.apply(split.labels[rows]) if data.kind == "number" else split.labels[rows]
-            labels = torch.tensor(values).long() if data.kind == "label" else torch.tensor(values)
-        return {**encoded, "labels": labels}
-
-    body = [p for name, p in model.named_parameters() if not name.startswith(("bert.pooler", "classifier"))]
-    head = [p for name, p in model.named_parameters() if name.startswith(("bert.pooler", "classifier"))]
+    model, encode = auto.from_pretrained(folder, num_labels=len(data.label_names), **how), Encoder(given, data, folder)
+    is_head = {name: name.startswith(("bert.pooler", "classifier")) for name, _ in model.named_parameters()}
     groups = [
-        {"params": [p for p in part if (p.ndim > 1) == is_matrix], "lr": rate, "weight_decay": 0.01 * is_matrix}
-        for part, rate in ((body, given.learning_rate), (head, given.head_learning_rate))
+        {
+            "params": [p for name, p in model.named_parameters() if is_head[name] == head and (p.ndim > 1) == is_matrix],
+            "lr": given.head_learning_rate if head else given.learning_rate,
+            "weight_decay": 0.01 * is_matrix,
+        }
+        for head in (True, False)
         for is_matrix in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups)
     rng, num = np.random.default_rng(seed), len(data.train.texts)
-    batches = [
-        rows
-        for _ in range(given.epochs)
-        for rows in np.split(rng.permutation(num), range(given.batch_size, num, given.batch_size))
-    ]
+    cuts = range(given.batch_size, num, given.batch_size)
+    batches = [rows for _ in range(given.epochs) for rows in np.split(rng.permutation(num), cuts)]
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, max(1, len(batches) // 10), len(batches))
     model.train()
     for rows in batches:
@@ -147,24 +155,22 @@ def train_pytorch(given: text.Options, data: Any, seed: int) -> float:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    return of_outputs(data, outputs_of(model, encode, data.test), outputs_of(model, encode, data.validation))
+
+
+@torch.inference_mode()
+def outputs_of(model: Any, encode: Encoder, split: Any) -> tuple[np.ndarray, ...]:
+    """Logits, labels and numbers of texts, of all texts or words."""
     model.eval()
-
-    @torch.inference_mode()
-    def outputs(split: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logits, labels and numbers of texts, of all texts or words."""
-        parts = []
-        for rows in np.split(np.arange(len(split.texts)), range(64, len(split.texts), 64)):
-            batch = encode(split, rows)
-            logits, labels = model(**batch).logits, batch["labels"]
-            if data.kind == "tags":
-                known = labels != -100
-                parts.append((logits[known], labels[known], torch.tensor(rows)[:, None].expand_as(labels)[known]))
-            else:
-                parts.append((logits, labels, torch.tensor(rows)))
-        logits, labels, rows = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-        return logits, labels, rows
-
-    return of_outputs(data, outputs(data.test), outputs(data.validation))
+    parts = []
+    for rows in np.split(np.arange(len(split.texts)), range(64, len(split.texts), 64)):
+        batch = encode(split, rows)
+        logits, labels, texts = model(**batch).logits, batch["labels"], torch.tensor(rows)
+        if logits.ndim == 3:
+            known = labels != -100
+            logits, labels, texts = logits[known], labels[known], texts[:, None].expand_as(known)[known]
+        parts.append((logits, labels, texts))
+    return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
 
 
 def of_outputs(data: Any, test: tuple[np.ndarray, ...], validation: tuple[np.ndarray, ...]) -> float:
