@@ -107,7 +107,7 @@ class Encoder:
         if self._kind == "tags":
             encoded = self._tokenizer([list(words) for words in texts], is_split_into_words=True, **self._limits)
             return {**encoded, "labels": self._tags(encoded, [split.labels[row] for row in rows])}
-        values = kinds.make_targets(self._kind, None, split.labels[rows], self._scale)
+        values = self._scale.apply(split.labels[rows]) if self._kind == "number" else split.labels[rows]
         labels = torch.tensor(values).long() if self._kind == "label" else torch.tensor(values)
         return {**self._tokenizer(*map(list, zip(*texts, strict=True)), **self._limits), "labels": labels}
 
