@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-import text_tasks  # noqa: E402
-from test_targets import conll  # noqa: E402
+import text_tasks
+from test_targets import conll
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
