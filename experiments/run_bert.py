@@ -1,4 +1,5 @@
-"""Searches which layers of a pretrained BERT to freeze when it is fine-tuned to classify texts.
+"""Searches which layers of a pretrained BERT to freeze when it is fine-tuned on labelled texts: one label, several, a number, or a
+tag for each word.
 
     python experiments/run_bert.py --gens 10
 
