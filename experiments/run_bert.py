@@ -1,5 +1,4 @@
-"""Searches which layers of a pretrained BERT to freeze when it is fine-tuned on labelled texts: one label, several, a number, or a
-tag for each word.
+"""Searches which layers of a pretrained BERT to freeze when it is fine-tuned on texts with labels, numbers or tags.
 
     python experiments/run_bert.py --gens 10
 
