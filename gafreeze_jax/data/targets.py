@@ -94,7 +94,7 @@ def load(
         for split, rows in raw.items()
     }
     if kind == "tags":
-        values = _repair(source, values, notes)
+        values = _repair(values, notes)
     names = (column,) if kind == "number" else _names(source, values, notes)
     strata = _strata(kind, values["train"])
     pairs = {
@@ -257,7 +257,7 @@ def _parse_tags(where: str, column: str, value: Any, text: Texts) -> list[str]:
     return [str(tag).strip() for tag in given]
 
 
-def _repair(source: str, values: Mapping[str, list[list[str]]], notes: list[str]) -> dict[str, list[list[str]]]:
+def _repair(values: Mapping[str, list[list[str]]], notes: list[str]) -> dict[str, list[list[str]]]:
     """Has every entity begin with B-, where tags mark entities, and counts those that did not."""
     names = {tag for rows in values.values() for row in rows for tag in row}
     if not tags.is_scheme(tuple(sorted(names))):
