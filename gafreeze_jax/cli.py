@@ -48,23 +48,32 @@ def show(run: Positional[Path], /) -> None:
         print(page.verdict_of(known))
 
 
-def predict(run: Positional[Path], /, data: Path, out: Path | None = None, text_columns: tuple[str, ...] = ()) -> None:
+def predict(
+    run: Positional[Path],
+    /,
+    data: Path,
+    out: Path | None = None,
+    text_columns: tuple[str, ...] = (),
+    all_probabilities: bool = False,
+) -> None:
     """Has the model of a run label a file: a CSV with a line for each input, its label and the label's probability.
 
-    For a language model, writes the perplexity of a text.
+    Where the run has learned several labels, numbers or tags, these are written, and the entities that tags mark. For a
+    language model, writes the perplexity of a text.
 
     Args:
       run: the run's folder.
-      data: what to label: .csv, .tsv or .jsonl for texts; .npz, JPEG, PNG, WebP, GIF or BMP, or a folder of such files, for
-        images; .txt for a language model. Labels in it are not read.
+      data: what to label: .csv, .tsv, .jsonl or .conll for texts; .npz, JPEG, PNG, WebP, GIF or BMP, or a folder of such files,
+        for images; .txt for a language model. Labels in it are not read.
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
+      all_probabilities: also write the probability of each class.
     """
     from gafreeze_jax.runs import reuse
 
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out {out}: no such folder as {out.parent}")
-    table = reuse.predict(run, data, text_columns=text_columns)
+    table = reuse.predict(run, data, text_columns=text_columns, all_probabilities=all_probabilities)
     with open(out, "w", encoding="utf-8", newline="") if out else contextlib.nullcontext(sys.stdout) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)

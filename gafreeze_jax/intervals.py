@@ -34,6 +34,10 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     with five seeds or more, and in 88 to 98 % with two or three. If the mean is close to a limit of its range, the interval is
     too narrow: for an accuracy of 0.97 on 100 examples it contained the truth in 90 %.
 
+    Values of a metric that is no mean are the influences of examples (`Metric.contributions`). Intervals of MCC and macro-F1,
+    and of their differences, contained the truth in 93 to 96 % of experiments with five seeds and 200 examples
+    (tests/metrics/test_metric_intervals.py).
+
     Raises:
       ValueError: for another shape, values that are not finite, or a confidence out of range.
     """

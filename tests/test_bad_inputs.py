@@ -303,7 +303,7 @@ CASES = {
         run_bert, data("text,label\n" + "".join(f"a,{i}\n" for i in range(40))), "are the labels those of classes?"
     ),
     "no text column": Case(run_bert, data(CSV.replace("text,", "words,")), "no text column found; name it with --text-columns"),
-    "no label column": Case(run_bert, data(CSV.replace(",label", ",y")), "no label column found; name it with --label-column"),
+    "no label column": Case(run_bert, data(CSV.replace(",label", ",x")), "no label column found; name it with --label-column"),
     "a column twice": Case(run_bert, data("text,label,text\na,no,b\n"), "column 'text' occurs more than once in the header"),
     "another column asked for": Case(run_bert, data(CSV, label_column="stars"), "no column 'stars'; the columns are"),
     "three text columns": Case(run_bert, data(CSV, text_columns=("a", "b", "c")), "expected one text column, or two"),
@@ -319,7 +319,7 @@ CASES = {
         run_bert, data(CSV.replace(",yes", ",").replace(",no", ",")), "no rows with text and a label in column 'label'"
     ),
     "labels missing in a split, or called otherwise": Case(
-        run_bert, splits({"train.csv": CSV, "test.csv": "text,y\na,no\n"}), "test.csv: no label column found"
+        run_bert, splits({"train.csv": CSV, "test.csv": "text,x\na,no\n"}), "test.csv: no label column found"
     ),
     "a label that train lacks": Case(
         run_bert,
@@ -327,7 +327,7 @@ CASES = {
         "the validation split has labels that are not in train: perhaps; train has no, yes",
     ),
     "two training files": Case(run_bert, splits({"train.csv": CSV, "train.tsv": CSV}), "more than one train file"),
-    "no training file": Case(run_bert, splits({"test.csv": CSV}), "no train file; expected one of train{.csv,.tsv,.jsonl}"),
+    "no training file": Case(run_bert, splits({"test.csv": CSV}), "no train file; expected one of train{.csv,.tsv"),
     "an archive": Case(run_bert, data(b"PK\x03\x04", "data.zip"), "data.zip: unknown kind of file; expected .csv"),
     "half a gzip file": Case(run_bert, data(gzip.compress(CSV.encode())[:-9], "data.csv.gz"), "not a whole gzip file"),
     "a gzip bomb": Case(
@@ -340,7 +340,12 @@ CASES = {
         run_bert, data('{"text": "a", "label": 1, "label": 2}', "data.jsonl"), "line 1 is not JSON: 'label' occurs twice"
     ),
     "half a character": Case(run_bert, data(r'{"text": "\ud83d", "label": 1}', "data.jsonl"), "has half a surrogate pair"),
-    "labels that are scores": Case(run_bert, data('{"text": "a", "label": 0.5}', "data.jsonl"), "(classes), got 0.5"),
+    "infinite scores": Case(run_bert, data("text,score\na,inf\nb,0.5\n"), "line 2: column 'score' must hold finite numbers"),
+    "a metric of another task": Case(run_bert, given(metric="rmse"), "--metric rmse is not for one of two labels; choose"),
+    "numbers for GPT-2": Case(
+        run_gpt2, data("text,score\n" + "a,1.5\nb,0.5\n" * 9, task="classify"), "are a number for each text, which run_bert.py"
+    ),
+    "the next token by F1": Case(run_gpt2, given(metric="macro-f1"), "--metric macro-f1 is not for the next token; choose"),
     "labels of 5,000 digits": Case(
         run_bert, splits({"train.csv": CSV.replace("yes", "1" * 5000).replace(",no", ",2"), "test.csv": "text,label\na,5\n"}),
         "the test split has labels that are not in train: 5",

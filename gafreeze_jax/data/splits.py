@@ -24,11 +24,12 @@ T = TypeVar("T")
 
 
 class Rows(NamedTuple, Generic[T]):
-    """Raw rows of one split: examples and labels as they came (an int, or a string), and the columns that hold the examples."""
+    """Raw rows of one split: examples and labels as they came, the columns that hold the examples, and each row's place."""
 
     examples: list[T]
     labels: list[Any]
     columns: tuple[str, ...] = ()
+    places: Sequence[str] = ()
 
 
 class Labelled(NamedTuple, Generic[T]):
@@ -110,6 +111,20 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
             )
         encoded[name] = Labelled(rows.examples, np.array([index[label] for label in rows.labels], np.int32))
 
+    encoded = cut_missing(source, encoded, notes, unit=unit)
+    names = tuple(label_names[label] for label in classes)
+    return Splits(encoded["train"], encoded["validation"], encoded["test"], names)
+
+
+def cut_missing(
+    source: str, given: Mapping[str, Labelled[T]], notes: list[str], *, unit: str = "rows"
+) -> dict[str, Labelled[T]]:
+    """Cuts the validation and test splits that are missing from the training rows, stratified by label.
+
+    Raises:
+      ValueError: if there are too few rows to cut.
+    """
+    encoded, num_train = dict(given), len(given["train"].examples)
     missing = [name for name in ("validation", "test") if name not in encoded]
     num_held_out = int(HELD_OUT_SHARE * num_train)
     for salt, name in enumerate(missing, start=1):
@@ -121,8 +136,7 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
             f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training {unit} were cut for "
             f"{'each' if len(missing) > 1 else 'it'}, stratified by label, always the same ones."
         )
-    names = tuple(label_names[label] for label in classes)
-    return Splits(encoded["train"], encoded["validation"], encoded["test"], names)
+    return encoded
 
 
 def _unify_labels(splits: Mapping[str, Rows[T]], notes: list[str]) -> tuple[dict[str, Rows[T]], dict[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gafreeze_jax.data import files
+from gafreeze_jax.data.conll import read_conll
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n')  # for spreadsheet programs, above the header
@@ -112,7 +113,7 @@ def read_jsonl(path: Path, notes: list[str]) -> Iterator[Record]:
         yield f"line {number}", record
 
 
-READERS = {".csv": read_csv, ".tsv": read_tsv, ".jsonl": read_jsonl}  # from a file to records
+READERS = {".csv": read_csv, ".tsv": read_tsv, ".jsonl": read_jsonl, ".conll": read_conll}  # from a file to records
 SUFFIXES = tuple(READERS)
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from gafreeze_jax.data import files, splits, tables
+from gafreeze_jax.data import files, splits, tables, targets
 from gafreeze_jax.data.tables import SEPARATORS, SUFFIXES, Record, is_missing, left_out
 from gafreeze_jax.listing import listed
 
@@ -20,30 +18,34 @@ PAIR_COLUMNS = (
     ("text1", "text2"),
     ("text_a", "text_b"),
 )
-TEXT_COLUMNS = ("sentence", "text", "review", "content", "comment", "document", "utterance", "question", "title")
+TEXT_COLUMNS = (
+    "sentence", "text", "review", "content", "comment", "comment_text", "document", "utterance", "question", "title",
+    *targets.WORD_COLUMNS,
+)  # fmt: skip
 NUM_FOR_COLUMNS = 100  # records whose names are taken for all columns; JSON may lack some of them
-LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target")
 
 
 class TextSplit(NamedTuple):
     """One split.
 
     Attributes:
-      texts: N tuples of one text, or two for sentence pairs.
-      labels: [N] int32, indices into the data set's `label_names`.
+      texts: N tuples of one text, or two for sentence pairs; for tags, of a text's words.
+      labels: [N] int32, indices into the data set's `label_names`. For several labels [N, C] float32 of 0 and 1, for numbers
+        [N] float32, for tags N arrays of int32.
     """
 
     texts: list[tuple[str, ...]]
-    labels: np.ndarray
+    labels: Any
 
 
 class TextData(NamedTuple):
     """A labelled text set.
 
     Attributes:
-      label_names: the C classes.
+      label_names: the C classes, labels or tags; of numbers, the name of their column.
       notes: what was decided on the way and should be told (splits cut, rows left out), a sentence each.
       text_columns: of the training texts; none of the embedded reviews.
+      kind: what the labels are.
     """
 
     train: TextSplit
@@ -52,6 +54,7 @@ class TextData(NamedTuple):
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
     text_columns: tuple[str, ...] = ()
+    kind: targets.Kind = "label"
 
 
 TextRows = splits.Rows[tuple[str, ...]]
@@ -64,16 +67,18 @@ def load_text(
     label_column: str | None = None,
     max_train: int | None = None,
     max_validation: int | None = None,
+    kind: targets.Kind | None = None,
 ) -> TextData:
-    """Loads a text classification set, with splits that are always the same for the same source.
+    """Loads labelled texts, with splits that are always the same for the same source.
 
     Args:
       source: "reviews" (embedded), "tfds:NAME", a .csv, .tsv or .jsonl file (or one of them .gz), or a folder with a
         train file and, where there are any, validation and test files of these kinds. Splits that are missing are cut
         from the training rows, stratified by label.
       text_columns: one name, or two for sentence pairs; found by convention if empty.
-      label_column: found by convention if None.
+      label_column: found by convention if None; for columns of 0 and 1 that are a label each, their names with commas.
       max_train, max_validation: use at most this many examples of a split, drawn stratified by label.
+      kind: what the labels are; recognised from the training rows if None.
 
     Raises:
       ValueError, FileNotFoundError: if the source cannot be used, with the file, the row and what to do.
@@ -94,18 +99,44 @@ def load_text(
     else:
         paths = _find_files(Path(source))
         records = {split: (str(path), tables.read(path, notes)) for split, path in paths.items()}
-    raw = _rows_of_splits(records, text_columns, label_column, notes)
-    whole = splits.complete(source, raw, notes)
+    raw, label = _rows_of_splits(records, text_columns, label_column, notes)
+    columns = () if source == "reviews" else raw["train"].columns
+    kind = kind or ("tags" if _has_words(raw["train"]) else targets.recognise(raw["train"], label))
+    if kind == "tags":
+        raw = {split: rows._replace(examples=[words_of(text) for text in rows.examples]) for split, rows in raw.items()}
+    elif _has_words(raw["train"]):
+        raise ValueError(f"{source}: its texts are lists of words, which get a tag each: give --task tags, or leave it out")
+    if kind == "label":
+        for rows in raw.values():
+            _check_classes(rows, label)
+        whole = splits.complete(source, raw, notes)
+    else:
+        read = targets.load(source, kind, raw, label, notes, max_train=max_train, max_validation=max_validation)
+        whole = splits.Splits(*(splits.Labelled(read.texts[name], read.values[name]) for name in read.texts), read.label_names)
     in_train = set(whole.train.examples)
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
         notes.append(f"{shared} validation or test texts also occur in train.")
-    whole = splits.limit(source, whole, notes, max_train, max_validation)
+    whole = splits.limit(source, whole, notes, max_train, max_validation) if kind == "label" else whole
     train, validation, test = (TextSplit(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
-    columns = () if source == "reviews" else raw["train"].columns
-    return TextData(train, validation, test, whole.label_names, tuple(notes), columns)
+    return TextData(train, validation, test, whole.label_names, tuple(notes), columns, kind)
 
 
-describe = splits.describe
+def _has_words(rows: TextRows) -> bool:
+    return any(isinstance(text, Words) for text in rows.examples)
+
+
+def words_of(text: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a text; one that is not cut into words is cut at blanks."""
+    return text if isinstance(text, Words) else tuple(" ".join(text).split())
+
+
+def describe(source: str, data: TextData) -> list[str]:
+    """What was loaded, for people, a line each."""
+    if data.kind == "label":
+        return splits.describe(source, data)
+    train, validation, test = (f"{len(split.texts):,}" for split in data[:3])
+    labels = targets.describe(data.kind, data.train.labels, data.label_names)
+    return [f"Data: {source}, {train} training, {validation} validation, {test} test examples, {labels}", *data.notes]
 
 
 class UnlabelledTexts(NamedTuple):
@@ -145,7 +176,8 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
             texts[row] = values
     if not texts:
         raise ValueError(f"{path}: no rows with text")
-    columns = dict(zip(titles, zip(*texts.values(), strict=True), strict=True))
+    written = [(" ".join(text),) if isinstance(text, Words) else text for text in texts.values()]
+    columns = dict(zip(titles, zip(*written, strict=True), strict=True))
     notes += left_out(where, empty, "without text")
     return UnlabelledTexts(list(texts.values()), {"row": list(texts), **columns}, tuple(notes))
 
@@ -169,18 +201,22 @@ def _rows_of_splits(
     text_columns: Sequence[str],
     label_column: str | None,
     notes: list[str],
-) -> dict[str, TextRows]:
-    """The rows of each split; a validation or test split without labels is left out and noted.
+) -> tuple[dict[str, TextRows], str]:
+    """The rows of each split, and the label column; a validation or test split without labels is left out and noted.
 
     Args:
       records: by split, training first: a name of the source for messages, and the records.
     """
     raw: dict[str, TextRows] = {}
-    in_train, label = set(), ""
+    in_train, label, flags = set(), "", ()
     for split, (where, given) in records.items():
         given = iter(given)
         first = list(itertools.islice(given, NUM_FOR_COLUMNS))
         columns = list(dict.fromkeys(name for _, record in first for name in record))
+        flags = flags or (targets.flag_columns(first, columns, label_column) if split == "train" else ())
+        if flags and set(flags) <= set(columns):
+            given, first = targets.merge_flags(where, flags, itertools.chain(first, given)), []
+            columns, label_column = [*columns, "labels"], "labels"
         names = set(_by_lower(columns))
         if not names <= in_train or label.strip().lower() in names:
             texts, label = find_columns(where, columns, text_columns, label_column)
@@ -191,16 +227,16 @@ def _rows_of_splits(
         if split == "train":
             raise ValueError(f"{where}: no rows with text" + (f" and a label in column {label!r}" if first else ""))
         notes.append(f"{where} has no labels and is not used; gafreeze predict can label it when the run has ended.")
-    return raw
+    return raw, label
 
 
 def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str], label: str, notes: list[str]) -> TextRows:
     """Picks the text and label columns of records; rows that lack any of them are left out and noted.
 
     Raises:
-      ValueError: if a text or label is of another type, or all texts are missing.
+      ValueError: if a text is of another type, or all texts are missing.
     """
-    rows = TextRows([], [])
+    rows, places = TextRows([], []), []
     without: dict[str, list[str]] = {"text": [], "a label": []}
     for place, record in records:
         values, value = _texts_of(where, place, record, texts), record.get(label)
@@ -208,23 +244,38 @@ def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str
             without["text"].append(place)
         elif is_missing(value):
             without["a label"].append(place)
-        elif not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
-            got = f"got {listed([repr(value)])} in column {label!r}"
-            raise ValueError(f"{where}: {place}: labels must be strings or integers (classes), {got}")
         else:
-            _check_encodable(where, place, label, value)
+            _check_encodable(where, place, label, "".join(map(str, value)) if isinstance(value, list) else value)
             rows.examples.append(values)
             rows.labels.append(value)
+            places.append(f"{where}: {place}")
     if not rows.examples and not without["a label"]:
         raise ValueError(f"{where}: no rows with text")
     if rows.examples:
-        notes += [note for what, places in without.items() for note in left_out(where, places, f"without {what}")]
-    return rows._replace(columns=tuple(texts))
+        notes += [
+            note for what, places_without in without.items() for note in left_out(where, places_without, f"without {what}")
+        ]
+    return rows._replace(columns=tuple(texts), places=places)
+
+
+def _check_classes(rows: TextRows, label: str) -> None:
+    """Raises a ValueError if a label cannot be that of a class."""
+    for place, value in zip(rows.places, rows.labels, strict=True):
+        if not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
+            got = f"got {listed([repr(value)])} in column {label!r}"
+            raise ValueError(f"{place}: labels must be strings or integers (classes), {got}")
+
+
+class Words(tuple[str, ...]):
+    """The words of a text that came as a list."""
 
 
 def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
     """The text columns of a record; None if a text is missing."""
     values: tuple[Any, ...] = tuple(record.get(name) for name in names)
+    if len(values) == 1 and isinstance(values[0], list) and values[0] and all(isinstance(word, str) for word in values[0]):
+        _check_encodable(where, place, names[0], "".join(values[0]))
+        return Words(values[0])
     for name, value in zip(names, values, strict=True):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {listed([repr(value)])}")
@@ -248,7 +299,7 @@ def find_columns(
         label = _named(where, columns, label_column, "--label-column")
     else:
         by_lower = _by_lower(columns)
-        label = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
+        label = next((by_lower[name] for name in targets.LABEL_COLUMNS if name in by_lower), None)
         if label is None:
             raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed(columns)}")
     if label in texts:

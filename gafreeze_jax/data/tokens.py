@@ -37,6 +37,9 @@ class Tokens(NamedTuple):
       num_cut: number of texts that are longer.
       num_words: number of tokens but those that the tokenizer adds to every text.
       num_unknown: how many of these stand for text that the vocabulary lacks.
+      words: [T] int32, for texts that came as words: where a token is the first of a word, its number among those E words that
+        have a token, else -1.
+      kept: [E], the number of each of these among all words.
     """
 
     inputs: dict[str, np.ndarray]
@@ -45,6 +48,8 @@ class Tokens(NamedTuple):
     num_cut: int = 0
     num_words: int = 0
     num_unknown: int = 0
+    words: np.ndarray | None = None
+    kept: np.ndarray | None = None
 
 
 def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
@@ -101,20 +106,30 @@ def padding(tokenizer: Any, vocabulary: int) -> tuple[int, str]:
 
 
 def tokenize(
-    tokenizer: Any, texts: Sequence[tuple[str, ...]], *, max_tokens: int, vocabulary: int, types: int, where: str = "texts"
+    tokenizer: Any,
+    texts: Sequence[tuple[str, ...]],
+    *,
+    max_tokens: int,
+    vocabulary: int,
+    types: int,
+    where: str = "texts",
+    as_words: bool = False,
 ) -> Tokens:
-    """Tokens of texts or text pairs.
+    """Tokens of texts, text pairs or texts that are cut into words.
 
     Args:
       tokenizer: a Hugging Face one.
       max_tokens: longer texts are cut; of a pair the longer one first.
       vocabulary, types: number of word and type vectors that the model has.
       where: the texts are from, for errors.
+      as_words: whether each tuple of `texts` holds the words of one text.
 
     Raises:
       ValueError: if the tokenizer has more words than the model, no token for a text, or cannot encode it.
     """
-    encoded = encode(tokenizer, texts, where=where, truncation=True, max_length=max_tokens, return_token_type_ids=True)
+    how = {"truncation": True, "max_length": max_tokens, "return_token_type_ids": True}
+    how |= {"is_split_into_words": True} if as_words else {}
+    encoded = encode(tokenizer, [(list(text),) for text in texts] if as_words else texts, where=where, **how)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     if not lengths.all():
         raise ValueError(
@@ -130,6 +145,7 @@ def tokenize(
         "types": np.minimum(flat(encoded["token_type_ids"]), types - 1),
     }
     check_ids(inputs["ids"], vocabulary)
+    words, kept = _first_tokens(encoded, texts, where) if as_words else (None, None)
     encodings = getattr(encoded, "encodings", None) or []  # of tokenizers in Rust, which all current families have
     return Tokens(
         inputs,
@@ -138,7 +154,24 @@ def tokenize(
         num_cut=sum(bool(encoding.overflowing) for encoding in encodings),
         num_words=len(inputs["ids"]) - sum(sum(encoding.special_tokens_mask) for encoding in encodings),
         num_unknown=count_unknown(tokenizer, inputs["ids"]),
+        words=words,
+        kept=kept,
     )
+
+
+def _first_tokens(encoded: Any, texts: Sequence[tuple[str, ...]], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """`words` and `kept` of `Tokens`."""
+    if not getattr(encoded, "encodings", None):
+        raise ValueError(f"{where}: the tokenizer does not say which word a token is of; give a model with a tokenizer.json")
+    parts, num_words = [], 0
+    for place, text in enumerate(texts):
+        of_text = np.array([-1 if word is None else word for word in encoded.word_ids(place)], np.int64)
+        is_first = (of_text >= 0) & (of_text != np.append(-1, of_text[:-1]))
+        parts.append(np.where(is_first, of_text + num_words, -1))
+        num_words += len(text)
+    words = np.concatenate(parts)
+    kept = np.unique(words[words >= 0])
+    return np.where(words >= 0, np.searchsorted(kept, words), -1).astype(np.int32), kept
 
 
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, where: str, **how: Any) -> Any:
@@ -165,8 +198,8 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, where: str, **ho
         ) from None
 
 
-def _quoted(text: tuple[str, ...]) -> str:
-    return repr(textwrap.shorten(" ".join(text), 100))
+def _quoted(text: tuple[Any, ...]) -> str:
+    return repr(textwrap.shorten(" ".join(part if isinstance(part, str) else " ".join(part) for part in text), 100))
 
 
 def check_ids(ids: np.ndarray, vocabulary: int) -> None:
@@ -205,7 +238,14 @@ def renumber(tokens: Tokens, used: np.ndarray) -> dict[str, np.ndarray]:
 def scoring_batches(tokens: Tokens) -> Batch:
     """Packed batches that run through all texts once, for scoring."""
     examples = balanced_batches(np.random.default_rng(0), tokens.lengths, min(SCORING_BATCH, len(tokens.lengths)))
-    return pack_batches(tokens, examples)
+    return _of_words(tokens, pack_batches(tokens, examples))
+
+
+def _of_words(tokens: Tokens, batch: Batch) -> Batch:
+    """A batch whose examples are words, where texts came as such: each at its first token, [steps, R * S]."""
+    if tokens.words is None:
+        return batch
+    return batch._replace(examples=np.where(batch.elements >= 0, tokens.words[batch.elements], -1).astype(np.int32))
 
 
 def best_row_length(tokens: Tokens, examples: np.ndarray) -> int:
@@ -232,7 +272,7 @@ def batch_maker(tokens: Tokens, batch_size: int, num_epochs: int) -> Callable[[n
         balanced_batches, lengths=tokens.lengths, batch_size=min(batch_size, len(tokens.lengths)), num_epochs=num_epochs
     )
     length = best_row_length(tokens, make_examples(np.random.default_rng(0)))
-    return lambda rng: pack_batches(tokens, make_examples(rng), length)
+    return lambda rng: _of_words(tokens, pack_batches(tokens, make_examples(rng), length))
 
 
 def _lengths(tokens: Tokens, batch: np.ndarray) -> np.ndarray:

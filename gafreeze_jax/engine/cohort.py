@@ -46,7 +46,7 @@ class Member(NamedTuple):
       seconds: of training since the last score, and of scoring; a share of them where cohorts ran at the same time.
       state: of the optimizers of what it trains, {block name: ...}; None once all steps are done.
       rates: by what the updates of each of the G genes are multiplied, 0 = frozen; None = as the genome says.
-      values: [E, ...] of the metric, of the validation examples; empty before the first score.
+      values: [E] or [K, E] of the metric, of the validation examples; empty before the first score.
     """
 
     genome: Genome

@@ -22,7 +22,7 @@ class Scores(NamedTuple):
     """How networks do on E examples.
 
     Attributes:
-      values: [..., E] float32, of the metric.
+      values: [..., E] or [..., K, E] float32, of the metric.
       losses: [..., E] float32.
     """
 
@@ -75,11 +75,13 @@ def score_members(
     rows = activations.rows
     real = rows >= 0
 
+    has_members = parts[0].losses.ndim > 1
+
     def in_order(*leaves: Array) -> np.ndarray:
-        given = np.concatenate([devices.gather(leaf).reshape(-1, leaf.shape[-1]) for leaf in leaves], axis=-1)
-        ordered = np.empty((len(given), activations.num_examples), given.dtype)
-        ordered[:, rows[real]] = given[:, real]
-        return ordered
+        given = np.concatenate([devices.gather(leaf) for leaf in leaves], axis=-1)
+        ordered = np.empty((*given.shape[:-1], activations.num_examples), given.dtype)
+        ordered[..., rows[real]] = given[..., real]
+        return ordered if has_members else ordered[None]
 
     return jax.tree.map(in_order, *parts)
 

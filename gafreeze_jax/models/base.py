@@ -120,7 +120,7 @@ class Family:
       layout: of Hugging Face's checkpoints.
       blocks: `blocks(config, dtype, per_example)` returns the parts, lowest first; where `per_example` the last layer
         computes only what a head reads that looks at one token of each text, `context["firsts"]` or `context["lasts"]`.
-      heads: by their kinds: "classify", "lm" (the next token).
+      heads: by their kinds: "classify", "tokens" (a class of each token), "lm" (the next token).
       problems: `problems(raw, config)` says what is wrong with a `config.json` besides its fields; `config` is None if a field
         is wrong.
       preprocessing: for images, `preprocessing(config)` is the family's way to prepare them. None = texts.
@@ -218,6 +218,7 @@ class Model:
         *,
         source: Path,
         label_names: Sequence[str] = (),
+        problem_type: str | None = "single_label_classification",
         padding: tuple[int, str] | None = None,
         carried: Mapping[str, np.ndarray] | None = None,
     ) -> None:
@@ -227,6 +228,7 @@ class Model:
           source: folder or file that the model came from; its config, tokenizer and preprocessor files are taken over.
           params: the whole tree.
           label_names: the C classes, in the order of the logits.
+          problem_type: what transformers calls the task; None for a class of each token.
           padding: id and text of the token that fills up batches of texts, if PyTorch has to know it.
           carried: tensors that are saved as they are, by their names in the table.
         """
@@ -236,7 +238,7 @@ class Model:
                 "model_type": self.family.model_type,  # old ones lack it
                 "architectures": [self.family.heads[self.head].architecture],
             }
-            changes |= configs.labels(label_names) if label_names else {}
+            changes |= configs.labels(label_names, problem_type) if label_names else {}
             configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}

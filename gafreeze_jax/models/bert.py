@@ -167,6 +167,27 @@ def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
     return dict(BertHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
 
 
+class BertTokenHead(nn.Module):
+    """A classifier of every token, without a pooler: [N, D] -> logits [N, C]."""
+
+    config: BertConfig
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
+        x = layers.dropout(self, x.astype(jnp.float32), self.config.head_dropout, frozen)
+        return _dense(self.num_classes, self.config, jnp.float32, "classifier")(x)
+
+
+def make_token_head(config: BertConfig, num_classes: int, dtype: Any) -> Callable:
+    module: Any = BertTokenHead(config, num_classes)
+    return layers.as_block(module)
+
+
+def init_token_head(key: Array, config: BertConfig, num_classes: int) -> dict:
+    return dict(BertTokenHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
+
+
 def blocks(config: BertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("embeddings", BertEmbeddings(config, dtype), per_example=False)
     for i in range(config.num_hidden_layers):
@@ -186,6 +207,13 @@ FAMILY = Family(
     heads={
         "classify": Head(
             architecture="BertForSequenceClassification", make=make_head, init=init_head, output="head/classifier"
+        ),
+        "tokens": Head(
+            architecture="BertForTokenClassification",
+            make=make_token_head,
+            init=init_token_head,
+            output="head/classifier",
+            per_example=False,
         ),
     },
 )

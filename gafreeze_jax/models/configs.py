@@ -123,10 +123,10 @@ def write(folder: Path, source: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def labels(names: Sequence[str]) -> dict[str, Any]:
-    """Entries of a classifier's config, for `write`."""
+def labels(names: Sequence[str], problem_type: str | None) -> dict[str, Any]:
+    """Entries of a classifier's config, for `write`; `problem_type` tells transformers the loss of a text's labels."""
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": "single_label_classification",
+        "problem_type": problem_type,
     }

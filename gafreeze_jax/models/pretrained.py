@@ -46,6 +46,11 @@ class Pretrained:
         return self.model.config
 
     @property
+    def output(self) -> str:
+        """Path of the head's layer with a row for each class."""
+        return self.model.family.heads[self.model.head].output
+
+    @property
     def read_leaves(self) -> dict[str, np.ndarray]:
         """The leaves that are from the checkpoint, by path."""
         leaves = zip(leaf_paths(self.params), jax.tree.leaves(self.params), strict=True)
@@ -90,14 +95,15 @@ class Checkpoint:
     carried: dict[str, np.ndarray]
     label_names: tuple[str, ...] = ()
 
-    @property
-    def num_classes(self) -> int | None:
-        """That its classifier tells; None if it has none, or not all of one."""
-        kind = self.model.family.heads["classify"]
-        own = [name for name, path, _ in self.model.family.layout.table if re.match(r"head(/|$)", path)]
-        if not own or not all(name in self.tensors for name in own):
+    def num_classes(self, head: str = "classify") -> int | None:
+        """That its classifier tells; None if it has none of this kind, not all of one, or parts that only others have."""
+        kind, table = self.model.family.heads.get(head), self.model.family.layout.table
+        if kind is None:
             return None
-        return self._count_classes(kind.output)
+        tree = jax.eval_shape(lambda key: kind.init(key, self.model.config, 2), jax.random.key(0))
+        own = set(checkpoints.names({"head": tree}, table).values())
+        stored = {name for name, path, _ in table if re.match(r"head(/|$)", path)} & self.tensors.keys()
+        return self._count_classes(kind.output) if stored and stored == own else None
 
     def load(self, head: str = "classify", *, num_classes: int | None = None, key: Array | None = None) -> Pretrained:
         """The parameters of a network with a head.
@@ -124,9 +130,10 @@ class Checkpoint:
         model = dataclasses.replace(self.model, head=head, num_classes=num_classes)
         shapes = jax.eval_shape(model.init_params, jax.random.key(0))
         fresh = self._fresh_leaves(shapes["head"], renewed) if kind.output else ()
-        params = checkpoints.to_tree(
-            self.tensors, layout.table, shapes, fresh=fresh, ignore=layout.ignored, where=str(self.path)
-        )
+        of_head = checkpoints.names({"head": shapes["head"]}, layout.table).values()
+        others = [name for name, path, _ in layout.table if path.startswith("head/") and name not in of_head]
+        ignored = "|".join([layout.ignored, *map(re.escape, others)])
+        params = checkpoints.to_tree(self.tensors, layout.table, shapes, fresh=fresh, ignore=ignored, where=str(self.path))
         params["head"] = _complete(params.get("head", {}), model, fresh, jax.random.key(0) if key is None else key)
         return Pretrained(model=model, params=params, fresh=fresh, source=self.path, carried=self.carried)
 

@@ -20,7 +20,7 @@ from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
-from gafreeze_jax.runs.racing import contributions
+from gafreeze_jax.runs.racing import by_row
 from gafreeze_jax.runs.remarks import class_members, majority
 from gafreeze_jax.space import Genome, Space
 from gafreeze_jax.tasks.base import Setup
@@ -39,11 +39,15 @@ def finish(
     display.line(f"\nScoring the {setup.num_test:,} test examples, which nothing has seen so far ...")
     test = held_out.open(result)
     tested = _score_members(setup, test, result, steps_of_test(held_out, options), display)
+    metrics = _settle(setup.problem.task.metric, result)
     display.progress.begin("writing files", training=False)
     problem = setup.problem
     metric, space = problem.task.metric, result.space
-    finalists = [_summarize(setup, space, finalist, tested) for finalist in (result.found, *result.baselines)]
+    finalists = [_summarize(setup, space, finalist, tested, metrics) for finalist in (result.found, *result.baselines)]
     best = result.found.best
+    settled = metrics[id(best)]
+    if settled.threshold is not None:
+        setup = setup._replace(facts={**setup.facts, "learned": {**setup.facts["learned"], "threshold": settled.threshold}})
     setup.save(out / "model", setup.restore(best.params))
     _write_masks(setup, result, space, out)
     entries = results.make_result(
@@ -65,7 +69,7 @@ def finish(
         **majority(problem, validation=problem.validation.data.targets, test=test.data.targets),
         **result.facts,
         **setup.facts,
-        model=_scores_of_model(tested[id(best)], metric),
+        model=_scores_of_model(tested[id(best)], settled),
         seconds_of_phases={phase: round(took, 1) for phase, took in display.progress.took.items()},
     )
     results.write_json(out / "result.json", entries)
@@ -103,16 +107,25 @@ def _score_members(setup: Setup, test: Source, result: Result, steps: float, dis
     return tested
 
 
-def _summarize(setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores]) -> results.ScoredFinalist:
+def _settle(metric: Metric, result: Result) -> dict[int, Metric]:
+    """The metric for each finalist's members, by the member's id; a threshold is chosen on the validation split."""
+    members = [member for finalist in (result.found, *result.baselines) for member in finalist.members]
+    return {id(member): metric if metric.settle is None else metric.settle(member.values) for member in members}
+
+
+def _summarize(
+    setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores], metrics: Mapping[int, Metric]
+) -> results.ScoredFinalist:
     """A finalist on both splits."""
     scores = [tested[id(member)] for member in finalist.members]
+    contributions = np.stack([metrics[id(member)].contributions(tested[id(member)].values) for member in finalist.members])
     validation_score, validation_loss = finalist.validation
     return results.ScoredFinalist(
         name=finalist.name,
         genome=finalist.genome,
         validation_score=validation_score,
         validation_loss=validation_loss,
-        scores=contributions(setup.problem.task.metric, [of_member.values for of_member in scores], setup.test.rows),
+        scores=by_row(contributions, setup.test.rows),
         test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
         trainable_parameters=setup.problem.count_trainable(space.frozen(finalist.genome)),
         flops=finalist.flops,

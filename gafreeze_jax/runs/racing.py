@@ -19,17 +19,12 @@ FIRST_SEEDS = 2
 CONFIDENCE = 0.98
 
 
-def contributions(metric: Metric, values: Sequence[np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
-    """What each example contributes to the scores of S members, [S, E]; with rows [E] that examples belong to, [S, rows].
-
-    Args:
-      values: [E, ...] of each member.
-    """
-    of_examples = np.stack([metric.contributions(of_member) for of_member in values])
+def by_row(contributions: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    """Contributions [S, E] as means over the rows [E] that examples belong to: [S, number of rows]; unchanged without rows."""
     if rows is None:
-        return of_examples
+        return contributions
     counts = np.bincount(rows)
-    return np.stack([np.bincount(rows, of_member) / counts for of_member in of_examples])
+    return np.stack([np.bincount(rows, of_member) / counts for of_member in contributions])
 
 
 def race(finalists: Sequence[Sequence[Member]], metric: Metric, rows: np.ndarray | None = None) -> list[Interval | None]:
@@ -39,7 +34,8 @@ def race(finalists: Sequence[Sequence[Member]], metric: Metric, rows: np.ndarray
       finalists: the members of each, of the same seeds.
       rows: as in `Source`, of the validation split.
     """
-    scores = np.stack([contributions(metric, [member.values for member in members], rows) for members in finalists])
+    of_examples = [np.stack([metric.contributions(member.values) for member in members]) for members in finalists]
+    scores = np.stack([by_row(of_finalist, rows) for of_finalist in of_examples])
     behind: list[Interval | None] = [None] * len(finalists)
     finite = np.flatnonzero(np.isfinite(scores).all((1, 2)))  # the others have diverged
     if 0 in finite and min(len(finite), *scores.shape[1:]) > 1:

@@ -67,7 +67,7 @@ def remarks_on_search(
     if len(scores) > 1 and min(scores) == max(scores):
         same = f"the same validation {metric.name}, {metric.write_score(scores[0])}"
         remarks.append(f"All {len(scores)} masks that were trained to the end have {same}, so only the loss tells them apart.")
-    elif metric.is_share:
+    elif metric.name == ACCURACY.name:
         num_close = sum(score >= max(scores) - 1 / num_validation - ROUNDING for score in scores)
         if num_close > num_leaders:
             remarks.append(

@@ -26,12 +26,13 @@ with needs("report"):
 TASKS: dict[str, ModuleType] = {"bert": text, "gpt2": language_model, "resnet": images}  # by the kind of run
 
 
-def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
+def predict(path: Path, data: Path, *, all_probabilities: bool = False, **changes: Any) -> dict[str, Sequence[Any]]:
     """Labels a file by the model of a run; progress and notes go to stderr.
 
     Args:
       path: of the run's folder.
       data: a file such as the run has learned from; it needs no labels.
+      all_probabilities: also give the probability of each class.
       changes: options that are not those of the run; None or () changes nothing.
 
     Returns:
@@ -44,11 +45,15 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
     run, module, options = _open(path, changes)
     if not getattr(options, "text_columns", True):
         options = dataclasses.replace(options, text_columns=tuple(run.facts.get("text_columns", ())))
-    labelled = module.load_unlabelled(options, path / "model", data, run.facts.get("label_names", ()))
+    learned = run.facts.get("learned", {})
+    labelled = module.load_unlabelled(options, path / "model", data, run.facts.get("label_names", ()), **learned)
+    task = labelled.task
+    if all_probabilities and task.probabilities is None:
+        raise ValueError(f"{path}: --all-probabilities is for labels of whole inputs, which this run has not learned")
     print(*labelled.notes, sep="\n", end="\n" if labelled.notes else "", file=sys.stderr)
     source, console = labelled.source, Console(stderr=True)
     batches = track(
-        each_batch(labelled.network, labelled.params, source, labelled.task.predict),
+        each_batch(labelled.network, labelled.params, source, task.predict),
         "labelling",
         total=len(source.batches.examples),
         console=console,
@@ -57,7 +62,9 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
     )
     places, predictions = zip(*batches, strict=True)
     in_order = np.argsort(np.concatenate(places))
-    return {**labelled.columns, **labelled.task.write(np.concatenate(predictions)[in_order])}
+    predicted = np.concatenate(predictions)[in_order]
+    more = task.probabilities(predicted) if all_probabilities and task.probabilities else {}
+    return {**labelled.columns, **task.write(predicted), **more}
 
 
 def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None, **changes: Any) -> None:

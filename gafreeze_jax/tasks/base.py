@@ -3,6 +3,7 @@
 A task says what outputs mean. A problem joins it with a network and data. A setup adds what else a run needs.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class Task(NamedTuple):
       write: from predictions [N, ...] to columns of a table. Most tasks have a row for each example.
       has_perplexity: whether the exponential of the mean loss is reported as perplexity.
       label_names: of the classes that targets are, by number; empty if they have no names. None = targets are no classes.
+      probabilities: from predictions [N, ...] to a column for each class. None = predictions are no probabilities of classes.
     """
 
     loss: Loss
@@ -45,6 +47,7 @@ class Task(NamedTuple):
     write: Callable[[np.ndarray], Columns]
     has_perplexity: bool = False
     label_names: Sequence[Any] | None = None
+    probabilities: Callable[[np.ndarray], Columns] | None = None
 
 
 def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Task:
@@ -54,16 +57,22 @@ def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Tas
         labels = [label_names[place] for place in probabilities.argmax(1)]
         return {"label": labels, "probability": probabilities.max(1)}
 
-    return Task(cross_entropy, metric, _softmax, write, label_names=label_names)
+    columns = functools.partial(probabilities_of, label_names)
+    return Task(cross_entropy, metric, _softmax, write, label_names=label_names, probabilities=columns)
+
+
+def probabilities_of(names: Sequence[Any], probabilities: np.ndarray) -> Columns:
+    """A column for each class, of probabilities [N, C]."""
+    return {f"probability of {name}": column for name, column in zip(names, probabilities.T, strict=True)}
 
 
 def _softmax(logits: Array, labels: Any) -> Array:
     return jax.nn.softmax(logits)
 
 
-def language_modelling() -> Task:
+def language_modelling(metric: Metric = ACCURACY) -> Task:
     """The next token, by logits [B, V]; of a text its perplexity is written."""
-    return Task(cross_entropy, ACCURACY, cross_entropy, _write_perplexity, has_perplexity=True)
+    return Task(cross_entropy, metric, cross_entropy, _write_perplexity, has_perplexity=True)
 
 
 def _write_perplexity(losses: np.ndarray) -> Columns:

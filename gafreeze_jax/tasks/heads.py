@@ -30,44 +30,62 @@ class HeadChoice(NamedTuple):
       label_names: of the C classes, in the order of the outputs.
       places: [N], where each of the data's classes stands among these.
       about: in words.
+      kind: of `Family.heads`.
     """
 
     kept: bool
     label_names: tuple[str, ...]
     places: np.ndarray
     about: str
+    kind: str = "classify"
 
     def load(self, checkpoint: Checkpoint, key: jax.Array) -> Pretrained:
         """The model with this head; `key` is for what is fresh."""
-        return checkpoint.load(num_classes=None if self.kept else len(self.label_names), key=key)
+        return checkpoint.load(self.kind, num_classes=None if self.kept else len(self.label_names), key=key)
 
     def relabel(self, data: Data) -> Data:
         """Data whose labels are places among the outputs; it has three splits with `labels`, and `label_names`."""
         splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-        moved = {name: split._replace(labels=self.places[split.labels].astype(np.int32)) for name, split in splits.items()}
+        moved = {name: split._replace(labels=self._move(split.labels)) for name, split in splits.items()}
         return data._replace(label_names=self.label_names, **moved)
+
+    def _move(self, labels: Any) -> Any:
+        """Labels [N], 0 and 1 [N, C] of several labels, numbers [N], or tags of N texts, for the model's outputs."""
+        if isinstance(labels, list):
+            return [self._move(of_text) for of_text in labels]
+        if labels.ndim == 1:
+            return self.places[labels].astype(np.int32) if labels.dtype.kind in "iu" else labels
+        moved = np.zeros((len(labels), len(self.label_names)), labels.dtype)
+        moved[:, self.places] = labels
+        return moved
 
     def finish(self, setup: Setup) -> Setup:
         """The setup with the head as a gene, if it is kept."""
         return as_gene(setup) if self.kept else setup
 
 
-def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]) -> HeadChoice:
+def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str], kind: str = "classify") -> HeadChoice:
     """The head for data with some classes: by default the checkpoint's if it has all of them, else a fresh one.
 
     Classes are matched by their names, without regard to case where no name is the same; `LABEL_3`, the name of a class that
-    was given none, is 3. The model may know more classes than the data have.
+    was given none, is 3. The model may know more classes than the data have. A single name is that of a number, for which any
+    head with one output will do.
+
+    Args:
+      kind: of head, as in `Family.heads`.
 
     Raises:
       ValueError: if the head is to be kept and cannot be.
     """
     names = tuple(label_names)
-    num_classes, known = checkpoint.num_classes, checkpoint.label_names
+    num_classes, known = checkpoint.num_classes(kind), checkpoint.label_names
     known = known if len(known) == num_classes else ()
     places = _match(known, names)
-    fresh = HeadChoice(False, names, np.arange(len(names)), "Head: fresh, always trains")
+    fresh = HeadChoice(False, names, np.arange(len(names)), "Head: fresh, always trains", kind)
     if asked == "fresh":
         return fresh
+    if len(names) == 1 == num_classes:
+        return fresh._replace(kept=True, about=f"Head: kept from the model, the gene {GENE}; it gives one number")
     if num_classes is None:
         problem = "the model has no classifier"
     elif not known and asked == "keep" and num_classes == len(names):
@@ -80,7 +98,7 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     elif len(set(places)) < len(names):
         problem = f"the model's classes are {listed(known)}, of which several of {listed(names)} are the same"
     else:
-        return _kept(known, names, places)
+        return _kept(known, names, places)._replace(kind=kind)
     if asked == "keep":
         raise ValueError(f"--head keep: {checkpoint.path}: {problem}; rename the data's labels, or give --head fresh")
     return fresh._replace(about=f"{fresh.about} ({problem})")

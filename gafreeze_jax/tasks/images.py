@@ -16,7 +16,7 @@ from gafreeze_jax.data import digits, images
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
-from gafreeze_jax.tasks import heads, pretraining
+from gafreeze_jax.tasks import heads, kinds, pretraining
 from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, make_problem, make_source
 
 
@@ -34,6 +34,8 @@ class Options(options.Options):
     learn), a .npz file of images and labels or a folder of train.npz and so on, a folder with a folder of JPEG, PNG, WebP, GIF
     or BMP files for every class, or with such folders under train, val and test (or names such as training_set), or tfds:NAME
     such as tfds:cifar10."""
+    metric: kinds.MetricName = "auto"
+    """What the search maximizes, and reports compare. auto: accuracy."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
     head: heads.HeadOption = "auto"
@@ -115,7 +117,7 @@ def prepare(given: Options) -> Setup:
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     network = loaded.model.make_network(dtype=options.compute_dtype(given.dtype))
     train, validation, test = (Dataset(*split) for split in data[:3])
-    task = classification(data.label_names)
+    task = classification(data.label_names, kinds.metric_of_classes(given.metric, len(data.label_names)))
     problem = make_problem(network, loaded.params, train, validation, given, task=task, make_head=loaded.make_head)
     problem = problem._replace(tensors=loaded.model.tensor_names(loaded.params))
     if given.augment:

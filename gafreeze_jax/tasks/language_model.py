@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Network, Source
 from gafreeze_jax.metrics import exponential_mean
 from gafreeze_jax.models import base, checkpoints, gpt2, pretrained
-from gafreeze_jax.tasks import heads, pretraining, text
+from gafreeze_jax.tasks import heads, kinds, pretraining, text
 from gafreeze_jax.tasks.base import Problem, Setup, Unlabelled, block_genes, language_modelling
 
 
@@ -30,6 +30,8 @@ class Options(options.Options):
     task: Literal["lm", "classify"] = "lm"
     """lm: predict the next token; an example is a window of text, the fitness the share of tokens predicted. classify: tell
     the class of a text."""
+    metric: kinds.MetricName = "auto"
+    """What the search maximizes, and reports compare. auto: accuracy, for lm of tokens; macro-f1 for several labels a text."""
     model: str = "pydoc"
     """pydoc (a small one, pretrained here on the bytes of the Python language's reference), a folder in the Hugging Face
     layout, or a hub name such as openai-community/gpt2."""
@@ -137,12 +139,13 @@ def prepare(given: Options) -> Setup:
     options.check(given, max_tokens=8)
     if given.task == "lm":
         return _prepare_language_modelling(given)
-    data = text.load_data(given)
+    data = text.load_data(given, ("label", "labels"))  # its head has no bias for the mean of numbers
     folder = find_model(given)
     return text.prepare_classification(given, folder, data, KIND, pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:
+    metric = kinds.choose_metric(given.metric, kinds.OF_NEXT_TOKENS, "the next token")
     corpus = lm.load_corpus(given.data)
     folder = find_model(given)
     loaded = pretrained.load(folder, "lm", families=pretrained.families_of(KIND))
@@ -160,8 +163,9 @@ def _prepare_language_modelling(given: Options) -> Setup:
         return lm.make_windows(ids, given.max_tokens, limit, where=where)
 
     train, validation, test = (make_windows(split, limit) for split, limit in limits.items())
+    problem = make_problem(loaded.model, network, loaded.params, train, validation, given)
     return Setup(
-        problem=make_problem(loaded.model, network, loaded.params, train, validation, given),
+        problem=problem._replace(task=language_modelling(metric)),
         about=[
             f"Model: {given.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
             *lm.describe(given.data, (train, validation, test), corpus.notes),
@@ -176,10 +180,10 @@ def _prepare_language_modelling(given: Options) -> Setup:
     )
 
 
-def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str]) -> Unlabelled:
+def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str], **learned: Any) -> Unlabelled:
     """Loads a saved model and the texts of a file; for a language model, the file as one text."""
     if given.task == "classify":
-        return text.load_unlabelled(given, folder, data, label_names, KIND)
+        return text.load_unlabelled(given, folder, data, label_names, KIND, **learned)
     loaded = pretrained.load(folder, given.task, families=pretrained.families_of(KIND))
     config = loaded.config
     tokenizer, where = tokens.load_tokenizer(folder, config.vocab_size), str(data)

@@ -1,32 +1,38 @@
-"""Texts in classes: options of BERT, and what any family of networks for texts does with labelled texts."""
+"""Labelled texts: options of BERT, and what any family of networks for texts does with them."""
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from gafreeze_jax import masking, options
-from gafreeze_jax.data import text, tokens
+from gafreeze_jax.data import targets, text, tokens
 from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
-from gafreeze_jax.tasks import heads
-from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_genes, classification
+from gafreeze_jax.tasks import heads, kinds
+from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_genes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
-    """Search which layers of a pretrained BERT to freeze when fine-tuning it to classify texts."""
+    """Search which layers of a pretrained BERT to freeze when fine-tuning it on labelled texts."""
 
     places: ClassVar = {"model": ("minilm",), "data": ("reviews", "tfds")}
 
     model: str = "minilm"
     """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
     data: str = "reviews"
-    """reviews (embedded), a .csv, .tsv or .jsonl file (or .gz), a folder with a train file and, if there are any, validation
-    and test files, or tfds:NAME such as tfds:glue/sst2."""
+    """reviews (embedded), a .csv, .tsv, .jsonl or .conll file (or .gz), a folder with a train file and, if there are any,
+    validation and test files, or tfds:NAME such as tfds:glue/sst2."""
+    task: Literal["auto", "label", "labels", "number", "tags"] = "auto"
+    """What a text is given: one label of a few, several labels, a number, or a tag for each word. auto: recognised from the
+    labels."""
+    metric: kinds.MetricName = "auto"
+    """What the search maximizes, and reports compare. auto: accuracy for one label, macro-f1 for several, spearman for numbers,
+    entity-f1 for tags of entities, token-accuracy for other tags."""
     max_tokens: int = 64
     """Longer texts are cut."""
     granularity: base.Granularity = "layer"
@@ -37,7 +43,8 @@ class Options(options.Options):
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None
-    """Name of the label column. Default: found by convention."""
+    """Name of the label column, or of columns of 0 and 1 that are a label each, with commas between. Default: found by
+    convention."""
 
 
 KIND = "encoder"
@@ -55,14 +62,24 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
     return prepare_classification(given, folder, data, KIND, trim=trim)
 
 
-def load_data(given: Any) -> text.TextData:
-    return text.load_text(
+def load_data(given: Any, kinds_of_task: Sequence[targets.Kind] = tuple(targets.IN_WORDS)) -> text.TextData:
+    """The data of the options; their task is one of some kinds.
+
+    Raises:
+      ValueError: if it is of another.
+    """
+    asked = next((kind for kind in targets.IN_WORDS if kind == given.task), None)
+    data = text.load_text(
         given.data,
         text_columns=given.text_columns,
         label_column=given.label_column,
         max_train=given.train_examples,
         max_validation=given.validation_examples,
+        kind=asked,
     )
+    if data.kind not in kinds_of_task:
+        raise ValueError(f"{given.data}: the labels are {targets.IN_WORDS[data.kind]}, which run_bert.py learns")
+    return data
 
 
 def prepare_classification(
@@ -71,77 +88,106 @@ def prepare_classification(
     """A setup for labelled texts.
 
     Args:
-      given: options with `max_tokens`, `granularity` and `head`.
+      given: options with `max_tokens`, `granularity`, `head` and `metric`.
       folder: of the model.
       kind: of the families that it may belong to.
       pad: tell PyTorch which token fills up batches, when the model is saved.
     """
     checkpoint = pretrained.read(folder, pretrained.families_of(kind))
-    head = heads.choose(given.head, checkpoint, data.label_names)
+    head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
+    scale = kinds.Scale() if data.kind != "number" or head.kept else kinds.Scale.of(data.train.labels)
+    task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
     check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
-    train, validation, test = (_tokenize(given, config, tokenizer, split.texts, given.data) for split in data[:3])
+    splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
+    (_, train), (_, validation), (_, test) = splits
+    labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
     network = trimmed.make_network(dtype=dtype, granularity=given.granularity)
     genes = block_genes(network, loaded.params)
-
-    def source(split: tokens.Tokens, labels: np.ndarray) -> Source:
-        return Source(Dataset(tokens.renumber(split, used), labels), tokens.scoring_batches(split))
-
     problem = Problem(
         network=network,
         params=base.split_layers(params, network.names),
-        train=source(train, data.train.labels),
-        validation=source(validation, data.validation.labels),
+        train=_source(train, tokens.renumber(train, used), labels[0]),
+        validation=_source(validation, tokens.renumber(validation, used), labels[1]),
         make_head=loaded.make_head,
         make_batches=tokens.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, loaded.params, genes),
         tensors=model.tensor_names(loaded.params),
-        task=classification(data.label_names),
+        task=task,
     )
-    padding = {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
+    padding = tokens.padding(tokenizer, config.vocab_size) if pad else None
+    saved = {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind], "padding": padding}
     setup = Setup(
         problem=problem,
         about=[
             f"Model: {given.model}, genes {', '.join([*genes.names, *[heads.GENE] * head.kept])}",
             head.about,
             *text.describe(given.data, data),
+            f"Task: {targets.IN_WORDS[data.kind]} (--task {data.kind}); the metric is {task.metric.name}",
             *tokens.describe([train, validation, test], given.max_tokens),
         ],
         network=model.make_network(dtype=dtype),
-        test=Source(Dataset(test.inputs, data.test.labels), tokens.scoring_batches(test)),
+        test=_source(test, test.inputs, labels[2]),
         num_test=len(data.test.texts),
         restore=lambda params: vocabulary.restore(base.join_layers(params), used, loaded.params),
-        save=lambda to, params: loaded.save(to, params, label_names=data.label_names, **padding),
-        facts={"label_names": data.label_names, "text_columns": data.text_columns},
+        save=lambda to, params: loaded.save(to, scale.put_into(params, loaded.output), **saved),
+        facts={"label_names": data.label_names, "text_columns": data.text_columns, "learned": {"task": data.kind}},
         pretrained=loaded.read_leaves,
     )
     return head.finish(setup)
 
 
-def load_unlabelled(given: Any, folder: Path, data: Path, label_names: Sequence[str], kind: str = KIND) -> Unlabelled:
-    """Loads a saved model and the texts of a file."""
+def _source(texts: tokens.Tokens, inputs: dict[str, np.ndarray], labels: np.ndarray | None) -> Source:
+    return Source(Dataset(inputs, labels), tokens.scoring_batches(texts))
+
+
+def load_unlabelled(
+    given: Any,
+    folder: Path,
+    data: Path,
+    label_names: Sequence[str],
+    kind: str = KIND,
+    *,
+    task: targets.Kind = "label",
+    threshold: float | None = None,
+) -> Unlabelled:
+    """Loads a saved model and the texts of a file.
+
+    Args:
+      kind: of the families that the model may belong to.
+      task: what it has learned.
+      threshold: at which it gives one of several labels.
+    """
     texts, columns, notes = text.load_unlabelled(data, given.text_columns)
-    loaded = pretrained.load(folder, families=pretrained.families_of(kind))
+    loaded = pretrained.load(folder, kinds.HEADS[task], families=pretrained.families_of(kind))
     config = loaded.config
-    tokenized = _tokenize(given, config, tokens.load_tokenizer(folder, config.vocab_size), texts, str(data))
+    if task == "tags":
+        texts = [text.words_of(of_row) for of_row in texts]
+    elif any(isinstance(of_row, text.Words) for of_row in texts):
+        raise ValueError(f"{data}: its texts are lists of words, and the model has learned from whole texts; join the words")
+    tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
+    tokenized = _tokenize(given, config, tokenizer, texts, str(data), task)
+    words = None if tokenized.kept is None else kinds.TaggedWords(texts, tokenized.kept)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
         params=loaded.params,
-        source=Source(Dataset(tokenized.inputs), tokens.scoring_batches(tokenized)),
-        task=classification(label_names),
+        source=_source(tokenized, tokenized.inputs, None),
+        task=kinds.make_task(task, label_names, threshold=threshold, words=words),
         columns=columns,
         notes=(*notes, *tokens.describe([tokenized], given.max_tokens)),
     )
 
 
-def _tokenize(given: Any, config: Any, tokenizer: Any, texts: Sequence[tuple[str, ...]], where: str) -> tokens.Tokens:
+def _tokenize(
+    given: Any, config: Any, tokenizer: Any, texts: Sequence[tuple[str, ...]], where: str, kind: targets.Kind
+) -> tokens.Tokens:
     limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
-    return tokens.tokenize(tokenizer, texts, **limits, where=where)
+    return tokens.tokenize(tokenizer, texts, **limits, where=where, as_words=kind == "tags")
 
 
 def check_length(max_tokens: int, config: Any) -> None:

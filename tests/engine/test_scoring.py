@@ -6,9 +6,9 @@ import pytest
 from test_population import ALL_MASKS, TASKS
 
 from gafreeze_jax.engine import cache, scoring
-from gafreeze_jax.engine.cache import Budget
-from gafreeze_jax.engine.scoring import score, score_each
-from gafreeze_jax.metrics import ACCURACY, cross_entropy
+from gafreeze_jax.engine.cache import Activations, Budget
+from gafreeze_jax.engine.scoring import MemberParams, score, score_each, score_members
+from gafreeze_jax.metrics import ACCURACY, classes, cross_entropy
 from gafreeze_jax.space import Space
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -44,6 +44,23 @@ def test_scores_are_those_of_each_by_itself(name, budget, monkeypatch):
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-5)
         np.testing.assert_array_equal(ours.values, theirs.values)
     assert len({float(scores.losses.mean()) for scores in expected}) == len(ALL_MASKS)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_several_numbers_an_example_keep_their_order(scan):
+    network, params, source, _ = TASKS["bert"]
+    other = changed(network.names, params, (1,) * len(network.names))
+    heads = jax.tree.map(lambda *leaves: np.stack(leaves), params["head"], other["head"])
+    members = MemberParams({**params, "head": heads}, frozenset({"head"}), len(network.names))
+    activations = Activations(network, params, source, BUDGETS["on the device"])
+    both = score_members(network, members, activations, loss=cross_entropy, metric=classes.MACRO_F1, scan=scan)
+    assert both.values.shape == (2, 2, source.num_examples)
+    np.testing.assert_array_equal(both.values[0, 1], source.data.targets)
+    for ours, tree in zip(both.values, (params, other), strict=True):
+        alone = score(network, tree, source, loss=cross_entropy, metric=classes.MACRO_F1)
+        np.testing.assert_array_equal(ours, alone.values)
+        right = score(network, tree, source, **MEASURES)
+        np.testing.assert_array_equal(ours[0] == ours[1], right.values)
 
 
 def test_pretrained_blocks_run_once(blocks_run):
