@@ -55,8 +55,8 @@ def predict(run: Positional[Path], /, data: Path, out: Path | None = None, text_
 
     Args:
       run: the run's folder.
-      data: what to label: .csv, .tsv or .jsonl for texts; .npz, JPEG, PNG, WebP, GIF or BMP, or a folder of such files, for
-        images; .txt for a language model. Labels in it are not read.
+      data: what to label: .csv, .tsv, .jsonl or .parquet for texts; .npz, JPEG, PNG, WebP, GIF or BMP, or a folder of such
+        files, for images; .txt for a language model. Labels in it are not read.
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
     """

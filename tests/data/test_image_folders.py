@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from gafreeze_jax.data import splits
-from gafreeze_jax.data.files import find_splits
 from gafreeze_jax.data.images import Frame, load_images, load_unlabelled
+from gafreeze_jax.data.layout import find_splits
 
 FRAME = Frame(8)
 KINDS = ("cats", "dogs")
@@ -86,9 +86,9 @@ def test_names_that_are_none(name):
 def test_the_names_are_those_of_files_too(tmp_path):
     for name in ("sms_training.csv", "sms_testing.csv", "notes.txt"):
         (tmp_path / name).touch()
-    assert {split: path.name for split, path in find_splits(tmp_path, (".csv",)).items()} == {
-        "train": "sms_training.csv",
-        "test": "sms_testing.csv",
+    assert find_splits(tmp_path, (".csv",)) == {
+        "train": [tmp_path / "sms_training.csv"],
+        "test": [tmp_path / "sms_testing.csv"],
     }
     for name, num in (("training_set", 20), ("test_set", 6)):
         np.savez(tmp_path / f"{name}.NPZ", images=np.zeros((num, 8, 8), np.uint8), labels=np.arange(num) % 2)
