@@ -1,5 +1,6 @@
 """Data sets on the Hugging Face hub, from Parquet files alone: no script of a data set is run."""
 
+import itertools
 import os
 import socket
 import urllib.request
@@ -28,38 +29,28 @@ def find_splits(source: str) -> dict[str, list[Path]]:
       FileNotFoundError: if it is not in the local cache, and the hub cannot be reached.
     """
     with needs("text"):
-        from huggingface_hub import list_repo_files, snapshot_download
+        from huggingface_hub import snapshot_download
 
-    offline: dict[str, Any] = {}
-    try:
-        check_network()
-    except OSError as error:
-        offline, why = {"local_files_only": True}, error
-
-    def names_of(name: str, revision: str | None) -> list[str] | None:
-        if not offline:
-            return _ask(source, list_repo_files, name, revision=revision)
-        folder = _ask(source, snapshot_download, name, revision=revision, allow_patterns=[], **offline)
-        return folder and [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.parquet")]
-
-    is_known = False
-    for name, config in _readings(source):
-        for revision in (CONVERTED, None):
-            names = names_of(name, revision)
-            is_known = is_known or names is not None
-            usable = [file for file in names or () if file.endswith(".parquet") and PARTIAL not in file]
-            if usable:
-                chosen = layout.by_split(source, _choose(source, layout.configurations(usable), config))
-                if "train" not in chosen:
-                    raise ValueError(f"{source}: no train split; it has {listed(usable)}")
-                wanted = [file for of_split in chosen.values() for file in of_split]
-                folder = _ask(source, snapshot_download, name, revision=revision, allow_patterns=wanted, **offline)
-                if folder is not None:
-                    return {split: [Path(folder) / file for file in of_split] for split, of_split in chosen.items()}
-    if offline:
+    unreachable, is_known = _why_unreachable(), False
+    given = {"local_files_only": True} if unreachable else {}
+    for (name, config), revision in itertools.product(_readings(source), (CONVERTED, None)):
+        names = _list_files(source, name, revision, given)
+        is_known = is_known or names is not None
+        sets = layout.configurations(file for file in names or () if file.endswith(".parquet") and PARTIAL not in file)
+        if not sets or (unreachable and config not in (None, *sets)):  # the cache may lack a configuration
+            continue
+        files = _choose(source, sets, config)
+        chosen = layout.by_split(source, files)
+        if "train" not in chosen:
+            raise ValueError(f"{source}: no train split; it has {listed(files)}")
+        wanted = [file for of_split in chosen.values() for file in of_split]
+        folder = _ask(source, snapshot_download, name, revision=revision, allow_patterns=wanted, **given)
+        if folder is not None:
+            return {split: [Path(folder) / file for file in of_split] for split, of_split in chosen.items()}
+    if unreachable:
         raise FileNotFoundError(
-            f"{source}: not in the local cache, and {why}; download it where there is a network, and give --data the folder of "
-            "its Parquet files"
+            f"{source}: not in the local cache, and {unreachable}; download it where there is a network, and give --data the "
+            "folder of its Parquet files"
         )
     if is_known:
         raise ValueError(f"{source}: no Parquet files in it, and a data set's own scripts are not run; save it as CSV or JSONL")
@@ -77,6 +68,25 @@ def check_network() -> None:
             socket.create_connection((host, int(port or 443)), timeout=5).close()
     except OSError as error:
         raise OSError(f"{host} cannot be reached ({error})") from None
+
+
+def _why_unreachable() -> str | None:
+    try:
+        check_network()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _list_files(source: str, name: str, revision: str | None, given: Mapping[str, Any]) -> list[str] | None:
+    """Names of a data set's files, of those in the local cache if only these are to be used; None if there is no such set."""
+    with needs("text"):
+        from huggingface_hub import list_repo_files, snapshot_download
+
+    if not given:
+        return _ask(source, list_repo_files, name, revision=revision)
+    folder = _ask(source, snapshot_download, name, revision=revision, allow_patterns=[], **given)
+    return folder and [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.parquet")]
 
 
 def _readings(source: str) -> Iterator[tuple[str, str | None]]:

@@ -60,10 +60,10 @@ def by_split(where: str, names: Iterable[str]) -> dict[str, list[str]]:
 
     >>> by_split("", ["test.csv", "train-1-of-2.csv", "train-0-of-2.csv"])
     {'train': ['train-0-of-2.csv', 'train-1-of-2.csv'], 'test': ['test.csv']}
-    >>> by_split("", ["train/0001.parquet", "train/0000.parquet"])
-    {'train': ['train/0000.parquet', 'train/0001.parquet']}
+    >>> by_split("", ["train/part-10.parquet", "train/part-9.parquet"])
+    {'train': ['train/part-9.parquet', 'train/part-10.parquet']}
     """
-    names = sorted(names)
+    names = sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
     stems = {name: PurePosixPath(name).name.split(".")[0] for name in names}
     shards = {name: SHARD.fullmatch(stem) for name, stem in stems.items()}
     found = _named({name: match["stem"] if (match := shards[name]) else stem for name, stem in stems.items()})
@@ -89,8 +89,8 @@ def _check_shards(where: str, split: str, shards: Mapping[str, re.Match[str] | N
         return
     if first is None or len(sets) > 1:
         raise ValueError(f"{where}: more than one {split} file: {listed(shards)}; keep one, or all shards of one")
-    if numbers != list(range(int(first["num"]))):
-        digits = len(first["number"])
-        ends = [f"{first['stem']}-{number:0{digits}}-of-{first['num']}" for number in (0, int(first["num"]) - 1)]
+    num, digits = int(first["num"]), len(first["number"])
+    if numbers != list(range(len(shards))) or num != len(shards):
+        ends = [f"{first['stem']}-{number:0{digits}}-of-{first['num']}" for number in (0, num - 1)]
         expected = " to ".join(dict.fromkeys(ends))
         raise ValueError(f"{where}: expected the {split} shards {expected}, got {listed(shards)}; complete them")

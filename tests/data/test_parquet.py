@@ -126,6 +126,7 @@ def test_places_in_shards(tmp_path):
     ("names", "message"),
     [
         (SHARDS[:1], "the train shards train-00000-of-00002 to train-00001-of-00002, got train-00000-of-00002.parquet"),
+        (["train-0-of-999999999999.parquet"], "the train shards train-0-of-999999999999 to train-999999999998-of-999999999999"),
         (["train-00003-of-00002.parquet"], "expected the train shards train-00000-of-00002 to train-00001-of-00002, got"),
         ([*SHARDS, "train-00000-of-00001.parquet"], "more than one train file: train-00000-of-00001.parquet, train-00000-of-"),
         (["train_1.parquet", "train_2.parquet"], "train_1.parquet, train_2.parquet; keep one, or all shards of one"),
