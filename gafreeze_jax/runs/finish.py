@@ -21,6 +21,7 @@ from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.runs.predictions import write_predictions
 from gafreeze_jax.runs.remarks import class_members, majority
 from gafreeze_jax.space import Genome, Space
 from gafreeze_jax.tasks.base import Setup
@@ -44,7 +45,9 @@ def finish(
     metric, space = problem.task.metric, result.space
     finalists = [_summarize(setup, space, finalist, tested) for finalist in (result.found, *result.baselines)]
     best = result.found.best
-    setup.save(out / "model", setup.restore(best.params))
+    params = setup.restore(best.params)
+    setup.save(out / "model", params)
+    write_predictions(setup, test, params, out)
     _write_masks(setup, result, space, out)
     entries = results.make_result(
         options,

@@ -7,14 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.extras import needs
 from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.fingerprint import fingerprint_of_model
 from gafreeze_jax.runs.main import main
+from gafreeze_jax.runs.predictions import in_order
 from gafreeze_jax.runs.run_dir import with_options
 from gafreeze_jax.tasks import images, language_model, text
 from gafreeze_jax.tasks.base import Setup
@@ -55,9 +54,7 @@ def predict(path: Path, data: Path, **changes: Any) -> dict[str, Sequence[Any]]:
         transient=True,
         disable=not console.is_terminal,
     )
-    places, predictions = zip(*batches, strict=True)
-    in_order = np.argsort(np.concatenate(places))
-    return {**labelled.columns, **labelled.task.write(np.concatenate(predictions)[in_order])}
+    return {**labelled.columns, **labelled.task.write(in_order(batches))}
 
 
 def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None, **changes: Any) -> None:

@@ -191,6 +191,7 @@ class Setup(NamedTuple):
       facts: further entries of `result.json`.
       pretrained: the arrays that were read as the model, by which a run knows it again; by default the problem's.
       rows: [E], the row that each test example belongs to, where examples do not stand for themselves, as the tokens of a text.
+      test_columns: what tells the test examples apart, {title: [num_test]}, such as their texts.
     """
 
     problem: Problem
@@ -203,6 +204,7 @@ class Setup(NamedTuple):
     facts: Mapping[str, Any] = MappingProxyType({})
     pretrained: PyTree = None
     rows: np.ndarray | None = None
+    test_columns: Columns = MappingProxyType({})
 
 
 class Unlabelled(NamedTuple):

@@ -14,19 +14,21 @@ from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.tasks import heads
 from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_genes, classification
+from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     """Search which layers of a pretrained BERT to freeze when fine-tuning it to classify texts."""
 
-    places: ClassVar = {"model": ("minilm",), "data": ("reviews", "tfds")}
+    places: ClassVar = {"model": ("minilm",), "data": ("reviews", "hub", "tfds")}
 
     model: str = "minilm"
     """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
     data: str = "reviews"
-    """reviews (embedded), a .csv, .tsv or .jsonl file (or .gz), a folder with a train file and, if there are any, validation
-    and test files, or tfds:NAME such as tfds:glue/sst2."""
+    """reviews (embedded), a .csv, .tsv, .jsonl or .parquet file (or .gz), a folder with a train file and, if there are any,
+    validation and test files, hub:NAME or hub:NAME/CONFIG such as hub:nyu-mll/glue/sst2 on the Hugging Face hub, or tfds:NAME
+    such as tfds:glue/sst2."""
     max_tokens: int = 64
     """Longer texts are cut."""
     granularity: base.Granularity = "layer"
@@ -34,6 +36,8 @@ class Options(options.Options):
     head: heads.HeadOption = "auto"
     """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
     one. auto: keep it if the model knows all classes of the data."""
+    class_weights: ClassWeights = "none"
+    """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None
@@ -71,7 +75,7 @@ def prepare_classification(
     """A setup for labelled texts.
 
     Args:
-      given: options with `max_tokens`, `granularity` and `head`.
+      given: options with `max_tokens`, `granularity`, `head` and `class_weights`.
       folder: of the model.
       kind: of the families that it may belong to.
       pad: tell PyTorch which token fills up batches, when the model is saved.
@@ -87,6 +91,7 @@ def prepare_classification(
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
     network = trimmed.make_network(dtype=dtype, granularity=given.granularity)
     genes = block_genes(network, loaded.params)
+    task, weighing = weigh(classification(data.label_names), data.train.labels, given.class_weights)
 
     def source(split: tokens.Tokens, labels: np.ndarray) -> Source:
         return Source(Dataset(tokens.renumber(split, used), labels), tokens.scoring_batches(split))
@@ -101,7 +106,7 @@ def prepare_classification(
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, loaded.params, genes),
         tensors=model.tensor_names(loaded.params),
-        task=classification(data.label_names),
+        task=task,
     )
     padding = {"padding": tokens.padding(tokenizer, config.vocab_size)} if pad else {}
     setup = Setup(
@@ -110,6 +115,7 @@ def prepare_classification(
             f"Model: {given.model}, genes {', '.join([*genes.names, *[heads.GENE] * head.kept])}",
             head.about,
             *text.describe(given.data, data),
+            *weighing,
             *tokens.describe([train, validation, test], given.max_tokens),
         ],
         network=model.make_network(dtype=dtype),
@@ -119,6 +125,7 @@ def prepare_classification(
         save=lambda to, params: loaded.save(to, params, label_names=data.label_names, **padding),
         facts={"label_names": data.label_names, "text_columns": data.text_columns},
         pretrained=loaded.read_leaves,
+        test_columns=dict(zip(data.text_columns or ("text",), zip(*data.test.texts, strict=True), strict=True)),
     )
     return head.finish(setup)
 
