@@ -119,9 +119,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, query: Array, key: Array, value: Array, segments: Array) -> Array:
         num_heads, size = query.shape[2:]
-        flat = (x.reshape(-1, num_heads * size) for x in (query, key, value))
+        queries, keys, values = (x.reshape(-1, num_heads * size) for x in (query, key, value))
         return layers.attend(
-            self, *flat, segments, None,
+            self, queries, keys, values, segments, None,
             num_heads=num_heads, scale=size**-0.5, causal=False, dropout_rate=DROPOUT, frozen=False,
         )  # fmt: skip
 
@@ -154,7 +154,7 @@ def attention(options: Options) -> Iterator[Row]:
             yield {"name": name, "milliseconds": seconds * 1e3, **of_peak(flops / seconds)}
 
 
-def cudnn_dropout(query: Array, key: Array, value: Array, *, scale: float) -> Array:
+def cudnn_dropout(query: Array, key: Array, value: Array, *, scale: float) -> Any:
     """JAX offers cuDNN's dropout in no public function."""
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 

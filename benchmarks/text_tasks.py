@@ -29,7 +29,8 @@ from gafreeze_jax.metrics import label_sets, tags
 from gafreeze_jax.models import checkpoints
 from gafreeze_jax.tasks import kinds, text
 
-TASKS = {"stsb": "spearman", "cola": "mcc", "goemotions": "macro-f1", "wnut17": "entity-f1"}
+UNDEFINED: Any = {"zero_division": 0}
+TASKS: dict[str, kinds.MetricName] = {"stsb": "spearman", "cola": "mcc", "goemotions": "macro-f1", "wnut17": "entity-f1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,8 @@ def of_outputs(data: Any, test: tuple[np.ndarray, ...], validation: tuple[np.nda
     """The metric of PyTorch's outputs: logits, labels and numbers of texts."""
     logits, labels, rows = test
     if data.kind == "number":
-        return float(stats.spearmanr(logits[:, 0], labels).statistic)
+        correlation: Any = stats.spearmanr(logits[:, 0], labels)
+        return float(correlation.statistic)
     if data.kind == "label":
         return float(sklearn.matthews_corrcoef(labels, logits.argmax(-1)))
     if data.kind == "tags":
@@ -185,7 +187,7 @@ def of_outputs(data: Any, test: tuple[np.ndarray, ...], validation: tuple[np.nda
 
     def f1(of_split: tuple[np.ndarray, ...], threshold: float) -> float:
         chances = 1 / (1 + np.exp(-of_split[0]))
-        return float(sklearn.f1_score(of_split[1], chances >= threshold, average="macro", zero_division=0))
+        return float(sklearn.f1_score(of_split[1], chances >= threshold, average="macro", **UNDEFINED))
 
     return f1(test, max(label_sets.THRESHOLDS, key=lambda threshold: f1(validation, threshold)))
 

@@ -133,12 +133,12 @@ def bert_sides(options: Options) -> Sides:
     examples = pytorch_bert.bucketed_batches(rng, task.train.lengths, SETTINGS.batch_size, SETTINGS.epochs)
     batches = pytorch_bert.pad_batches(task.train, task.data.train.labels, examples)
     scoring = pytorch_bert.scoring_batches(task.validation, task.data.validation.labels)
-    given = dataclasses.asdict(SETTINGS) | {"data": str(options.texts), "dtype": options.dtype}
+    given: dict[str, Any] = dataclasses.asdict(SETTINGS) | {"data": str(options.texts), "dtype": options.dtype}
     return make_sides(run_bert.prepare(run_bert.Options(head="fresh", **given)), of_loop(finetuner, batches, scoring))
 
 
 def resnet_sides(options: Options) -> Sides:
-    given = dataclasses.asdict(SETTINGS) | {"data": str(options.images), "dtype": options.dtype}
+    given: dict[str, Any] = dataclasses.asdict(SETTINGS) | {"data": str(options.images), "dtype": options.dtype}
     setup = run_resnet.prepare(run_resnet.Options(model=str(options.weights), head="fresh", **given))
     run, pixels = setup.problem.replicate(0), pretrained.load(options.weights).model.pixels
     train, validation = setup.problem.train.data, setup.problem.validation.data

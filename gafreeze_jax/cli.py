@@ -63,8 +63,8 @@ def predict(
 
     Args:
       run: the run's folder.
-      data: what to label: .csv, .tsv, .jsonl or .conll for texts; .npz, JPEG, PNG, WebP, GIF or BMP, or a folder of such files,
-        for images; .txt for a language model. Labels in it are not read.
+      data: what to label: .csv, .tsv, .jsonl, .parquet or .conll for texts; .npz, JPEG, PNG, WebP, GIF or BMP, or a folder of
+        such files, for images; .txt for a language model. Labels in it are not read.
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
       all_probabilities: also write the probability of each class.

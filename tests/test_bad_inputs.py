@@ -3,6 +3,7 @@
 The table is run through the real `main` of every script. How each reader takes its input apart is tested beside it.
 """
 
+import datetime
 import gzip
 import io
 import json
@@ -20,6 +21,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import run_bert
 import run_custom
@@ -80,6 +83,16 @@ def splits(contents, source="", **options):
 
 CSV = "text,label\n" + "\n".join(f"review number {i},{'yes' if i % 2 else 'no'}" for i in range(40)) + "\n"
 JSONL = '{"text": "a", "label": 1}\n'
+
+
+def parquet(**columns):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns or {"text": [f"text {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}), buffer)
+    return buffer.getvalue()
+
+
+def of_parquet(**columns):
+    return data(parquet(**columns), "a.parquet")
 
 
 def make_pipe(folder):
@@ -303,12 +316,14 @@ CASES = {
         run_bert, data("text,label\n" + "".join(f"a,{i}\n" for i in range(40))), "are the labels those of classes?"
     ),
     "no text column": Case(run_bert, data(CSV.replace("text,", "words,")), "no text column found; name it with --text-columns"),
-    "no label column": Case(run_bert, data(CSV.replace(",label", ",x")), "no label column found; name it with --label-column"),
+    "no label column": Case(run_bert, data(CSV.replace(",label", ",q")), "no label column found; name it with --label-column"),
     "a column twice": Case(run_bert, data("text,label,text\na,no,b\n"), "column 'text' occurs more than once in the header"),
     "another column asked for": Case(run_bert, data(CSV, label_column="stars"), "no column 'stars'; the columns are"),
     "three text columns": Case(run_bert, data(CSV, text_columns=("a", "b", "c")), "expected one text column, or two"),
     "Latin-1": Case(run_bert, data(CSV.replace("r 7", "r \xe9").encode("latin-1")), "line 9 is not UTF-8 (byte 0xe9)"),
-    "UTF-16": Case(run_bert, data(CSV.encode("utf-16")), "line 1 is not UTF-8 (byte 0xff); convert the file to UTF-8"),
+    "UTF-16": Case(
+        run_bert, data(CSV.encode("utf-16")), "line 1 is not UTF-8 (byte 0xff); convert the file to UTF-8, as by iconv -f UTF"
+    ),
     "UTF-16 without its mark": Case(run_bert, data(CSV.encode("utf-16-le")), "line 1 has a NUL byte; expected text in UTF-8"),
     "a NUL byte": Case(run_bert, data(CSV.replace("number 7", "number \0")), "line 9 has a NUL byte"),
     "a row too long": Case(run_bert, data(CSV + "a,b,c\n"), "line 42 has 3 fields, the header has 2"),
@@ -319,7 +334,7 @@ CASES = {
         run_bert, data(CSV.replace(",yes", ",").replace(",no", ",")), "no rows with text and a label in column 'label'"
     ),
     "labels missing in a split, or called otherwise": Case(
-        run_bert, splits({"train.csv": CSV, "test.csv": "text,x\na,no\n"}), "test.csv: no label column found"
+        run_bert, splits({"train.csv": CSV, "test.csv": "text,q\na,no\n"}), "test.csv: no label column found"
     ),
     "a label that train lacks": Case(
         run_bert,
@@ -327,7 +342,7 @@ CASES = {
         "the validation split has labels that are not in train: perhaps; train has no, yes",
     ),
     "two training files": Case(run_bert, splits({"train.csv": CSV, "train.tsv": CSV}), "more than one train file"),
-    "no training file": Case(run_bert, splits({"test.csv": CSV}), "no train file; expected one of train{.csv,.tsv"),
+    "no training file": Case(run_bert, splits({"test.csv": CSV}), "expected one of train{.csv,.tsv,.jsonl,.parquet,.conll}"),
     "an archive": Case(run_bert, data(b"PK\x03\x04", "data.zip"), "data.zip: unknown kind of file; expected .csv"),
     "half a gzip file": Case(run_bert, data(gzip.compress(CSV.encode())[:-9], "data.csv.gz"), "not a whole gzip file"),
     "a gzip bomb": Case(
@@ -357,6 +372,54 @@ CASES = {
     ),
     "no set of TFDS": Case(run_bert, given(data="tfds:no_such_set"), "TFDS has no such data set"),
     "a path for TFDS": Case(run_bert, given(data="tfds:../../etc"), "expected tfds:NAME"),
+    # Parquet, spreadsheets and the hub
+    "half a Parquet file": Case(run_bert, data(parquet()[:-60], "a.parquet"), "a.parquet: not a whole Parquet file: "),
+    "the first half of a Parquet file": Case(run_bert, data(parquet()[:60] + parquet()[120:], "a.parquet"), "not a whole Parq"),
+    "an empty Parquet file": Case(run_bert, data(b"", "a.parquet"), "not a whole Parquet file: Parquet file size is 0 bytes"),
+    "a pointer to a Parquet file": Case(
+        run_bert, data("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.parquet"), "replaced by git lfs pull"
+    ),
+    "a table called Parquet": Case(run_bert, data(CSV, "a.parquet"), "a.parquet: not a whole Parquet file"),
+    "a folder called Parquet": Case(run_bert, splits({"a.parquet/b": ""}, "a.parquet"), "no train file"),
+    "Parquet without rows": Case(run_bert, of_parquet(text=[], label=[]), "a.parquet: no rows with text"),
+    "Parquet without texts": Case(
+        run_bert, of_parquet(words=["a"], label=[1]), "no text column found; name it with --text-col"
+    ),
+    "Parquet without labels": Case(run_bert, of_parquet(text=["a"]), "a.parquet: no label column found"),
+    "a nested column of texts": Case(
+        run_bert, of_parquet(text=[{"en": "a"}], label=[1]), "row 1: column 'text' must hold text, got {'en': 'a'}"
+    ),
+    "a column of lists of labels": Case(
+        run_bert, of_parquet(text=["a"], label=[[1, 2]]), "strings or integers (classes), got [1, 2]"
+    ),
+    "texts that are bytes": Case(run_bert, of_parquet(text=[b"a"], label=[1]), "must hold text, got b'a'"),
+    "labels that are dates": Case(
+        run_bert, of_parquet(text=["a"], label=[datetime.date(2020, 1, 1)]), "got datetime.date(2020, 1, 1)"
+    ),
+    "a column of numbers as texts": Case(run_bert, of_parquet(text=[1.5], label=[1]), "must hold text, got 1.5"),
+    "mixed types in a column": Case(
+        run_bert, data(JSONL + '{"text": 7, "label": 1}\n', "a.jsonl"), "line 2: column 'text' must hold text, got 7"
+    ),
+    "a bomb of Parquet": Case(
+        run_bert, of_parquet(text=pa.nulls(10**7, pa.string()), label=pa.nulls(10**7)), "more than 100 times its"
+    ),
+    "a shard missing": Case(
+        run_bert, splits({"train-00000-of-00002.parquet": parquet()}), "expected the train shards train-00000-of-00002 to"
+    ),
+    "shards with other names": Case(
+        run_bert, splits({"train-1.parquet": parquet(), "train-2.parquet": parquet()}), "train-2.parquet; keep one, or all"
+    ),
+    "several sets in a folder": Case(
+        run_bert, splits({"cola/train.parquet": parquet(), "rte/train.parquet": parquet()}), "the folders in it: cola, rte"
+    ),
+    "a spreadsheet": Case(run_bert, data(b"PK\x03\x04", "a.xlsx"), "a.xlsx: unknown kind of file; it is a spreadsheet, save"),
+    "an open spreadsheet": Case(run_bert, data(b"PK\x03\x04", "a.ods"), "it is a spreadsheet, save it as CSV (UTF-8)"),
+    "a spreadsheet called CSV": Case(run_bert, data(b"PK\x03\x04\x14\0", "a.csv"), "it is a spreadsheet or an archive under"),
+    "JSON as a whole": Case(run_bert, data("[]", "a.json"), "write a JSON object for each row on a line of its own, as .jsonl"),
+    "a set of the hub, offline": Case(
+        run_bert, given(data="hub:nyu-mll/glue/cola"), "in the local cache, and huggingface.co cannot be reached (HF_HUB_O"
+    ),
+    "a path for the hub": Case(run_bert, given(data="hub:../../etc/passwd/x"), "hub:../../etc/passwd/x: expected hub:NAME or"),
     # Texts
     "no such text": Case(run_gpt2, given(data="no.txt"), "no.txt: no such file or folder; expected a .txt file"),
     "a short text": Case(run_gpt2, data("a short text", "a.txt"), "a.txt, validation split: 1 tokens leave none to predict"),

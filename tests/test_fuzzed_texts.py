@@ -6,11 +6,14 @@ Each file follows from its format and a seed, which a failure names. Runs a seco
 """
 
 import gzip
+import io
 import json
 import os
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gafreeze_jax.data import lm, tokens
@@ -63,6 +66,8 @@ def quoted(separator):
 
 TSV = "text\tlabel\n" + "".join(f"{text}\t{label}\n".replace("\n", " ", 1) for text, label in ROWS)
 JSONL = "".join(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n" for text, label in ROWS).encode()
+PARQUET = io.BytesIO()
+pq.write_table(pa.table({"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}), PARQUET)
 FILES = {
     "a.csv": quoted(","),
     "semicolons.csv": quoted("; "),
@@ -70,6 +75,7 @@ FILES = {
     "quoted.tsv": quoted("\t"),
     "a.jsonl": JSONL,
     "a.csv.gz": gzip.compress(quoted(","), mtime=0),
+    "a.parquet": PARQUET.getvalue(),
     "a.txt": " ".join(text for text, _ in ROWS).encode(),
 }
 

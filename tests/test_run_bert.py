@@ -68,6 +68,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch):
         "report.html",
         "result.json",
         "run.json",
+        "test_predictions.csv",
     ]
 
 
@@ -130,6 +131,13 @@ def test_what_is_left_on_disk(finished, small_bert, reviews):
         x = block.apply(params[block.name], x, batch.context, frozen=True, key=None)
     logits = network.head(params["head"], x, batch.context, frozen=True, key=None)
     assert result["model"]["test_accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == data.test.labels))
+    with open(out / "test_predictions.csv", encoding="utf-8", newline="") as file:
+        predicted = list(csv.DictReader(file))
+    assert [(row["Review"],) for row in predicted] == data.test.texts
+    assert [row["truth"] for row in predicted] == [data.label_names[label] for label in data.test.labels]
+    assert [row["label"] for row in predicted] == [data.label_names[label] for label in logits.argmax(-1)]
+    probabilities = [float(row["probability"]) for row in predicted]
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-4)
     start = pretrained.load(small_bert).params
     for name, frozen in mask["frozen"].items():
         same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (params[name], start[name])), strict=True)]
@@ -174,10 +182,13 @@ def test_pairs_of_texts(small_bert, tmp_path, capsys):
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows * 2))
     options = replace(run_bert.Options(**TINY), gens=1, model=str(small_bert), data=str(path), out=tmp_path / "run")
+    options = replace(options, class_weights="balanced")
     run_bert.main(options)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["results"]["found"]["test_accuracy"] >= 0.5
     printed = capsys.readouterr().out
     assert r"2 classes (\x1b[1myes, no)" in printed
+    assert r"examples: no 15/15/15, \x1b[1myes 1/1/1" in printed
+    assert r"Class weights: \x1b[1myes 8, no 0.533" in printed
     assert "\x1b" not in printed
 
 

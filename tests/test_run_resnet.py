@@ -71,6 +71,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, caps
     without_ablations = {name for name in result["results"] if not name.startswith("found, ")}
     assert without_ablations == {"head only", "train nothing", *MASKS}
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
+    names += ["test_predictions.csv"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
 
     model = pretrained.load(resnet_task.find_model("digits", "digits:inverted")).model  # from the cache
@@ -100,10 +101,16 @@ def test_what_is_left_on_disk(small_resnet, photos, tmp_path, capsys):
     # The saved model scores on the test set what the table says, and what is frozen is what was loaded.
     loaded = pretrained.load(out / "model")
     saved, start = loaded.params, pretrained.load(small_resnet).params
-    test = load_images(str(photos), Frame(8)).test
+    data = load_images(str(photos), Frame(8))
+    test = data.test
     source = Source(Dataset(*test), make_batches(in_order(len(test.labels), 4)))
     scores = score(loaded.model.make_network(), saved, source, loss=cross_entropy, metric=ACCURACY)
     assert scores.values.mean() == pytest.approx(result["model"]["test_accuracy"])
+    with open(out / "test_predictions.csv", encoding="utf-8", newline="") as file:
+        predicted = list(csv.DictReader(file))
+    assert [row["file"] for row in predicted] == list(data.test_files)
+    assert [row["truth"] for row in predicted] == [Path(file).parent.name for file in data.test_files]
+    assert np.mean([row["truth"] == row["label"] for row in predicted]) == pytest.approx(result["model"]["test_accuracy"])
     for name, frozen in mask["frozen"].items():
         same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (saved[name], start[name])), strict=True)]
         assert all(same) if frozen else not any(same)

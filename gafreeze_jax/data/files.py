@@ -1,5 +1,6 @@
-"""Text files, plain or gzipped, and folders of them with one for each split; JSON."""
+"""Text files, plain or gzipped, and JSON."""
 
+import codecs
 import gzip
 import io
 import json
@@ -9,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gafreeze_jax.data import splits
-from gafreeze_jax.listing import listed
-
 LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
+ZIP = b"PK\x03\x04"  # at the start; spreadsheets are such archives
 BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
 
 
@@ -20,25 +19,6 @@ def kind(path: Path, suffixes: Sequence[str]) -> str | None:
     """Which of the suffixes a file has, apart from .gz."""
     name = path.name.lower().removesuffix(".gz")
     return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-
-
-def find_splits(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder by split; there is one for train.
-
-    Raises:
-      ValueError, FileNotFoundError: if a split has several files, or train none.
-    """
-    stems = {file: file.name.split(".")[0] for file in sorted(folder.iterdir()) if kind(file, suffixes)}
-    files = {}
-    for split, names in splits.named(list(stems.values())).items():
-        files[split], *others = [file for file, stem in stems.items() if stem in names]
-        if others:
-            matches = listed(file.name for file in (files[split], *others))
-            raise ValueError(f"{folder}: more than one {split} file: {matches}; keep one")
-    if "train" not in files:
-        expected = f"one of train{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"train{suffixes[0]}"
-        raise FileNotFoundError(f"{folder}: no train file; expected {expected}, plain or .gz")
-    return files
 
 
 def read_utf8(path: Path) -> str:
@@ -59,18 +39,30 @@ def read_utf8(path: Path) -> str:
         if len(unpacked) > most_unpacked(len(data)):
             raise ValueError(f"{path}: {BOMB}")
         data = unpacked
+    if data.startswith(ZIP):
+        raise ValueError(f"{path}: it is a spreadsheet or an archive under another name; save it as CSV (UTF-8)")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before, byte = error.object[: error.start], error.object[error.start]  # without the byte order mark
         line = before.count(b"\n") + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); convert the file to UTF-8") from None
+        likely = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
+        raise ValueError(
+            f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); convert the file to UTF-8, as by iconv -f {likely} -t UTF-8"
+        ) from None
     if not text.strip():
         raise ValueError(f"{path}: the file is empty")
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1
         raise ValueError(f"{path}: line {line} has a NUL byte; expected text in UTF-8, not UTF-16 or a binary file")
     return text
+
+
+def hint_at_pointer(path: Path) -> str:
+    """What to do about a file that Git LFS has put in place of a large one; "" if it is none."""
+    with path.open("rb") as file:
+        is_pointer = file.read(100).startswith(b"version https://git-lfs")
+    return "; it is a pointer of Git LFS, to be replaced by git lfs pull" if is_pointer else ""
 
 
 def most_unpacked(size: int) -> int:

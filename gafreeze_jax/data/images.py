@@ -3,6 +3,7 @@
 They come out as bytes, all of one size; what scales them to a network's numbers belongs to its stem.
 """
 
+import itertools
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ class ImageData(NamedTuple):
     Attributes:
       label_names: the C classes.
       notes: what was decided on the way and should be told (splits cut, files left out), a sentence each.
+      test_files: names of the test images, if they come from files.
     """
 
     train: ImageSplit
@@ -78,6 +80,7 @@ class ImageData(NamedTuple):
     test: ImageSplit
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
+    test_files: tuple[str, ...] = ()
 
 
 def load_images(
@@ -110,10 +113,11 @@ def load_images(
     raw = _read(source, skip_broken, notes)
     whole = splits.complete(source, raw, notes, unit="images")
     *parts, label_names = splits.limit(source, whole, notes, max_train, max_validation)
-    train, validation, test = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
+    (train, _), (validation, _), (test, pictures) = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
     if absent := [name for i, name in enumerate(label_names) if i not in train.labels]:
         raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
-    return ImageData(train, validation, test, label_names, tuple(notes))
+    test_files = tuple(_name(picture, Path(source)) for picture in pictures if isinstance(picture, Path))
+    return ImageData(train, validation, test, label_names, tuple(notes), test_files)
 
 
 describe = splits.describe
@@ -152,7 +156,7 @@ def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> U
         pictures = [*(folders.images_below(path) if path.is_dir() else filter(folders.is_image, [path]))]
         title, names = "file", [_name(picture, path) for picture in pictures]
     numbers = np.arange(len(pictures), dtype=np.int32)  # in place of labels, to know which could be read
-    images, numbers = _fit_all(str(path), Labelled(pictures, numbers), frame, skip_broken, notes)
+    (images, numbers), _ = _fit_all(str(path), Labelled(pictures, numbers), frame, skip_broken, notes)
     if not len(images):
         raise ValueError(f"{path}: no images; expected a .npz file, or {', '.join(folders.SUFFIXES)} files")
     return UnlabelledImages(images, {title: [names[number] for number in numbers]}, tuple(notes))
@@ -257,7 +261,11 @@ def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes
         notes.append(f"{where}: {len(broken)} no whole images, and left out: {listed(broken)}")
 
 
-def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]) -> ImageSplit:
+def _fit_all(
+    source: str, split: Labelled[Picture], frame: Frame, skip_broken: bool, notes: list[str]
+) -> tuple[ImageSplit, list[Picture]]:
+    """A split in the form of a frame, and which of its pictures could be read."""
+
     def read(picture: Picture) -> np.ndarray | str:
         """The image, or what is wrong with its file."""
         try:
@@ -277,7 +285,7 @@ def _fit_all(source: str, split: Labelled[Picture], frame: Frame, skip_broken: b
     images = [result for result in results if not isinstance(result, str)]
     kept = np.array([not isinstance(result, str) for result in results], bool)
     images = np.array(images, np.uint8).reshape(-1, frame.size, frame.size, frame.channels)
-    return ImageSplit(images, split.labels[kept])
+    return ImageSplit(images, split.labels[kept]), list(itertools.compress(split.examples, kept))
 
 
 def _name(picture: Picture, top: Path) -> str:

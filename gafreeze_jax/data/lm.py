@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gafreeze_jax.data import files, tokens
+from gafreeze_jax.data import files, layout, tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.data.tokens import Tokens, pack_batches
 from gafreeze_jax.engine.network import Batch, Dataset
@@ -87,8 +87,8 @@ def _read_path(path: Path) -> dict[str, str]:
             f"{path}: no such file or folder; expected a .txt file (or .gz), a folder with a train.txt, or the words reviews "
             "or pydoc"
         )
-    paths = files.find_splits(path, SUFFIXES) if path.is_dir() else {"train": path}
-    return {split: read_text(file) for split, file in paths.items()}
+    paths = layout.find_splits(path, SUFFIXES) if path.is_dir() else {"train": [path]}
+    return {split: "".join(map(read_text, of_split)) for split, of_split in paths.items()}
 
 
 def read_text(path: Path) -> str:

@@ -16,6 +16,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 TRUTH = {"false": "0", "true": "1"}
+UNBALANCED = 2  # times as many training examples of the most frequent class as of the least frequent one
 HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
 
 _FILLER = re.compile("(data|images?)?(set)?$")  # at the end of words
@@ -219,4 +220,15 @@ def describe(source: str, splits: Any) -> list[str]:
     train, validation, test = (f"{len(split.labels):,}" for split in splits[:3])
     sizes = f"{train} training, {validation} validation, {test} test"
     names = ", ".join(splits.label_names[:8]) + (", ..." if len(splits.label_names) > 8 else "")
-    return [f"Data: {source}, {sizes} examples, {len(splits.label_names)} classes ({names})", *splits.notes]
+    opening = f"Data: {source}, {sizes} examples, {len(splits.label_names)} classes ({names})"
+    return [opening, *_describe_frequencies(splits), *splits.notes]
+
+
+def _describe_frequencies(splits: Any) -> list[str]:
+    """How many examples each class has in each split, the most frequent first, if they are not balanced in training."""
+    counts = np.stack([np.bincount(split.labels, minlength=len(splits.label_names)) for split in splits[:3]], axis=1)
+    occurring = sorted(np.flatnonzero(counts.any(1)), key=lambda label: -counts[label, 0])
+    if counts[occurring[0], 0] < UNBALANCED * counts[occurring[-1], 0]:
+        return []
+    words = [f"{splits.label_names[label]} {'/'.join(map(str, counts[label]))}" for label in occurring]
+    return [f"Classes are unbalanced; training/validation/test examples: {listed(words)}"]

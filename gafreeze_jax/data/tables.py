@@ -1,4 +1,4 @@
-"""Tables in text files: JSON lines, and values with separators in the dialects that programs write.
+"""Tables in files: JSON lines, Parquet, and values with separators in the dialects that programs write.
 
 Each reader yields the records of a file with their places, and adds to `notes` what it recognized on the way, a sentence each.
 """
@@ -8,12 +8,13 @@ import io
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gafreeze_jax.data import files
 from gafreeze_jax.data.conll import read_conll
+from gafreeze_jax.data.parquet import read_parquet
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n')  # for spreadsheet programs, above the header
@@ -113,13 +114,27 @@ def read_jsonl(path: Path, notes: list[str]) -> Iterator[Record]:
         yield f"line {number}", record
 
 
-READERS = {".csv": read_csv, ".tsv": read_tsv, ".jsonl": read_jsonl, ".conll": read_conll}  # from a file to records
+READERS = {  # from a file to records
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+    ".conll": read_conll,
+}
 SUFFIXES = tuple(READERS)
 
 
 def read(path: Path, notes: list[str]) -> Iterator[Record]:
     """The records of a file, with their places for errors."""
     return READERS[files.kind(path, SUFFIXES) or SUFFIXES[0]](path, notes)
+
+
+def read_shards(paths: Sequence[Path], notes: list[str]) -> tuple[str, Iterator[Record]]:
+    """A name for messages and the records of one file, or of several that are read as one."""
+    if len(paths) == 1:
+        return str(paths[0]), read(paths[0], notes)
+    records = ((f"{path.name} {place}", record) for path in paths for place, record in read(path, notes))
+    return str(paths[0].parent), records
 
 
 def _read_delimited(path: Path, usual: Dialect, notes: list[str]) -> Iterator[Record]:

@@ -23,8 +23,9 @@ IN_WORDS = {
 }
 # Column names in lower case; earlier ones win.
 LABEL_COLUMNS = (
-    "label", "labels", "class", "category", "sentiment", "target", "ner_tags", "tags", "pos_tags", "score", "similarity",
-    "similarity_score", "rating", "stars", "y", "emotions", "genres", "topics", "categories",
+    "label", "labels", "class", "category", "sentiment", "target", "y", "ner_tags", "tags", "pos_tags", "score", "similarity",
+    "similarity_score", "rating", "stars", "emotions", "genres", "topics", "categories",
+    "intent", "emotion", "topic",
 )  # fmt: skip
 PLURAL = ("labels", "tags", "emotions", "genres", "topics", "categories")  # whose strings may hold several labels
 WORD_COLUMNS = ("tokens", "words")

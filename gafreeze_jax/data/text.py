@@ -1,11 +1,12 @@
-"""Labelled texts with fixed train, validation and test splits, from files, folders, TFDS or the embedded reviews."""
+"""Labelled texts with fixed train, validation and test splits, from files, folders, hubs or the embedded reviews."""
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gafreeze_jax.data import files, splits, tables, targets
+from gafreeze_jax.data import files, hub, layout, splits, tables, targets
 from gafreeze_jax.data.tables import SEPARATORS, SUFFIXES, Record, is_missing, left_out
 from gafreeze_jax.listing import listed
 
@@ -17,12 +18,23 @@ PAIR_COLUMNS = (
     ("question", "sentence"),
     ("text1", "text2"),
     ("text_a", "text_b"),
+    ("sentence_a", "sentence_b"),
+    ("text", "text_pair"),
+    ("query", "passage"),
 )
 TEXT_COLUMNS = (
-    "sentence", "text", "review", "content", "comment", "comment_text", "document", "utterance", "question", "title",
-    *targets.WORD_COLUMNS,
+    "sentence", "text", "review", "content", "comment", "document", "utterance", "question", "title", "message", "tweet",
+    "body", "description", "abstract", "headline", "sms", "comment_text", "review_text", *targets.WORD_COLUMNS,
 )  # fmt: skip
 NUM_FOR_COLUMNS = 100  # records whose names are taken for all columns; JSON may lack some of them
+INDEX_COLUMN = re.compile(r"(unnamed: \d+.*|id|idx|index|__index_level_\d+__|)")  # numbers of rows, as programs write them
+SAVE_AS_CSV = "it is a spreadsheet, save it as CSV (UTF-8)"
+HINTS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), SAVE_AS_CSV),
+    ".json": "write a JSON object for each row on a line of its own, as .jsonl",
+    ".arrow": "save it as Parquet",
+    ".feather": "save it as Parquet",
+}  # by kinds of files that people have, too
 
 
 class TextSplit(NamedTuple):
@@ -72,9 +84,9 @@ def load_text(
     """Loads labelled texts, with splits that are always the same for the same source.
 
     Args:
-      source: "reviews" (embedded), "tfds:NAME", a .csv, .tsv or .jsonl file (or one of them .gz), or a folder with a
-        train file and, where there are any, validation and test files of these kinds. Splits that are missing are cut
-        from the training rows, stratified by label.
+      source: "reviews" (embedded), "tfds:NAME", "hub:NAME" (`hub.find_splits`), a .csv, .tsv, .jsonl or .parquet file (or .gz),
+        or a folder with a train file and, where there are any, validation and test files of these kinds
+        (`layout.find_splits`). Splits that are missing are cut from the training rows, stratified by label.
       text_columns: one name, or two for sentence pairs; found by convention if empty.
       label_column: found by convention if None; for columns of 0 and 1 that are a label each, their names with commas.
       max_train, max_validation: use at most this many examples of a split, drawn stratified by label.
@@ -97,8 +109,8 @@ def load_text(
         wanted = splits.choose_splits(source, list(found))
         records = {split: (f"{source} ({name})", found[name]) for split, name in wanted.items()}
     else:
-        paths = _find_files(Path(source))
-        records = {split: (str(path), tables.read(path, notes)) for split, path in paths.items()}
+        paths = hub.find_splits(source) if source.startswith("hub:") else _find_files(Path(source))
+        records = {split: tables.read_shards(of_split, notes) for split, of_split in paths.items()}
     raw, label = _rows_of_splits(records, text_columns, label_column, notes)
     columns = () if source == "reviews" else raw["train"].columns
     kind = kind or ("tags" if _has_words(raw["train"]) else targets.recognise(raw["train"], label))
@@ -154,7 +166,7 @@ class UnlabelledTexts(NamedTuple):
 
 
 def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledTexts:
-    """Loads the texts of a .csv, .tsv or .jsonl file (or .gz); labels in it are not read.
+    """Loads the texts of a .csv, .tsv, .jsonl or .parquet file (or .gz); labels in it are not read.
 
     Args:
       text_columns: as for `load_text`.
@@ -165,7 +177,7 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a {', '.join(SUFFIXES)} file, plain or .gz")
     if not files.kind(path, SUFFIXES):
-        raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz")
+        raise ValueError(f"{path}: {_refusal(path)}")
     where, titles, notes = str(path), (), []
     texts, empty = {}, []
     for row, (place, record) in enumerate(tables.read(path, notes), start=1):
@@ -182,18 +194,24 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
     return UnlabelledTexts(list(texts.values()), {"row": list(texts), **columns}, tuple(notes))
 
 
-def _find_files(path: Path) -> dict[str, Path]:
-    """The file of each split."""
+def _find_files(path: Path) -> dict[str, list[Path]]:
+    """The files of each split."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such file or folder; expected a .csv, .tsv or .jsonl file (or .gz), a folder with a train file, "
-            "tfds:NAME, or the word reviews"
+            f"{path}: no such file or folder; expected a .csv, .tsv, .jsonl or .parquet file, a folder with a train file, "
+            "hub:NAME, tfds:NAME, or the word reviews"
         )
     if path.is_dir():
-        return files.find_splits(path, SUFFIXES)
+        return layout.find_splits(path, SUFFIXES)
     if files.kind(path, SUFFIXES):
-        return {"train": path}
-    raise ValueError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz, or a folder of them")
+        return {"train": [path]}
+    raise ValueError(f"{path}: {_refusal(path)}, or a folder of them")
+
+
+def _refusal(path: Path) -> str:
+    """Why a file of another kind cannot be read, and what can."""
+    hint = f"; {HINTS[suffix]}" if (suffix := path.suffix.lower()) in HINTS else ""
+    return f"unknown kind of file{hint}; expected {', '.join(SUFFIXES)}, plain or .gz"
 
 
 def _rows_of_splits(
@@ -217,7 +235,7 @@ def _rows_of_splits(
         if flags and set(flags) <= set(columns):
             given, first = targets.merge_flags(where, flags, itertools.chain(first, given)), []
             columns, label_column = [*columns, "labels"], "labels"
-        names = set(_by_lower(columns))
+        names = {name for name in _by_lower(columns) if not INDEX_COLUMN.fullmatch(name)}
         if not names <= in_train or label.strip().lower() in names:
             texts, label = find_columns(where, columns, text_columns, label_column)
             rows = rows_from_records(where, itertools.chain(first, given), texts, label, notes)

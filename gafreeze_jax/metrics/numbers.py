@@ -5,7 +5,6 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy import stats
 
 from gafreeze_jax.metrics.base import Estimate, Metric, from_estimate
 
@@ -24,7 +23,7 @@ def _pearson(predicted: np.ndarray, truth: np.ndarray) -> Estimate:
     """`scipy.stats.pearsonr`; 0 if all predictions, or all right numbers, are the same, or a prediction is not finite."""
     if _is_constant(predicted) or _is_constant(truth):
         return 0.0, np.zeros(len(truth))
-    x, y = stats.zscore(predicted), stats.zscore(truth)
+    x, y = ((column - column.mean()) / column.std() for column in (predicted, truth))
     value = float(np.clip(np.mean(x * y), -1, 1))
     return value, x * y - value * (x**2 + y**2) / 2
 
@@ -33,6 +32,8 @@ def _spearman(predicted: np.ndarray, truth: np.ndarray) -> Estimate:
     """`scipy.stats.spearmanr`; 0 where `_pearson` is. An example moves the ranks of others, too (Croux & Dehon 2010)."""
     if _is_constant(predicted) or _is_constant(truth):
         return 0.0, np.zeros(len(truth))
+    from scipy import stats  # takes half a second
+
     num = len(truth)
     x, y = ((stats.rankdata(column) - 0.5) / num for column in (predicted, truth))  # the share below, ties by half: mean 1/2
     covariance, of_x, of_y = np.mean(x * y) - 1 / 4, np.mean(x * x) - 1 / 4, np.mean(y * y) - 1 / 4

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gafreeze_jax.data import files
+from gafreeze_jax.data import files, hub
 from gafreeze_jax.extras import needs
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import leaf_paths
@@ -55,7 +53,6 @@ PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
 WRAPPERS = ("module", "_module", "model", "net", "network", "backbone", "0", "auto_model")
 INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 PROBLEMS = 300  # characters of a list of what is wrong
-_HUB = "huggingface.co"
 
 
 def find_model(name: str, embedded: str = "minilm") -> Path:
@@ -93,18 +90,10 @@ def _download(name: str, embedded: str) -> Path:
         raise FileNotFoundError(f"{name}: no such folder, and not a name that the hub can have: {alternatives}") from None
     except LocalEntryNotFoundError:
         pass
-    endpoint = os.environ.get("HF_ENDPOINT", f"https://{_HUB}").split("//")[-1].split("/")[0]
-    host, _, port = endpoint.partition(":")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     try:
-        if offline:
-            raise OSError("HF_HUB_OFFLINE is set")
-        if not urllib.request.getproxies().keys() & {"https", "all"}:  # with a proxy, the host itself may be out of reach
-            socket.create_connection((host, int(port or 443)), timeout=5).close()
+        hub.check_network()
     except OSError as error:
-        raise FileNotFoundError(
-            f"{name}: no such folder, not in the local cache, and {host} cannot be reached ({error}): {alternatives}"
-        ) from None
+        raise FileNotFoundError(f"{name}: no such folder, not in the local cache, and {error}: {alternatives}") from None
     try:
         downloaded = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever the HTTP client of the hub's version raises
@@ -160,8 +149,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
-        hint = "; it is a pointer of Git LFS, to be replaced by git lfs pull" if _is_pointer(path) else ""
-        raise ValueError(f"{path}: not a whole safetensors file: {error}{hint}") from None
+        raise ValueError(f"{path}: not a whole safetensors file: {error}{files.hint_at_pointer(path)}") from None
     except AttributeError as error:
         raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
     # bfloat16 is no np.floating
@@ -189,11 +177,6 @@ def label_names(id2label: Any) -> tuple[str, ...]:
     except (ValueError, TypeError, AttributeError):
         return ()
     return tuple(names[number] for number in range(len(names))) if set(names) == set(range(len(names))) else ()
-
-
-def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(100).startswith(b"version https://git-lfs")
 
 
 def unwrapped(name: str, own: Collection[str] = ()) -> str:

@@ -4,11 +4,13 @@ They are as wide as a phone shows them, and grow on larger screens. Colours are 
 design"), which colour-blind people can tell apart.
 """
 
+import contextlib
 import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -175,6 +177,31 @@ def trade_off(
 
 
 @matplotlib.rc_context(STYLE)
+def confusions(names: Sequence[str], counts: np.ndarray) -> Figure:
+    """A row per true class, a column per predicted one: how often; the fuller a cell, the larger its share of the row."""
+    num = len(names)
+    figure, axes = _start(100 + 300 * min(1, num / 8))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    for row, column in itertools.product(range(num), range(num)):
+        box = (column - 0.47, row - 0.45)
+        cell = Rectangle(box, 0.94, 0.9, facecolor=BLUE, alpha=0.65 * shares[row, column], linewidth=0)
+        cell.set_gid(f"{HOVER}{names[row]}, taken for {names[column]}: {counts[row, column]:,}")
+        axes.add_patch(cell)
+        axes.add_patch(Rectangle(box, 0.94, 0.9, facecolor="none", edgecolor=RULE, linewidth=0.4))
+        if counts[row, column]:
+            size = 10.5 if num <= 10 else 7.5
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size)
+    _name_rows(axes, names)
+    axes.set_xlim(-0.6, num - 0.4)
+    turned = {"rotation": 90} if max(map(len, names)) * num > 40 else {}
+    axes.set_xticks(range(num), map(_short, names), color=INK, **turned)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def race(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]], metric: MetricFormat) -> Figure:
     """Several runs: name, training done, in full evaluations, and the best score until then."""
     figure, axes = _start(250)
@@ -191,7 +218,7 @@ def race(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]], metric: M
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as `path` with .svg and with .png."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.name}):
+    with _style(path.name):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, transparent=True)
         figure.savefig(path.with_suffix(".png"), dpi=216, facecolor="white")
 
@@ -203,7 +230,7 @@ def inline(figure: Figure, name: str, title: str, description: str) -> ElementTr
       name: that no other figure of the page has.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with _style(name):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
     svg = ElementTree.fromstring(buffer.getvalue())
@@ -222,6 +249,13 @@ def inline(figure: Figure, name: str, title: str, description: str) -> ElementTr
     svg.insert(0, _element("desc", description, id=f"{name}-description"))
     svg.insert(0, _element("title", title, id=f"{name}-title"))
     return svg
+
+
+@contextlib.contextmanager
+def _style(salt: str) -> Iterator[None]:
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the font lacks a character of a class's name; a browser's may have it
+        yield
 
 
 def _start(height: float) -> tuple[Figure, Axes]:

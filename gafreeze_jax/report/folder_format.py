@@ -4,6 +4,7 @@
   evaluations.csv  see `history.Journal`
   members/         finalists, until the run is finished; see `finalist_store.FinalistStore`
   result.json      what the run found
+  test_predictions.csv  what its model predicts for the test examples, if these have classes
   SHA256SUMS       checksums of the other files, for `sha256sum -c`; written last, so a run that has it is finished
 
 Folders are local or remote, such as gs://bucket/run.
@@ -21,7 +22,7 @@ from gafreeze_jax.data.files import parse_json
 from gafreeze_jax.listing import listed
 
 RUN, JOURNAL, MEMBERS, RESULT, SUMS = "run.json", "evaluations.csv", "members", "result.json", "SHA256SUMS"
-TENSORBOARD = "tensorboard"
+TENSORBOARD, PREDICTIONS = "tensorboard", "test_predictions.csv"
 FACTS = {
     "kind": str, "options": dict, "versions": dict, "device": str, "stages": list, "num_steps": int, "fingerprint": str,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from etils import epath
 
 from gafreeze_jax.intervals import Interval, main_effects
 from gafreeze_jax.report import folder_format, metric_format, old_versions
+from gafreeze_jax.report.predictions import Confusions, Prediction, count_confusions, read_predictions
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.search.halving import estimates
@@ -228,6 +229,15 @@ class RunFolder:
         scores = {rung: {row.genome: row.score for row in rows if row.steps == rung} for rung in rungs}
         genomes, values, weights = estimates(scores)
         return main_effects(self.space.frozen(genomes), values, weights)
+
+    @cached_property
+    def predictions(self) -> list[Prediction]:
+        """Of the saved model for the test examples; none if the run is not finished, or these have no classes."""
+        return read_predictions(self.path / folder_format.PREDICTIONS) if self.finished else []
+
+    @cached_property
+    def confusions(self) -> Confusions | None:
+        return count_confusions(self.predictions, self.facts.get("label_names", ()))
 
     @cached_property
     def spent(self) -> Spent | None:

@@ -7,14 +7,23 @@ from xml.etree.ElementTree import Element
 
 from matplotlib.figure import Figure
 
+from gafreeze_jax.listing import shorten
 from gafreeze_jax.report import charts
 from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
+from gafreeze_jax.report.predictions import most_confidently_wrong
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
-from gafreeze_jax.report.summary import describe_found, dropped
+from gafreeze_jax.report.summary import describe_found, dropped, printable
 from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, SEARCH
 
-CHARTS = {"progress": "generations", "frozen_shares": "generations", "effects": "effects", "trade_off": "full"}  # need these
+CHARTS = {
+    "progress": "generations",
+    "frozen_shares": "generations",
+    "effects": "effects",
+    "trade_off": "full",
+    "confusions": "confusions",
+}  # and what of a run they need
+NUM_WRONG, LONGEST_INPUT = 10, 240  # test examples that are shown, and characters of each of their texts
 PHASES = {
     SEARCH: "search",
     RANDOM: "random masks, for comparison",
@@ -53,6 +62,9 @@ def draw(run: RunFolder, name: str) -> Figure:
             return charts.frozen_shares(run.generations, run.space, run.found)
         case "effects":
             return charts.effects(run.genes, [run.metric.shown_interval(effect) for effect in run.effects or []], run.metric)
+        case "confusions":
+            assert run.confusions
+            return charts.confusions(*run.confusions)
         case _:
             points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
             return charts.trade_off(
@@ -200,6 +212,34 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
     return [table(titles, lines), *map(note, dropped(run.facts)), folded_table(["row minus column", *pairs], rows, summary)]
 
 
+def confusions(run: RunFolder, place: str) -> list[Element]:
+    if run.confusions is None:
+        return []
+    names, counts = run.confusions
+    rows = [
+        [name, *(f"{count:,}" for count in row), percent(row[i] / row.sum() if row.sum() else None, 1)]
+        for i, (name, row) in enumerate(zip(names, counts, strict=True))
+    ]
+    right = "; ".join(f"{row[0]} {row[-1] or 'does not occur'}" for row in rows)
+    title, description = "Confusions of classes on the test split", f"Of each class, so much is recognized: {right}."
+    return [
+        _chart(run, place, "confusions", title=title, description=description),
+        folded_table(["true class, predicted as", *names, "right"], rows),
+    ]
+
+
+def confidently_wrong(run: RunFolder, place: str) -> list[Element]:
+    def shown(text: str) -> str:
+        return printable(shorten(" ".join(text.split()), LONGEST_INPUT))
+
+    wrong = most_confidently_wrong(run.predictions, NUM_WRONG)
+    rows = [
+        [shown(truth), shown(label), percent(probability, 1), *(words(shown(text)) for text in inputs.values())]
+        for inputs, truth, label, probability in wrong
+    ]
+    return [table(["true class", "predicted", "probability", *wrong[0].inputs], rows)] if wrong else []
+
+
 def costs(run: RunFolder, place: str) -> list[Element]:
     if not run.rows:
         return []
@@ -301,6 +341,18 @@ SECTIONS = (
         "Means over seeds that the search has not used. Validation names the found mask; then the test split was opened, once. "
         "Intervals are 95 %, over seeds and test examples; differences are in pairs.",
         finalists,
+    ),
+    Section(
+        "Which classes are confused",
+        "The saved model on the test split: a row for each true class, a column for each predicted one.",
+        confusions,
+        beside=True,
+    ),
+    Section(
+        "Most confidently wrong",
+        "Test examples to which the saved model gives a wrong class with the highest probability. Some of them may be labelled "
+        "wrongly.",
+        confidently_wrong,
     ),
     Section("Model and data", "", about),
     Section("What it cost", "", costs),

@@ -105,7 +105,21 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the verdict should know, and what to try next, a sentence each."""
     advice = advise(result)
     said = result.get("search", {}).get("remarks", ())
-    return [*said, *regime(result), *contributions(result), *([] if advice is None else [advice])]
+    return [*said, *beside_majority(result), *regime(result), *contributions(result), *([] if advice is None else [advice])]
+
+
+def beside_majority(result: Mapping[str, Any]) -> list[str]:
+    """Whether the majority class alone would score as much as the found mask: a sentence, unless the verdict says it."""
+    majority, metric = result.get("majority"), metric_format.from_facts(result)
+    if not majority or "the majority class" in result["verdict"]["sentence"]:
+        return []
+    entry, share = result["results"]["found"], majority[f"test_{metric.key}"]
+    value, (low, high) = entry[f"test_{metric.key}"], entry[f"test_{metric.key}_interval"]
+    if share < (value if low is None else low):
+        return []
+    found = f"the found mask, with {metric.write(value)} {metric.write_bounds(low, high)}, is not ahead of it"
+    advice = "; --class-weights balanced may help" if result["options"].get("class_weights") == "none" else ""
+    return [f"The majority class alone, {majority['label']}, would score {metric.write(share)}: {found}{advice}."]
 
 
 def regime(result: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.finalists import Finalist, Result
 from gafreeze_jax.runs.held_out import HeldOut
 from gafreeze_jax.runs.narrator import TEST
+from gafreeze_jax.runs.predictions import write_predictions
 from gafreeze_jax.runs.racing import by_row
 from gafreeze_jax.runs.remarks import class_members, majority
 from gafreeze_jax.space import Genome, Space
@@ -48,7 +49,9 @@ def finish(
     settled = metrics[id(best)]
     if settled.threshold is not None:
         setup = setup._replace(facts={**setup.facts, "learned": {**setup.facts["learned"], "threshold": settled.threshold}})
-    setup.save(out / "model", setup.restore(best.params))
+    params = setup.restore(best.params)
+    setup.save(out / "model", params)
+    write_predictions(setup, test, params, out)
     _write_masks(setup, result, space, out)
     entries = results.make_result(
         options,

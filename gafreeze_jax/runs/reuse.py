@@ -7,14 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.extras import needs
 from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.fingerprint import fingerprint_of_model
 from gafreeze_jax.runs.main import main
+from gafreeze_jax.runs.predictions import in_order
 from gafreeze_jax.runs.run_dir import with_options
 from gafreeze_jax.tasks import images, language_model, text
 from gafreeze_jax.tasks.base import Setup
@@ -60,9 +59,7 @@ def predict(path: Path, data: Path, *, all_probabilities: bool = False, **change
         transient=True,
         disable=not console.is_terminal,
     )
-    places, predictions = zip(*batches, strict=True)
-    in_order = np.argsort(np.concatenate(places))
-    predicted = np.concatenate(predictions)[in_order]
+    predicted = in_order(batches)
     more = task.probabilities(predicted) if all_probabilities and task.probabilities else {}
     return {**labelled.columns, **task.write(predicted), **more}
 

@@ -199,6 +199,7 @@ class Setup(NamedTuple):
       save: writes these to a folder, in the checkpoint's own layout.
       facts: further entries of `result.json`.
       pretrained: the arrays that were read as the model, by which a run knows it again; by default the problem's.
+      test_columns: what tells the test examples apart, {title: [num_test]}, such as their texts.
     """
 
     problem: Problem
@@ -210,6 +211,7 @@ class Setup(NamedTuple):
     save: Callable[[Path, PyTree], None]
     facts: Mapping[str, Any] = MappingProxyType({})
     pretrained: PyTree = None
+    test_columns: Columns = MappingProxyType({})
 
 
 class Unlabelled(NamedTuple):

@@ -18,6 +18,7 @@ from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
 from gafreeze_jax.tasks import heads, kinds, pretraining
 from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, make_problem, make_source
+from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Options(options.Options):
     head: heads.HeadOption = "auto"
     """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
     one. auto: keep it if the model knows all classes of the data."""
+    class_weights: ClassWeights = "none"
+    """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
     augment: bool = False
     """Move training images by up to an eighth of their size at random, and mirror half of them. Nothing that frozen blocks
     compute can be kept then."""
@@ -118,6 +121,7 @@ def prepare(given: Options) -> Setup:
     network = loaded.model.make_network(dtype=options.compute_dtype(given.dtype))
     train, validation, test = (Dataset(*split) for split in data[:3])
     task = classification(data.label_names, kinds.metric_of_classes(given.metric, len(data.label_names)))
+    task, weighing = weigh(task, data.train.labels, given.class_weights)
     problem = make_problem(network, loaded.params, train, validation, given, task=task, make_head=loaded.make_head)
     problem = problem._replace(tensors=loaded.model.tensor_names(loaded.params))
     if given.augment:
@@ -128,6 +132,7 @@ def prepare(given: Options) -> Setup:
             f"Model: {given.model}, genes {', '.join([*network.names, *[heads.GENE] * head.kept])}",
             head.about,
             *images.describe(given.data, data),
+            *weighing,
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
         ],
         network=network,
@@ -137,6 +142,7 @@ def prepare(given: Options) -> Setup:
         save=lambda to, params: loaded.save(to, params, label_names=data.label_names),
         facts={"label_names": data.label_names},
         pretrained=loaded.read_leaves,
+        test_columns={"file": data.test_files} if data.test_files else {},
     )
     return head.finish(setup)
 

@@ -19,13 +19,14 @@ from gafreeze_jax.metrics import exponential_mean
 from gafreeze_jax.models import base, checkpoints, gpt2, pretrained
 from gafreeze_jax.tasks import heads, kinds, pretraining, text
 from gafreeze_jax.tasks.base import Problem, Setup, Unlabelled, block_genes, language_modelling
+from gafreeze_jax.tasks.class_weights import ClassWeights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     """Search which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts."""
 
-    places: ClassVar = {"model": ("pydoc",), "data": ("reviews", "pydoc", "tfds")}
+    places: ClassVar = {"model": ("pydoc",), "data": ("reviews", "pydoc", "hub", "tfds")}
 
     task: Literal["lm", "classify"] = "lm"
     """lm: predict the next token; an example is a window of text, the fitness the share of tokens predicted. classify: tell
@@ -37,7 +38,8 @@ class Options(options.Options):
     layout, or a hub name such as openai-community/gpt2."""
     data: str = "reviews"
     """reviews (embedded). For lm also pydoc, a .txt file (or .gz), or a folder with a train file and, if there are any,
-    validation and test files. For classify also a .csv, .tsv or .jsonl file (or .gz), a folder of them, or tfds:NAME."""
+    validation and test files. For classify also a .csv, .tsv, .jsonl or .parquet file (or .gz), a folder of them, hub:NAME or
+    tfds:NAME."""
     max_tokens: int = 128
     """Of a window; longer texts to classify are cut."""
     learning_rate: float = 3e-3
@@ -48,6 +50,9 @@ class Options(options.Options):
     head: heads.HeadOption = "auto"
     """To classify; keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name.
     fresh: train a new one. auto: keep it if the model knows all classes of the data."""
+    class_weights: ClassWeights = "none"
+    """To classify; balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C
+    classes."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts, to classify. Default: found by convention."""
     label_column: str | None = None

@@ -14,19 +14,21 @@ from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.tasks import heads, kinds
 from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_genes
+from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     """Search which layers of a pretrained BERT to freeze when fine-tuning it on labelled texts."""
 
-    places: ClassVar = {"model": ("minilm",), "data": ("reviews", "tfds")}
+    places: ClassVar = {"model": ("minilm",), "data": ("reviews", "hub", "tfds")}
 
     model: str = "minilm"
     """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
     data: str = "reviews"
-    """reviews (embedded), a .csv, .tsv, .jsonl or .conll file (or .gz), a folder with a train file and, if there are any,
-    validation and test files, or tfds:NAME such as tfds:glue/sst2."""
+    """reviews (embedded), a .csv, .tsv, .jsonl, .parquet or .conll file (or .gz), a folder with a train file and, if there are
+    any, validation and test files, hub:NAME or hub:NAME/CONFIG such as hub:nyu-mll/glue/sst2 on the Hugging Face hub, or
+    tfds:NAME such as tfds:glue/sst2."""
     task: Literal["auto", "label", "labels", "number", "tags"] = "auto"
     """What a text is given: one label of a few, several labels, a number, or a tag for each word. auto: recognised from the
     labels."""
@@ -40,6 +42,8 @@ class Options(options.Options):
     head: heads.HeadOption = "auto"
     """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
     one. auto: keep it if the model knows all classes of the data."""
+    class_weights: ClassWeights = "none"
+    """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None
@@ -88,7 +92,7 @@ def prepare_classification(
     """A setup for labelled texts.
 
     Args:
-      given: options with `max_tokens`, `granularity`, `head` and `metric`.
+      given: options with `max_tokens`, `granularity`, `head`, `metric` and `class_weights`.
       folder: of the model.
       kind: of the families that it may belong to.
       pad: tell PyTorch which token fills up batches, when the model is saved.
@@ -98,11 +102,11 @@ def prepare_classification(
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     scale = kinds.Scale() if data.kind != "number" or head.kept else kinds.Scale.of(data.train.labels)
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
+    task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
-    check_length(given.max_tokens, config)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
-    (_, train), (_, validation), (_, test) = splits
+    train, validation, test = (texts for _, texts in splits)
     labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
@@ -129,6 +133,7 @@ def prepare_classification(
             head.about,
             *text.describe(given.data, data),
             f"Task: {targets.IN_WORDS[data.kind]} (--task {data.kind}); the metric is {task.metric.name}",
+            *weighing,
             *tokens.describe([train, validation, test], given.max_tokens),
         ],
         network=model.make_network(dtype=dtype),
@@ -138,8 +143,16 @@ def prepare_classification(
         save=lambda to, params: loaded.save(to, scale.put_into(params, loaded.output), **saved),
         facts={"label_names": data.label_names, "text_columns": data.text_columns, "learned": {"task": data.kind}},
         pretrained=loaded.read_leaves,
+        test_columns=_columns_of_test(data),
     )
     return head.finish(setup)
+
+
+def _columns_of_test(data: text.TextData) -> dict[str, Sequence[str]]:
+    """The texts of the test split, by the titles of their columns; none where a text is a list of words."""
+    if data.kind == "tags":
+        return {}
+    return dict(zip(data.text_columns or ("text",), zip(*data.test.texts, strict=True), strict=True))
 
 
 def _source(texts: tokens.Tokens, inputs: dict[str, np.ndarray], labels: np.ndarray | None) -> Source:
@@ -186,6 +199,7 @@ def load_unlabelled(
 def _tokenize(
     given: Any, config: Any, tokenizer: Any, texts: Sequence[tuple[str, ...]], where: str, kind: targets.Kind
 ) -> tokens.Tokens:
+    check_length(given.max_tokens, config)
     limits = {"max_tokens": given.max_tokens, "vocabulary": config.vocab_size, "types": config.num_types}
     return tokens.tokenize(tokenizer, texts, **limits, where=where, as_words=kind == "tags")
 

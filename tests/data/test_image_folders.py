@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from gafreeze_jax.data import splits
-from gafreeze_jax.data.files import find_splits
 from gafreeze_jax.data.images import Frame, load_images, load_unlabelled
+from gafreeze_jax.data.layout import find_splits
 
 FRAME = Frame(8)
 KINDS = ("cats", "dogs")
@@ -76,6 +76,15 @@ def test_usual_names(names, tmp_path):
     assert not data.notes
 
 
+def test_the_files_of_test_images_are_known(tmp_path):
+    classes(tmp_path, "train", "test", num=4)
+    (tmp_path / "test" / "cats" / "1.png").write_bytes(b"damaged")
+    data = load(tmp_path, skip_broken=True)
+    files = [f"test/{name}/{i}.png" for name in KINDS for i in range(4)]
+    assert list(data.test_files) == [file for file in files if file != "test/cats/1.png"]
+    assert [KINDS[label] for label in data.test.labels] == [file.split("/")[1] for file in data.test_files]
+
+
 @pytest.mark.parametrize(
     "name", ["toy_train", "test_tube", "trainer", "contest", "latest", "valley", "device", "train_test", "protest"]
 )
@@ -86,9 +95,9 @@ def test_names_that_are_none(name):
 def test_the_names_are_those_of_files_too(tmp_path):
     for name in ("sms_training.csv", "sms_testing.csv", "notes.txt"):
         (tmp_path / name).touch()
-    assert {split: path.name for split, path in find_splits(tmp_path, (".csv",)).items()} == {
-        "train": "sms_training.csv",
-        "test": "sms_testing.csv",
+    assert find_splits(tmp_path, (".csv",)) == {
+        "train": [tmp_path / "sms_training.csv"],
+        "test": [tmp_path / "sms_testing.csv"],
     }
     for name, num in (("training_set", 20), ("test_set", 6)):
         np.savez(tmp_path / f"{name}.NPZ", images=np.zeros((num, 8, 8), np.uint8), labels=np.arange(num) % 2)

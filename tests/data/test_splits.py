@@ -1,8 +1,10 @@
+from typing import NamedTuple
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gafreeze_jax.data.splits import Labelled, stratified_cut
+from gafreeze_jax.data.splits import Labelled, describe, stratified_cut
 
 
 @given(
@@ -31,3 +33,28 @@ def test_stratified_cut(counts, share, seed, order):
         np.testing.assert_array_less(np.abs(taken - num * np.array(counts) / len(labels)), 1)
     again = stratified_cut(split, num, seed)
     assert again[1].examples == cut.examples
+
+
+class Described(NamedTuple):
+    train: Labelled
+    validation: Labelled
+    test: Labelled
+    label_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def described(*counts, names=("ham", "spam", "other")):
+    """What is said of splits with these numbers of examples of each class."""
+    labels = [np.repeat(np.arange(len(of_split)), of_split) for of_split in counts]
+    return describe("here", Described(*(Labelled(list(of_split), of_split) for of_split in labels), names))
+
+
+def test_frequencies_of_classes_that_are_not_balanced():
+    _, line = described([10, 40, 0], [3, 9, 0], [2, 10, 0])  # the third is known to a kept head alone
+    assert line == "Classes are unbalanced; training/validation/test examples: spam 40/9/10, ham 10/3/2"
+    assert len(described([10, 19], [3, 9], [2, 10])) == 1
+    names = [f"class_{i}" for i in range(100)]
+    _, line = described(*[range(1, 101)] * 3, names=names)
+    assert line.startswith("Classes are unbalanced; training/validation/test examples: class_99 100/100/100, ")
+    assert line.endswith(" more")
+    assert len(line) < 300

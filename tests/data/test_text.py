@@ -242,11 +242,24 @@ def test_description(tmp_path):
         ("text other label stars", (), "stars", "text stars"),
         ("text other label stars", ("other",), None, "other label"),
         ("text Text label", ("Text",), None, "Text label"),
+        ("id Message Category", (), None, "Message Category"),
+        ("tweet stars", (), None, "tweet stars"),
+        ("score text y", (), None, "text y"),
+        ("score text category", (), None, "text category"),
+        ("text text_pair rating", (), None, "text text_pair rating"),
     ],
 )
 def test_columns(columns, text_columns, label_column, expected):
     *texts, label = expected.split()
     assert find_columns("here", columns.split(), text_columns, label_column) == (tuple(texts), label)
+
+
+@pytest.mark.parametrize("index", ["id", "Unnamed: 0", "idx", "__index_level_0__", "INDEX"])
+def test_numbers_of_rows_do_not_matter(tmp_path, index):
+    """Train may lack them, where a test file without labels has them."""
+    (tmp_path / "train.csv").write_text(CSV)
+    (tmp_path / "test.csv").write_text(f"{index},text\n1,a\n2,b\n")
+    assert f"{tmp_path / 'test.csv'} has no labels and is not used" in " ".join(load_text(str(tmp_path)).notes)
 
 
 def test_named_columns_and_pairs_are_read(tmp_path):
@@ -317,7 +330,7 @@ def assert_fails(source: Path, message: str, kind: type = ValueError, **options)
 
 
 BAD_FILES = {
-    "unknown suffix": ("set.txt", CSV, "unknown kind of file; expected .csv, .tsv, .jsonl, .conll, plain or .gz"),
+    "unknown suffix": ("set.txt", CSV, "unknown kind of file; expected .csv, .tsv, .jsonl, .parquet, .conll, plain or .gz"),
     "unknown suffix in gzip": ("set.gz", GZIP, "unknown kind of file"),
     "empty": ("set.csv", "", "set.csv: the file is empty"),
     "only blank lines": ("set.jsonl", "\n \n", "the file is empty"),
@@ -409,8 +422,8 @@ def test_bad_folder(tmp_path, case):
 
 
 def test_missing_files(tmp_path):
-    message = "no such file or folder; expected a .csv, .tsv or .jsonl file (or .gz), a folder with a train file, tfds:NAME, or"
+    message = "no such file or folder; expected a .csv, .tsv, .jsonl or .parquet file, a folder with a train file, hub:NAME, "
     assert_fails(tmp_path / "none.csv", message, FileNotFoundError)
     (tmp_path / "test.csv").write_text(CSV)
-    message = "no train file; expected one of train{.csv,.tsv,.jsonl,.conll}, plain or .gz"
+    message = "no train file; expected one of train{.csv,.tsv,.jsonl,.parquet,.conll}, plain or .gz"
     assert_fails(tmp_path, message, FileNotFoundError)

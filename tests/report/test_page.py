@@ -1,5 +1,6 @@
 """The page of a real run: what it says, and what a real browser makes of it."""
 
+import csv
 import html.parser
 import json
 import shutil
@@ -22,11 +23,13 @@ SECTIONS = ["The mask", "Fitness over generations", "Frozen layers over generati
 SECTIONS += [
     "Accuracy against training cost",
     "Trained again, with fresh seeds",
+    "Which classes are confused",
+    "Most confidently wrong",
     "Model and data",
     "What it cost",
     "To repeat it",
 ]
-CHARTS = ["progress", "frozen_shares", "effects", "trade_off"]
+CHARTS = ["progress", "frozen_shares", "effects", "trade_off", "confusions"]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,9 @@ def test_several_runs_stand_side_by_side(run, unfinished, tmp_path, chromium, co
     assert command("report", run, unfinished, run, "--out", out)[1] == f"{out}\n"
     chromium.open(out.as_uri(), 375)
     assert chromium.ask("document.querySelector('p.verdict').innerText") == "3 runs side by side"
-    assert chromium.ask("document.querySelectorAll('figure svg').length") == 1 + 3 * len(CHARTS)
+    assert (
+        chromium.ask("document.querySelectorAll('figure svg').length") == 1 + 3 * len(CHARTS) - 1
+    )  # the unfinished run has no confusions
     assert chromium.ask("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == chromium.ask(
         "document.querySelectorAll('[id]').length"
     )
@@ -187,6 +192,20 @@ def test_what_comes_from_names_options_and_paths_is_text(tmp_path):
         assert not {tag for tag, _ in found.tags} & {"script", "img"}
         assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
         assert "".join(found.words).count(bad) >= 6
+
+
+def test_what_comes_from_the_test_split_is_text_and_is_cut(run, tmp_path):
+    bad = "<script>alert(1)</script>\x1b[2J"
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "SHA256SUMS").unlink()
+    with open(folder / "test_predictions.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "truth", "label", "probability"), *[(f"{bad} {'x' * 1000}", bad, "b", 0.9)] * 30])
+    found = Tags(page.render([RunFolder(folder)]))
+    assert "script" not in {tag for tag, _ in found.tags}
+    shown = [words for words in found.words if "xxx" in words]
+    assert len(shown) == sections.NUM_WRONG
+    assert {len(words) for words in shown} == {sections.LONGEST_INPUT + len(r"\x1b") - 1}
+    assert all(words.startswith(r"<script>alert(1)</script>\x1b[2J x") for words in shown)
 
 
 def test_show_prints_the_summary(run, unfinished, command):

@@ -87,6 +87,24 @@ def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, cap
     assert (summary.advise(facts) is None) == (rate is None)
 
 
+@dataclasses.dataclass
+class Weighted(Options):
+    class_weights: str = "none"
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(0.6, False), (0.75, True), (0.9, True)])  # the interval is 72 % to 88 %
+def test_a_majority_class_that_scores_as_much(share, is_told):
+    majority = {"majority": {"label": "spam", "validation_accuracy": 0.7, "test_accuracy": share}}
+    remarks = summary.remarks(result(options=Weighted(), **majority))
+    told = [remark for remark in remarks if remark.startswith("The majority class alone, spam, would score ")]
+    assert len(told) == is_told
+    for remark in told:
+        assert f"score {100 * share:.1f} %: the found mask, with 80.0 % [" in remark
+        assert remark.endswith("is not ahead of it; --class-weights balanced may help.")
+    weighted = summary.remarks(result(options=Weighted(class_weights="balanced"), **majority))
+    assert not any("may help" in remark for remark in weighted)
+
+
 def test_the_result_says_what_is_needed_to_judge_and_repeat_it(tmp_path):
     evaluations = [evaluation("10000"), evaluation("00000")._replace(loss=float("nan"))]
     results.write_json(tmp_path / "result.json", result(evaluations=evaluations, options=Options(out=tmp_path)))

@@ -237,6 +237,7 @@ def test_a_mask_on_other_data(runs, gafreeze, tmp_path):
     changed = {"data", "out", "mask", "epochs", "seed", "finalist_seeds"}
     assert of_run["options"].keys() - kept.keys() == changed
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
+    names += ["test_predictions.csv"]
     assert sorted(path.name for path in out.iterdir()) == names
 
     # What is frozen is what was loaded; the folder is a run's, which is finished, and labels texts.
