@@ -13,10 +13,31 @@ from jax import Array
 
 from gafreeze_jax.listing import listed, shorten
 from gafreeze_jax.masking import leaf_paths
-from gafreeze_jax.models import bert, checkpoints, configs, gpt2, preprocessing, resnet
+from gafreeze_jax.models import (
+    albert,
+    bert,
+    checkpoints,
+    configs,
+    distilbert,
+    electra,
+    gpt2,
+    modernbert,
+    preprocessing,
+    resnet,
+    roberta,
+)
 from gafreeze_jax.models.base import Family, Model
 
-FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, resnet.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    bert.FAMILY,
+    *roberta.FAMILIES,
+    distilbert.FAMILY,
+    electra.FAMILY,
+    albert.FAMILY,
+    modernbert.FAMILY,
+    gpt2.FAMILY,
+    resnet.FAMILY,
+)
 
 
 def families_of(kind: str) -> list[Family]:
