@@ -122,7 +122,7 @@ def attend(
     Args:
       module: that has the key for dropout.
       query: [R * S, D], or [B, D] with `at`.
-      key, value: [R * S, K * D / num_heads] of K heads, each of which serves num_heads / K of the query's (Ainslie et al. 2023).
+      key, value: [R * S, K * D / num_heads], of K heads, each for num_heads / K of the query's (Ainslie et al. 2023).
       segments: [R, S], which text a token belongs to.
       at: [B], index into R * S: of every text the one token that asks.
       causal: whether a token sees the earlier tokens and itself alone.
@@ -191,3 +191,9 @@ def dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
     words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 4),), jnp.uint32)
     parts = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
     return jnp.where(frozen, x, jnp.where(parts < keep, x * jnp.asarray(2**8 / keep, x.dtype), 0))
+
+
+def drop_path(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
+    """Stochastic depth (Huang et al. 2016): x [B, ...] is 0 for some of the examples, and larger for the others."""
+    factors = dropout(module, jnp.ones(len(x), x.dtype), rate, frozen)
+    return x * jnp.expand_dims(factors, tuple(range(1, x.ndim)))

@@ -61,7 +61,7 @@ class ModernBertConfig:
     layer_types: tuple[str, ...] | None = configs.field(configs.or_null(configs.list_of(configs.one_of([FULL, SLIDING]))), None)
     global_attn_every_n_layers: int = configs.field(configs.COUNT, 3)
     local_attention: int = configs.field(configs.COUNT, 128)
-    rope_parameters: Any = configs.field(rotary.SETTINGS, None)
+    rope_parameters: tuple | None = configs.field(rotary.SETTINGS, None)
     global_rope_theta: float = configs.field(configs.POSITIVE, 160_000.0)
     local_rope_theta: float = configs.field(configs.POSITIVE, 10_000.0)
     embedding_dropout: float = configs.field(configs.RATE, 0.0)

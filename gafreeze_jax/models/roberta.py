@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gafreeze_jax.models import bert, configs
-from gafreeze_jax.models.base import Family, Head
+from gafreeze_jax.models.base import Family
 from gafreeze_jax.models.checkpoints import dense
 
 LAYOUT = dataclasses.replace(

@@ -43,8 +43,8 @@ def frequencies(width: int, settings: Mapping[str, Any]) -> np.ndarray:
 
     Args:
       width: number of a head's features that are turned, even.
-      settings: those of `settings`. With "linear" positions are divided by `factor` (Chen et al. 2023); with "llama3" (Llama 3.1)
-        low frequencies are, and those between the two wavelengths in part.
+      settings: those of `settings`. With "linear" positions are divided by `factor` (Chen et al. 2023); with "llama3" (Llama
+        3.1) only where frequencies are low, and between the two limits in part.
     """
     base = np.float32(1) / np.float32(settings["rope_theta"]) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     kind, factor = settings["rope_type"], settings.get("factor", 1.0)

@@ -145,6 +145,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": given.train_examples, "validation": given.validation_examples, "test": None}
+    tied = "; the output layer is the word vectors of embeddings" if network.shared else ""
     unknown = []
 
     def make_windows(split: str, limit: int | None) -> lm.Windows:
@@ -157,7 +158,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
     return Setup(
         problem=make_problem(loaded.model, network, loaded.params, train, validation, given),
         about=[
-            f"Model: {given.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
+            f"Model: {given.model}, genes {', '.join(network.names)}{tied}",
             *lm.describe(given.data, (train, validation, test), corpus.notes),
             *tokens.describe_unknown(*map(sum, zip(*unknown, strict=True))),
         ],

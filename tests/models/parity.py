@@ -22,6 +22,17 @@ ROBERTA = BERT | {"max_position_embeddings": 18, "type_vocab_size": 1}
 DISTILBERT = {"vocab_size": 50, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 20, "max_position_embeddings": 16}
 MODERNBERT = BERT | {"num_hidden_layers": 4, "pad_token_id": 0, "local_attention": 4}
 
+LLAMA = BERT | {"num_key_value_heads": 1, "pad_token_id": 0, "tie_word_embeddings": False}
+LLAMA3 = {
+    "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8,
+}  # fmt: skip
+GPT_NEOX = BERT | {"pad_token_id": 0, "tie_word_embeddings": False}
+
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
+VIT = VISION | {"intermediate_size": 20}
+DINOV2 = VISION | {"mlp_ratio": 2}
+CONVNEXT = {"hidden_sizes": [6, 8], "depths": [2, 1], "num_stages": 2, "patch_size": 2, "image_size": 12}
+
 # The first config of each family also goes through gradients and saving.
 CONFIGS = {
     "roberta": [
@@ -51,6 +62,59 @@ CONFIGS = {
         MODERNBERT | {"classifier_pooling": "mean", "norm_bias": True, "mlp_bias": True, "global_rope_theta": 100.0},
         MODERNBERT | {"attention_bias": True, "classifier_bias": True, "hidden_activation": "silu", "local_rope_theta": 50.0,
                       "classifier_activation": "relu", "global_attn_every_n_layers": 2, "local_attention": 6},
+    ],
+    "llama": [
+        LLAMA,
+        LLAMA | {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 2, "rope_scaling": LLAMA3,
+                 "rope_theta": 50.0, "attention_bias": True, "rms_norm_eps": 0.1},
+        LLAMA | {"head_dim": 6, "mlp_bias": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0},
+                 "hidden_act": "gelu", "num_key_value_heads": None},
+    ],
+    "mistral": [
+        LLAMA | {"sliding_window": 3},
+        LLAMA | {"sliding_window": None, "tie_word_embeddings": True},
+        LLAMA | {"head_dim": 12},
+    ],
+    "qwen2": [
+        LLAMA,
+        LLAMA | {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1, "tie_word_embeddings": True},
+        LLAMA | {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ],
+    "qwen3": [
+        LLAMA | {"head_dim": 8},
+        LLAMA | {"head_dim": 10, "attention_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 2},
+        LLAMA | {"head_dim": 4, "num_attention_heads": 4, "num_hidden_layers": 1, "rms_norm_eps": 0.1},
+    ],
+    "gpt_neox": [
+        GPT_NEOX,
+        GPT_NEOX | {"use_parallel_residual": False, "rotary_pct": 0.5, "tie_word_embeddings": True, "hidden_act": "relu"},
+        GPT_NEOX | {"attention_bias": False, "rotary_pct": 1.0, "rotary_emb_base": 30, "num_hidden_layers": 1,
+                    "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 30, "partial_rotary_factor": 1.0}},
+    ],
+    "vit": [
+        VIT,
+        VIT | {"qkv_bias": False, "hidden_act": "relu", "num_channels": 1},
+        VIT | {"patch_size": 3, "num_attention_heads": 4, "num_hidden_layers": 1, "layer_norm_eps": 0.1},
+    ],
+    "deit": [
+        VIT,
+        VIT | {"qkv_bias": False, "image_size": 14},
+        VIT | {"num_attention_heads": 1, "patch_size": 6, "hidden_act": "gelu_new"},
+    ],
+    "dinov2": [
+        DINOV2,
+        DINOV2 | {"use_swiglu_ffn": True, "image_size": 20, "layerscale_value": 0.1},
+        DINOV2 | {"mlp_ratio": 3, "image_size": 8, "num_hidden_layers": 1},
+    ],
+    "dinov2_with_registers": [
+        DINOV2,
+        DINOV2 | {"num_register_tokens": 2, "image_size": 20},
+        DINOV2 | {"use_swiglu_ffn": True, "image_size": 8},
+    ],
+    "convnext": [
+        CONVNEXT,
+        CONVNEXT | {"layer_scale_init_value": 0.0, "hidden_act": "relu", "num_channels": 1},
+        CONVNEXT | {"depths": [1, 1, 2], "hidden_sizes": [4, 4, 6], "num_stages": 3, "layer_norm_eps": 0.1, "patch_size": 1},
     ],
 }  # fmt: skip
 
