@@ -42,6 +42,7 @@ def _wordpieces(special, template):
 
 
 IN_BERT, IN_ROBERTA = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), ("<s> $A </s>", "<s> $A </s> </s> $B </s>")
+ENCODERS = ("roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert")
 TOKENIZERS = {
     "roberta": (_bytes, ROBERTA, IN_ROBERTA),
     "xlm-roberta": (_sentencepieces, ROBERTA, IN_ROBERTA),
@@ -65,7 +66,7 @@ def write_tokenizer(folder, model_type):
     tokenizer.train_from_iterator((text for (text,) in load_text("reviews").train.texts), trainer)
     if template:
         pairs = [(token, tokenizer.token_to_id(token)) for token in special if token in " ".join(template).replace(":1", "")]
-        tokenizer.post_processor = processors.TemplateProcessing(template[0], template[1], pairs)
+        tokenizer.post_processor = processors.TemplateProcessing(single=template[0], pair=template[1], special_tokens=pairs)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"<s>": "bos_token", "</s>": "eos_token", "<unk>": "unk_token", "<pad>": "pad_token", "<mask>": "mask_token",
              "[PAD]": "pad_token", "[UNK]": "unk_token", "[CLS]": "cls_token", "[SEP]": "sep_token", "[MASK]": "mask_token",

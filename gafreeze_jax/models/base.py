@@ -161,8 +161,8 @@ class Model:
     preprocessing: Preprocessing | None = None
 
     @property
-    def kind(self) -> Head:
-        """Its head, as the config needs it."""
+    def head_kind(self) -> Head:
+        """Its kind of head, as the config needs it."""
         head = self.family.heads[self.head]
         return head if head.untied is None or self.config.tie_word_embeddings else head.untied
 
@@ -179,7 +179,7 @@ class Model:
             are float32.
           granularity: with "sublayer", parameters go through `split_layers`.
         """
-        head = self.kind
+        head = self.head_kind
         blocks = [
             Block(name, layers.as_block(module), part.per_example)
             for part in self._parts(dtype, head.per_example)
@@ -192,7 +192,7 @@ class Model:
 
     def init_head(self, key: Array) -> dict:
         """A fresh head."""
-        return self.kind.init(key, self.config, self.num_classes)
+        return self.head_kind.init(key, self.config, self.num_classes)
 
     def init_params(self, key: Array) -> dict:
         """A randomly initialised tree {block name: parameters, "head": parameters}."""
@@ -209,8 +209,8 @@ class Model:
 
     def _parts(self, dtype: Any, per_example: bool) -> Iterable[Part]:
         yield from self.family.blocks(self.config, dtype, per_example)
-        if self.kind.blocks:
-            yield from self.kind.blocks(self.config, dtype)
+        if self.head_kind.blocks:
+            yield from self.head_kind.blocks(self.config, dtype)
 
     def _smallest_input(self) -> tuple[Any, dict[str, Array]]:
         """A text of one token, or an image of the family's size, and its context."""
@@ -249,7 +249,7 @@ class Model:
         if (source / "config.json").exists():
             changes = {
                 "model_type": self.family.model_type,  # old ones lack it
-                "architectures": [self.kind.architecture],
+                "architectures": [self.head_kind.architecture],
             }
             changes |= configs.labels(label_names) if label_names else {}
             configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))

@@ -72,6 +72,10 @@ def one_of(names: Iterable[str]) -> Rule:
     return Rule(f"one of {', '.join(choices)}", choices.__contains__)  # a list, as the value may be unhashable
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # whether a layer's tokens see the whole text, or near tokens alone
+LAYER_TYPES = or_null(list_of(one_of([FULL, SLIDING])))
+
+
 def field(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     """A field of a config's dataclass, with what its value must be. Without a default, a `config.json` must have it."""
     return dataclasses.field(default=default, metadata={"rule": rule})

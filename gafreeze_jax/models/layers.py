@@ -172,7 +172,8 @@ def mix(
     Returns:
       An array like `query`.
     """
-    key, value = (jnp.repeat(h, query.shape[2] // h.shape[2], axis=2) for h in (key, value))
+    if (shared := query.shape[2] // key.shape[2]) > 1:
+        key, value = (jnp.repeat(h, shared, axis=2) for h in (key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)

@@ -123,9 +123,6 @@ class MistralConfig(LlamaConfig):
         return None if self.sliding_window is None else self.sliding_window - 1
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-
-
 @dataclass(frozen=True)
 class Qwen2Config(LlamaConfig):
     """Llama's, with biases where queries, keys and values are made, and with a window of attention in some blocks."""
@@ -134,7 +131,7 @@ class Qwen2Config(LlamaConfig):
     use_sliding_window: bool = configs.field(configs.FLAG, False)
     sliding_window: int | None = configs.field(configs.or_null(configs.COUNT), 4096)
     max_window_layers: int = configs.field(configs.NUMBER, 28)
-    layer_types: tuple[str, ...] | None = configs.field(configs.or_null(configs.list_of(configs.one_of([FULL, SLIDING]))), None)
+    layer_types: tuple[str, ...] | None = configs.field(configs.LAYER_TYPES, None)
 
     @property
     def biases(self) -> dict[str, bool]:
@@ -143,7 +140,7 @@ class Qwen2Config(LlamaConfig):
     def reach(self, index: int) -> int | None:
         if not self.use_sliding_window or self.sliding_window is None:
             return None
-        slides = index >= self.max_window_layers if self.layer_types is None else self.layer_types[index] == SLIDING
+        slides = index >= self.max_window_layers if self.layer_types is None else self.layer_types[index] == configs.SLIDING
         return self.sliding_window - 1 if slides else None
 
 

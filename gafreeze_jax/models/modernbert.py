@@ -37,7 +37,6 @@ LAYOUT = Layout(
         *dense("classifier", "head/classifier"),
     ),
 )
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class ModernBertConfig:
     attention_bias: bool = configs.field(configs.FLAG, False)
     mlp_bias: bool = configs.field(configs.FLAG, False)
     initializer_range: float = configs.field(configs.POSITIVE, 0.02)
-    layer_types: tuple[str, ...] | None = configs.field(configs.or_null(configs.list_of(configs.one_of([FULL, SLIDING]))), None)
+    layer_types: tuple[str, ...] | None = configs.field(configs.LAYER_TYPES, None)
     global_attn_every_n_layers: int = configs.field(configs.COUNT, 3)
     local_attention: int = configs.field(configs.COUNT, 128)
     rope_parameters: tuple | None = configs.field(rotary.SETTINGS, None)
@@ -84,10 +83,10 @@ class ModernBertConfig:
         """Whether a layer's tokens see the whole text or near tokens alone."""
         if self.layer_types is not None:
             return self.layer_types[index]
-        return SLIDING if index % self.global_attn_every_n_layers else FULL
+        return configs.SLIDING if index % self.global_attn_every_n_layers else configs.FULL
 
     def rope(self, layer_type: str) -> dict[str, Any]:
-        theta = self.global_rope_theta if layer_type == FULL else self.local_rope_theta
+        theta = self.global_rope_theta if layer_type == configs.FULL else self.local_rope_theta
         return rotary.settings(theta, dict(self.rope_parameters or ()).get(layer_type))
 
 
@@ -100,7 +99,7 @@ def problems(raw: Mapping[str, Any], config: ModernBertConfig | None) -> Iterato
         yield f"hidden_size {config.hidden_size} must be {config.num_attention_heads} attention heads of an even width"
     if config.layer_types is not None and len(config.layer_types) != config.num_hidden_layers:
         yield f"layer_types has {len(config.layer_types)} entries, expected num_hidden_layers {config.num_hidden_layers}"
-    for layer_type in (FULL, SLIDING):
+    for layer_type in (configs.FULL, configs.SLIDING):
         yield from rotary.problems(config.rope(layer_type))
 
 
@@ -226,7 +225,7 @@ def blocks(config: ModernBertConfig, dtype: Any, per_example: bool) -> Iterator[
         last = per_example and not averages and i == config.num_hidden_layers - 1
         kind = config.layer_type(i)
         frequencies = tuple(rotary.frequencies(config.head_width, config.rope(kind)).tolist())
-        reach = None if kind == FULL else config.local_attention // 2
+        reach = None if kind == configs.FULL else config.local_attention // 2
         attention = ModernBertAttention(config, frequencies, reach, i == 0, dtype, last)
         yield Part(f"layer_{i}", {"attention": attention, "mlp": ModernBertMLP(config, dtype)}, per_example=last)
     yield Part("final_norm", ModernBertFinalNorm(config, averages), per_example=per_example)

@@ -145,7 +145,7 @@ class Checkpoint:
         family, layout = self.model.family, self.model.family.layout
         if head not in family.heads:
             raise ValueError(f"{self.path}: {family.title} has no head for {head!r}; it has: {', '.join(family.heads)}")
-        kind = dataclasses.replace(self.model, head=head).kind
+        kind = dataclasses.replace(self.model, head=head).head_kind
         if kind.tied and not self._is_tied():
             raise ValueError(
                 f"{self.path}: its output layer is not its word vectors, as it is in {family.title} that models language"

@@ -35,6 +35,11 @@ class RobertaConfig(bert.BertConfig):
     pad_token_id: int = configs.field(configs.NUMBER, 1)
 
     @property
+    def num_types(self) -> int:
+        """The second text of a pair has no type of its own."""
+        return 1
+
+    @property
     def first_position(self) -> int:
         return self.pad_token_id + 1
 

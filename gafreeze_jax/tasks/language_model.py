@@ -32,7 +32,7 @@ class Options(options.Options):
     the class of a text."""
     model: str = "pydoc"
     """pydoc (a small one, pretrained here on the bytes of the Python language's reference), a folder in the Hugging Face
-    layout, or a hub name such as openai-community/gpt2."""
+    layout, or a hub name such as openai-community/gpt2. Networks may also be Llama, Mistral, Qwen2, Qwen3 or GPT-NeoX."""
     data: str = "reviews"
     """reviews (embedded). For lm also pydoc, a .txt file (or .gz), or a folder with a train file and, if there are any,
     validation and test files. For classify also a .csv, .tsv or .jsonl file (or .gz), a folder of them, or tfds:NAME."""

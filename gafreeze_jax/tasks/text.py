@@ -18,12 +18,13 @@ from gafreeze_jax.tasks.base import Keys, Problem, Setup, Unlabelled, block_gene
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
-    """Search which layers of a pretrained BERT to freeze when fine-tuning it to classify texts."""
+    """Search which layers of a pretrained BERT, or of a relative, to freeze when fine-tuning it to classify texts."""
 
     places: ClassVar = {"model": ("minilm",), "data": ("reviews", "tfds")}
 
     model: str = "minilm"
-    """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
+    """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased.
+    Networks may also be RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT or ModernBERT."""
     data: str = "reviews"
     """reviews (embedded), a .csv, .tsv or .jsonl file (or .gz), a folder with a train file and, if there are any, validation
     and test files, or tfds:NAME such as tfds:glue/sst2."""

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from make_bert_golden import LENGTHS
+from safetensors.numpy import load_file
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.engine import passes
 from gafreeze_jax.models import checkpoints
 
 NUM_CLASSES = 3
+TOGETHER = np.arange(len(LENGTHS))[None]  # all texts in one batch
 BATCHES, ROW_LENGTH = np.array([[1, 0, 2, 4], [3, 5, -1, -1]]), 16
 
 BERT = {
@@ -94,11 +96,11 @@ CONFIGS = {
     "vit": [
         VIT,
         VIT | {"qkv_bias": False, "hidden_act": "relu", "num_channels": 1},
-        VIT | {"patch_size": 3, "num_attention_heads": 4, "num_hidden_layers": 1, "layer_norm_eps": 0.1},
+        VIT | {"patch_size": 3, "image_size": 18, "num_attention_heads": 4, "num_hidden_layers": 1, "layer_norm_eps": 0.1},
     ],
     "deit": [
         VIT,
-        VIT | {"qkv_bias": False, "image_size": 14},
+        VIT | {"qkv_bias": False, "image_size": 9},
         VIT | {"num_attention_heads": 1, "patch_size": 6, "hidden_act": "gelu_new"},
     ],
     "dinov2": [
@@ -158,14 +160,14 @@ def starts(lengths):
     return np.cumsum(lengths) - lengths
 
 
-def pack(texts, head):
-    batches = tokens.pack_batches(texts, BATCHES, ROW_LENGTH)
+def pack(texts, head, examples):
+    batches = tokens.pack_batches(texts, examples, ROW_LENGTH)
     return batches._replace(examples=batches.elements) if head == "lm" else batches
 
 
-def compute(model, params, texts, dtype=jnp.float32):
+def compute(model, params, texts, examples=BATCHES):
     """Logits of all texts [N, C], or of all tokens [T, V]."""
-    network, batches = model.make_network(dtype=dtype), pack(texts, model.head)
+    network, batches = model.make_network(), pack(texts, model.head, examples)
     logits = {}
     for step in range(len(batches.examples)):
         batch = jax.tree.map(lambda leaf, step=step: jnp.asarray(leaf[step]), batches)
@@ -196,9 +198,30 @@ def run_torch(model, texts, *, per_token=False, types=False):
     return torch.cat([rows[:length] for rows, length in zip(logits, lengths, strict=True)]) if per_token else logits
 
 
-def gradients(loaded, outputs, cotangent):
-    """Of a loss whose gradient of the logits is `cotangent`, by PyTorch's names of the tensors."""
+def assert_equal_gradients(loaded, network, outputs, logits, folder):
+    """That a loss has the same gradients.
+
+    Args:
+      loaded: our network.
+      network: PyTorch's.
+      outputs: our logits as a function of parameters.
+      logits: PyTorch's.
+      folder: to write to.
+    """
+    import torch
+
+    cotangent = np.random.default_rng(0).normal(size=logits.shape).astype(np.float32)
+    logits.backward(torch.tensor(cotangent))
     params = jax.tree.map(jnp.asarray, loaded.params)
-    found = jax.grad(lambda params: jnp.vdot(outputs(params), cotangent))(params)
+    found = jax.jit(jax.grad(lambda params: jnp.vdot(outputs(params), cotangent)))(params)
     layout = loaded.model.family.layout
-    return {layout.full_name(name): leaf for name, leaf in checkpoints.from_tree(found, layout.table).items()}
+    ours = {layout.full_name(name): leaf for name, leaf in checkpoints.from_tree(found, layout.table).items()}
+    # PyTorch has other names in memory than in files, so its gradients are saved as if they were parameters.
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    network.load_state_dict({name: gradients.get(name, torch.zeros_like(old)) for name, old in network.state_dict().items()})
+    network.save_pretrained(folder)
+    theirs = load_file(folder / "model.safetensors")
+    assert {name for name, gradient in theirs.items() if gradient.any()} <= ours.keys() <= theirs.keys()
+    for name, gradient in ours.items():
+        tolerance = 1e-4 * max(1, np.abs(theirs[name]).max())
+        np.testing.assert_allclose(gradient, theirs[name], rtol=0, atol=tolerance, err_msg=name)

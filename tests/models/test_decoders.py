@@ -1,5 +1,6 @@
 """Decoders against PyTorch's: logits of language models and classifiers, gradients, saved models; configs that are refused."""
 
+import functools
 import json
 
 import jax
@@ -42,17 +43,10 @@ def test_logits_equal_pytorch(name, number, tmp_path):
 
 @pytest.mark.parametrize(("name", "head"), [("llama", "classify"), ("mistral", "lm"), ("qwen3", "lm"), ("gpt_neox", "lm")])
 def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, head, tmp_path):
-    torch = pytest.importorskip("torch")
     model, texts = write(tmp_path / "model", name, 0, head)
     loaded = pretrained.load(tmp_path / "model", head)
-    logits = run_torch(model, texts, head)
-    cotangent = np.random.default_rng(0).normal(size=logits.shape).astype(np.float32)
-    logits.backward(torch.tensor(cotangent))
-    ours = parity.gradients(loaded, lambda params: parity.compute(loaded.model, params, texts), cotangent)
-    theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-    assert ours.keys() == theirs.keys()
-    for tensor, gradient in theirs.items():
-        np.testing.assert_allclose(ours[tensor], gradient, atol=1e-4 * max(1, np.abs(gradient).max()), err_msg=tensor)
+    ours = functools.partial(parity.compute, loaded.model, texts=texts, examples=parity.TOGETHER)
+    parity.assert_equal_gradients(loaded, model, ours, run_torch(model, texts, head), tmp_path / "gradients")
 
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
     loaded.save(tmp_path / "saved", moved, padding=(0, "<pad>"))
@@ -88,9 +82,9 @@ def test_bfloat16_checkpoints_are_read(tmp_path):
     model, texts = write(tmp_path, "llama", 0, "lm")
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     loaded = pretrained.load(tmp_path, "lm")
-    model.to(torch.float32)
+    exact = type(model).from_pretrained(tmp_path, dtype=torch.float32).eval()
     ours = parity.compute(loaded.model, loaded.params, texts)
-    np.testing.assert_allclose(ours, run_torch(model, texts, "lm").detach().numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours, run_torch(exact, texts, "lm").detach().numpy(), rtol=0, atol=1e-4)
     loaded.save(tmp_path / "saved", loaded.params)
     assert {tensor.dtype for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()} == {np.dtype(np.float32)}
 

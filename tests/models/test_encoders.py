@@ -1,5 +1,6 @@
 """Encoders of texts against PyTorch's: logits, gradients, saved models; and configs that are refused."""
 
+import functools
 import json
 
 import jax
@@ -39,13 +40,9 @@ def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, tmp_path):
     model, texts = write(tmp_path / "model", name, 0)
     loaded = pretrained.load(tmp_path / "model")
     types = texts.inputs["types"].any()
-    cotangent = np.random.default_rng(0).normal(size=(len(texts.lengths), parity.NUM_CLASSES)).astype(np.float32)
-    parity.run_torch(model, texts, types=types).backward(torch().tensor(cotangent))
-    ours = parity.gradients(loaded, lambda params: parity.compute(loaded.model, params, texts), cotangent)
-    theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert ours.keys() == theirs.keys()
-    for tensor, gradient in theirs.items():
-        np.testing.assert_allclose(ours[tensor], gradient, atol=1e-4 * max(1, np.abs(gradient).max()), err_msg=tensor)
+    logits = parity.run_torch(model, texts, types=types)
+    ours = functools.partial(parity.compute, loaded.model, texts=texts, examples=parity.TOGETHER)
+    parity.assert_equal_gradients(loaded, model, ours, logits, tmp_path / "gradients")
 
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
     loaded.save(tmp_path / "saved", moved, label_names=LABELS)
@@ -55,10 +52,6 @@ def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, tmp_path):
     assert again.config.id2label == dict(enumerate(LABELS))
     expected = parity.run_torch(again.eval(), texts, types=types).detach().numpy()
     np.testing.assert_allclose(parity.compute(loaded.model, moved, texts), expected, rtol=0, atol=1e-4)
-
-
-def torch():
-    return pytest.importorskip("torch")
 
 
 def test_layers_that_share_parameters_are_one_gene(tmp_path):

@@ -1,5 +1,6 @@
 """Networks for images against PyTorch's: logits, also of images of another size, gradients, saved models; refused configs."""
 
+import functools
 import json
 
 import jax
@@ -53,29 +54,16 @@ def test_logits_equal_pytorch(name, number, tmp_path):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, tmp_path):
-    torch = pytest.importorskip("torch")
     network = write(tmp_path / "model", name, 0)
     loaded = pretrained.load(tmp_path / "model")
     images, wanted = make_images(loaded.config), loaded.model.pixels
-    cotangent = np.random.default_rng(0).normal(size=(3, parity.NUM_CLASSES)).astype(np.float32)
-    run_torch(network, images, wanted).backward(torch.tensor(cotangent))
-    ours = parity.gradients(loaded, lambda params: compute(loaded.model, params, images), cotangent)
+    ours = functools.partial(compute, loaded.model, images=images)
+    parity.assert_equal_gradients(loaded, network, ours, run_torch(network, images, wanted), tmp_path / "gradients")
 
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
     loaded.save(tmp_path / "saved", moved, label_names=("a", "b", "c"))
     names = load_file(tmp_path / "saved" / "model.safetensors").keys()
     assert names == load_file(tmp_path / "model" / "model.safetensors").keys()
-    # PyTorch has other names in memory than in files, so its gradients are saved and read as if they were parameters.
-    gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
-    state = {name: gradients.get(name, torch.zeros_like(tensor)) for name, tensor in network.state_dict().items()}
-    network.load_state_dict(state)
-    network.save_pretrained(tmp_path / "gradients")
-    theirs = load_file(tmp_path / "gradients" / "model.safetensors")
-    assert ours.keys() == {name for name in names if "mask_token" not in name}
-    for tensor, gradient in ours.items():
-        expected = theirs[tensor]
-        np.testing.assert_allclose(gradient, expected, atol=1e-4 * max(1, np.abs(expected).max()), err_msg=tensor)
-
     auto = pytest.importorskip("transformers").AutoModelForImageClassification
     again, info = auto.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert {name: list(culprits) for name, culprits in info.items() if culprits} == {}
@@ -103,7 +91,7 @@ def test_stochastic_depth_leaves_out_what_blocks_add(name):
     noisy = block.apply(tree, x, context, frozen=False, key=jax.random.key(2))
     same = np.asarray((noisy == x).reshape(64, -1).all(1))
     assert not np.asarray((clean == x).reshape(64, -1).all(1)).any()
-    assert 8 < same.sum() < 56 if name == "convnext" else 2 < same.sum() < 32
+    assert 4 < same.sum() < 32  # about a quarter
 
 
 @pytest.mark.parametrize(
