@@ -45,8 +45,9 @@ def _add_shifted(x: Array, kernel: Array) -> Array:
     (size, *_), (_, height, width, _) = kernel.shape, x.shape
     margin = size // 2
     padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    taps = [(i, j) for i in range(size) for j in range(size)]
-    return sum(padded[:, i : i + height, j : j + width] * kernel[i, j][None, None] for i, j in taps)
+    taps = ((i, j) for i in range(size) for j in range(size))
+    parts = (padded[:, i : i + height, j : j + width] * kernel[i, j][None, None] for i, j in taps)
+    return functools.reduce(jnp.add, parts)
 
 
 def convolve_patches(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:

@@ -196,5 +196,7 @@ def dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
 
 def drop_path(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
     """Stochastic depth (Huang et al. 2016): x [B, ...] is 0 for some of the examples, and larger for the others."""
+    if not rate:
+        return x
     factors = dropout(module, jnp.ones(len(x), x.dtype), rate, frozen)
     return x * jnp.expand_dims(factors, tuple(range(1, x.ndim)))
