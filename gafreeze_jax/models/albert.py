@@ -48,9 +48,6 @@ LAYOUT = dataclasses.replace(
 class AlbertConfig(bert.BertConfig):
     """BERT's with other defaults, the width of the embeddings, and which layers share parameters."""
 
-    projects_embeddings = True
-    mlp_output_dropout = 0.0
-
     hidden_act: str = configs.field(configs.one_of(layers.ACTIVATIONS), "gelu_new")
     hidden_dropout_prob: float = configs.field(configs.RATE, 0.0)
     attention_probs_dropout_prob: float = configs.field(configs.RATE, 0.0)
@@ -62,6 +59,14 @@ class AlbertConfig(bert.BertConfig):
     @property
     def embedding_width(self) -> int:
         return self.embedding_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        return True
+
+    @property
+    def mlp_output_dropout(self) -> float:
+        return 0.0
 
     @property
     def head_dropout(self) -> float:

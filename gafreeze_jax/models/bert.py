@@ -57,12 +57,10 @@ class BertConfig:
     Networks with BERT's layers differ by what is no field.
 
     Attributes:
-      first_position: row of the position vectors that a text's first token has.
       head_activation: between the head's two layers.
       drops_head_input: whether there is dropout before the first of them, too.
     """
 
-    first_position = 0
     head_activation = "tanh"
     drops_head_input = False
 
@@ -79,6 +77,11 @@ class BertConfig:
     hidden_dropout_prob: float = configs.field(configs.RATE, 0.1)
     attention_probs_dropout_prob: float = configs.field(configs.RATE, 0.1)
     classifier_dropout: float | None = configs.field(configs.or_null(configs.RATE), None)
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position vectors that a text's first token has."""
+        return 0
 
     @property
     def max_tokens(self) -> int:

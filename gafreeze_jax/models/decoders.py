@@ -1,5 +1,6 @@
 """What decoders share: word vectors, an output layer of its own where it is not the word vectors, and heads."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,10 +68,13 @@ def init_score(key: Array, config: Any, num_classes: int) -> dict:
 
 def heads(stem: str) -> dict[str, Head]:
     """The heads of networks whose names begin with `stem` in PyTorch."""
-    lm = {"architecture": f"{stem}ForCausalLM", "init": gpt2.init_nothing, "per_example": False}
-    untied = Head(**lm, make=make_logits, blocks=output_layer)
+    untied = Head(
+        architecture=f"{stem}ForCausalLM", make=make_logits, init=gpt2.init_nothing, per_example=False, blocks=output_layer
+    )
     return {
-        "lm": Head(**lm, make=gpt2.make_next_token, shared=("embeddings",), tied=True, untied=untied),
+        "lm": dataclasses.replace(
+            untied, make=gpt2.make_next_token, shared=("embeddings",), tied=True, untied=untied, blocks=None
+        ),
         "classify": Head(
             architecture=f"{stem}ForSequenceClassification", make=gpt2.make_score, init=init_score, output="head/score"
         ),

@@ -74,7 +74,10 @@ class DistilBertConfig:
 @dataclass(frozen=True)
 class _Bert(bert.BertConfig):
     head_activation = "relu"
-    attention_output_dropout = 0.0
+
+    @property
+    def attention_output_dropout(self) -> float:
+        return 0.0
 
 
 def problems(raw: Mapping[str, Any], config: DistilBertConfig | None) -> Iterator[str]:

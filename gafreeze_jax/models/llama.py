@@ -113,11 +113,13 @@ class LlamaConfig:
 class MistralConfig(LlamaConfig):
     """Llama's without biases, with a window of attention."""
 
-    biases = {"in": False, "out": False, "mlp": False}  # noqa: RUF012
-
     num_key_value_heads: int | None = configs.field(configs.or_null(configs.COUNT), 8)
     max_position_embeddings: int = configs.field(configs.COUNT, 131072)
     sliding_window: int | None = configs.field(configs.or_null(configs.COUNT), 4096)
+
+    @property
+    def biases(self) -> dict[str, bool]:
+        return {"in": False, "out": False, "mlp": False}
 
     def reach(self, index: int) -> int | None:
         return None if self.sliding_window is None else self.sliding_window - 1

@@ -5,7 +5,7 @@ What they share with DINOv2 stands here, too. Where a classifier reads one token
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(VisionConfig):
-    special_tokens = ("class",)
+    special_tokens: ClassVar[tuple[str, ...]] = ("class",)
     num_register_tokens = 0
     averages = antialiases = use_swiglu_ffn = False
     layerscale_value, drop_path_rate = None, 0.0
@@ -106,7 +106,7 @@ class ViTConfig(VisionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DeiTConfig(ViTConfig):
-    special_tokens = ("class", "distillation")
+    special_tokens: ClassVar[tuple[str, ...]] = ("class", "distillation")
 
 
 def problems(raw: Mapping[str, Any], config: VisionConfig | None) -> Iterator[str]:
