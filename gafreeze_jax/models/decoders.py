@@ -1,6 +1,6 @@
 """What decoders share: word vectors, an output layer of its own where it is not the word vectors, and heads."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,13 +68,10 @@ def init_score(key: Array, config: Any, num_classes: int) -> dict:
 
 def heads(stem: str) -> dict[str, Head]:
     """The heads of networks whose names begin with `stem` in PyTorch."""
-    untied = Head(
-        architecture=f"{stem}ForCausalLM", make=make_logits, init=gpt2.init_nothing, per_example=False, blocks=output_layer
-    )
+    lm = functools.partial(Head, architecture=f"{stem}ForCausalLM", init=gpt2.init_nothing, per_example=False)
+    untied = lm(make=make_logits, blocks=output_layer)
     return {
-        "lm": dataclasses.replace(
-            untied, make=gpt2.make_next_token, shared=("embeddings",), tied=True, untied=untied, blocks=None
-        ),
+        "lm": lm(make=gpt2.make_next_token, shared=("embeddings",), tied=True, untied=untied),
         "classify": Head(
             architecture=f"{stem}ForSequenceClassification", make=gpt2.make_score, init=init_score, output="head/score"
         ),
