@@ -41,7 +41,7 @@ def layout(prefix: str) -> Layout:
     return Layout(
         prefix=prefix,
         bare=("classifier.",),
-        ignored=r"(pooler|decoder)\..*|embeddings\.mask_token",  # for other tasks
+        ignored=r"(pooler|decoder|(cls|distillation)_classifier)\..*|embeddings\.mask_token",  # for other tasks
         table=(
             *EMBEDDINGS,
             ("embeddings.distillation_token", "embeddings/distillation", None),
