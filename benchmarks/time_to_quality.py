@@ -142,6 +142,7 @@ def resnet_sides(options: Options) -> Sides:
     setup = run_resnet.prepare(run_resnet.Options(model=str(options.weights), head="fresh", **given))
     run, pixels = setup.problem.replicate(0), pretrained.load(options.weights).model.pixels
     train, validation = setup.problem.train.data, setup.problem.validation.data
+    assert pixels is not None
     finetuner = pytorch_resnet.make_finetuner(
         options.weights,
         run.head,

@@ -65,9 +65,12 @@ def run(words: list[str], folder: str) -> tuple[dict[str, Any], dict[str, float]
     import tyro
 
     compiled, spans = list[float](), list[float]()
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(seconds) if event == COMPILING else None
-    )
+
+    def note(event: str, duration: float, **kwargs: Any) -> None:
+        if event == COMPILING:
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
     profile = os.path.join(folder, "profile")
     timer = threading.Timer(AFTER, sample, [profile, spans])
     timer.start()

@@ -15,7 +15,7 @@ from gafreeze_jax.listing import listed
 from gafreeze_jax.metrics import tags
 
 Kind = Literal["label", "labels", "number", "tags"]
-IN_WORDS = {
+IN_WORDS: dict[Kind, str] = {
     "label": "one label for each text",
     "labels": "several labels for each text",
     "number": "a number for each text",
@@ -103,9 +103,8 @@ def load(
         for split, rows in raw.items()
     }
     whole = splits.cut_missing(source, pairs, notes)
-    used = splits.limit(
-        source, splits.Splits(*(whole[name] for name in splits.SPLIT_NAMES), ()), notes, max_train, max_validation
-    )
+    given = splits.Splits(whole["train"], whole["validation"], whole["test"], ())
+    used = splits.limit(source, given, notes, max_train, max_validation)
     kept = {name: getattr(used, name).examples for name in splits.SPLIT_NAMES}
     if kind == "number":
         _check_spread(source, [value for _, value in kept["train"]], column)

@@ -124,7 +124,8 @@ def load_text(
         whole = splits.complete(source, raw, notes)
     else:
         read = targets.load(source, kind, raw, label, notes, max_train=max_train, max_validation=max_validation)
-        whole = splits.Splits(*(splits.Labelled(read.texts[name], read.values[name]) for name in read.texts), read.label_names)
+        of_splits = {name: splits.Labelled(read.texts[name], read.values[name]) for name in read.texts}
+        whole = splits.Splits(of_splits["train"], of_splits["validation"], of_splits["test"], read.label_names)
     in_train = set(whole.train.examples)
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
         notes.append(f"{shared} validation or test texts also occur in train.")

@@ -127,9 +127,10 @@ def tokenize(
     Raises:
       ValueError: if the tokenizer has more words than the model, no token for a text, or cannot encode it.
     """
-    how = {"truncation": True, "max_length": max_tokens, "return_token_type_ids": True}
+    how: dict[str, Any] = {"truncation": True, "max_length": max_tokens, "return_token_type_ids": True}
+    given: Any = [(list(text),) for text in texts] if as_words else texts  # a tokenizer takes words as a list
     how |= {"is_split_into_words": True} if as_words else {}
-    encoded = encode(tokenizer, [(list(text),) for text in texts] if as_words else texts, where=where, **how)
+    encoded = encode(tokenizer, given, where=where, **how)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     if not lengths.all():
         raise ValueError(

@@ -92,6 +92,8 @@ class Head:
       per_example: whether it reads one row per example, so that the last layer need not be computed for the others.
       shared: names of blocks whose parameters it reads, too, as in `Network`.
       tied: whether its output layer is the word vectors (`Layout.tied`).
+      untied: the head of networks whose config has a false `tie_word_embeddings`; None: they are refused.
+      blocks: `blocks(config, dtype)` returns parts between the family's blocks and the head, which are genes as well.
     """
 
     architecture: str
@@ -101,6 +103,8 @@ class Head:
     per_example: bool = True
     shared: tuple[str, ...] = ()
     tied: bool = False
+    untied: "Head | None" = None
+    blocks: "Callable[[Any, Any], Iterable[Part]] | None" = None
 
 
 def no_problems(raw: Mapping[str, Any], config: Any) -> Iterable[str]:
@@ -157,6 +161,12 @@ class Model:
     preprocessing: Preprocessing | None = None
 
     @property
+    def head_kind(self) -> Head:
+        """Its kind of head, as the config needs it."""
+        head = self.family.heads[self.head]
+        return head if head.untied is None or self.config.tie_word_embeddings else head.untied
+
+    @property
     def pixels(self) -> Preprocessing | None:
         """How it wants its images; None for texts."""
         return self.preprocessing or (self.family.preprocessing and self.family.preprocessing(self.config))
@@ -169,10 +179,10 @@ class Model:
             are float32.
           granularity: with "sublayer", parameters go through `split_layers`.
         """
-        head = self.family.heads[self.head]
+        head = self.head_kind
         blocks = [
             Block(name, layers.as_block(module), part.per_example)
-            for part in self.family.blocks(self.config, dtype, head.per_example)
+            for part in self._parts(dtype, head.per_example)
             for name, module in _modules(part, granularity)
         ]
         if self.pixels:
@@ -182,20 +192,25 @@ class Model:
 
     def init_head(self, key: Array) -> dict:
         """A fresh head."""
-        return self.family.heads[self.head].init(key, self.config, self.num_classes)
+        return self.head_kind.init(key, self.config, self.num_classes)
 
     def init_params(self, key: Array) -> dict:
         """A randomly initialised tree {block name: parameters, "head": parameters}."""
         x, context = self._smallest_input()
         init = _init_compiled if self.family.preprocessing else _init
         params = {}
-        for part in self.family.blocks(self.config, jnp.float32, False):
+        for part in self._parts(jnp.float32, False):
             ((name, module),) = _modules(part, "layer")
             key, key_block = jax.random.split(key)
             x, variables = init(module, key_block, x, context)
             statistics = {STATISTICS: variables[STATISTICS]} if STATISTICS in variables else {}
             params[name] = {**variables["params"], **statistics}
         return {**params, "head": self.init_head(key)}
+
+    def _parts(self, dtype: Any, per_example: bool) -> Iterable[Part]:
+        yield from self.family.blocks(self.config, dtype, per_example)
+        if self.head_kind.blocks:
+            yield from self.head_kind.blocks(self.config, dtype)
 
     def _smallest_input(self) -> tuple[Any, dict[str, Array]]:
         """A text of one token, or an image of the family's size, and its context."""
@@ -236,7 +251,7 @@ class Model:
         if (source / "config.json").exists():
             changes = {
                 "model_type": self.family.model_type,  # old ones lack it
-                "architectures": [self.family.heads[self.head].architecture],
+                "architectures": [self.head_kind.architecture],
             }
             changes |= configs.labels(label_names, problem_type) if label_names else {}
             configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))

@@ -18,25 +18,32 @@ from gafreeze_jax.models.base import Family, Head, Layout, Part
 with needs("text"):
     import flax.linen as nn
 
+EMBEDDINGS = (
+    ("embeddings.word_embeddings.weight", "embeddings/word", None),
+    ("embeddings.position_embeddings.weight", "embeddings/position", None),
+    ("embeddings.token_type_embeddings.weight", "embeddings/type", None),
+    *checkpoints.norm("embeddings.LayerNorm", "embeddings/norm"),
+)
+LAYERS = (
+    *checkpoints.dense("encoder.layer.{}.attention.self.query", "layer_{}/attention/query"),
+    *checkpoints.dense("encoder.layer.{}.attention.self.key", "layer_{}/attention/key"),
+    *checkpoints.dense("encoder.layer.{}.attention.self.value", "layer_{}/attention/value"),
+    *checkpoints.dense("encoder.layer.{}.attention.output.dense", "layer_{}/attention/out"),
+    *checkpoints.norm("encoder.layer.{}.attention.output.LayerNorm", "layer_{}/attention/norm"),
+    *checkpoints.dense("encoder.layer.{}.intermediate.dense", "layer_{}/mlp/up"),
+    *checkpoints.dense("encoder.layer.{}.output.dense", "layer_{}/mlp/down"),
+    *checkpoints.norm("encoder.layer.{}.output.LayerNorm", "layer_{}/mlp/norm"),
+)
+BUFFERS = r"embeddings\.(position|token_type)_ids"
 LAYOUT = Layout(
     prefix="bert.",
     bare=("classifier.",),
     old_endings=((".gamma", ".weight"), (".beta", ".bias")),
-    ignored=r"(cls|qa_outputs|crf)\..*|embeddings\.(position|token_type)_ids",  # heads of other tasks; buffers
+    ignored=rf"(cls|qa_outputs|crf)\..*|{BUFFERS}",  # heads of other tasks
     tied=("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
     table=(
-        ("embeddings.word_embeddings.weight", "embeddings/word", None),
-        ("embeddings.position_embeddings.weight", "embeddings/position", None),
-        ("embeddings.token_type_embeddings.weight", "embeddings/type", None),
-        *checkpoints.norm("embeddings.LayerNorm", "embeddings/norm"),
-        *checkpoints.dense("encoder.layer.{}.attention.self.query", "layer_{}/attention/query"),
-        *checkpoints.dense("encoder.layer.{}.attention.self.key", "layer_{}/attention/key"),
-        *checkpoints.dense("encoder.layer.{}.attention.self.value", "layer_{}/attention/value"),
-        *checkpoints.dense("encoder.layer.{}.attention.output.dense", "layer_{}/attention/out"),
-        *checkpoints.norm("encoder.layer.{}.attention.output.LayerNorm", "layer_{}/attention/norm"),
-        *checkpoints.dense("encoder.layer.{}.intermediate.dense", "layer_{}/mlp/up"),
-        *checkpoints.dense("encoder.layer.{}.output.dense", "layer_{}/mlp/down"),
-        *checkpoints.norm("encoder.layer.{}.output.LayerNorm", "layer_{}/mlp/norm"),
+        *EMBEDDINGS,
+        *LAYERS,
         *checkpoints.dense("pooler.dense", "head/pooler"),
         *checkpoints.dense("classifier", "head/classifier"),
     ),
@@ -45,7 +52,17 @@ LAYOUT = Layout(
 
 @dataclass(frozen=True)
 class BertConfig:
-    """What of a Hugging Face `config.json` changes the computation. Names are theirs."""
+    """What of a Hugging Face `config.json` changes the computation. Names are theirs.
+
+    Networks with BERT's layers differ by what is no field.
+
+    Attributes:
+      head_activation: between the head's two layers.
+      drops_head_input: whether there is dropout before the first of them, too.
+    """
+
+    head_activation = "tanh"
+    drops_head_input = False
 
     vocab_size: int = configs.field(configs.COUNT)
     hidden_size: int = configs.field(configs.COUNT)
@@ -62,12 +79,34 @@ class BertConfig:
     classifier_dropout: float | None = configs.field(configs.or_null(configs.RATE), None)
 
     @property
+    def first_position(self) -> int:
+        """Row of the position vectors that a text's first token has."""
+        return 0
+
+    @property
     def max_tokens(self) -> int:
-        return self.max_position_embeddings
+        return self.max_position_embeddings - self.first_position
+
+    @property
+    def embedding_width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def projects_embeddings(self) -> bool:
+        """Whether a dense layer follows the embeddings."""
+        return self.embedding_width != self.hidden_size
 
     @property
     def num_types(self) -> int:
         return self.type_vocab_size
+
+    @property
+    def attention_output_dropout(self) -> float:
+        return self.hidden_dropout_prob
+
+    @property
+    def mlp_output_dropout(self) -> float:
+        return self.hidden_dropout_prob
 
     @property
     def head_dropout(self) -> float:
@@ -98,13 +137,14 @@ class BertEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
         cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
-        word = self.param("word", init, (cfg.vocab_size, cfg.hidden_size))
-        position = self.param("position", init, (cfg.max_position_embeddings, cfg.hidden_size))
-        kind = self.param("type", init, (cfg.type_vocab_size, cfg.hidden_size))
-        h = word[x["ids"]] + position[x["positions"]] + kind[x["types"]]
-        return layers.dropout(
-            self, _norm(cfg, products.activation_dtype(self.dtype), "norm")(h), cfg.hidden_dropout_prob, frozen
-        )
+        word = self.param("word", init, (cfg.vocab_size, cfg.embedding_width))
+        position = self.param("position", init, (cfg.max_position_embeddings, cfg.embedding_width))
+        h = word[x["ids"]] + position[x["positions"] + cfg.first_position]
+        if cfg.type_vocab_size:
+            h += self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width))[x["types"]]
+        h = _norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
+        h = layers.dropout(self, h, cfg.hidden_dropout_prob, frozen)
+        return _dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h
 
 
 class BertAttention(nn.Module):
@@ -126,7 +166,8 @@ class BertAttention(nn.Module):
             num_heads=cfg.num_attention_heads, scale=(cfg.hidden_size // cfg.num_attention_heads) ** -0.5, causal=False,
             dropout_rate=cfg.attention_probs_dropout_prob, frozen=frozen,
         )  # fmt: skip
-        out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed), cfg.hidden_dropout_prob, frozen)
+        out = _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed)
+        out = layers.dropout(self, out, cfg.attention_output_dropout, frozen)
         return _norm(cfg, x.dtype, "norm")(x + out)
 
 
@@ -140,7 +181,7 @@ class BertMLP(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         h = layers.activate(cfg.hidden_act, _dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
-        out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.hidden_dropout_prob, frozen)
+        out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.mlp_output_dropout, frozen)
         return _norm(cfg, x.dtype, "norm")(x + out)
 
 
@@ -152,9 +193,11 @@ class BertHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
-        pooled = jnp.tanh(_dense(self.config.hidden_size, self.config, jnp.float32, "pooler")(x))
-        pooled = layers.dropout(self, pooled, self.config.head_dropout, frozen)
-        return _dense(self.num_classes, self.config, jnp.float32, "classifier")(pooled)
+        cfg = self.config
+        x = layers.dropout(self, x, cfg.head_dropout, frozen) if cfg.drops_head_input else x
+        pooled = layers.ACTIVATIONS[cfg.head_activation](_dense(cfg.hidden_size, cfg, jnp.float32, "pooler")(x))
+        pooled = layers.dropout(self, pooled, cfg.head_dropout, frozen)
+        return _dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
 
 
 def make_head(config: BertConfig, num_classes: int, dtype: Any) -> Callable:
@@ -196,6 +239,11 @@ def blocks(config: BertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
         yield Part(f"layer_{i}", sublayers, per_example=last)
 
 
+def classify(architecture: str) -> Head:
+    """The head for classification of a family with BERT's layers, by PyTorch's name of the network."""
+    return Head(architecture=architecture, make=make_head, init=init_head, output="head/classifier")
+
+
 FAMILY = Family(
     model_type="bert",
     kind="encoder",
@@ -205,9 +253,7 @@ FAMILY = Family(
     layout=LAYOUT,
     blocks=blocks,
     heads={
-        "classify": Head(
-            architecture="BertForSequenceClassification", make=make_head, init=init_head, output="head/classifier"
-        ),
+        "classify": classify("BertForSequenceClassification"),
         "tokens": Head(
             architecture="BertForTokenClassification",
             make=make_token_head,

@@ -26,6 +26,7 @@ with needs("text"):
 # (name of the tensor, path in the tree, axes permutation from tensor to leaf or None); {} stands for a number, and in the
 # tensor's name {-1} for one less than the path's.
 Table = tuple[tuple[str, str, tuple[int, ...] | None], ...]
+OIHW = (2, 3, 1, 0)  # PyTorch's axes of a convolution's kernel, in the order of ours
 
 
 def dense(name: str, path: str) -> Table:
@@ -46,6 +47,9 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
 )
 PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
 # What wrappers put before all names (DataParallel, Lightning, Opacus, sentence-transformers), and within them (compiled or

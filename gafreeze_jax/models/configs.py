@@ -25,6 +25,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
 def _is_depth(value: Any) -> bool:
     return type(value) is int and 0 < value <= 1000
 
@@ -42,6 +46,7 @@ def _is_flag(value: Any) -> bool:
 
 
 COUNT = Rule("a positive integer below 2**31", _is_count)
+NUMBER = Rule("an integer from 0 to below 2**31", _is_number)
 DEPTH = Rule("an integer from 1 to 1000", _is_depth)
 POSITIVE = Rule("a positive number", _is_positive)
 RATE = Rule("a number from 0 to below 1", _is_rate)
@@ -65,6 +70,10 @@ def list_of(rule: Rule) -> Rule:
 def one_of(names: Iterable[str]) -> Rule:
     choices = list(names)
     return Rule(f"one of {', '.join(choices)}", choices.__contains__)  # a list, as the value may be unhashable
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # whether a layer's tokens see the whole text, or near tokens alone
+LAYER_TYPES = or_null(list_of(one_of([FULL, SLIDING])))
 
 
 def field(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
@@ -98,13 +107,24 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
+def hashable(value: Any) -> Any:
+    """A value of JSON with lists and objects as tuples; `dict` of an object's gives it back.
+
+    >>> hashable({"b": [1, 2], "a": None})
+    (('a', None), ('b', (1, 2)))
+    """
+    if isinstance(value, dict):
+        return tuple((name, hashable(value[name])) for name in sorted(value))
+    return tuple(map(hashable, value)) if isinstance(value, list | tuple) else value
+
+
 def check(raw: Mapping[str, Any], config: type) -> tuple[dict[str, Any], list[str]]:
-    """The values of a dataclass's fields, lists as tuples, and what is wrong with them."""
+    """The values of a dataclass's fields, `hashable`, and what is wrong with them."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     values, problems = {}, []
     for name, rule in rules(config).items():
         value = raw.get(name, defaults[name])
-        values[name] = tuple(value) if isinstance(value, list) else value
+        values[name] = hashable(value)
         if value is dataclasses.MISSING:
             problems.append(f"{name} is missing")
         elif not rule.is_right(value):

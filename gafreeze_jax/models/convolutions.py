@@ -30,6 +30,35 @@ def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32)
     return jax.checkpoint(by_product)(x, kernel)  # copying again for the backward pass takes no time and saves much memory
 
 
+def convolve_depthwise(x: Array, kernel: Array) -> Array:
+    """A convolution of each channel by itself, padded as `convolve` does: [B, H, W, C] and [k, k, 1, C] -> [B, H, W, C]."""
+    if jax.default_backend() != "cpu":
+        margin = kernel.shape[0] // 2
+        window = (1, 1), ((margin, margin), (margin, margin))
+        return jax.lax.conv_general_dilated(
+            x, kernel.astype(x.dtype), *window, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
+        )
+    return jax.checkpoint(_add_shifted)(x, kernel)
+
+
+def _add_shifted(x: Array, kernel: Array) -> Array:
+    (size, *_), (_, height, width, _) = kernel.shape, x.shape
+    margin = size // 2
+    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    taps = ((i, j) for i in range(size) for j in range(size))
+    parts = (padded[:, i : i + height, j : j + width] * kernel[i, j][None, None] for i, j in taps)
+    return functools.reduce(jnp.add, parts)
+
+
+def convolve_patches(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:
+    """Convolution with a stride of the kernel's size: [B, H, W, I] and [k, k, I, O] -> [B, H // k, W // k, O]."""
+    size, _, inputs, outputs = kernel.shape
+    height, width = x.shape[1] // size, x.shape[2] // size
+    x = x[:, : height * size, : width * size].reshape(len(x), height, size, width, size, inputs)
+    patches = x.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), height, width, -1)
+    return _product(patches, kernel.reshape(-1, outputs), dtype)
+
+
 def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
     margin = kernel.shape[0] // 2
     window = (stride, stride), ((margin, margin), (margin, margin))

@@ -75,18 +75,26 @@ class Dense(nn.Module):
     features: int
     dtype: Any = jnp.float32
     stddev: float = 0.02
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = matmul(self.dtype, x, kernel)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return y + bias[None].astype(y.dtype)
 
 
-def norm(epsilon: float, dtype: Any, name: str) -> nn.Module:
+def norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True) -> nn.Module:
     """A layer norm that is computed again in the backward pass, which is as fast as keeping what its gradient needs."""
-    return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_bias=use_bias, use_fast_variance=False, name=name)
+
+
+def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.Module:
+    """A norm by the root mean square (Zhang & Sennrich 2019), computed again in the backward pass as well."""
+    return nn.remat(nn.RMSNorm)(epsilon=epsilon, dtype=dtype, name=name)
 
 
 def activate(name: str, x: Array) -> Array:
@@ -107,40 +115,70 @@ def attend(
     causal: bool,
     dropout_rate: float,
     frozen: Any,
+    reach: int | None = None,
 ) -> Array:
     """Attention within the texts of a row, softmax in float32.
 
     Args:
       module: that has the key for dropout.
       query: [R * S, D], or [B, D] with `at`.
-      key, value: [R * S, D].
+      key, value: [R * S, K * D / num_heads], of K heads, each for num_heads / K of the query's (Ainslie et al. 2023).
       segments: [R, S], which text a token belongs to.
-      at: [B], index into R * S: of every text the one token that asks; where `causal`, the text's last one.
+      at: [B], index into R * S: of every text the one token that asks.
       causal: whether a token sees the earlier tokens and itself alone.
+      reach: how many tokens away a token still sees others; None: it sees the whole text.
 
     Returns:
       An array like `query`.
     """
     rows, length = segments.shape
-
-    def split(h: Array, *lead: int) -> Array:
-        return h.reshape(*lead, num_heads, h.shape[-1] // num_heads)
-
-    key, value = split(key, rows, length), split(value, rows, length)
+    width = query.shape[-1] // num_heads
+    key, value = (h.reshape(rows, length, -1, width) for h in (key, value))
     if at is None:
-        queries = split(query, rows, length)
-        mask = segments[:, :, None] == segments[:, None, :]
-        if causal:
-            mask &= jnp.tri(length, dtype=bool)[None]
+        queries, texts, places = query.reshape(rows, length, num_heads, width), segments, jnp.arange(length)[None]
     else:  # one query per text: [B, 1, ...] against its row
         row = at // length
         key, value, segments = devices.whole((key, value, segments))
-        queries, key, value = split(query, -1, 1), key[row], value[row]
-        mask = (segments[row] == segments.reshape(-1)[at][:, None])[:, None]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, key, preferred_element_type=jnp.float32) * scale
-    weights = nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
-    weights = dropout(module, weights, dropout_rate, frozen)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(query.shape)
+        texts, places = segments.reshape(-1)[at][:, None], (at % length)[:, None]
+        queries, key, value, segments = query.reshape(-1, 1, num_heads, width), key[row], value[row], segments[row]
+    mask = texts[:, :, None] == segments[:, None, :]
+    distances = places[:, :, None] - jnp.arange(length)[None, None]
+    if causal:
+        mask &= distances >= 0
+    if reach is not None and reach < length - 1:
+        mask &= jnp.abs(distances) <= reach
+    mixed = mix(module, queries, key, value, mask, scale=scale, dropout_rate=dropout_rate, frozen=frozen)
+    return mixed.reshape(query.shape)
+
+
+def mix(
+    module: nn.Module,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    *,
+    scale: float,
+    dropout_rate: float,
+    frozen: Any,
+) -> Array:
+    """Attention of Q tokens to S tokens, softmax in float32.
+
+    Args:
+      query: [R, Q, H, W], of H heads.
+      key, value: [R, S, K, W]; K divides H.
+      mask: [R, Q, S], what they see; None: everything.
+
+    Returns:
+      An array like `query`.
+    """
+    if (shared := query.shape[2] // key.shape[2]) > 1:
+        key, value = (jnp.repeat(h, shared, axis=2) for h in (key, value))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * scale
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = dropout(module, nn.softmax(scores).astype(query.dtype), dropout_rate, frozen)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 def dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
@@ -154,3 +192,11 @@ def dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
     words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 4),), jnp.uint32)
     parts = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
     return jnp.where(frozen, x, jnp.where(parts < keep, x * jnp.asarray(2**8 / keep, x.dtype), 0))
+
+
+def drop_path(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
+    """Stochastic depth (Huang et al. 2016): x [B, ...] is 0 for some of the examples, and larger for the others."""
+    if not rate:
+        return x
+    factors = dropout(module, jnp.ones(len(x), x.dtype), rate, frozen)
+    return x * jnp.expand_dims(factors, tuple(range(1, x.ndim)))

@@ -12,6 +12,7 @@ from gafreeze_jax.data import files
 from gafreeze_jax.models import checkpoints, configs, products
 
 BILINEAR, BICUBIC = 2, 3  # as pillow counts them
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SQUASHED_FROM = 384  # size from which Hugging Face's preprocessing for ConvNext crops no more
 
 
@@ -30,6 +31,14 @@ class Preprocessing(NamedTuple):
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def imagenet(size: int, crop: float | None, resample: int, num_channels: int) -> Preprocessing:
+    """With ImageNet's averages and deviations; for images that are not in colours, with the averages of these."""
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if num_channels != len(mean):
+        mean, std = ((sum(values) / len(values),) * num_channels for values in (mean, std))
+    return Preprocessing(size, crop, resample, mean, std)
 
 
 @functools.cache  # so that equal networks are equal

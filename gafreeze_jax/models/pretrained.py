@@ -13,10 +13,42 @@ from jax import Array
 
 from gafreeze_jax.listing import listed, shorten
 from gafreeze_jax.masking import leaf_paths
-from gafreeze_jax.models import bert, checkpoints, configs, gpt2, preprocessing, resnet
+from gafreeze_jax.models import (
+    albert,
+    bert,
+    checkpoints,
+    configs,
+    convnext,
+    dinov2,
+    distilbert,
+    electra,
+    gpt2,
+    gpt_neox,
+    llama,
+    modernbert,
+    preprocessing,
+    resnet,
+    roberta,
+    vit,
+)
 from gafreeze_jax.models.base import Family, Model
 
-FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, resnet.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    bert.FAMILY,
+    *roberta.FAMILIES,
+    distilbert.FAMILY,
+    electra.FAMILY,
+    albert.FAMILY,
+    modernbert.FAMILY,
+    gpt2.FAMILY,
+    *llama.FAMILIES,
+    gpt_neox.FAMILY,
+    resnet.FAMILY,
+    vit.VIT,
+    vit.DEIT,
+    *dinov2.FAMILIES,
+    convnext.FAMILY,
+)
 
 
 def families_of(kind: str) -> list[Family]:
@@ -119,7 +151,7 @@ class Checkpoint:
         family, layout = self.model.family, self.model.family.layout
         if head not in family.heads:
             raise ValueError(f"{self.path}: {family.title} has no head for {head!r}; it has: {', '.join(family.heads)}")
-        kind = family.heads[head]
+        kind = dataclasses.replace(self.model, head=head).head_kind
         if kind.tied and not self._is_tied():
             raise ValueError(
                 f"{self.path}: its output layer is not its word vectors, as it is in {family.title} that models language"
@@ -191,9 +223,11 @@ def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Fa
     raw = configs.read(path)
     family = _find_family(raw, families) if isinstance(raw, dict) else None
     if family is None:
-        known = " or ".join(f"{family.title} (model_type {family.model_type!r})" for family in families)
+        known = ", ".join(family.model_type for family in families)
         model_type = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(f"{path}: expected {known}, got model_type {shorten(repr(model_type), 100)}")
+        raise ValueError(
+            f"{path}: unknown model_type {shorten(repr(model_type), 100)}, expected {known}; for other networks see examples/"
+        )
     values, problems = configs.check(raw, family.config)
     config = None if problems else family.config(**values)
     problems += family.problems(raw, config)

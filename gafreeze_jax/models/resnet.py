@@ -17,9 +17,9 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import configs
+from gafreeze_jax.models import configs, preprocessing
 from gafreeze_jax.models.base import Family, Head, Layout, Part
-from gafreeze_jax.models.checkpoints import Table, dense
+from gafreeze_jax.models.checkpoints import OIHW, Table, dense
 from gafreeze_jax.models.convolutions import convolve
 from gafreeze_jax.models.preprocessing import BILINEAR, Preprocessing
 
@@ -28,8 +28,6 @@ with needs("images"):
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of batch normalisation, as PyTorch has them
 REDUCTION = 4  # of the channels inside a bottleneck block
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OIHW = (2, 3, 1, 0)  # PyTorch's axes of a kernel, in the order of ours
 
 
 def batch_norm(name: str, parent: str, norm: str) -> Table:
@@ -157,11 +155,9 @@ def infer(tensors: Mapping[str, np.ndarray], where: str) -> tuple[ResNetConfig, 
 
 
 def default_preprocessing(config: ResNetConfig) -> Preprocessing:
-    """That of the family; a network for gray images has the averages over the colours."""
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if config.num_channels != len(mean):
-        mean, std = ((sum(values) / len(values),) * config.num_channels for values in (mean, std))
-    return Preprocessing(*((32, 1.0) if config.stem == "cifar" else (224, 0.875)), BILINEAR, mean, std)
+    """That of the family."""
+    size, crop = (32, 1.0) if config.stem == "cifar" else (224, 0.875)
+    return preprocessing.imagenet(size, crop, BILINEAR, config.num_channels)
 
 
 class Convolution(nn.Module):

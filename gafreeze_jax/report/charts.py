@@ -193,8 +193,8 @@ def confusions(names: Sequence[str], counts: np.ndarray) -> Figure:
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size)
     _name_rows(axes, names)
     axes.set_xlim(-0.6, num - 0.4)
-    turned = {"rotation": 90} if max(map(len, names)) * num > 40 else {}
-    axes.set_xticks(range(num), map(_short, names), color=INK, **turned)
+    rotation = 90 if max(map(len, names)) * num > 40 else 0
+    axes.set_xticks(range(num), list(map(_short, names)), color=INK, rotation=rotation)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.spines[:].set_visible(False)

@@ -29,7 +29,8 @@ class Options(options.Options):
 
     model: str = "digits"
     """digits (a small one, pretrained here: on clean digits, or if the data are not shifted digits, on the digits 0 to 4), a
-    folder in the Hugging Face layout, a .safetensors file with PyTorch's names, or a hub name such as microsoft/resnet-18."""
+    folder in the Hugging Face layout, a .safetensors file with PyTorch's names, or a hub name such as microsoft/resnet-18.
+    Networks may also be ViT, DeiT, DINOv2 or ConvNeXt."""
     data: str = "digits:inverted"
     """digits:inverted, digits:faint or digits:noisy (embedded: handwritten digits to adapt a model to), digits:5-9 (classes to
     learn), a .npz file of images and labels or a folder of train.npz and so on, a folder with a folder of JPEG, PNG, WebP, GIF

@@ -168,7 +168,7 @@ def _first_output(outputs: Array, targets: Any) -> Array:
 
 
 def _write_numbers(name: str, predicted: np.ndarray) -> Columns:
-    return {name: predicted}
+    return {name: list(predicted)}
 
 
 # Tags

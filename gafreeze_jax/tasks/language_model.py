@@ -35,7 +35,7 @@ class Options(options.Options):
     """What the search maximizes, and reports compare. auto: accuracy, for lm of tokens; macro-f1 for several labels a text."""
     model: str = "pydoc"
     """pydoc (a small one, pretrained here on the bytes of the Python language's reference), a folder in the Hugging Face
-    layout, or a hub name such as openai-community/gpt2."""
+    layout, or a hub name such as openai-community/gpt2. Networks may also be Llama, Mistral, Qwen2, Qwen3 or GPT-NeoX."""
     data: str = "reviews"
     """reviews (embedded). For lm also pydoc, a .txt file (or .gz), or a folder with a train file and, if there are any,
     validation and test files. For classify also a .csv, .tsv, .jsonl or .parquet file (or .gz), a folder of them, hub:NAME or
@@ -159,6 +159,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
     limits = {"train": given.train_examples, "validation": given.validation_examples, "test": None}
+    tied = "; the output layer is the word vectors of embeddings" if network.shared else ""
     unknown = []
 
     def make_windows(split: str, limit: int | None) -> lm.Windows:
@@ -172,7 +173,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
     return Setup(
         problem=problem._replace(task=language_modelling(metric)),
         about=[
-            f"Model: {given.model}, genes {', '.join(network.names)}; the output layer is the word vectors of embeddings",
+            f"Model: {given.model}, genes {', '.join(network.names)}{tied}",
             *lm.describe(given.data, (train, validation, test), corpus.notes),
             *tokens.describe_unknown(*map(sum, zip(*unknown, strict=True))),
         ],

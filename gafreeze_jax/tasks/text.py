@@ -19,12 +19,13 @@ from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
-    """Search which layers of a pretrained BERT to freeze when fine-tuning it on labelled texts."""
+    """Search which layers of a pretrained BERT, or of a relative, to freeze when fine-tuning it on labelled texts."""
 
     places: ClassVar = {"model": ("minilm",), "data": ("reviews", "hub", "tfds")}
 
     model: str = "minilm"
-    """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased."""
+    """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased.
+    Networks may also be RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT or ModernBERT."""
     data: str = "reviews"
     """reviews (embedded), a .csv, .tsv, .jsonl, .parquet or .conll file (or .gz), a folder with a train file and, if there are
     any, validation and test files, hub:NAME or hub:NAME/CONFIG such as hub:nyu-mll/glue/sst2 on the Hugging Face hub, or

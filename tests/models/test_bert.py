@@ -326,10 +326,10 @@ def test_folder_without_config(tmp_path):
         (b"", "not JSON"),
         (b"{'model_type': 'bert'}", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
-        (b"[]", r"expected a BERT .*got model_type \[\]"),
-        (b"{}", "expected a BERT .*got model_type None"),
-        (b'{"model_type": "gpt2"}', "expected a BERT .*got model_type 'gpt2'"),
-        (b'{"model_type": ["bert"]}', r"expected a BERT .*got model_type \['bert'\]"),
+        (b"[]", r"unknown model_type \[\], expected bert;"),
+        (b"{}", "unknown model_type None, expected bert;"),
+        (b'{"model_type": "gpt2"}', "unknown model_type 'gpt2', expected bert;"),
+        (b'{"model_type": ["bert"]}', r"unknown model_type \['bert'\], expected bert;"),
     ],
 )
 def test_file_that_is_no_config_of_a_bert(text, reason, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import test_population as tasks
 from safetensors.numpy import load_file, save_file
@@ -15,7 +16,7 @@ from gafreeze_jax.data import tokens
 from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.cache import Source
 from gafreeze_jax.engine.network import Dataset
-from gafreeze_jax.models import base, bert, gpt2, pretrained, resnet, vocabulary
+from gafreeze_jax.models import base, bert, configs, gpt2, pretrained, resnet, vocabulary
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -150,10 +151,13 @@ def test_a_head_that_it_lacks(folder, families):
 
 
 def test_an_unknown_family(folder):
-    known = "a BERT (model_type 'bert') or a GPT-2 (model_type 'gpt2') or a ResNet (model_type 'resnet')"
-    with pytest.raises(ValueError, match=re.escape(f"config.json: expected {known}, got model_type 'dan'")) as error:
+    with pytest.raises(
+        ValueError, match=r"config\.json: unknown model_type 'dan', expected .*; for other networks see examples/"
+    ) as error:
         pretrained.load(folder)
+    assert all(f" {family.model_type}" in str(error.value) for family in pretrained.FAMILIES)
     assert "\n" not in str(error.value)
+    assert len(str(error.value).removeprefix(str(folder))) < 500
 
 
 SMALL = {
@@ -165,8 +169,13 @@ SMALL = {
 
 @pytest.mark.parametrize("known", pretrained.FAMILIES, ids=lambda known: known.model_type)
 def test_every_tensor_has_one_place(known):
+    config = SMALL.get(known.model_type)
+    if config is None:
+        values, problems = configs.check(parity.CONFIGS[known.model_type][0], known.config)
+        assert not problems
+        config = known.config(**values)
     for name in known.heads:
-        model = base.Model(known, SMALL[known.model_type], head=name, num_classes=3)
+        model = base.Model(known, config, head=name, num_classes=3)
         shapes = jax.eval_shape(model.init_params, KEY)
         names = model.tensor_names(shapes)
         assert len(set(names.values())) == len(names) == len(jax.tree.leaves(shapes))

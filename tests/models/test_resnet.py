@@ -467,7 +467,7 @@ CONFIG = {"model_type": "resnet", "num_channels": 3, "embedding_size": 8, "hidde
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "regnet"}, r"expected a ResNet \(model_type 'resnet'\), got model_type 'regnet'"),
+        ({"model_type": "regnet"}, r"unknown model_type 'regnet', expected resnet;"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'relu', got 'gelu'"),
         ({"layer_type": "wide"}, "layer_type must be one of basic, bottleneck, got 'wide'"),
         ({"depths": [1]}, "hidden_sizes has 2 entries, depths 1"),

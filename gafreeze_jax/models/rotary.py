@@ -1,0 +1,84 @@
+"""Rotary position embeddings (Su et al. 2021): queries and keys are turned by angles that grow with a token's position."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gafreeze_jax.models import configs
+
+# What each type needs beside `rope_theta`.
+TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+SETTINGS = configs.or_null(configs.Rule("an object", lambda value: isinstance(value, Mapping)))
+
+
+def settings(theta: float, *given: Any, **defaults: Any) -> dict[str, Any]:
+    """What configs say in one place or another; later objects prevail. `type` is the old name of `rope_type`."""
+    merged: dict[str, Any] = {"rope_theta": theta, **defaults}
+    for entries in given:
+        merged |= {"rope_type" if name == "type" else name: value for name, value in entries or () if value is not None}
+    return {"rope_type": "default", **merged}
+
+
+def problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with settings."""
+    kind = settings["rope_type"]
+    if kind not in TYPES:
+        yield f"rope_type must be one of {', '.join(TYPES)}, got {kind!r}"
+    for name in ("rope_theta", *TYPES.get(kind, ())):
+        if not configs.POSITIVE.is_right(settings.get(name)):
+            yield f"{name} must be {configs.POSITIVE.expected}, got {settings.get(name)!r}"
+
+
+def frequencies(width: int, settings: Mapping[str, Any]) -> np.ndarray:
+    """Angles from one position to the next, [width / 2] float32.
+
+    Args:
+      width: number of a head's features that are turned, even.
+      settings: those of `settings`. With "linear" positions are divided by `factor` (Chen et al. 2023); with "llama3" (Llama
+        3.1) only where frequencies are low, and between the two limits in part.
+    """
+    base = np.float32(1) / np.float32(settings["rope_theta"]) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    kind, factor = settings["rope_type"], settings.get("factor", 1.0)
+    if kind == "linear":
+        return base / np.float32(factor)
+    if kind == "llama3":
+        low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+        turns = settings["original_max_position_embeddings"] * base / (2 * math.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        return (base * (kept + (1 - kept) / factor)).astype(np.float32)
+    return base
+
+
+def positions(segments: Array) -> Array:
+    """Of tokens in their texts: segments [R, S] -> [R * S]. A text has neighbouring places of a row."""
+    place = jnp.arange(segments.shape[1])[None]
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return (place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)).reshape(-1)
+
+
+def rotate(x: Array, positions: Array, frequencies: np.ndarray) -> Array:
+    """Turns features i and i + n of each head, for the n frequencies; further features stay.
+
+    Args:
+      x: [N, H, W], of H heads.
+      positions: [N].
+      frequencies: [n].
+
+    Returns:
+      An array like x.
+    """
+    n = len(frequencies)
+    angles = (positions.astype(jnp.float32)[:, None] * frequencies[None])[:, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = (part.astype(jnp.float32) for part in (x[..., :n], x[..., n : 2 * n]))
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * n :]], axis=-1)

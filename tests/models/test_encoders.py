@@ -1,0 +1,89 @@
+"""Encoders of texts against PyTorch's: logits, gradients, saved models; and configs that are refused."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+
+from gafreeze_jax.models import pretrained
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ENCODERS = ["roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert"]
+CASES = [(name, number) for name in ENCODERS for number in range(len(parity.CONFIGS[name]))]
+LABELS = ("bad", "fair", "good")
+
+
+def write(folder, name, number):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    raw = parity.CONFIGS[name][number]
+    auto = transformers.AutoModelForSequenceClassification
+    return parity.write_torch_model(folder, auto, name, raw, plain=number > 0), parity.make_texts(raw)
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_logits_equal_pytorch(name, number, tmp_path):
+    model, texts = write(tmp_path, name, number)
+    loaded = pretrained.load(tmp_path)
+    assert loaded.fresh == ()
+    expected = parity.run_torch(model, texts, types=texts.inputs["types"].any()).detach().numpy()
+    np.testing.assert_allclose(parity.compute(loaded.model, loaded.params, texts), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, tmp_path):
+    model, texts = write(tmp_path / "model", name, 0)
+    loaded = pretrained.load(tmp_path / "model")
+    types = texts.inputs["types"].any()
+    logits = parity.run_torch(model, texts, types=types)
+    ours = functools.partial(parity.compute, loaded.model, texts=texts, examples=parity.TOGETHER)
+    parity.assert_equal_gradients(loaded, model, ours, logits, tmp_path / "gradients")
+
+    moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
+    loaded.save(tmp_path / "saved", moved, label_names=LABELS)
+    auto = pytest.importorskip("transformers").AutoModelForSequenceClassification
+    again, info = auto.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert {name: list(culprits) for name, culprits in info.items() if culprits} == {}
+    assert again.config.id2label == dict(enumerate(LABELS))
+    expected = parity.run_torch(again.eval(), texts, types=types).detach().numpy()
+    np.testing.assert_allclose(parity.compute(loaded.model, moved, texts), expected, rtol=0, atol=1e-4)
+
+
+def test_layers_that_share_parameters_are_one_gene(tmp_path):
+    config = {"model_type": "albert", **parity.CONFIGS["albert"][1]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = pretrained.Model(*pretrained.read_config(tmp_path), num_classes=2)
+    assert model.make_network().names == ("embeddings", "shared_layers_0", "shared_layers_1")
+    assert model.make_network(granularity="sublayer").names == model.make_network().names
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("roberta", {"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute', got"),
+        ("roberta", {"pad_token_id": 17}, "max_position_embeddings must be above pad_token_id \\+ 1, got 18"),
+        ("xlm-roberta", {"is_decoder": True}, "it is a decoder; expected an encoder"),
+        ("distilbert", {"n_heads": 3}, "3 attention heads do not divide dim 16"),
+        ("electra", {"embedding_size": 0}, "embedding_size must be a positive integer"),
+        ("albert", {"num_hidden_groups": 4}, "num_hidden_groups 4 must be at most num_hidden_layers 3"),
+        ("modernbert", {"num_attention_heads": 16}, "hidden_size 16 must be 16 attention heads of an even width"),
+        ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling must be one of cls, mean, got 'max'"),
+        ("modernbert", {"rope_scaling": {"type": "yarn"}}, "rope_scaling must be null, got {'type': 'yarn'}"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden_layers 4"),
+        ("modernbert", {"layer_types": ["linear"]}, "layer_types must be null or a list, each one of full_attention, sliding"),
+        (
+            "modernbert",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_type must be one of default, linear, llama3, got 'yarn'",
+        ),
+    ],
+)
+def test_configs_that_are_refused(name, changes, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name, **parity.CONFIGS[name][0], **changes}))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{reason}"):
+        pretrained.read_config(tmp_path)
