@@ -66,7 +66,7 @@ def run(words: list[str], folder: str) -> tuple[dict[str, Any], dict[str, float]
 
     compiled, spans = list[float](), list[float]()
 
-    def note(event: str, duration: float, **kwargs: Any) -> None:
+    def note(event: str, duration: float, **kwargs: str | int) -> None:
         if event == COMPILING:
             compiled.append(duration)
 

@@ -73,7 +73,7 @@ def load_data(given: Any, kinds_of_task: Sequence[targets.Kind] = tuple(targets.
     Raises:
       ValueError: if it is of another.
     """
-    asked = next((kind for kind in targets.IN_WORDS if kind == given.task), None)
+    asked = given.task if given.task in targets.IN_WORDS else None
     data = text.load_text(
         given.data,
         text_columns=given.text_columns,
