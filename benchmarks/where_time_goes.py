@@ -66,11 +66,12 @@ def run(words: list[str], folder: str) -> tuple[dict[str, Any], dict[str, float]
 
     compiled, spans = list[float](), list[float]()
 
-    def note(event: str, duration: float, **kwargs: str | int) -> None:
+    def note(event: str, duration: float, **kwargs: Any) -> None:
         if event == COMPILING:
             compiled.append(duration)
 
-    jax.monitoring.register_event_duration_secs_listener(note)
+    listener: Any = note  # the type that JAX declares for it takes no function
+    jax.monitoring.register_event_duration_secs_listener(listener)
     profile = os.path.join(folder, "profile")
     timer = threading.Timer(AFTER, sample, [profile, spans])
     timer.start()
