@@ -126,7 +126,8 @@ class Checkpoint:
     def num_classes(self) -> int | None:
         """That its classifier tells; None if it has none, or not all of one."""
         kind = self.model.family.heads["classify"]
-        own = [name for name, path, _ in self.model.family.layout.table if re.match(r"head(/|$)", path)]
+        head = jax.eval_shape(dataclasses.replace(self.model, head="classify", num_classes=1).init_head, jax.random.key(0))
+        own = checkpoints.names({"head": head}, self.model.family.layout.table).values()
         if not own or not all(name in self.tensors for name in own):
             return None
         return self._count_classes(kind.output)
