@@ -49,6 +49,5 @@ def test_intervals_hold_the_truth(metric, convert):
     held_difference = np.mean(
         [low <= truth[0] - truth[1] <= high for first, second in contributions for _, low, high in [difference(first, second)]]
     )
-    print(metric.name, truth, held, held_difference)
     assert 0.92 < held < 0.99
     assert 0.92 < held_difference < 0.99
