@@ -315,7 +315,7 @@ CASES = {
     "a label for every row": Case(
         run_bert, data("text,label\n" + "".join(f"a,{i}\n" for i in range(40))), "are the labels those of classes?"
     ),
-    "no text column": Case(run_bert, data(CSV.replace("text,", "words,")), "no text column found; name it with --text-columns"),
+    "no text column": Case(run_bert, data(CSV.replace("text,", "phrases,")), "no text column found; name it with --text-columns"),
     "no label column": Case(run_bert, data(CSV.replace(",label", ",q")), "no label column found; name it with --label-column"),
     "a column twice": Case(run_bert, data("text,label,text\na,no,b\n"), "column 'text' occurs more than once in the header"),
     "another column asked for": Case(run_bert, data(CSV, label_column="stars"), "no column 'stars'; the columns are"),
@@ -383,14 +383,11 @@ CASES = {
     "a folder called Parquet": Case(run_bert, splits({"a.parquet/b": ""}, "a.parquet"), "no train file"),
     "Parquet without rows": Case(run_bert, of_parquet(text=[], label=[]), "a.parquet: no rows with text"),
     "Parquet without texts": Case(
-        run_bert, of_parquet(words=["a"], label=[1]), "no text column found; name it with --text-col"
+        run_bert, of_parquet(phrases=["a"], label=[1]), "no text column found; name it with --text-col"
     ),
     "Parquet without labels": Case(run_bert, of_parquet(text=["a"]), "a.parquet: no label column found"),
     "a nested column of texts": Case(
         run_bert, of_parquet(text=[{"en": "a"}], label=[1]), "row 1: column 'text' must hold text, got {'en': 'a'}"
-    ),
-    "a column of lists of labels": Case(
-        run_bert, of_parquet(text=["a"], label=[[1, 2]]), "strings or integers (classes), got [1, 2]"
     ),
     "texts that are bytes": Case(run_bert, of_parquet(text=[b"a"], label=[1]), "must hold text, got b'a'"),
     "labels that are dates": Case(

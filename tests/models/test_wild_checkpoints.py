@@ -183,7 +183,7 @@ def test_a_config_without_model_type(kind, architectures, plain, tmp_path):
 
 
 def test_a_config_of_another_network_without_model_type(tmp_path):
-    folder = write(tmp_path, config={"model_type": None, "architectures": ["RobertaForMaskedLM"]})
+    folder = write(tmp_path, config={"model_type": None, "architectures": ["RoFormerForMaskedLM"]})
     with pytest.raises(ValueError, match="unknown model_type None, expected bert"):
         load(folder)
 
