@@ -1,6 +1,7 @@
 """A whole run in one call: any function or module, arrays in, a fine-tuned model out."""
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def search(
     Raises:
       ValueError: if an option, a rule or the data are wrong.
     """
-    options = options if isinstance(options, Options) else dataclasses.replace(Options(), **options or {})
+    options = options if isinstance(options, Options) else _make_options(options or {})
     function = modules.as_function(apply, params)
     sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
     sets += _halves(sets.pop(), options.seed) if test is None else [_as_dataset(test, "test")]
@@ -96,6 +97,15 @@ def search(
         RunFolder(folder).facts["verdict"],
         folder,
     )
+
+
+def _make_options(fields: Mapping[str, Any]) -> Options:
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.3)
+            raise ValueError(f"no option {name}; did you mean {near[0]}?" if near else f"no option {name}")
+    return Options(**fields)
 
 
 def _read_params(folder: Path, like: PyTree, genes: Genes) -> PyTree:

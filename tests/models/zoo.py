@@ -203,15 +203,28 @@ def head_below():
     return Animal(apply, PLAIN, rules, ROWS, 0, 0, "layer_1, layer_2: not cut .* reads parameters that always train")
 
 
-def across_examples():
-    """Each row sees the mean of all rows."""
+def flat_tokens():
+    """What goes from layer to layer has a row per token: all tokens of an example, then those of the next."""
 
     def apply(params, x):
+        x = (x[:, None] * np.arange(1.0, 4.0, dtype=np.float32)[None, :, None]).reshape(-1, WIDTH)
         for layer in params["layers"]:
-            x = jnp.tanh(dense(layer, x)).mean(0, keepdims=True) + jnp.zeros_like(x)
-        return dense(params["head"], x)
+            x = jnp.tanh(dense(layer, x))
+        return dense(params["head"], x).reshape(-1, 3, NUM_CLASSES).mean(1)
 
     return Animal(apply, PLAIN, RULES, ROWS, 3, 2)
+
+
+def flat_tokens_by_position():
+    """A row per token, too, but all first tokens come first."""
+
+    def apply(params, x):
+        x = jnp.stack([x, 2 * x]).reshape(-1, WIDTH)
+        for layer in params["layers"]:
+            x = jnp.tanh(dense(layer, x))
+        return dense(params["head"], x).reshape(2, -1, NUM_CLASSES).mean(0)
+
+    return Animal(apply, PLAIN, RULES, ROWS, 0, 0, "only floats with a row per example can go from block to block")
 
 
 def nothing_per_example():
@@ -348,7 +361,8 @@ ZOO = {
     "remat of all": remat_of_all,
     "shared layer": shared_layer,
     "head below": head_below,
-    "across examples": across_examples,
+    "flat tokens": flat_tokens,
+    "flat tokens by position": flat_tokens_by_position,
     "nothing per example": nothing_per_example,
     "batch norm": batch_norm,
     "post-norm": transformer,

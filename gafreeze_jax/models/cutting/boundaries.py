@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, Var
 
+from gafreeze_jax.models.cutting.batch import BatchAxis
 from gafreeze_jax.models.cutting.levels import Levels, place_in_code
 from gafreeze_jax.models.cutting.program import Program
 
@@ -24,32 +25,12 @@ class Crossing(NamedTuple):
 
     Attributes:
       equation, result: the place of its equation in the program, and its own among the results.
-      axis: of the batch.
+      batch: where it has the examples.
     """
 
     equation: int
     result: int
-    axis: int
-
-
-def batch_axes(small: Program, large: Program, sizes: tuple[int, int]) -> dict[Var, int] | None:
-    """The batch axis of each variable of the first of two programs, of batches of two sizes, that has one.
-
-    Returns:
-      None if the programs do not have the same equations.
-    """
-    pairs = list(zip(small.equations, large.equations, strict=False))
-    same = len(small.equations) == len(large.equations) and all(a.primitive is b.primitive for a, b in pairs)
-    if not same:
-        return None
-    axes: dict[Var, int] = {}
-    for ours, theirs in pairs:
-        for var, other in zip(ours.outvars, theirs.outvars, strict=True):
-            lengths = list(zip(var.aval.shape, other.aval.shape, strict=True))
-            changed = [axis for axis, (length, of_other) in enumerate(lengths) if length != of_other]
-            if len(changed) == 1 and lengths[changed[0]] == sizes:
-                axes[var] = changed[0]
-    return axes
+    batch: BatchAxis
 
 
 class Boundaries(NamedTuple):
@@ -64,7 +45,7 @@ class Boundaries(NamedTuple):
     why: str | None
 
 
-def find(program: Program, levels: Levels, axes: Mapping[Var, int], num_genes: int) -> Boundaries:
+def find(program: Program, levels: Levels, axes: Mapping[Var, BatchAxis], num_genes: int) -> Boundaries:
     used = max((level for level in levels.of.values() if level <= num_genes), default=0)
     graph = _Graph(program, levels, axes)
     below: set[int] = set()
@@ -82,7 +63,7 @@ def find(program: Program, levels: Levels, axes: Mapping[Var, int], num_genes: i
 class _Graph:
     """Equations whose results depend on parameters and inputs, by their places in the program."""
 
-    def __init__(self, program: Program, levels: Levels, axes: Mapping[Var, int]):
+    def __init__(self, program: Program, levels: Levels, axes: Mapping[Var, BatchAxis]):
         self.program, self.levels = program, levels
         self.axes = axes
         self.producer: dict[Var, int] = {}
@@ -118,7 +99,8 @@ class _Graph:
         aval = var.aval
         if var not in self.axes or not jnp.issubdtype(aval.dtype, jnp.inexact):
             return NEVER
-        return min(NEVER - 1, aval.size // aval.shape[self.axes[var]] * aval.dtype.itemsize)
+        num_rows = aval.shape[self.axes[var].axis] // self.axes[var].times
+        return min(NEVER - 1, aval.size // num_rows * aval.dtype.itemsize)
 
     def crossing(self, var: Var) -> Crossing:
         place = self.producer[var]

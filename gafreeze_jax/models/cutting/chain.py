@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import Literal
 
 from gafreeze_jax.masking.genes import Genes
-from gafreeze_jax.models.cutting import boundaries, levels
+from gafreeze_jax.models.cutting import batch, boundaries, levels
 from gafreeze_jax.models.cutting.boundaries import Crossing
 from gafreeze_jax.models.cutting.parts import Part, Traced, make_slice, value
 from gafreeze_jax.models.cutting.program import HEAD, Program
@@ -56,7 +56,7 @@ def _find_mode(traced: Traced, names: Sequence[str], size: int, training: bool) 
     sizes = (size, size + size // 2)
     program, larger = (traced.program(rows, training) for rows in sizes)
     of = levels.find(program, names)
-    axes = boundaries.batch_axes(program, larger, sizes)
+    axes = batch.find(program, larger, sizes)
     if axes is None:
         reason = f"batches of {sizes[0]} and of {sizes[1]} rows are computed by different equations"
         return _Mode(program, [], dict.fromkeys(names, reason))
@@ -77,7 +77,7 @@ def _agree(modes: Sequence[_Mode], names: Sequence[str]) -> tuple[int, dict[str,
     num = 0
     for name, *of_modes in zip(names, *(mode.above for mode in modes), strict=False):
         shapes = [
-            [(value(mode.program, crossing).aval.str_short(), crossing.axis) for crossing in above]
+            [(value(mode.program, crossing).aval.str_short(), crossing.batch) for crossing in above]
             for mode, above in zip(modes, of_modes, strict=True)
         ]
         if any(shape != shapes[0] for shape in shapes):

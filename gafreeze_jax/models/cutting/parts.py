@@ -135,8 +135,8 @@ class Part:
         )
         texts = [signature(self.slice(size, training).closed) for training in self.modes]
         self._has_training_mode = len(set(texts)) > 1
-        axes = [tuple(crossing.axis for crossing in of or ()) for of in (*self._below, *self._above)]
-        self.signature = (*texts, *axes)
+        batches = [tuple(crossing.batch for crossing in of or ()) for of in (*self._below, *self._above)]
+        self.signature = (*texts, *batches)
 
     def __call__(self, params: PyTree, x: PyTree, context: PyTree, *, frozen: Any, key: Array | None) -> Any:
         old = params[STATISTICS] if has_statistics(params) else ()
@@ -154,14 +154,16 @@ class Part:
         training = key is not None
         below, above = self._below[training], self._above[training]
         closed, keys, *_ = self.slice(len(jax.tree.leaves(x)[0]), training)
-        entering = jax.tree.leaves(x) if below is None else map(_move, x, [0] * len(below), [of.axis for of in below])
+        entering = (
+            jax.tree.leaves(x) if below is None else [of.batch.from_rows(rows) for of, rows in zip(below, x, strict=True)]
+        )
         inputs = jax.tree.leaves(context[INPUTS]) if self.reads_inputs else []
         drawn = [_make_keys(key, i, shape) for i, shape in keys]
         results = jaxpr_as_fun(closed)(*jax.tree.leaves(params), *entering, *inputs, *drawn)
         if above is None:
             return results[0], ()
         leaving, statistics = results[: len(above)], results[len(above) :]
-        return tuple(map(_move, leaving, [of.axis for of in above], [0] * len(above))), tuple(statistics)
+        return tuple(of.batch.to_rows(array) for of, array in zip(above, leaving, strict=True)), tuple(statistics)
 
     def _slice(self, size: int, training: bool) -> Slice:
         program = self._traced.program(size, training)
@@ -187,10 +189,6 @@ def value(program: Program, crossing: Crossing) -> Var:
 def _make_keys(key: Any, i: int, shape: tuple[int, ...]) -> Array:
     key = jax.random.fold_in(key, i)
     return jax.random.split(key, shape) if shape else key
-
-
-def _move(array: Array, start: int, end: int) -> Array:
-    return array if start == end else jnp.moveaxis(array, start, end)
 
 
 def signature(closed: ClosedJaxpr) -> str:
