@@ -80,7 +80,7 @@ def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTr
         outputs, new = results if isinstance(results, tuple) else (results, None)
         return outputs, () if key is None else _checked_statistics(new, params[STATISTICS])
 
-    return Traced(normal_form, leaves, genes, inputs), 2 * len(jax.tree.leaves(inputs)[0]), takes_key
+    return Traced(normal_form, leaves, genes, inputs), 2 * jax.tree.leaves(inputs)[0].shape[0], takes_key
 
 
 def _takes_key(apply: Callable[..., Any]) -> bool:
