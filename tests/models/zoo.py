@@ -30,7 +30,7 @@ class Animal(NamedTuple):
       apply: `apply(params, inputs)` or `apply(params, inputs, key)`.
       rules: for `make_genes`.
       num_blocks: that can be cut off; the other genes stay in the head.
-      num_programs: of the blocks: equal layers share one.
+      num_programs: of the blocks: equal layers share one. What the head reads of the last layer may be less than all.
       message: why genes stay in the head; a regular expression.
     """
 
@@ -110,7 +110,7 @@ def scanned():
         return dense(params["head"], x)
 
     rules = {"layers/.*": Stacked("layer_{}"), "head/.*": None}
-    return Animal(apply, params, rules, ROWS, 1, 1, "reads 'layer_0' above|reads 'layer_1' above 'layer_2'")
+    return Animal(apply, params, rules, ROWS, 0, 0, "reads 'layer_1' above 'layer_2'")
 
 
 def mixture_of_experts():
@@ -144,7 +144,7 @@ def time_major():
             _, x = lax.scan(step, jnp.zeros_like(x[0]), x)
         return dense(params["head"], x[-1])
 
-    return Animal(apply, params, RULES, ROWS, 3, 2)
+    return Animal(apply, params, RULES, ROWS, 3, 3)
 
 
 @jax.custom_vjp
@@ -234,7 +234,7 @@ def nothing_per_example():
             total = jnp.tanh(dense(layer, total[None]))[0]
         return dense(params["head"], x * total[None])
 
-    return Animal(apply, PLAIN, RULES, ROWS, 0, 0, "only floats with a row per example can go from block to block")
+    return Animal(apply, PLAIN, RULES, ROWS, 1, 1, "only floats with a row per example can go from block to block")
 
 
 class CNN(nn.Module):
@@ -256,7 +256,7 @@ def batch_norm():
         return module.apply(variables, x, True, mutable=["batch_stats"])
 
     rules = {r"(?:params|batch_stats)/(?:conv|norm)_(\d)/.*": r"layer_\1", "params/head/.*": None}
-    return Animal(apply, params, rules, IMAGES, 3, 2)
+    return Animal(apply, params, rules, IMAGES, 3, 3)
 
 
 class Encoder(nn.Module):
@@ -291,7 +291,7 @@ class Transformer(nn.Module):
         return words.attend(x)[:, 0] if self.tied else nn.Dense(NUM_CLASSES, name="head")(x[:, 0])
 
 
-def transformer(num_programs=2, **kwargs):
+def transformer(num_programs=3, **kwargs):
     module = Transformer(**kwargs)
     params = module.init(jax.random.key(0), IDS)["params"]
 
@@ -339,7 +339,7 @@ class Convolutional(nnx.Module):
 
 def nnx_convolutions():
     graph, params, rest = nnx.split(Convolutional(nnx.Rngs(0)), nnx.Param, ...)
-    return Animal(lambda params, x: nnx.merge(graph, params, rest)(x), params, RULES, IMAGES, 3, 2)
+    return Animal(lambda params, x: nnx.merge(graph, params, rest)(x), params, RULES, IMAGES, 3, 3)
 
 
 def equinox_mlp():
@@ -367,7 +367,7 @@ ZOO = {
     "batch norm": batch_norm,
     "post-norm": transformer,
     "pre-norm, remat": lambda: transformer(pre_norm=True, remat=True),
-    "tied": lambda: transformer(pre_norm=True, tied=True),
+    "tied": lambda: transformer(num_programs=2, pre_norm=True, tied=True),
     "dropout": lambda: transformer(dropout=0.5),
     "scanned Linen": scanned_linen,
     "NNX": nnx_convolutions,

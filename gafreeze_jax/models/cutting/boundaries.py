@@ -52,6 +52,8 @@ def find(program: Program, levels: Levels, axes: Mapping[Var, BatchAxis], num_ge
     above: list[tuple[Crossing, ...]] = []
     for level in range(1, used + 1):
         below, crossing = graph.cut(level, below)
+        if not crossing:
+            return Boundaries(above, "the function does not use the genes in their order")
         for var in crossing:
             if graph.bytes(var) == NEVER:
                 what = f"{place_in_code(program.equations[graph.producer[var]])} gives {var.aval.str_short()}"

@@ -61,7 +61,7 @@ def _find_mode(traced: Traced, names: Sequence[str], size: int, training: bool) 
         reason = f"batches of {sizes[0]} and of {sizes[1]} rows are computed by different equations"
         return _Mode(program, [], dict.fromkeys(names, reason))
     above, obstacle = boundaries.find(program, of, axes, len(names))
-    why = of.why | dict.fromkeys(names[len(above) :] if obstacle else (), obstacle or "")
+    why = dict.fromkeys(names[len(above) :] if obstacle else (), obstacle or "") | of.why
     for place, name in enumerate(names[: len(above)], start=1):
         new = [atom for atom in program.statistics.get(name, ()) if not isinstance(atom, Literal)]
         if any(of.of.get(atom, 0) > place for atom in new):

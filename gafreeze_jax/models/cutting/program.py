@@ -4,6 +4,7 @@ Calls of compiled functions are inlined, and scans over stacked layers are unrol
 (`jax.custom_vjp`), conditions and other loops stay single equations.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,12 +108,14 @@ def trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTre
     args += [*of_inputs, *(flat.variable(var.aval) for var in invars[num_params + num_inputs :])]
     results = flat.run(closed, args)
     num_outputs = len(jax.tree.leaves(shapes[0]))
+    outputs = [flat.joined(value) for value in results[:num_outputs]]
+    statistics = _statistics(flat, genes, results[num_outputs:])
     return Program(
         parameters=parameters,
         inputs=of_inputs,
-        equations=flat.equations,
-        outputs=[flat.joined(value) for value in results[:num_outputs]],
-        statistics=_statistics(flat, genes, results[num_outputs:]),
+        equations=_alive(flat.equations, [*outputs, *itertools.chain(*statistics.values())]),
+        outputs=outputs,
+        statistics=statistics,
         constants=flat.constants,
         origins=flat.origins,
     )
@@ -132,6 +135,17 @@ def _statistics(flat: "_Flattening", genes: Genes, values: Sequence[Value]) -> d
         else:
             by_gene.setdefault(genes.names[owner], []).append(flat.joined(value))
     return {name: tuple(atoms) for name, atoms in by_gene.items()}
+
+
+def _alive(equations: Sequence[JaxprEqn], wanted: Sequence[Atom]) -> list[JaxprEqn]:
+    """The equations that lead to the wanted values."""
+    needed = {atom for atom in wanted if not isinstance(atom, Literal)}
+    alive = []
+    for equation in reversed(equations):
+        if not needed.isdisjoint(equation.outvars):
+            alive.append(equation)
+            needed |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+    return alive[::-1]
 
 
 def is_statistic(path: str) -> bool:
