@@ -69,7 +69,7 @@ class FrozenPrefix:
         def rows_from(first: int) -> Rows:
             return self(jax.tree.map(lambda leaf: leaf[first : first + at_a_time], inputs))
 
-        leaves, tree = jax.tree.flatten(jax.eval_shape(rows_from, 0))
+        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: rows_from(0)))
         num_bytes = sum(num * leaf.size // at_a_time * leaf.dtype.itemsize for leaf in leaves)
         on_disk = num_bytes > max(budget)
         place = Path(tempfile.mkdtemp(prefix="frozen_prefix-", dir=folder)) if on_disk else None
