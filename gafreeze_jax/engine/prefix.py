@@ -21,7 +21,7 @@ from gafreeze_jax.listing import listed
 ROWS = 100  # computed at a time
 
 
-class Rows(NamedTuple):
+class PrefixRows(NamedTuple):
     """What enters the lowest trained block, a row per example.
 
     Attributes:
@@ -47,15 +47,15 @@ class FrozenPrefix:
         held = [name for name, is_frozen in zip(network.names, frozen, strict=True) if is_frozen]
         self.params = jax.tree.map(jnp.asarray, {name: params[name] for name in held})
 
-    def __call__(self, inputs: PyTree) -> Rows:
+    def __call__(self, inputs: PyTree) -> PrefixRows:
         """Runs a batch [B, ...] through the frozen blocks."""
         x = inputs
         for block in self._network.blocks[: self.depth]:
             if block.apply is not None:
                 x = infer(block.apply, (None, None), self.params[block.name], x, {INPUTS: inputs})
-        return Rows(x, inputs if self._network.reads_inputs else None)
+        return PrefixRows(x, inputs if self._network.reads_inputs else None)
 
-    def cache(self, inputs: PyTree, budget: Budget | None = None, folder: str | os.PathLike[str] | None = None) -> Rows:
+    def cache(self, inputs: PyTree, budget: Budget | None = None, folder: str | os.PathLike[str] | None = None) -> PrefixRows:
         """Runs a whole data set [N, ...] through the frozen blocks.
 
         Returns:
@@ -66,7 +66,7 @@ class FrozenPrefix:
         num = len(jax.tree.leaves(inputs)[0])
         at_a_time = min(num, ROWS)
 
-        def rows_from(first: int) -> Rows:
+        def rows_from(first: int) -> PrefixRows:
             return self(jax.tree.map(lambda leaf: leaf[first : first + at_a_time], inputs))
 
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: rows_from(0)))
@@ -95,7 +95,7 @@ class FrozenPrefix:
         """
         gradients_for = backprop.value_and_grad(self._network, loss, self.frozen, start=self.depth)
 
-        def run(trained: Mapping[str, PyTree], rows: Rows, targets: Array, key: Array | None = None) -> Gradients:
+        def run(trained: Mapping[str, PyTree], rows: PrefixRows, targets: Array, key: Array | None = None) -> Gradients:
             context: dict[str, Any] = {} if rows.inputs is None else {INPUTS: rows.inputs}
             return gradients_for({**self.params, **trained}, Step(rows.x, targets, jnp.ones(len(targets)), context), key)
 

@@ -18,7 +18,7 @@ from gafreeze_jax.engine.network import STATISTICS, Block, Network, PyTree
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes
 from gafreeze_jax.models.cutting import chain, levels
-from gafreeze_jax.models.cutting.parts import ALWAYS, LEAVES, Traced, block_tree
+from gafreeze_jax.models.cutting.pieces import ALWAYS, LEAVES, Traced, block_tree
 from gafreeze_jax.models.cutting.program import is_statistic
 
 
@@ -45,20 +45,21 @@ def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree)
     Raises:
       ValueError: if running statistics belong to no block.
     """
+    with_statistics = {name for name, paths in _paths(genes).items() if any(map(is_statistic, paths))}
+    if ALWAYS in with_statistics:
+        raise ValueError("running statistics cannot be among what always trains: give each batch normalisation a gene")
     traced, size, training_too = _trace(apply, params, genes, inputs)
     found = chain.find(traced, genes, size, training_too)
     num, shared = len(found.blocks), found.head.names[1:]
     if found.why is not None:
         left = listed(genes.names[num:])
         warnings.warn(f"{left}: not cut into blocks, since {found.why}; they train in one piece with the head", stacklevel=2)
-    without_block = {name for name, tree in _paths(genes).items() if name in (ALWAYS, *shared) and any(map(is_statistic, tree))}
-    if without_block:
-        where = "parameters that always train" if without_block == {ALWAYS} else listed(sorted(without_block - {ALWAYS}))
-        why = f"; {found.why}" if found.why else ""
-        raise ValueError(f"running statistics of {where} belong to no block{why}: give each batch normalisation a gene")
-    blocks = [Block(name, part) for name, part in zip(genes.names, found.blocks, strict=False)]
+    if without_block := with_statistics.intersection(shared):
+        why = found.why or "the head reads the parameters of the same gene"
+        raise ValueError(f"running statistics of {listed(sorted(without_block))} need a block of their own, but {why}")
+    blocks = [Block(name, piece) for name, piece in zip(genes.names, found.blocks, strict=False)]
     blocks += [Block(name, None) for name in genes.names[num:]]
-    return Network(tuple(blocks), found.head, shared, any(part.reads_inputs for part in (*found.blocks, found.head)))
+    return Network(tuple(blocks), found.head, shared, any(piece.reads_inputs for piece in (*found.blocks, found.head)))
 
 
 def in_order_of_use(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> Genes:

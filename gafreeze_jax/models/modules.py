@@ -81,7 +81,7 @@ def _from_nnx(model: Any) -> Function:
 
     def apply(variables: Any, inputs: PyTree, key: Array | None) -> Any:
         states = (variables["params"], variables[STATISTICS]) if has_statistics else (variables, statistics)
-        module = nnx.merge(graph, *states, rest)
+        module = nnx.merge(graph, *states, rest, copy=True)
         if key is None:
             module.eval()
             return module(inputs)
@@ -91,7 +91,7 @@ def _from_nnx(model: Any) -> Function:
         return (outputs, nnx.state(module, nnx.BatchStat)) if has_statistics else outputs
 
     def restore(tree: PyTree) -> Any:
-        module = nnx.merge(graph, params, statistics, rest)
+        module = nnx.merge(graph, params, statistics, rest, copy=True)
         for state in (tree["params"], tree[STATISTICS]) if has_statistics else (tree,):
             nnx.update(module, state)
         return module

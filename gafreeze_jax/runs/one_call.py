@@ -103,7 +103,7 @@ def _make_options(fields: Mapping[str, Any]) -> Options:
     known = [field.name for field in dataclasses.fields(Options)]
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.3)
+            near = difflib.get_close_matches(name, known, 1)
             raise ValueError(f"no option {name}; did you mean {near[0]}?" if near else f"no option {name}")
     return Options(**fields)
 

@@ -128,7 +128,7 @@ def test_running_statistics_are_the_functions():
 def test_running_statistics_need_a_gene():
     animal = ZOO["batch norm"]()
     rules = {r"(?:params|batch_stats)/(?:conv|norm)_([01])/.*": r"layer_\1", ".*(_2|head)/.*": None}
-    with pytest.raises(ValueError, match="running statistics of parameters that always train belong to no block"):
+    with pytest.raises(ValueError, match="running statistics cannot be among what always trains: give each"):
         from_function.cut(animal.apply, animal.params, masking.make_genes(animal.params, rules), animal.inputs)
     with pytest.raises(ValueError, match=r"must return \(outputs, new batch_stats\), 6 arrays as in params; got 0"):
         from_function.cut(lambda params, x, key: animal.apply(params, x, None), animal.params, animal.genes, animal.inputs)

@@ -187,7 +187,7 @@ def shared_layer():
         x = jnp.tanh(dense(second, jnp.tanh(dense(first, x))))
         return dense(params["head"], jnp.tanh(dense(third, jnp.tanh(dense(first, x)))))
 
-    return Animal(apply, PLAIN, RULES, ROWS, 2, 2, r"layer_2: not cut .* zoo.py:\d+.* reads 'layer_0' above 'layer_1'")
+    return Animal(apply, PLAIN, RULES, ROWS, 2, 2, r"layer_2: not cut .*zoo.py:\d+.* reads 'layer_0' above 'layer_1'")
 
 
 def head_below():

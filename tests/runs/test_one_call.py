@@ -60,7 +60,7 @@ def test_a_run_in_one_call(tmp_path):
         ({"validation": iter([])}, "validation: expected .* got list_iterator"),
         ({"train": (INPUTS, TARGETS[1:])}, "train: expected a row of inputs for each of 59 targets, got 60"),
         ({"options": OPTIONS | {"gens": 0}}, "gens must be at least 1, got 0"),
-        ({"options": {"generations": 3}}, "no option generations; did you mean gens"),
+        ({"options": {"epoch": 3}}, "no option epoch; did you mean epochs?"),
         ({"params": None}, "a function needs its parameters"),
     ],
 )

@@ -4,7 +4,7 @@
 - `levels`: how far up the chain each equation belongs, and what has to stay in the head.
 - `batch`: where the values have the examples of a batch.
 - `boundaries`: the values that go from block to block, with the fewest bytes.
-- `parts`: the functions of blocks and head, shared by equal blocks.
+- `pieces`: the functions of blocks and head, shared by equal blocks.
 - `chain`: all of these together, in inference and training mode.
 - `explain`: the chain as a table.
 

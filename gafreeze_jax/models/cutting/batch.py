@@ -8,7 +8,7 @@ from jax import Array
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.extend.core.primitives import reshape_p
 
-from gafreeze_jax.models.cutting.program import Program
+from gafreeze_jax.models.cutting.program import FlatProgram
 
 
 class BatchAxis(NamedTuple):
@@ -38,7 +38,7 @@ class BatchAxis(NamedTuple):
         return value
 
 
-def find(small: Program, large: Program, sizes: tuple[int, int]) -> dict[Var, BatchAxis] | None:
+def find(small: FlatProgram, large: FlatProgram, sizes: tuple[int, int]) -> dict[Var, BatchAxis] | None:
     """The batch axis of each variable of the first of two programs that has one.
 
     Args:

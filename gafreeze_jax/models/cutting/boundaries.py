@@ -15,7 +15,7 @@ from jax.extend.core import Literal, Var
 
 from gafreeze_jax.models.cutting.batch import BatchAxis
 from gafreeze_jax.models.cutting.levels import Levels, place_in_code
-from gafreeze_jax.models.cutting.program import Program
+from gafreeze_jax.models.cutting.program import FlatProgram
 
 NEVER = 2**26  # capacity of what cannot be cut; 32 of them still are an int32
 
@@ -45,7 +45,7 @@ class Boundaries(NamedTuple):
     why: str | None
 
 
-def find(program: Program, levels: Levels, axes: Mapping[Var, BatchAxis], num_genes: int) -> Boundaries:
+def find(program: FlatProgram, levels: Levels, axes: Mapping[Var, BatchAxis], num_genes: int) -> Boundaries:
     used = max((level for level in levels.of.values() if level <= num_genes), default=0)
     graph = _Graph(program, levels, axes)
     below: set[int] = set()
@@ -65,7 +65,7 @@ def find(program: Program, levels: Levels, axes: Mapping[Var, BatchAxis], num_ge
 class _Graph:
     """Equations whose results depend on parameters and inputs, by their places in the program."""
 
-    def __init__(self, program: Program, levels: Levels, axes: Mapping[Var, BatchAxis]):
+    def __init__(self, program: FlatProgram, levels: Levels, axes: Mapping[Var, BatchAxis]):
         self.program, self.levels = program, levels
         self.axes = axes
         self.producer: dict[Var, int] = {}

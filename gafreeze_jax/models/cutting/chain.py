@@ -2,18 +2,18 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend.core import Literal
 
 from gafreeze_jax.masking.genes import Genes
 from gafreeze_jax.models.cutting import batch, boundaries, levels
 from gafreeze_jax.models.cutting.boundaries import Crossing
-from gafreeze_jax.models.cutting.parts import Part, Traced, make_slice, value
-from gafreeze_jax.models.cutting.program import HEAD, Program
+from gafreeze_jax.models.cutting.pieces import Piece, Traced, make_slice, value
+from gafreeze_jax.models.cutting.program import HEAD, FlatProgram
 
 
-class Chain(NamedTuple):
+class Cut(NamedTuple):
     """A function as a chain.
 
     Attributes:
@@ -22,20 +22,20 @@ class Chain(NamedTuple):
       why: why the gene above the last block is left to the head; None if there is none, or if the function does not use it.
     """
 
-    blocks: list[Part]
-    head: Part
+    blocks: list[Piece]
+    head: Piece
     why: str | None
 
 
 class _Mode(NamedTuple):
     """The function in inference or in training mode, and where it may be cut."""
 
-    program: Program
+    program: FlatProgram
     above: list[tuple[Crossing, ...]]
     why: dict[str, str]
 
 
-def find(traced: Traced, genes: Genes, size: int, training_too: bool) -> Chain:
+def find(traced: Traced, genes: Genes, size: int, training_too: bool) -> Cut:
     """Cuts a function.
 
     Args:
@@ -44,12 +44,14 @@ def find(traced: Traced, genes: Genes, size: int, training_too: bool) -> Chain:
     modes = [_find_mode(traced, genes.names, size, training) for training in ([False, True] if training_too else [False])]
     num, why = _agree(modes, genes.names)
     while True:
-        parts, head = _make_parts(traced, genes, modes, num, size)
-        lower, draw = _shared_draw([*parts, head], modes, size)
+        pieces, head = _make_pieces(traced, genes, modes, num, size)
+        lower, draw = _shared_draw([*pieces, head], modes, size)
         if draw is None:
             break
         num, why = lower, dict.fromkeys(genes.names[lower:], draw) | why
-    return Chain(parts, head, next((why[name] for name in genes.names[num:] if name in why), None))
+    equal = {piece.signature: piece for piece in pieces[::-1]}
+    blocks = [equal[piece.signature] for piece in pieces]
+    return Cut(blocks, head, next((why[name] for name in genes.names[num:] if name in why), None))
 
 
 def _find_mode(traced: Traced, names: Sequence[str], size: int, training: bool) -> _Mode:
@@ -86,21 +88,19 @@ def _agree(modes: Sequence[_Mode], names: Sequence[str]) -> tuple[int, dict[str,
     return num, why
 
 
-def _make_parts(traced: Traced, genes: Genes, modes: Sequence[_Mode], num: int, size: int) -> tuple[list[Part], Part]:
+def _make_pieces(traced: Traced, genes: Genes, modes: Sequence[_Mode], num: int, size: int) -> tuple[list[Piece], Piece]:
     boundaries_of_modes = [[None, *mode.above[:num]] for mode in modes]
-    parts: dict[Any, Part] = {}
-    blocks = []
+    pieces = []
     for place, name in enumerate(genes.names[:num]):
         below, above = ([of_mode[place + i] for of_mode in boundaries_of_modes] for i in range(2))
-        part = Part(traced, names=[name], below=below, above=above, size=size)
-        blocks.append(parts.setdefault(part.signature, part))
+        pieces.append(Piece(traced, names=[name], below=below, above=above, size=size))
     top = [of_mode[-1] for of_mode in boundaries_of_modes]
     read = set().union(*(_genes_read(mode.program, above) for mode, above in zip(modes, top, strict=True)))
     shared = [name for place, name in enumerate(genes.names) if place >= num or name in read]
-    return blocks, Part(traced, names=[HEAD, *shared], below=top, above=[None] * len(modes), size=size)
+    return pieces, Piece(traced, names=[HEAD, *shared], below=top, above=[None] * len(modes), size=size)
 
 
-def _genes_read(program: Program, below: tuple[Crossing, ...] | None) -> set[str]:
+def _genes_read(program: FlatProgram, below: tuple[Crossing, ...] | None) -> set[str]:
     """Genes whose parameters the head reads."""
     entering = [value(program, crossing) for crossing in below or ()]
     variables = {var: name for name, leaves in program.parameters.items() for var in leaves.values()}
@@ -108,11 +108,11 @@ def _genes_read(program: Program, below: tuple[Crossing, ...] | None) -> set[str
     return {variables[var] for var in read if var in variables} - {HEAD}
 
 
-def _shared_draw(parts: Sequence[Part], modes: Sequence[_Mode], size: int) -> tuple[int, str | None]:
-    """The lowest of two parts that use the same random numbers, and where these are drawn."""
+def _shared_draw(pieces: Sequence[Piece], modes: Sequence[_Mode], size: int) -> tuple[int, str | None]:
+    """The lowest of two pieces that use the same random numbers, and where these are drawn."""
     if len(modes) == 1:
         return 0, None
-    draws = [part.slice(size, True).draws for part in parts]
+    draws = [piece.slice(size, True).draws for piece in pieces]
     for (lower, ours), (_, theirs) in itertools.combinations(enumerate(draws), 2):
         if common := ours & theirs:
             place = levels.place_in_code(modes[1].program.equations[min(common)])

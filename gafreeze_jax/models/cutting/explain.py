@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from gafreeze_jax.engine.network import Network
-from gafreeze_jax.models.cutting.parts import Part
+from gafreeze_jax.models.cutting.pieces import Piece
 
 TITLES = ("block", "equations", "parameters", "FLOPs", "bytes up", "code")
 
@@ -23,12 +23,12 @@ def explain(network: Network) -> str:
       ValueError: if the network does not come from `cut`.
     """
     head = network.head
-    if not isinstance(head, Part):
+    if not isinstance(head, Piece):
         raise ValueError("explain() takes a network from cut()")
     rows = [TITLES]
     first: dict[Any, str] = {}
     for block in network.blocks:
-        if isinstance(block.apply, Part):
+        if isinstance(block.apply, Piece):
             name = first.setdefault(block.apply, block.name)
             rows.append((block.name, *_costs(block.apply), "its own" if name == block.name else f"as {name}"))
         else:
@@ -38,14 +38,14 @@ def explain(network: Network) -> str:
     return _aligned(rows)
 
 
-def _costs(part: Part) -> tuple[str, ...]:
+def _costs(piece: Piece) -> tuple[str, ...]:
     """Equations, parameters, FLOPs and bytes."""
-    closed, *_ = part.slice(part.size, False)
+    closed, *_ = piece.slice(piece.size, False)
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
     analysis: Any = jax.jit(jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()
-    flops = analysis.get("flops", 0.0) / part.size
-    crossing = sum(atom.aval.size * atom.aval.dtype.itemsize for atom in closed.jaxpr.outvars) // part.size
-    return f"{len(closed.jaxpr.eqns):,}", f"{part.num_parameters:,}", f"{flops:,.0f}", f"{crossing:,}"
+    flops = analysis.get("flops", 0.0) / piece.size
+    crossing = sum(atom.aval.size * atom.aval.dtype.itemsize for atom in closed.jaxpr.outvars) // piece.size
+    return f"{len(closed.jaxpr.eqns):,}", f"{piece.num_parameters:,}", f"{flops:,.0f}", f"{crossing:,}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

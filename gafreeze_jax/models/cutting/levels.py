@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Var
 
-from gafreeze_jax.models.cutting.program import HEAD, Program
+from gafreeze_jax.models.cutting.program import HEAD, FlatProgram
 
 
 class Levels(NamedTuple):
@@ -30,7 +30,7 @@ class Levels(NamedTuple):
     why: dict[str, str]
 
 
-def find(program: Program, names: Sequence[str]) -> Levels:
+def find(program: FlatProgram, names: Sequence[str]) -> Levels:
     """Levels for a chain of genes.
 
     Args:
@@ -65,14 +65,14 @@ def find(program: Program, names: Sequence[str]) -> Levels:
     return Levels(of, reads, why)
 
 
-def operands(program: Program, equation: JaxprEqn) -> tuple[set[str], list[Var]]:
+def operands(program: FlatProgram, equation: JaxprEqn) -> tuple[set[str], list[Var]]:
     """Names of the genes of which an equation reads parameters, and the operands that depend on the inputs."""
     atoms = [atom for atom in equation.invars if not isinstance(atom, Literal)]
     below = [atom for atom in atoms if program.origins[atom].inputs]
     return set().union(*(program.origin(atom).genes for atom in atoms if not program.origins[atom].inputs)), below
 
 
-def order_of_use(program: Program) -> list[str]:
+def order_of_use(program: FlatProgram) -> list[str]:
     """Names of the genes in the order in which the function first brings them together with its inputs; others come last."""
     order: dict[str, None] = {}
     for equation in program.equations:
@@ -86,4 +86,5 @@ def place_in_code(equation: JaxprEqn) -> str:
     """An equation and its line in the user's code."""
     frames = source_info_util.summarize(equation.source_info, num_frames=100).split("\n")[::-1]
     line = next((frame for frame in frames if "site-packages" not in frame), frames[0])
-    return f"{equation.primitive.name} at {os.path.relpath(line) if line.startswith(os.getcwd() + os.sep) else line}"
+    line = os.path.relpath(line) if line.startswith(os.getcwd() + os.sep) else line
+    return f"{equation.primitive.name} at {line}" if line else equation.primitive.name

@@ -55,7 +55,7 @@ Value = Var | Literal | Stack
 Atom = Var | Literal
 
 
-class Program(NamedTuple):
+class FlatProgram(NamedTuple):
     """A function, flattened.
 
     Attributes:
@@ -80,7 +80,7 @@ class Program(NamedTuple):
         return NOTHING if isinstance(atom, Literal) else self.origins[atom]
 
 
-def trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree, key: Any) -> Program:
+def trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree, key: Any) -> FlatProgram:
     """Flattens `apply(params, inputs, key) -> (outputs, new running statistics or None)`, of which all but `apply` are shapes.
 
     Args:
@@ -110,7 +110,7 @@ def trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTre
     num_outputs = len(jax.tree.leaves(shapes[0]))
     outputs = [flat.joined(value) for value in results[:num_outputs]]
     statistics = _statistics(flat, genes, results[num_outputs:])
-    return Program(
+    return FlatProgram(
         parameters=parameters,
         inputs=of_inputs,
         equations=_alive(flat.equations, [*outputs, *itertools.chain(*statistics.values())]),

@@ -14,11 +14,11 @@ import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-from gafreeze_jax.engine.network import INPUTS, STATISTICS, PyTree, has_statistics, parameters
+from gafreeze_jax.engine.network import INPUTS, STATISTICS, PyTree, has_statistics
 from gafreeze_jax.masking.genes import Genes
 from gafreeze_jax.models.cutting import program as programs
 from gafreeze_jax.models.cutting.boundaries import Crossing
-from gafreeze_jax.models.cutting.program import HEAD, Atom, Program, is_statistic
+from gafreeze_jax.models.cutting.program import HEAD, Atom, FlatProgram, is_statistic
 
 ALWAYS = "always"  # the key, among the head's parameters, of those without a gene
 LEAVES = "params"  # the key, among a block's parameters, of its leaves; its running statistics are at "batch_stats"
@@ -46,7 +46,7 @@ class Traced:
         self._apply, self._params, self._genes, self._inputs = apply, params, genes, inputs
         self.program = functools.cache(self._program)
 
-    def _program(self, size: int, training: bool) -> Program:
+    def _program(self, size: int, training: bool) -> FlatProgram:
         def of_size(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
 
@@ -71,7 +71,7 @@ class Slice(NamedTuple):
     read: frozenset[Var]
 
 
-def make_slice(program: Program, given: Sequence[Var], wanted: Sequence[Atom]) -> Slice:
+def make_slice(program: FlatProgram, given: Sequence[Var], wanted: Sequence[Atom]) -> Slice:
     equations: list[JaxprEqn] = []
     keys: dict[Var, None] = {}
     draws: set[int] = set()
@@ -89,7 +89,7 @@ def make_slice(program: Program, given: Sequence[Var], wanted: Sequence[Atom]) -
         needed |= read - keys.keys()
     constants = {var: value for var, value in program.constants.items() if var in needed}
     order = list(keys)[::-1]
-    info = DebugInfo("cut", "part", None, None)
+    info = DebugInfo("cut", "piece", None, None)
     jaxpr = Jaxpr([*constants], [*given, *order], [*wanted], equations[::-1], debug_info=info)
     closed = ClosedJaxpr(jaxpr, [*constants.values()])
     return Slice(closed, [(i, var.aval.shape) for i, var in enumerate(order)], frozenset(draws), frozenset(needed & stop))
@@ -99,18 +99,18 @@ def _is_key(var: Any) -> bool:
     return jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key)
 
 
-class Part:
-    """A block's or the head's `apply`; see `engine.network.Block`. What goes from part to part is a tuple of arrays [B, ...].
+class Piece:
+    """A block's or the head's `apply`; see `engine.network.Block`. What goes from piece to piece is a tuple of arrays [B, ...].
 
     Args:
       names: of the genes whose parameters it reads; the head's start with `HEAD`.
       below, above: for inference mode and, if there is one, training mode, the values that enter and leave; None below is for
-        the lowest part, which the inputs enter, None above for the head.
-      size: of the batches by which parts are compared.
+        the lowest piece, which the inputs enter, None above for the head.
+      size: of the batches by which pieces are compared.
 
     Attributes:
-      signature: equal for parts that compute the same from their arguments.
-      reads_inputs: whether it reads the function's inputs beside what the part below gives.
+      signature: equal for pieces that compute the same from their arguments.
+      reads_inputs: whether it reads the function's inputs beside what the piece below gives.
       num_parameters: that it is called with, running statistics and shared ones among them.
     """
 
@@ -174,15 +174,14 @@ class Part:
         wanted = program.outputs if above is None else [value(program, crossing) for crossing in above]
         return make_slice(program, given, [*wanted, *program.statistics.get(self.names[0], ())])
 
-    def _parameters(self, program: Program) -> PyTree:
+    def _parameters(self, program: FlatProgram) -> PyTree:
         """Variables of its parameters, in the tree that it is called with."""
         if self.names[0] != HEAD:
             return block_tree(program.parameters[self.names[0]])
-        shared = {name: parameters(block_tree(program.parameters[name])) for name in self.names[1:]}
-        return {ALWAYS: program.parameters[HEAD]} | shared
+        return {ALWAYS: program.parameters[HEAD]} | {name: block_tree(program.parameters[name]) for name in self.names[1:]}
 
 
-def value(program: Program, crossing: Crossing) -> Var:
+def value(program: FlatProgram, crossing: Crossing) -> Var:
     return program.equations[crossing.equation].outvars[crossing.result]
 
 
