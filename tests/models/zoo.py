@@ -1,5 +1,6 @@
 """Small models of many kinds, as functions of their parameters, for `from_function.cut`."""
 
+import importlib.util
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -349,6 +350,19 @@ def equinox_mlp():
     return Animal(lambda params, x: jax.vmap(eqx.combine(params, static))(x), params, rules, ROWS, 3, 2)
 
 
+def haiku_mlp():
+    import haiku as hk
+
+    def network(x):
+        for i in range(3):
+            x = jax.nn.relu(hk.Linear(WIDTH, name=f"layer_{i}")(x))
+        return hk.Linear(NUM_CLASSES, name="head")(x)
+
+    module = hk.without_apply_rng(hk.transform(network))
+    params = module.init(jax.random.key(0), ROWS)
+    return Animal(lambda params, x: module.apply(params, x), params, {r"(layer_\d)/.*": r"\1", "head/.*": None}, ROWS, 3, 2)
+
+
 ZOO = {
     "mlp": mlp,
     "residual": residual,
@@ -372,4 +386,4 @@ ZOO = {
     "scanned Linen": scanned_linen,
     "NNX": nnx_convolutions,
     "Equinox": equinox_mlp,
-}
+} | ({"Haiku": haiku_mlp} if importlib.util.find_spec("haiku") else {})
