@@ -16,7 +16,9 @@ from gafreeze_jax import masking
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SCRIPT = Path(run_custom.__file__)
-EXAMPLES = [path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "run_search" in path.read_text()]
+EXAMPLES = [
+    path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "gafreeze_jax.search(" in path.read_text()
+]
 
 
 def run(*words, cwd):
