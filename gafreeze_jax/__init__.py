@@ -28,6 +28,10 @@ from gafreeze_jax.space import Space
 if TYPE_CHECKING:
     from gafreeze_jax.engine.network import Block, Dataset, Network
     from gafreeze_jax.engine.population import Population
+    from gafreeze_jax.engine.prefix import frozen_prefix
+    from gafreeze_jax.models.cutting.explain import explain
+    from gafreeze_jax.models.from_function import cut
+    from gafreeze_jax.runs.one_call import search
     from gafreeze_jax.search.loop import Search
 
 __all__ = [  # noqa: RUF022  by subject
@@ -50,6 +54,11 @@ __all__ = [  # noqa: RUF022  by subject
     "Space",  # the alphabet of genomes: text, words, distance, random genomes
     "make_ga",  # a genetic algorithm: init, ask, tell
     "GA",  # what it returns
+    # Any function or module
+    "search",  # searches for the layers to freeze and fine-tunes with them, in one call
+    "cut",  # a function as a chain of blocks, one per gene
+    "explain",  # that chain as a table
+    "frozen_prefix",  # what frozen layers compute, once, for a training loop of one's own
     # Training and searching
     "Block",  # one gene's part of a network
     "Network",  # a chain of blocks and a head
@@ -63,8 +72,17 @@ _LAZY = {
     "Network": "gafreeze_jax.engine.network",
     "Dataset": "gafreeze_jax.engine.network",
     "Population": "gafreeze_jax.engine.population",
+    "cut": "gafreeze_jax.models.from_function",
+    "explain": "gafreeze_jax.models.cutting.explain",
+    "frozen_prefix": "gafreeze_jax.engine.prefix",
     "Search": "gafreeze_jax.search.loop",
 }
+
+if not TYPE_CHECKING:
+
+    def search(*args, **kwargs):
+        """See `gafreeze_jax.runs.one_call.search`. (The package `gafreeze_jax.search` has this name, too.)"""
+        return import_module("gafreeze_jax.runs.one_call").search(*args, **kwargs)
 
 
 def __getattr__(name: str) -> Any:

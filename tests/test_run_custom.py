@@ -16,7 +16,9 @@ from gafreeze_jax import masking
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SCRIPT = Path(run_custom.__file__)
-EXAMPLES = [path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "run_search" in path.read_text()]
+EXAMPLES = [
+    path for path in sorted((SCRIPT.parents[1] / "examples").glob("*.py")) if "gafreeze_jax.search(" in path.read_text()
+]
 
 
 def run(*words, cwd):
@@ -77,9 +79,13 @@ def test_a_limit_of_flops_is_kept(tmp_path):
 def test_every_example_runs_and_writes_a_mask(path, tmp_path):
     done = run(path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    *_, last = done.stdout.splitlines()
-    assert float(last.rpartition("accuracy ")[2]) > 0.4
-    assert len(masking.read_mask(tmp_path / "mask.json")) == (4 if "scanned" in path.stem else 3)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"See {folder.relative_to(tmp_path)}/report.html" in done.stdout
+    result = json.loads((folder / "result.json").read_text())
+    assert result["model"]["test_accuracy"] > 0.4
+    num_genes = 4 if "scanned" in path.stem else 3
+    assert len(masking.read_mask(folder / "mask.json")) == num_genes
+    assert f"{num_genes} of {num_genes} genes cut into blocks" in (folder / "run.json").read_text()
 
 
 def test_there_is_an_example_of_each_kind():

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine import devices
-from gafreeze_jax.engine.network import AnyArray, Batch, Network, PyTree, Source, Step
+from gafreeze_jax.engine.network import INPUTS, AnyArray, Batch, Network, PyTree, Source, Step
 from gafreeze_jax.engine.passes import infer
 from gafreeze_jax.extras import needs
 
@@ -31,11 +31,13 @@ class Chunk(NamedTuple):
     Attributes:
       inputs, targets: rows that the batches point to: the whole set, or only what these steps need.
       batches: with a leading axis of steps.
+      raw: rows of the data set's inputs for the context, if the network reads them above its lowest block.
     """
 
     inputs: PyTree
     targets: Array | None
     batches: Batch
+    raw: PyTree = None
 
 
 class Budget(NamedTuple):
@@ -82,10 +84,10 @@ class Activations:
         self.num_examples = source.num_examples
         self._network, self._params, self._budget = network, params, budget
         self.augment = source.augment
-        fits = sum(leaf.nbytes for leaf in jax.tree.leaves(source.data)) <= budget.device
+        fits = _num_bytes(source.data) <= budget.device
         self._data = devices.replicate(source.data) if fits else jax.tree.map(np.asarray, source.data)
         self._batches = source.batches
-        self._tiers: tuple[dict[int, AnyArray], ...] = ({}, {})  # by depth: on the device, on the host
+        self._tiers: tuple[dict[int, PyTree], ...] = ({}, {})  # by depth: on the device, on the host
         self._expected_uses: dict[int, float] = {}
         self._shapes = self._boundary_shapes()
         self._lock = threading.RLock()  # several calls may ask at the same time
@@ -108,7 +110,7 @@ class Activations:
         With `augment`, it is always the data set itself.
 
         Returns:
-          The block's index and the array: of JAX if it is on the device, else of numpy.
+          The block's index and arrays: of JAX if they are on the device, else of numpy.
         """
         with self._lock:
             depth = self.boundary(depth)
@@ -131,18 +133,19 @@ class Activations:
         """
         batches = self._batches if batches is None else batches
         steps = len(batches.examples)
-        if isinstance(jax.tree.leaves(inputs)[0], jax.Array):
+        if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((inputs, self._raw))):
             targets = jax.tree.map(jnp.asarray, self._data.targets)
             for part in _parts(devices.replicate(batches), num_steps or steps):
-                yield Chunk(inputs, targets, part)
+                yield Chunk(inputs, targets, part, self._raw)
         else:
-            yield from _stream(self.per_example(depth), inputs, self._data.targets, batches, num_steps or STREAMED_STEPS)
+            whole = Chunk(inputs, self._data.targets, batches, self._raw)
+            yield from _stream(self.per_example(depth), whole, num_steps or STREAMED_STEPS)
 
     def chunk_shape(self, depth: int, batches: Batch, num_steps: int = 1) -> Chunk:
         """What a chunk of some steps would be if the inputs of the block at `depth` are on the device."""
         some = jax.tree.map(lambda leaf: leaf[:num_steps], batches)
         inputs = self._data.inputs if depth == 0 else self._shapes[depth]
-        return jax.eval_shape(Chunk, inputs, self._data.targets, some)
+        return jax.eval_shape(Chunk, inputs, self._data.targets, some, self._raw)
 
     @property
     def rows(self) -> np.ndarray:
@@ -156,7 +159,7 @@ class Activations:
     @property
     def num_bytes(self) -> Budget:
         """What is kept."""
-        return Budget(*(sum(array.nbytes for array in tier.values()) for tier in self._tiers))
+        return Budget(*(sum(map(_num_bytes, tier.values())) for tier in self._tiers))
 
     def clear(self) -> None:
         """Forgets all activations."""
@@ -168,7 +171,7 @@ class Activations:
         return self.augment is None and computed and self._bytes(depth) <= max(self._budget)
 
     def _bytes(self, depth: int) -> int:
-        return self._shapes[depth].size * self._shapes[depth].dtype.itemsize
+        return sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(self._shapes[depth]))
 
     def _kept_below(self, depth: int) -> int:
         return max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
@@ -178,23 +181,23 @@ class Activations:
         below = self._kept_below(depth)
         return self._expected_uses.get(depth, 0) * (depth - below) / self._bytes(depth)
 
-    def _keep(self, depth: int, array: AnyArray, hold: int, level: int = 0) -> None:
-        """Puts an array into the first tier that can hold it. What is worth least makes room, but not `hold`."""
+    def _keep(self, depth: int, kept: PyTree, hold: int, level: int = 0) -> None:
+        """Puts arrays into the first tier that can hold them. What is worth least makes room, but not `hold`."""
         if level == len(self._tiers):
             return
         tier, budget = self._tiers[level], self._budget[level]
         if self._bytes(depth) > budget:
-            return self._keep(depth, array, hold, level + 1)
-        tier[depth] = jnp.asarray(array) if level == 0 else np.asarray(array)
+            return self._keep(depth, kept, hold, level + 1)
+        tier[depth] = jax.tree.map(jnp.asarray if level == 0 else np.asarray, kept)
         while sum(map(self._bytes, tier)) > budget:
             least = min((kept for kept in tier if kept != hold), key=self._worth)
             self._keep(least, tier.pop(least), hold, level + 1)
 
-    def _compute(self, depth: int) -> dict[int, AnyArray]:
+    def _compute(self, depth: int) -> dict[int, PyTree]:
         """The inputs of the block at `depth`, and of those passed on the way for which there is room."""
         below = self._kept_below(depth)
         room = self._budget.device - self.num_bytes.device - self._bytes(depth)
-        outputs: dict[int, AnyArray] = {depth: self._empty(depth)}
+        outputs = {depth: self._empty(depth)}
         for passed in filter(self._can_keep, range(depth - 1, below, -1)):
             if (room := room - self._bytes(passed)) >= 0:
                 outputs[passed] = self._empty(passed)
@@ -209,16 +212,21 @@ class Activations:
                     x = infer(block.apply, (None, None), self._params[block.name], x, context)
                     if boundary in outputs:
                         rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
-                        outputs[boundary] = _put(outputs[boundary], rows[number], x)
+                        put = functools.partial(_put, rows=rows[number])
+                        outputs[boundary] = jax.tree.map(put, outputs[boundary], x)
         return outputs
 
-    def _empty(self, depth: int) -> AnyArray:
+    def _empty(self, depth: int) -> PyTree:
         xp = jnp if self._bytes(depth) <= self._budget.device else np
-        return xp.zeros(self._shapes[depth].shape, self._shapes[depth].dtype)
+        return jax.tree.map(lambda shape: xp.zeros(shape.shape, shape.dtype), self._shapes[depth])
 
-    def _boundary_shapes(self) -> dict[int, jax.ShapeDtypeStruct]:
+    @property
+    def _raw(self) -> PyTree:
+        return self._data.inputs if self._network.reads_inputs else None
+
+    def _boundary_shapes(self) -> dict[int, PyTree]:
         num_elements = len(jax.tree.leaves(self._data.inputs)[0])
-        chunk = Chunk(self._data.inputs, self._data.targets, self._batches)
+        chunk = Chunk(self._data.inputs, self._data.targets, self._batches, self._raw)
         x, _, _, context = jax.eval_shape(functools.partial(fetch, False, step=0), chunk)
         shapes = {}
         for depth, block in enumerate(self._network.blocks, start=1):
@@ -227,7 +235,7 @@ class Activations:
             apply = functools.partial(block.apply, frozen=True, key=None)
             x = jax.eval_shape(apply, self._params[block.name], x, context)
             num = self.num_examples if block.per_example else num_elements
-            shapes[depth] = jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype)
+            shapes[depth] = jax.tree.map(lambda leaf, num=num: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), x)
         return shapes
 
 
@@ -238,7 +246,14 @@ def fetch(per_example: bool, chunk: Chunk, step: int) -> Step:
     rows = batch.examples if per_example else batch.elements
     x = devices.cut(jax.tree.map(lambda leaf: leaf[rows], chunk.inputs))
     targets = None if chunk.targets is None else chunk.targets[batch.examples]
-    return Step(x, targets, batch.weights, batch.context)
+    context = batch.context
+    if chunk.raw is not None:
+        context = context | {INPUTS: devices.cut(jax.tree.map(lambda leaf: leaf[batch.elements], chunk.raw))}
+    return Step(x, targets, batch.weights, context)
+
+
+def _num_bytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
@@ -246,20 +261,21 @@ def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:
         yield jax.tree.map(lambda leaf, first=first: leaf[first : first + num_steps], batches)
 
 
-def _stream(per_example: bool, inputs: PyTree, targets: PyTree, batches: Batch, num_steps: int) -> Iterator[Chunk]:
+def _stream(per_example: bool, whole: Chunk, num_steps: int) -> Iterator[Chunk]:
     """Chunks that hold just the rows they need, put on the device ahead of their use."""
     with needs("report"):
         import grain  # takes a second to import
 
-    parts = list(_parts(jax.tree.map(np.asarray, batches), num_steps))
-    inputs, targets = jax.tree.map(np.asarray, (inputs, targets))
+    inputs, targets, batches, raw = jax.tree.map(np.asarray, whole)
+    parts = list(_parts(batches, num_steps))
 
     def load(index: int) -> Chunk:
         part = parts[index]
         rows = (part.examples if per_example else part.elements).ravel()
         needed = jax.tree.map(lambda leaf: leaf[rows], inputs), jax.tree.map(lambda leaf: leaf[part.examples.ravel()], targets)
         renumbered = part._replace(elements=_renumber(part.elements), examples=_renumber(part.examples))
-        return Chunk(*jax.device_put((*needed, renumbered)))
+        of_context = jax.tree.map(lambda leaf: leaf[part.elements.ravel()], raw)
+        return Chunk(*jax.device_put((*needed, renumbered, of_context)))
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_CHUNKS)
     return iter(grain.MapDataset.range(len(parts)).map(load).to_iter_dataset(options))
@@ -269,7 +285,7 @@ def _renumber(rows: AnyArray) -> np.ndarray:
     return np.where(rows < 0, -1, np.arange(rows.size, dtype=rows.dtype).reshape(rows.shape))
 
 
-def _put(array: AnyArray, rows: Array, values: Array) -> AnyArray:
+def _put(array: AnyArray, values: Array, rows: AnyArray) -> AnyArray:
     """Writes values to rows of an array, apart from those of row -1, which is padding."""
     if isinstance(array, jax.Array):
         return _put_on_device(array, rows, values)

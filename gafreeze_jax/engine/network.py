@@ -16,6 +16,7 @@ AnyArray = Array | np.ndarray
 Loss = Callable[[Array, Array], Array]  # (outputs [B, ...], targets [B, ...]) -> losses [B]
 
 STATISTICS = "batch_stats"  # Flax's name for running statistics
+INPUTS = "inputs"  # the key, in a context, of the rows that enter the lowest block
 
 
 class Block(NamedTuple):
@@ -47,11 +48,13 @@ class Network(NamedTuple):
       head: like `Block.apply`; it gives the network's outputs [B, ...], one row per example.
       shared: names of blocks whose parameters the head reads as well, such as word vectors that are tied to its output: it
         receives {..., block name: parameters} beside its own.
+      reads_inputs: whether blocks above the lowest one read what enters that, such as an attention mask: `context["inputs"]`.
     """
 
     blocks: tuple[Block, ...]
     head: Callable[..., Array]
     shared: tuple[str, ...] = ()
+    reads_inputs: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

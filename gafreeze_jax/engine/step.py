@@ -11,7 +11,7 @@ from jax import Array
 from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.backprop import Gradients
 from gafreeze_jax.engine.cache import Chunk, fetch
-from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree
+from gafreeze_jax.engine.network import INPUTS, Axis, Loss, Network, PyTree
 from gafreeze_jax.engine.optimizer import Recipe, Trainable, update_block
 
 AUGMENTATION = 2**31 - 1  # folded into a step's key, as the blocks' indices are
@@ -71,7 +71,8 @@ def differentiate(program: Program, params: PyTree, shared: Shared, step: Any, k
     """
     batch = fetch(program.per_example, shared.chunk, step)
     if program.augment is not None:
-        batch = batch._replace(x=_augment(program.augment, key, batch.x))
+        x = _augment(program.augment, key, batch.x)
+        batch = batch._replace(x=x, context=batch.context | ({INPUTS: x} if program.network.reads_inputs else {}))
     gradients_for = backprop.value_and_grad(
         program.network, program.loss, program.frozen, start=program.start, axis=program.axis
     )

@@ -87,6 +87,20 @@ class Genes:
         found = dict(zip(self.order(tree) or (), jax.tree.leaves(tree, is_leaf=is_masked), strict=True))
         return [found[place] for place in range(len(found))]
 
+    def in_order(self, names: Sequence[str]) -> "Genes":
+        """The same genes, numbered in another order.
+
+        Raises:
+          ValueError: unless `names` are those of the genes.
+        """
+        if sorted(names) != sorted(self.names):
+            raise ValueError(f"expected the names {', '.join(self.names)} in another order, got {', '.join(names)}")
+        number = {i: names.index(name) for i, name in enumerate(self.names)} | {ALWAYS_TRAINS: ALWAYS_TRAINS}
+        owners = tuple(
+            tuple(number[gene] for gene in owner) if isinstance(owner, tuple) else number[owner] for owner in self.owners
+        )
+        return dataclasses.replace(self, names=tuple(names), owners=owners)
+
     def leaves(self, tree: PyTree) -> list[Any]:
         """`ordered` for parameters.
 

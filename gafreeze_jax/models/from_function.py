@@ -1,25 +1,112 @@
 """Any model as a network: a function of all its parameters, with rules that name the genes.
 
-Nothing is known of the inside of such a model, so nothing can be skipped below the lowest trainable layer and kept
-between members, as in a chain of blocks; weight gradients of frozen parameters are left out all the same.
+`cut` finds the blocks of the genes in the function. With `make_network` it stays in one piece: nothing can be skipped below the
+lowest trainable layer and kept between members; weight gradients of frozen parameters are left out all the same.
 """
 
-from collections.abc import Callable
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax import masking
-from gafreeze_jax.engine.network import Block, Network, PyTree
+from gafreeze_jax.engine.network import STATISTICS, Block, Network, PyTree
+from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes
+from gafreeze_jax.models.cutting import chain, levels
+from gafreeze_jax.models.cutting.pieces import ALWAYS, LEAVES, Traced, block_tree
+from gafreeze_jax.models.cutting.program import is_statistic
 
-ALWAYS = "always"  # the key, among the head's parameters, of those without a gene
+
+def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> Network:
+    """A function as a chain of blocks, one per gene; its parameters go through `split`.
+
+    The function is traced. Each equation goes to the lowest block that can compute it, and as few bytes as possible go from
+    block to block. What depends on parameters alone, or on inputs alone, is computed where it is used. Equal layers share
+    compiled code. Genes are in the order of the genome, which should be that of use (see `in_order_of_use`).
+
+    A frozen block runs in inference mode: as the function does without a key.
+
+    Args:
+      apply: `apply(params, inputs)`, or `apply(params, inputs, key)` with a key for dropout, None in inference mode; it gives
+        outputs [B, ...]. If the tree has running statistics, at "batch_stats" beside "params" as in Flax, it gives
+        `(outputs, new statistics)` with a key.
+      params: arrays, or their shapes.
+      genes: of `params`.
+      inputs: an example batch, a tree of arrays [B, ...], or their shapes. Other batches may have any size.
+
+    Returns:
+      The network. Where genes cannot be cut off, they stay in the head in one piece, with a warning that names the equation.
+
+    Raises:
+      ValueError: if running statistics belong to no block.
+    """
+    with_statistics = {name for name, paths in _paths(genes).items() if any(map(is_statistic, paths))}
+    if ALWAYS in with_statistics:
+        raise ValueError("running statistics cannot be among what always trains: give each batch normalisation a gene")
+    traced, size, training_too = _trace(apply, params, genes, inputs)
+    found = chain.find(traced, genes, size, training_too)
+    num, shared = len(found.blocks), found.head.names[1:]
+    if found.why is not None:
+        left = listed(genes.names[num:])
+        warnings.warn(f"{left}: not cut into blocks, since {found.why}; they train in one piece with the head", stacklevel=2)
+    if without_block := with_statistics.intersection(shared):
+        why = found.why or "the head reads the parameters of the same gene"
+        raise ValueError(f"running statistics of {listed(sorted(without_block))} need a block of their own, but {why}")
+    blocks = [Block(name, piece) for name, piece in zip(genes.names, found.blocks, strict=False)]
+    blocks += [Block(name, None) for name in genes.names[num:]]
+    return Network(tuple(blocks), found.head, shared, any(piece.reads_inputs for piece in (*found.blocks, found.head)))
+
+
+def in_order_of_use(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> Genes:
+    """The genes in the order in which a function first brings their parameters together with its inputs; see `cut`."""
+    traced, size, _ = _trace(apply, params, genes, inputs)
+    return genes.in_order(levels.order_of_use(traced.program(size, False)))
+
+
+def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> tuple[Traced, int, bool]:
+    """The function, a batch size to cut it at, and whether it has a training mode."""
+    leaves, inputs = jax.eval_shape(lambda *trees: jax.tree.map(jnp.asarray, trees), genes.leaves(params), inputs)
+    takes_key, has_statistics = _takes_key(apply), any(map(is_statistic, genes.paths))
+
+    def normal_form(leaves, inputs, key):
+        params = jax.tree.unflatten(genes.treedef, leaves)
+        results = apply(params, inputs, key) if takes_key else apply(params, inputs)
+        if not has_statistics:
+            return results, ()
+        outputs, new = results if isinstance(results, tuple) else (results, None)
+        return outputs, () if key is None else _checked_statistics(new, params[STATISTICS])
+
+    return Traced(normal_form, leaves, genes, inputs), 2 * jax.tree.leaves(inputs)[0].shape[0], takes_key
+
+
+def _takes_key(apply: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(apply).bind(None, None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _checked_statistics(new: Any, old: PyTree) -> PyTree:
+    new = new[STATISTICS] if isinstance(new, Mapping) and set(new) == {STATISTICS} else new
+    ours, theirs = ([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (old, new))
+    if ours != theirs:
+        raise ValueError(
+            f"with a key, apply() must return (outputs, new {STATISTICS}), {len(ours)} arrays as in params; got {len(theirs)}"
+        )
+    return new
 
 
 def make_network(
     apply: Callable[[PyTree, PyTree, Array | None], Array],
     genes: Genes,
 ) -> Network:
-    """The network of a function `apply(params, inputs, key) -> output`; its parameters go through `split`.
+    """The network of a function `apply(params, inputs, key) -> output`, in one piece; its parameters go through `split`.
 
     Args:
       apply: takes the user's own parameter tree, a batch of inputs [B, ...] and a key for dropout, None when scoring.
@@ -27,7 +114,7 @@ def make_network(
     """
 
     def head(params, x, context, *, frozen, key):
-        return apply(masking.join_genes(params, params[ALWAYS], genes), x, key)
+        return apply(join(params | {"head": params}, genes), x, key)
 
     return Network(tuple(Block(name, None) for name in genes.names), head, shared=genes.names)
 
@@ -41,9 +128,24 @@ def split(params: PyTree, genes: Genes) -> dict[str, PyTree]:
     if taken := sorted({"head", ALWAYS} & set(genes.names)):
         raise ValueError(f"a gene cannot be called {' or '.join(taken)}; give it another name, or None for what always trains")
     parts, always = masking.split_genes(params, genes)
-    return {**parts, "head": {ALWAYS: always}}
+    return {**{name: block_tree(leaves) for name, leaves in parts.items()}, "head": {ALWAYS: always}}
 
 
-def join(params: PyTree, genes: Genes) -> PyTree:
+def join(params: Mapping[str, PyTree], genes: Genes) -> PyTree:
     """The reverse of `split`."""
-    return masking.join_genes(params, params["head"][ALWAYS], genes)
+    parts = {}
+    for name, paths in _paths(genes).items():
+        if name != ALWAYS:
+            tree = params[name]
+            kinds = {kind: iter(tree.get(kind, ())) for kind in (LEAVES, STATISTICS)}
+            parts[name] = {path: next(kinds[STATISTICS if is_statistic(path) else LEAVES]) for path in paths}
+    return masking.join_genes(parts, params["head"][ALWAYS], genes)
+
+
+def _paths(genes: Genes) -> dict[str, list[str]]:
+    """Paths of the leaves of each gene, and of those that always train, in the tree's order."""
+    by_name: dict[str, list[str]] = {name: [] for name in (*genes.names, ALWAYS)}
+    for path, owner in zip(genes.paths, genes.owners, strict=True):
+        for gene in dict.fromkeys(owner) if isinstance(owner, tuple) else [owner]:
+            by_name[ALWAYS if gene == masking.genes.ALWAYS_TRAINS else genes.names[gene]].append(path)
+    return by_name

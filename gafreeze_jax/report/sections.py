@@ -296,7 +296,7 @@ def repeat(run: RunFolder, place: str) -> list[Element]:
 
 def command(kind: str, options: Mapping[str, Any]) -> list[str]:
     """The command that repeats the run, in parts: the script, then each option."""
-    parts = [f"python experiments/run_{kind}.py"]
+    parts = ["gafreeze_jax.search" if kind == "function" else f"python experiments/run_{kind}.py"]
     for name, value in options.items():
         flag = name.replace("_", "-")
         if name in NOT_COMPARED:

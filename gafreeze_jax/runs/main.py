@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from etils import epath
 
 from gafreeze_jax import masking
 from gafreeze_jax.engine import devices, planning
@@ -50,15 +52,13 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
             if finished:
                 print(f"{path} holds this run; it is finished, nothing is left to do")
                 return
-            setup, held_out, mask = _prepare(prepare, options, path)
-            space = space_of_mask(setup.problem, mask)[0] if mask else setup.problem.space(options)
-            run_dir = RunDir.open(path, _facts(kind, options, setup, held_out, space))
+            begun = _begin(kind, prepare, options, path)
         except (ValueError, OSError, ModuleNotFoundError) as error:  # the last one says which extra is missing
             sys.exit(summary.fail(error))
         try:
-            entries = _run(setup, held_out, mask, options, run_dir, start=start - run_dir.seconds)
+            entries = _run(begun, options, start=start)
         except OptionError as error:
-            run_dir.discard()
+            begun.run_dir.discard()
             sys.exit(summary.fail(error))
         except OSError as error:
             devices.leave(summary.fail(OSError(f"{error}. What was done is kept; to resume: {go_on} {path}")))
@@ -66,16 +66,41 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
             summary.print_summary(entries, path, quiet=options.quiet)
 
 
-def _prepare(
-    prepare: Callable[[OptionsT], Setup], options: OptionsT, path: os.PathLike[str]
-) -> tuple[Setup, HeldOut, list[float] | None]:
-    """Checks the options, and loads network, data and the rates of a mask."""
+def carry_out(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT) -> Path:
+    """`main` for a caller that goes on: errors are raised. Returns the run's folder; a finished run is left as it is."""
+    start = time.perf_counter()
+    options, path, finished = choose_folder(kind, with_absolute_paths(options))
+    if not finished:
+        begun = _begin(kind, prepare, options, path)
+        try:
+            entries = _run(begun, options, start=start)
+        except OptionError:
+            begun.run_dir.discard()
+            raise
+        if entries is not None:
+            summary.print_summary(entries, path, quiet=options.quiet)
+    return Path(path)
+
+
+class _Begun(NamedTuple):
+    """A run before its first step; `mask` has the rates of a mask to train with."""
+
+    setup: Setup
+    held_out: HeldOut
+    mask: Sequence[float] | None
+    run_dir: RunDir
+
+
+def _begin(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, path: epath.Path) -> _Begun:
+    """Checks the options, loads network, data and a mask, and opens the folder."""
     check(options)
     if options.tensorboard and "://" in str(path):
         raise ValueError(f"--tensorboard needs a local folder, got {path}")
     planning.keep_compiled_programs()
     setup = prepare(options)
-    return setup, HeldOut(setup.test), None if options.mask is None else _read_rates(options.mask, setup.problem)
+    held_out, mask = HeldOut(setup.test), None if options.mask is None else _read_rates(options.mask, setup.problem)
+    space = space_of_mask(setup.problem, mask)[0] if mask else setup.problem.space(options)
+    return _Begun(setup, held_out, mask, RunDir.open(path, _facts(kind, options, setup, held_out, space)))
 
 
 def _read_rates(path: str | os.PathLike[str], problem: Problem) -> list[float]:
@@ -94,10 +119,14 @@ def _read_rates(path: str | os.PathLike[str], problem: Problem) -> list[float]:
     return rates
 
 
-def _run(
-    setup: Setup, held_out: HeldOut, mask: Sequence[float] | None, options: Options, run_dir: RunDir, *, start: float
-) -> dict[str, Any] | None:
-    """The run itself; its result, in the first of several processes."""
+def _run(begun: _Begun, options: Options, *, start: float) -> dict[str, Any] | None:
+    """The run itself; its result, in the first of several processes.
+
+    Args:
+      start: when this process began with it.
+    """
+    setup, held_out, mask, run_dir = begun
+    start -= run_dir.seconds
     path, steps = run_dir.path or Path(), run_dir.facts["num_steps"]
     with run_dir, _make_display(setup, held_out, options, run_dir) as display:
         for text in setup.about:

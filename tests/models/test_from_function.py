@@ -13,6 +13,7 @@ from test_population import ALL_MASKS, NUM_CLASSES, NUM_EXAMPLES
 from gafreeze_jax import masking
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.cache import Budget
 from gafreeze_jax.engine.cohort import Plan, Replicate
 from gafreeze_jax.engine.costs import flops_per_step
 from gafreeze_jax.engine.network import Block, Dataset, Network, Source
@@ -54,7 +55,7 @@ def apply(params, inputs, key):
     return x @ params["last"] + inputs["shift"][:, None]
 
 
-def plain_run(genome):
+def plain_run(genome, key_of_step):
     tx = optax.chain(
         optax.clip_by_global_norm(RECIPE.max_norm),
         optax.multi_transform(
@@ -66,7 +67,7 @@ def plain_run(genome):
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = tx.init(params)
     for i, examples in enumerate(STEPS):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), len(GENES))
+        key = key_of_step(jax.random.fold_in(jax.random.key(3), i), genome)
         rows = examples[examples >= 0]  # those that fill the batch up come first, and draw noise as well
 
         def loss(params, examples=examples, rows=rows, key=key):
@@ -78,34 +79,62 @@ def plain_run(genome):
     return params
 
 
+def key_of_head(key, genome):
+    return jax.random.fold_in(key, len(GENES))
+
+
+def key_of_first_block(key, genome):
+    """Noise is drawn in the block of the first gene, unless that is frozen."""
+    return None if genome[0] else jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+
+
 @functools.cache
-def expected():
-    return {tuple(genome): plain_run(genome) for genome in ALL_MASKS}
+def expected(key_of_step):
+    return {tuple(genome): plain_run(genome, key_of_step) for genome in ALL_MASKS}
 
 
 NETWORK = from_function.make_network(apply, GENES)
+KEYS = {"one piece": key_of_head, "cut": key_of_first_block}
+PLANS = [Plan(), Plan(members=3), Plan(1, len(STEPS)), Plan(1, 1, "traced"), Plan(8, len(STEPS), "traced")]
 
 
-def make_population(plan):
+@functools.cache
+def make_network(kind):
+    example = jax.tree.map(lambda leaf: leaf[:3], DATA.inputs)
+    return NETWORK if kind == "one piece" else from_function.cut(apply, PARAMS, GENES, example)
+
+
+def make_population(plan, kind="one piece", budget=None):
     source = Source(DATA, make_batches(in_order(NUM_EXAMPLES, 8)))
     params = from_function.split(PARAMS, GENES)
-    return Population(NETWORK, params, RECIPE, source, source, loss=cross_entropy, metric=ACCURACY, plan=plan)
+    return Population(
+        make_network(kind), params, RECIPE, source, source, loss=cross_entropy, metric=ACCURACY, plan=plan, budget=budget
+    )
 
 
 RUN = Replicate(from_function.split(PARAMS, GENES)["head"], make_batches(STEPS), jax.random.key(3))
 
 
-@pytest.mark.parametrize(
-    "plan", [Plan(), Plan(members=3), Plan(1, len(STEPS)), Plan(1, 1, "traced"), Plan(8, len(STEPS), "traced")], ids=str
-)
-def test_every_mask_trains_like_the_plain_run(plan):
-    members = list(make_population(plan).evaluate(ALL_MASKS, RUN))
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_mask_trains_like_the_plain_run(plan, kind):
+    check_members(make_population(plan, kind), kind)
+
+
+@pytest.mark.parametrize("budget", [Budget(0, 10**6), Budget(2500, 10**6)], ids=str)
+def test_a_cut_network_trains_from_the_hosts_memory(budget):
+    """Inputs, which the head reads, and activations do not fit the device; or only activations of some blocks do."""
+    check_members(make_population(Plan(), "cut", budget), "cut")
+
+
+def check_members(population, kind):
+    members = list(population.evaluate(ALL_MASKS, RUN))
     assert len(members) == len(ALL_MASKS)
     for member in members:
         params = from_function.join(member.params, GENES)
         frozen = masking.frozen_tree(member.genome, GENES)
         for ours, theirs, start, held in zip(
-            *map(jax.tree.leaves, (params, expected()[tuple(member.genome)], PARAMS, frozen)), strict=True
+            *map(jax.tree.leaves, (params, expected(KEYS[kind])[tuple(member.genome)], PARAMS, frozen)), strict=True
         ):
             held = np.broadcast_to(held, start.shape)
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)

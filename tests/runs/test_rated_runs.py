@@ -16,6 +16,7 @@ from test_run_dir import outcome
 from gafreeze_jax import masking
 from gafreeze_jax.runs import run_dir
 from gafreeze_jax.runs.baselines import BASELINES, FURTHER, LOWER_RATES
+from gafreeze_jax.search import history
 from gafreeze_jax.space import Space
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -139,7 +140,7 @@ def test_an_interrupted_search_for_rates_ends_like_an_undisturbed_one(share, und
         write_whole(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gafreeze_jax.search.history.write_whole", fails)
+        patch.setattr(history, "write_whole", fails)
         with pytest.raises(SystemExit):
             run_custom.main(replace(SEARCH, out=out))
     assert "What was done is kept; to resume" in capsys.readouterr().err

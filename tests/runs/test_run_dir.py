@@ -24,6 +24,7 @@ from gafreeze_jax.report.folder_format import read_facts
 from gafreeze_jax.runs import run_dir
 from gafreeze_jax.runs.fingerprint import fingerprint
 from gafreeze_jax.runs.run_dir import RunDir
+from gafreeze_jax.search import history
 from gafreeze_jax.search.history import Evaluation
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -301,7 +302,7 @@ def test_a_full_disk_ends_a_run_with_how_to_go_on(undisturbed, tmp_path, capsys,
         write_whole(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gafreeze_jax.search.history.write_whole", fails)
+        patch.setattr(history, "write_whole", fails)
         with pytest.raises(SystemExit):
             run_custom.main(replace(OPTIONS, out=tmp_path / "run"))
     error = capsys.readouterr().err

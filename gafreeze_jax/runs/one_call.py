@@ -1,0 +1,135 @@
+"""A whole run in one call: any function or module, arrays in, a fine-tuned model out."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gafreeze_jax import masking
+from gafreeze_jax.engine.network import Dataset, Loss, PyTree
+from gafreeze_jax.masking import Genes, Rules
+from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
+from gafreeze_jax.models import checkpoints, from_function, modules
+from gafreeze_jax.options import Options
+from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.runs.main import carry_out
+from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, make_problem, make_source
+
+KIND = "function"  # of run
+
+
+class Searched(NamedTuple):
+    """What `search` found.
+
+    Attributes:
+      rates: {gene: by what its updates are multiplied}; 0 = frozen.
+      model: the best model that was fine-tuned with these: a tree like the parameters given, or a module.
+      verdict: the entry of `result.json`: its "sentence" compares the found mask with the baselines on the test set.
+      folder: of the run.
+    """
+
+    rates: dict[str, float]
+    model: Any
+    verdict: Mapping[str, Any]
+    folder: Path
+
+
+def search(
+    apply: Any,
+    params: PyTree,
+    genes: Genes | Rules,
+    train: Any,
+    validation: Any,
+    test: Any = None,
+    *,
+    loss: Loss = cross_entropy,
+    metric: Metric = ACCURACY,
+    options: Options | Mapping[str, Any] | None = None,
+) -> Searched:
+    """Searches for the layers to freeze, and fine-tunes with them; see the guide for what a run does and leaves.
+
+    Args:
+      apply: a function as `models.from_function.cut` takes it, an `nn.Module`, an `nnx.Module` or an `eqx.Module`.
+      params: of a function or an `nn.Module`; None for modules that hold their parameters. The head starts from them, too.
+      genes: or the rules for `make_genes`. The genome has them in the order in which the model uses them.
+      train, validation: `(inputs, targets)` of arrays [N, ...], all of which are used, or an iterable of such batches.
+      test: opened once, at the end. Default: half of the validation set.
+      loss: (outputs [B, ...], targets [B, ...]) -> losses [B].
+      metric: what the search maximizes on the validation set.
+      options: of a run, or a dict of some of its fields, such as `{"gens": 5, "out": "runs/mine"}`.
+
+    Raises:
+      ValueError: if an option, a rule or the data are wrong.
+    """
+    options = options if isinstance(options, Options) else _make_options(options or {})
+    function = modules.as_function(apply, params)
+    sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
+    sets += _halves(sets.pop(), options.seed) if test is None else [_as_dataset(test, "test")]
+    genes = genes if isinstance(genes, Genes) else masking.make_genes(function.params, genes)
+    example = jax.tree.map(lambda leaf: leaf[:2], sets[0].inputs)
+    genes = from_function.in_order_of_use(function.apply, function.params, genes, example)
+
+    def prepare(options: Options) -> Setup:
+        network = from_function.cut(function.apply, function.params, genes, example)
+        is_classes = loss is cross_entropy
+        task = CLASSIFICATION._replace(loss=loss, metric=metric, label_names=CLASSIFICATION.label_names if is_classes else None)
+        split = from_function.split(function.params, genes)
+        num_blocks = sum(block.apply is not None for block in network.blocks)
+        return Setup(
+            problem=make_problem(network, split, sets[0], sets[1], options, task=task, genes=genes),
+            about=[f"Model: a function, {num_blocks} of {len(genes)} genes cut into blocks"],
+            network=network,
+            test=make_source(sets[2]),
+            num_test=len(sets[2].targets),
+            restore=lambda tree: tree,
+            save=lambda folder, tree: checkpoints.write_tree(folder, from_function.join(tree, genes)),
+        )
+
+    folder = carry_out(KIND, prepare, options)
+    return Searched(
+        masking.read_rates(folder / "mask.json", genes),
+        function.restore(_read_params(folder / "model", function.params, genes)),
+        RunFolder(folder).facts["verdict"],
+        folder,
+    )
+
+
+def _make_options(fields: Mapping[str, Any]) -> Options:
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f"no option {name}; did you mean {near[0]}?" if near else f"no option {name}")
+    return Options(**fields)
+
+
+def _read_params(folder: Path, like: PyTree, genes: Genes) -> PyTree:
+    """The parameters that a run has saved, with the structure and types of others."""
+    tensors = checkpoints.read_tensors(folder)
+    leaves = [jnp.asarray(tensors[path], leaf.dtype) for path, leaf in zip(genes.paths, genes.leaves(like), strict=True)]
+    return jax.tree.unflatten(genes.treedef, leaves)
+
+
+def _as_dataset(data: Any, name: str) -> Dataset:
+    """Arrays from a pair, or from batches one after the other.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if isinstance(data, tuple) and len(data) == 2:
+        return Dataset(*jax.tree.map(np.asarray, data))
+    batches = [jax.tree.map(np.asarray, tuple(batch)) for batch in data] if isinstance(data, Iterable) else []
+    if not batches or any(len(batch) != 2 for batch in batches):
+        raise ValueError(f"{name}: expected (inputs, targets), or an iterable of such batches; got {type(data).__name__}")
+    return Dataset(*jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches))
+
+
+def _halves(data: Dataset, seed: int) -> list[Dataset]:
+    """Two halves of a data set, drawn at random."""
+    order = np.random.default_rng(seed).permutation(len(data.targets))
+    return [jax.tree.map(lambda leaf, rows=rows: leaf[rows], data) for rows in np.array_split(order, 2)]

@@ -1,0 +1,210 @@
+"""Functions are cut into blocks that compute what they did."""
+
+import functools
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import ZOO
+
+from gafreeze_jax import explain, frozen_prefix, masking
+from gafreeze_jax.engine import backprop, passes
+from gafreeze_jax.engine.cache import Budget
+from gafreeze_jax.engine.network import INPUTS, STATISTICS, Step
+from gafreeze_jax.metrics import cross_entropy
+from gafreeze_jax.models import from_function
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@functools.cache
+def cut_animal(name):
+    animal = ZOO[name]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network = from_function.cut(animal.apply, animal.params, animal.genes, animal.inputs)
+    return animal, network, [text for warning in caught if "not cut" in (text := str(warning.message))]
+
+
+def run(network, params, inputs):
+    """The network in inference mode, block by block."""
+    x = inputs
+    for block in network.blocks:
+        if block.apply is not None:
+            x = block.apply(params[block.name], x, {INPUTS: inputs}, frozen=True, key=None)
+    shared = {name: {"params": params[name]["params"]} for name in network.shared}
+    return network.head(params["head"] | shared, x, {INPUTS: inputs}, frozen=True, key=None)
+
+
+def infer(animal, inputs):
+    takes_key = animal.apply.__code__.co_argcount > 2
+    return animal.apply(animal.params, inputs, None) if takes_key else animal.apply(animal.params, inputs)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_blocks_are_found(name):
+    animal, network, messages = cut_animal(name)
+    parts = [block.apply for block in network.blocks if block.apply is not None]
+    assert (len(parts), len(set(parts))) == (animal.num_blocks, animal.num_programs), messages
+    assert [re.search(animal.message, message) is not None for message in messages] == [True] * (animal.message is not None)
+    assert network.names == animal.genes.names
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_outputs_and_gradients_are_those_of_the_function(name):
+    """Also for a batch of another size."""
+    animal, network, _ = cut_animal(name)
+    inputs = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[::-1], leaf]), animal.inputs)
+    params = from_function.split(animal.params, animal.genes)
+    targets = np.arange(len(jax.tree.leaves(inputs)[0])) % 3
+
+    @jax.jit
+    def ours(params, inputs):
+        step = Step(inputs, targets, jnp.ones(len(targets)), {INPUTS: inputs})
+        gradients = backprop.value_and_grad(network, cross_entropy, [False] * len(network.blocks))(params, step).gradients
+        return run(network, params, inputs), gradients
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def theirs(params, inputs):
+        outputs = infer(animal._replace(params=params), inputs)
+        return cross_entropy(outputs, targets).mean(), outputs
+
+    outputs, gradients = ours(params, inputs)
+    (_, expected), of_tree = theirs(animal.params, inputs)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    of_genes = from_function.split(of_tree, animal.genes)
+    for tree in of_genes.values():
+        tree.pop(STATISTICS, None)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, of_genes)
+
+
+def test_equal_layers_share_compiled_code_and_so_do_masks():
+    animal, network, _ = cut_animal("post-norm")
+    params = from_function.split(animal.params, animal.genes)
+    step = Step(animal.inputs, np.array([0, 1]), jnp.ones(2), {INPUTS: animal.inputs})
+    before, programs = passes.forward._cache_size(), []
+    for mask in ([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1]):
+        backprop.value_and_grad(network, cross_entropy, [bool(gene) for gene in mask])(params, step)
+        programs.append(passes.forward._cache_size() - before)
+    # Embeddings, the first two layers and the last; gradients of parameters alone; of the input alone, twice.
+    assert programs == [3, 4, 4, 6]
+
+
+def test_a_frozen_block_has_no_dropout():
+    animal, network, _ = cut_animal("dropout")
+    params = from_function.split(animal.params, animal.genes)
+    block = network.blocks[2]
+    x = (np.ones((2, 5, 4), np.float32),)
+    run = functools.partial(block.apply, params[block.name], x, {INPUTS: animal.inputs})
+    first, second = jax.random.split(jax.random.key(0))
+    inferred, *others = (run(frozen=frozen, key=first)[0] for frozen in (True, jnp.array(True), False, jnp.array(False)))
+    np.testing.assert_allclose(inferred, run(frozen=False, key=None)[0])
+    np.testing.assert_allclose(inferred, others[0], rtol=1e-6)
+    np.testing.assert_allclose(others[1], others[2], rtol=1e-6)
+    assert not np.allclose(inferred, others[1])
+    assert not np.allclose(others[1], run(frozen=False, key=second)[0])
+
+
+def test_running_statistics_are_the_functions():
+    animal, network, _ = cut_animal("batch norm")
+    params = from_function.split(animal.params, animal.genes)
+    x, found = animal.inputs, {}
+    for block in network.blocks:
+        x, found[block.name] = block.apply(params[block.name], x, {}, frozen=False, key=jax.random.key(0))
+    outputs, new = animal.apply(animal.params, animal.inputs, jax.random.key(0))
+    np.testing.assert_allclose(network.head(params["head"], x, {}, frozen=False, key=None), outputs, rtol=1e-5, atol=1e-6)
+    expected = from_function.split(animal.params | new, animal.genes)
+    for name, statistics in found.items():
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), statistics, expected[name][STATISTICS])
+        assert not np.array_equal(statistics[0], params[name][STATISTICS][0])
+    y = network.blocks[0].apply(params["layer_0"], animal.inputs, {}, frozen=True, key=jax.random.key(0))
+    assert isinstance(y[0], jax.Array)
+
+
+def test_running_statistics_need_a_gene():
+    animal = ZOO["batch norm"]()
+    rules = {r"(?:params|batch_stats)/(?:conv|norm)_([01])/.*": r"layer_\1", ".*(_2|head)/.*": None}
+    with pytest.raises(ValueError, match="running statistics cannot be among what always trains: give each"):
+        from_function.cut(animal.apply, animal.params, masking.make_genes(animal.params, rules), animal.inputs)
+    with pytest.raises(ValueError, match=r"must return \(outputs, new batch_stats\), 6 arrays as in params; got 0"):
+        from_function.cut(lambda params, x, key: animal.apply(params, x, None), animal.params, animal.genes, animal.inputs)
+
+
+def test_genes_in_another_order():
+    """They keep the order that they are given, as far as it can be cut."""
+    animal = ZOO["mlp"]()
+    genes = animal.genes.in_order(["layer_2", "layer_0", "layer_1"])
+    with pytest.warns(UserWarning, match="zoo.py:[0-9]+.* reads 'layer_2' above 'layer_1'"):
+        network = from_function.cut(animal.apply, animal.params, genes, animal.inputs)
+    assert network.names == ("layer_2", "layer_0", "layer_1")
+    in_order = from_function.in_order_of_use(animal.apply, animal.params, genes, animal.inputs)
+    assert in_order == animal.genes
+    np.testing.assert_array_equal(masking.frozen_tree([1, 0, 0], genes)["layers"][2]["bias"], True)
+    with pytest.raises(ValueError, match="expected the names layer_2, layer_0, layer_1 in another order, got layer_0"):
+        genes.in_order(["layer_0"])
+
+
+def test_random_numbers_of_several_genes():
+    """A dropout mask for two layers keeps them in one piece."""
+    animal = ZOO["mlp"]()
+
+    def apply(params, x, key):
+        drop = 1.0 if key is None else jax.random.bernoulli(key, 0.5, x.shape) * 2.0
+        for layer in params["layers"]:
+            x = jnp.tanh(x @ layer["kernel"]) * drop
+        return x @ params["head"]["kernel"]
+
+    with pytest.warns(UserWarning, match="layer_0, layer_1, layer_2: not cut.*random_bits.*draws random numbers for several"):
+        network = from_function.cut(apply, animal.params, animal.genes, animal.inputs)
+    assert not any(block.apply for block in network.blocks)
+
+
+def test_the_table():
+    _, network, _ = cut_animal("tied")
+    title, *lines = explain(network).splitlines()
+    assert title.split() == ["block", "equations", "parameters", "FLOPs", "bytes", "up", "code"]
+    names, equations, parameters, *_, flops, crossing = zip(*(line.split()[:5] for line in lines), strict=True)
+    assert names == ("embeddings", "layer_0", "layer_1", "layer_2", "head")
+    assert equations[1:4] == (equations[1],) * 3
+    assert parameters == ("64", "108", "108", "108", "64")
+    assert crossing == ("80", "80", "80", "80", "44")
+    assert [line.split(maxsplit=5)[-1] for line in lines] == [
+        "its own",
+        "its own",
+        "as layer_0",
+        "as layer_0",
+        "reads embeddings",
+    ]
+    assert all(int(number.replace(",", "")) > 100 for number in flops[1:])
+    with pytest.raises(ValueError, match="takes a network from cut"):
+        explain(network._replace(head=print))
+
+
+@pytest.mark.parametrize("budget", [None, Budget(0, 10**6), Budget(0, 0)], ids=["device", "host", "disk"])
+def test_a_loop_from_the_frozen_prefix(budget, tmp_path):
+    animal, network, _ = cut_animal("post-norm")
+    inputs, targets = np.concatenate([animal.inputs] * 60), np.arange(120) % 3
+    params = from_function.split(animal.params, animal.genes)
+    prefix = frozen_prefix(network, params, dict(zip(network.names, [True, True, False, True], strict=True)))
+    rows = prefix.cache(inputs, budget, tmp_path)
+    kind = {None: jax.Array}.get(budget, np.memmap if budget == Budget(0, 0) else np.ndarray)
+    assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(rows.x))
+    assert prefix.depth == 2
+    batch = jax.tree.map(lambda leaf: leaf[50:90], rows)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), batch, prefix(inputs[50:90]))
+    trained = prefix.trained(params)
+    assert trained.keys() == {"layer_1", "head"}
+    found = prefix.value_and_grad(cross_entropy)(trained, batch, targets[50:90])
+
+    def loss(params):
+        return cross_entropy(animal.apply(params, inputs[50:90]), targets[50:90]).mean()
+
+    expected = from_function.split(jax.jit(jax.grad(loss))(animal.params), animal.genes)
+    for name, of_block in found.gradients.items():
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), of_block, expected[name])
+    with pytest.raises(ValueError, match="mask: expected 4 genes, embeddings, layer_0, layer_1, layer_2; got 3"):
+        frozen_prefix(network, params, [1, 0, 1])

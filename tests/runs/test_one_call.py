@@ -1,0 +1,73 @@
+"""A whole run in one call."""
+
+import itertools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gafreeze_jax
+from gafreeze_jax import masking
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(60, 4)).astype(np.float32)
+TARGETS = (INPUTS[:, 0] > 0).astype(np.int32)
+PARAMS = {"body": [np.eye(4, dtype=np.float32)] * 2, "head": np.ones((4, 2), np.float32)}
+RULES = {"body/0": "upper", "body/1": "lower", "head": None}
+OPTIONS = {
+    "gens": 1,
+    "population": 2,
+    "epochs": 1,
+    "batch_size": 8,
+    "finalist_seeds": 1,
+    "compare_random": False,
+    "quiet": True,
+}
+
+
+def apply(params, x):
+    """The second matrix comes first."""
+    return jnp.tanh(jnp.tanh(x @ params["body"][1]) @ params["body"][0]) @ params["head"]
+
+
+def parts(*bounds):
+    return [(INPUTS[first:last], TARGETS[first:last]) for first, last in itertools.pairwise(bounds)]
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_in_one_call(tmp_path):
+    (train,) = parts(0, 20)
+    options = OPTIONS | {"out": tmp_path / "run", "plan": "members=8,steps=3,freezing=traced"}
+    found = gafreeze_jax.search(apply, PARAMS, RULES, train, iter(parts(20, 30, 40, 60)), options=options)
+    assert found.folder == tmp_path / "run"
+    assert list(found.rates) == ["lower", "upper"]
+    assert list(masking.read_rates(found.folder / "mask.json").values()) == list(found.rates.values())
+    for path, rate in (("lower", found.rates["lower"]), ("upper", found.rates["upper"])):
+        place = {"upper": 0, "lower": 1}[path]
+        assert np.array_equal(found.model["body"][place], PARAMS["body"][place]) == (rate == 0)
+    assert not np.array_equal(found.model["head"], PARAMS["head"])
+    assert found.verdict == json.loads((found.folder / "result.json").read_text())["verdict"]
+    assert "gafreeze_jax.search" in (found.folder / "report.html").read_text()
+    again = gafreeze_jax.search(apply, PARAMS, RULES, train, parts(20, 30, 40, 60), options=options)
+    np.testing.assert_array_equal(again.model["head"], found.model["head"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": 3}, r"train: expected \(inputs, targets\), or an iterable of such batches; got int"),
+        ({"validation": iter([])}, "validation: expected .* got list_iterator"),
+        ({"train": (INPUTS, TARGETS[1:])}, "train: expected a row of inputs for each of 59 targets, got 60"),
+        ({"options": OPTIONS | {"gens": 0}}, "gens must be at least 1, got 0"),
+        ({"options": {"epoch": 3}}, "no option epoch; did you mean epochs?"),
+        ({"params": None}, "a function needs its parameters"),
+    ],
+)
+def test_what_is_wrong_is_told(changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, validation = parts(0, 20, 40)
+    given = {"params": PARAMS, "genes": RULES, "train": train, "validation": validation, "options": OPTIONS} | changes
+    with pytest.raises(ValueError, match=message):
+        gafreeze_jax.search(apply, **given)
+    assert not (tmp_path / "runs").exists()
