@@ -78,7 +78,7 @@ def main(options: Options) -> None:
     mask = [i <= options.frozen for i in range(options.layers + 1)]
     tx = optax.adamw(1e-4)
 
-    def apply(params: Any, ids: jax.Array) -> jax.Array:
+    def apply(params: Any, ids: jax.Array) -> Any:
         return model.apply({"params": params}, ids)
 
     of_trained = freeze(tx, genes, mask)

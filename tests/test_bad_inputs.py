@@ -315,7 +315,7 @@ CASES = {
     "a label for every row": Case(
         run_bert, data("text,label\n" + "".join(f"a,{i}\n" for i in range(40))), "are the labels those of classes?"
     ),
-    "no text column": Case(run_bert, data(CSV.replace("text,", "phrases,")), "no text column found; name it with --text-columns"),
+    "no text column": Case(run_bert, data(CSV.replace("text,", "phrases,")), "no text column found; name it with --text"),
     "no label column": Case(run_bert, data(CSV.replace(",label", ",q")), "no label column found; name it with --label-column"),
     "a column twice": Case(run_bert, data("text,label,text\na,no,b\n"), "column 'text' occurs more than once in the header"),
     "another column asked for": Case(run_bert, data(CSV, label_column="stars"), "no column 'stars'; the columns are"),

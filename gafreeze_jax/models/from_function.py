@@ -17,6 +17,7 @@ from gafreeze_jax import masking
 from gafreeze_jax.engine.network import STATISTICS, Block, Network, PyTree
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes
+from gafreeze_jax.masking.genes import ALWAYS_TRAINS
 from gafreeze_jax.models.cutting import chain, levels
 from gafreeze_jax.models.cutting.pieces import ALWAYS, LEAVES, Traced, block_tree
 from gafreeze_jax.models.cutting.program import is_statistic
@@ -147,5 +148,5 @@ def _paths(genes: Genes) -> dict[str, list[str]]:
     by_name: dict[str, list[str]] = {name: [] for name in (*genes.names, ALWAYS)}
     for path, owner in zip(genes.paths, genes.owners, strict=True):
         for gene in dict.fromkeys(owner) if isinstance(owner, tuple) else [owner]:
-            by_name[ALWAYS if gene == masking.genes.ALWAYS_TRAINS else genes.names[gene]].append(path)
+            by_name[ALWAYS if gene == ALWAYS_TRAINS else genes.names[gene]].append(path)
     return by_name

@@ -21,7 +21,6 @@ OPTIONS = {
     "epochs": 1,
     "batch_size": 8,
     "finalist_seeds": 1,
-    "compare_random": False,
     "quiet": True,
 }
 

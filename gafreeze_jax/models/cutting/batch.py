@@ -8,7 +8,7 @@ from jax import Array
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.extend.core.primitives import reshape_p
 
-from gafreeze_jax.models.cutting.program import FlatProgram
+from gafreeze_jax.models.cutting.program import FlatProgram, shaped
 
 
 class BatchAxis(NamedTuple):
@@ -54,7 +54,7 @@ def find(small: FlatProgram, large: FlatProgram, sizes: tuple[int, int]) -> dict
     found = dict.fromkeys(small.inputs, BatchAxis(0, 1))
     for equation, of_large in pairs:
         for var, other in zip(equation.outvars, of_large.outvars, strict=True):
-            lengths = list(zip(var.aval.shape, other.aval.shape, strict=True))
+            lengths = list(zip(shaped(var).shape, shaped(other).shape, strict=True))
             changed = [axis for axis, (length, of_other) in enumerate(lengths) if length != of_other]
             if len(changed) != 1:
                 continue
@@ -72,6 +72,6 @@ def _is_by_example(equation: JaxprEqn, batch: BatchAxis, found: dict[Var, BatchA
         return True
     operands = [atom for atom in equation.invars if not isinstance(atom, Literal) and atom in found]
     if equation.primitive is reshape_p and operands:
-        before = math.prod(operands[0].aval.shape[: found[operands[0]].axis])
-        return before == math.prod(equation.outvars[0].aval.shape[: batch.axis])
+        before = math.prod(shaped(operands[0]).shape[: found[operands[0]].axis])
+        return before == math.prod(shaped(equation.outvars[0]).shape[: batch.axis])
     return bool(operands) and all(found[atom].times == batch.times for atom in operands)

@@ -15,7 +15,7 @@ from jax.extend.core import Literal, Var
 
 from gafreeze_jax.models.cutting.batch import BatchAxis
 from gafreeze_jax.models.cutting.levels import Levels, place_in_code
-from gafreeze_jax.models.cutting.program import FlatProgram
+from gafreeze_jax.models.cutting.program import FlatProgram, shaped
 
 NEVER = 2**26  # capacity of what cannot be cut; 32 of them still are an int32
 
@@ -98,7 +98,7 @@ class _Graph:
 
     def bytes(self, var: Var) -> int:
         """Of one example; `NEVER` for values that have no batch axis, or no gradient."""
-        aval = var.aval
+        aval = shaped(var)
         if var not in self.axes or not jnp.issubdtype(aval.dtype, jnp.inexact):
             return NEVER
         num_rows = aval.shape[self.axes[var].axis] // self.axes[var].times

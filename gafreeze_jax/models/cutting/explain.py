@@ -25,7 +25,7 @@ def explain(network: Network) -> str:
     head = network.head
     if not isinstance(head, Piece):
         raise ValueError("explain() takes a network from cut()")
-    rows = [TITLES]
+    rows: list[tuple[str, ...]] = [TITLES]
     first: dict[Any, str] = {}
     for block in network.blocks:
         if isinstance(block.apply, Piece):

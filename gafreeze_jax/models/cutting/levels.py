@@ -56,8 +56,8 @@ def find(program: FlatProgram, names: Sequence[str]) -> Levels:
             again = names[min(reads[-1]) - 1]
             reason = f"{place_in_code(equation)} reads {again!r} above {names[level - 1]!r}"
             level = head
-        for name in read if reason else ():
-            if number[name] == max(reads[-1]):
+        for name in read:
+            if reason and number[name] == max(reads[-1]):
                 why.setdefault(name, reason)
         of |= dict.fromkeys(equation.outvars, level)
         if reason is not None:

@@ -18,7 +18,7 @@ from gafreeze_jax.engine.network import INPUTS, STATISTICS, PyTree, has_statisti
 from gafreeze_jax.masking.genes import Genes
 from gafreeze_jax.models.cutting import program as programs
 from gafreeze_jax.models.cutting.boundaries import Crossing
-from gafreeze_jax.models.cutting.program import HEAD, Atom, FlatProgram, is_statistic
+from gafreeze_jax.models.cutting.program import HEAD, Atom, FlatProgram, is_statistic, shaped
 
 ALWAYS = "always"  # the key, among the head's parameters, of those without a gene
 LEAVES = "params"  # the key, among a block's parameters, of its leaves; its running statistics are at "batch_stats"
@@ -92,7 +92,7 @@ def make_slice(program: FlatProgram, given: Sequence[Var], wanted: Sequence[Atom
     info = DebugInfo("cut", "piece", None, None)
     jaxpr = Jaxpr([*constants], [*given, *order], [*wanted], equations[::-1], debug_info=info)
     closed = ClosedJaxpr(jaxpr, [*constants.values()])
-    return Slice(closed, [(i, var.aval.shape) for i, var in enumerate(order)], frozenset(draws), frozenset(needed & stop))
+    return Slice(closed, [(i, shaped(var).shape) for i, var in enumerate(order)], frozenset(draws), frozenset(needed & stop))
 
 
 def _is_key(var: Any) -> bool:

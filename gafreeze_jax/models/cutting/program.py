@@ -55,6 +55,11 @@ Value = Var | Literal | Stack
 Atom = Var | Literal
 
 
+def shaped(atom: Atom) -> Any:
+    """Shape and dtype of an atom; JAX declares them for no abstract value."""
+    return atom.aval
+
+
 class FlatProgram(NamedTuple):
     """A function, flattened.
 
@@ -128,8 +133,10 @@ def _statistics(flat: "_Flattening", genes: Genes, values: Sequence[Value]) -> d
     for place, value in zip(places if values else [], values, strict=True):
         owner = genes.owners[place]
         if isinstance(owner, tuple):
-            whole = isinstance(value, Stack) and value.axis == genes.axes[place]
-            layers = value.layers if whole else flat.take_apart(value, genes.axes[place], len(owner))
+            if isinstance(value, Stack) and value.axis == genes.axes[place]:
+                layers = value.layers
+            else:
+                layers = flat.take_apart(value, genes.axes[place], len(owner))
             for gene, layer in zip(owner, layers, strict=True):
                 by_gene.setdefault(genes.names[gene], []).append(layer)
         else:
@@ -170,8 +177,8 @@ class _Flattening:
         jaxpr = closed.jaxpr
         env: dict[Var, Value] = dict(zip(jaxpr.invars, args, strict=True))
         for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
-            env[var] = self.variable(var.aval)
-            self.constants[env[var]] = value
+            env[var] = constant = self.variable(var.aval)
+            self.constants[constant] = value
         for equation in jaxpr.eqns:
             operands = [atom if isinstance(atom, Literal) else env[atom] for atom in equation.invars]
             rule = RULES.get(equation.primitive)
@@ -190,7 +197,7 @@ class _Flattening:
 
     def call(self, function: Callable[..., Array], *operands: Atom) -> Any:
         """Adds the equations of a function with one result."""
-        shapes = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in operands]
+        shapes = [jax.ShapeDtypeStruct(shaped(atom).shape, shaped(atom).dtype) for atom in operands]
         (result,) = self.run(jax.make_jaxpr(function)(*shapes), operands)
         return result
 
