@@ -1,6 +1,6 @@
 """What does the frozen prefix save in a plain training loop?
 
-    python benchmarks/frozen_prefix.py [--layers 6] [--frozen 4] [--examples 256] [--epochs 3]
+    python benchmarks/frozen_prefix.py [--layers 6] [--frozen 2 4 5 6] [--examples 256] [--epochs 3]
 
 A Flax transformer with random parameters, its lowest layers frozen, trained by a loop over batches: once as usual, with
 gradients of everything and an optimizer that leaves frozen layers as they are, and once from `frozen_prefix`. Printed are the
@@ -30,7 +30,7 @@ class Options:
     layers: int = 6
     width: int = 256
     tokens: int = 64
-    frozen: int = 4
+    frozen: tuple[int, ...] = (2, 4, 5, 6)
     """Layers above the embeddings that are frozen as well as these."""
     examples: int = 256
     epochs: int = 3
@@ -68,14 +68,15 @@ def seconds_of_epochs(step: Any, state: Any, data: Any, options: Options) -> flo
     return time.process_time() - start
 
 
-def main(options: Options) -> None:
+def measure(options: Options, frozen: int) -> tuple[float, float, float]:
+    """Seconds of the epochs as usual, from the prefix, and of computing that."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, (options.examples, options.tokens)).astype(np.int32)
     targets = rng.integers(0, NUM_CLASSES, options.examples)
     model = Transformer(options.layers, options.width)
     params = jax.jit(model.init)(jax.random.key(0), ids[:2])["params"]
     genes = make_genes(params, {"(embeddings)/.*": r"\1", r"(layer_\d+)/.*": r"\1", "head/.*": None})
-    mask = [i <= options.frozen for i in range(options.layers + 1)]
+    mask = [i <= frozen for i in range(options.layers + 1)]
     tx = optax.adamw(1e-4)
 
     def apply(params: Any, ids: jax.Array) -> Any:
@@ -100,7 +101,6 @@ def main(options: Options) -> None:
         updates, optimizer = tx.update(gradients_for(trained, rows, targets).gradients, optimizer, trained)
         return optax.apply_updates(trained, updates), optimizer
 
-    print(describe_machine())
     usual = seconds_of_epochs(plain, (params, of_trained.init(params)), (ids, targets), options)
     jax.block_until_ready(prefix(ids[:100]))  # compiles
     start = time.process_time()
@@ -108,10 +108,17 @@ def main(options: Options) -> None:
     caching = time.process_time() - start
     trained = prefix.trained(parts)
     kept = seconds_of_epochs(from_prefix, (trained, tx.init(trained)), (rows, targets), options)
-    print(
-        f"{options.epochs} epochs as usual: {usual:.2f} s; from the prefix: {kept:.2f} s, and {caching:.2f} s for computing it"
-    )
-    print(f"{usual / (kept + caching):.1f} times as fast; {usual / kept:.1f} times for an epoch")
+    return usual, kept, caching
+
+
+def main(options: Options) -> None:
+    print(describe_machine())
+    print("| frozen layers | an epoch as usual, s | from the prefix, s | computing it, s | times as fast |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for frozen in options.frozen:
+        usual, kept, caching = measure(options, frozen)
+        usual, kept = usual / options.epochs, kept / options.epochs
+        print(f"| {frozen} of {options.layers} | {usual:.2f} | {kept:.2f} | {caching:.2f} | {usual / kept:.1f} |")
 
 
 if __name__ == "__main__":
