@@ -132,7 +132,10 @@ def write_torch_model(folder, auto, model_type, raw, *, plain=False):
     from transformers import AutoConfig
 
     torch.manual_seed(0)
-    model = auto.from_config(AutoConfig.for_model(model_type, num_labels=NUM_CLASSES, **raw)).eval()
+    config = AutoConfig.for_model(model_type, num_labels=NUM_CLASSES, **raw)
+    if model_type == "deit":  # of which there are two for images
+        config.architectures = ["DeiTForImageClassification"]
+    model = auto.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.ndim < 2 or "embed" in name else 1.2 / parameter[0].numel() ** 0.5
@@ -170,8 +173,10 @@ def compute(model, params, texts, examples=BATCHES):
     network, batches = model.make_network(), pack(texts, model.head, examples)
     logits = {}
     for step in range(len(batches.examples)):
-        batch = jax.tree.map(lambda leaf, step=step: jnp.asarray(leaf[step]), batches)
-        x = run(network, params, {name: column[batch.elements] for name, column in texts.inputs.items()}, batch.context)
+        batch = jax.tree.map(lambda leaf, step=step: np.asarray(leaf[step]), batches)
+        x = run(
+            network, params, {name: np.asarray(column)[batch.elements] for name, column in texts.inputs.items()}, batch.context
+        )
         logits |= {example: row for example, row in zip(batch.examples.tolist(), x, strict=True) if example >= 0}
     return jnp.stack([logits[example] for example in sorted(logits)])
 

@@ -167,7 +167,7 @@ def test_a_mask_is_applied_to_the_model_of_the_run(finished, gafreeze, here, mon
     path, model = finished
     apply = ["apply", path, "--data", "t.csv", "--out", "out"]
     seen = []
-    monkeypatch.setattr("gafreeze_jax.runs.main._run", lambda setup, held_out, mask, options, *args, **kw: seen.append(options))
+    monkeypatch.setattr("gafreeze_jax.runs.main._run", lambda begun, options, **kw: seen.append(options))
     assert gafreeze(*apply)[0] == 0
     assert (seen[0].model, seen[0].data) == (str(model), str(here / "t.csv"))
     assert gafreeze(*apply[:-1], "out2", "--model", "model")[0] == 0
