@@ -1,6 +1,6 @@
 """Four tasks on texts, fine-tuned by gafreeze_jax and by plain PyTorch with transformers, for equally many steps.
 
-    python benchmarks/text_tasks.py --data ../shared/data/text
+    python benchmarks/text_tasks.py --data FOLDER
 
 prints the test metric of MiniLM, everything trained, over seeds: Spearman on STS-B, MCC on CoLA, macro-F1 on GoEmotions and
 entity F1 on WNUT17. Both sides see the same 512 training examples and have the same learning rates, schedule, weight decay and
