@@ -271,10 +271,14 @@ def retrain(
 def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalist]:
     """Finalists, "found" first, after the first seeds: which of them drop out. Training everything never does."""
     found, metric = finalists[0], retraining.population.metric
-    is_known = any(other.is_mask and other.genome == found.genome for other in finalists[1:])  # the verdict: "the same mask"
+
+    def is_found(other: Finalist) -> bool:
+        return other.is_mask and other.genome == found.genome
+
+    is_known = any(map(is_found, finalists[1:]))  # the verdict: "the same mask"
 
     def decide(finalist: Finalist, behind: Interval | None) -> Finalist:
-        if finalist.name == TRAIN_ALL.name or (finalist.is_mask and finalist.genome == found.genome):
+        if finalist.name == TRAIN_ALL.name or is_found(finalist):
             return finalist
         is_needed = finalist.is_ablation or retraining.is_thorough or not is_known
         return finalist._replace(behind=behind, is_needed=is_needed)

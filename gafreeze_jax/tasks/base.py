@@ -58,7 +58,7 @@ def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Tas
         return {"label": labels, "probability": probabilities.max(1)}
 
     columns = functools.partial(probabilities_of, label_names)
-    return Task(cross_entropy, metric, _softmax, write, label_names=label_names, probabilities=columns)
+    return Task(cross_entropy, metric, softmax, write, label_names=label_names, probabilities=columns)
 
 
 def probabilities_of(names: Sequence[Any], probabilities: np.ndarray) -> Columns:
@@ -66,7 +66,8 @@ def probabilities_of(names: Sequence[Any], probabilities: np.ndarray) -> Columns
     return {f"probability of {name}": column for name, column in zip(names, probabilities.T, strict=True)}
 
 
-def _softmax(logits: Array, labels: Any) -> Array:
+def softmax(logits: Array, targets: Any) -> Array:
+    """Probabilities [B, C] of logits."""
     return jax.nn.softmax(logits)
 
 

@@ -18,7 +18,7 @@ from gafreeze_jax.data.targets import IN_WORDS, Kind
 from gafreeze_jax.data.tokens import Tokens
 from gafreeze_jax.engine.network import PyTree
 from gafreeze_jax.metrics import ACCURACY, PERPLEXITY, Metric, classes, label_sets, numbers, tags
-from gafreeze_jax.tasks.base import Columns, Task, classification, probabilities_of
+from gafreeze_jax.tasks.base import Columns, Task, classification, probabilities_of, softmax
 
 MetricName = Literal[
     "auto", "accuracy", "balanced-accuracy", "macro-f1", "micro-f1", "mcc", "roc-auc", "average-precision", "spearman",
@@ -137,7 +137,7 @@ def make_task(
         return Task(numbers.squared_error, choose_metric(metric, known, what), _first_output, write)
     known = {"entity-f1": tags.entity_f1(names), **OF_TAGS} if tags.is_scheme(names) else OF_TAGS
     write = functools.partial(_write_tags, names, words)
-    return Task(tags.tag_entropy, choose_metric(metric, known, what), _softmax, write)
+    return Task(tags.tag_entropy, choose_metric(metric, known, what), softmax, write)
 
 
 # Several labels
@@ -194,10 +194,6 @@ def make_targets(kind: Kind, texts: Tokens, values: Any, scale: Scale) -> np.nda
         return values
     sentences = np.repeat(np.arange(len(values)), [len(of_text) for of_text in values])
     return np.stack([np.concatenate(values), sentences], axis=1)[texts.kept].astype(np.int32)
-
-
-def _softmax(logits: Array, targets: Any) -> Array:
-    return jax.nn.softmax(logits)
 
 
 def _write_tags(names: tuple[str, ...], words: TaggedWords | None, chances: np.ndarray) -> Columns:
