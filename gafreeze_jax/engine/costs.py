@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.extend as jex
 import numpy as np
 from jax import Array
 
@@ -14,7 +15,7 @@ from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_co
 from gafreeze_jax.engine.network import PyTree, parameters
 from gafreeze_jax.engine.passes import HeadAxes, head_residuals
 from gafreeze_jax.engine.population import Population
-from gafreeze_jax.engine.step import Program, train_chunk
+from gafreeze_jax.engine.step import Program, train_step
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.space import Genome, as_genome
 
@@ -35,8 +36,15 @@ def flops_per_step(
 
 @functools.cache  # genomes that freeze the same share a program, as they do where it is compiled
 def _flops_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], tree: Any) -> float:
-    analysis: Any = train_chunk.trace(program, *tree.unflatten(leaves), 0).lower().cost_analysis()
-    return analysis["flops"]
+    step = jax.make_jaxpr(functools.partial(train_step, program))(*tree.unflatten(leaves), 0, 0)
+    pieces = (equation.params.get("jaxpr") for equation in step.eqns)
+    return sum(_flops_of_piece(piece) for piece in pieces if isinstance(piece, jex.core.ClosedJaxpr))
+
+
+@functools.cache  # steps of different genomes share most pieces
+def _flops_of_piece(jaxpr: jex.core.ClosedJaxpr) -> float:
+    analysis: Any = jax.jit(jex.core.jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).cost_analysis()
+    return analysis.get("flops", 0.0)
 
 
 def step_flops(population: Population, replicate: Replicate) -> StepFlops:

@@ -40,7 +40,7 @@ class Baseline(NamedTuple):
       name: in tables, such as "train all".
       reference: where it comes from; "" for what needs none.
       genomes: `genomes(space)` returns [N, K]; of several the search names the fittest. None = `schedules` say it all.
-      seeds: `seeds(space)` returns those of its genomes that the first generation of a search holds. None = all.
+      seeds: `seeds(space)` returns those of its genomes that a search evaluates first. None = all.
       search: `search(trials)` returns the genome that a search of its own ends with.
       schedules: by the names of their variants; "" where there is one. The best on validation data is compared.
       cost: `cost(space, flops, num_steps, num_epochs)` returns the FLOPs of such a run, where `flops(genome)` are those of
@@ -104,9 +104,9 @@ def seeded_suffixes(space: Space) -> np.ndarray:
     return space.thirds()[:1] if space.head == "fresh" else inner_suffixes(space)
 
 
-def first_generation(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
-    """Genomes that the first generation of a search holds: everything at all rates, prefix masks and those of baselines at the
-    rates in turn, and nothing.
+def seeds_of(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
+    """Genomes [N, K] that a search evaluates first: everything at all rates, prefix masks and those of baselines at the rates in
+    turn, and nothing.
     """
     seeds = [(baseline.seeds or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
     in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *seeds]).tolist())

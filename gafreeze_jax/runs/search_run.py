@@ -17,7 +17,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options, compute_dtype
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, first_generation, train_all_at
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, seeds_of, train_all_at
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
@@ -58,7 +58,7 @@ def run_search(
     ) as run:
         run.narrator.comparing = run.compares_random
         run.narrator.expect(search=run.steps_of_search, finalists=run.steps_of_finalists())
-        run.populate(run.first_generation(), run.steps_of_search // run.num_steps, run.settings.rungs[0])
+        run.populate(run.first_genomes(), run.steps_of_search // run.num_steps, run.settings.rungs[0])
         found = run.search()
         masks = run.masks_of(found)
         facts = run.facts_of_search(found)
@@ -127,7 +127,7 @@ class SearchRun:
 
     Attributes:
       fresh_seeds: for retraining finalists; the search uses none of them.
-      initial: genomes that the first generation holds, such as prefix masks; see `first_generation`.
+      initial: genomes that the search evaluates first, such as prefix masks; see `baselines.seeds_of`.
       baselines: those that make sense here.
       enumerates: whether all masks are evaluated in place of a search.
       population, choice, costs: set by `populate`.
@@ -156,13 +156,12 @@ class SearchRun:
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
         self.genomes_of_baselines = self._genomes_of_baselines()
-        seeds = {baseline.name: baseline for baseline in (*BASELINES, *FURTHER, *baselines) if baseline.fits(space)}
-        self.initial = first_generation(space, seeds.values())  # whichever of them are compared
-        self.sizes = max(len(self.initial), options.population), options.population  # of the first generation, and others
+        seeded = {baseline.name: baseline for baseline in (*BASELINES, *FURTHER, *baselines) if baseline.fits(space)}
+        self.initial = seeds_of(space, seeded.values())  # whichever of them are compared
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
         in_full = settings._replace(rungs=settings.rungs[-1:])
-        self.enumerates = in_full.enumerates(self.space.size, *self.sizes)
+        self.enumerates = in_full.enumerates(self.space.size, len(self.initial), options.population)
         self.settings = in_full if self.enumerates else settings
 
     @classmethod
@@ -200,7 +199,8 @@ class SearchRun:
     @property
     def steps_of_search(self) -> int:
         """Approximate number of training steps."""
-        return int(min(self.space.size, self.settings.num_genomes(*self.sizes)) * self.settings.steps_of_genome)
+        num_genomes = self.settings.num_genomes(len(self.initial), self.options.population)
+        return int(min(self.space.size, num_genomes) * self.settings.steps_of_genome)
 
     def steps_of_finalists(self) -> int:
         """Upper bound of training steps."""
@@ -208,10 +208,10 @@ class SearchRun:
         num_runs = len(self.fresh_seeds) * (NUM_LEADERS + len(self.baselines) + self.compares_random)
         return (num_runs + sum(num for num in variants if num > 1)) * self.num_steps
 
-    def first_generation(self) -> np.ndarray:
-        """Genomes like those of the first generation, for timing."""
+    def first_genomes(self) -> np.ndarray:
+        """Genomes like those that come first, for timing."""
         random = self.space.sample(np.random.default_rng(self.options.seed), self.options.population)
-        return np.concatenate([self.initial, random])[: self.sizes[0]]
+        return np.concatenate([self.initial, random])[: max(len(self.initial), self.options.population)]
 
     # Training
 

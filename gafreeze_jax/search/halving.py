@@ -42,14 +42,14 @@ class Settings(NamedTuple):
         first, *lengths = np.diff([0, *self.rungs])
         return float(first + sum(SHARE**rung * length for rung, length in enumerate(lengths, start=1)))
 
-    def num_genomes(self, first: int, others: int) -> float:
-        """How many genomes can be evaluated, about, of `first` in the first generation and `others` in each one after it."""
+    def num_genomes(self, num_initial: int, population_size: int) -> float:
+        """How many genomes can be evaluated, about, if `num_initial` of them are in any case."""
         by_steps = self.evaluations * self.rungs[-1] / self.steps_of_genome
-        return min(by_steps, first + (self.generations - 1) * others)
+        return max(num_initial, min(by_steps, self.generations * population_size))
 
-    def enumerates(self, num_all: int, first: int, others: int) -> bool:
+    def enumerates(self, num_all: int, num_initial: int, population_size: int) -> bool:
         """Whether all genomes are evaluated instead of a search: if none is stopped early, and all are within the limits."""
-        return len(self.rungs) == 1 and num_all <= self.num_genomes(first, others) < math.inf
+        return len(self.rungs) == 1 and num_all <= self.num_genomes(num_initial, population_size) < math.inf
 
 
 def promoted(

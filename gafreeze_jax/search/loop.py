@@ -119,7 +119,8 @@ class Search(Generic[M]):
       evaluator: trains and scores genomes.
       ledger: where evaluations are recorded; empty.
       settings: how to search, and when to stop.
-      initial: [N, K] genomes that the first generation holds, beside those of the GA.
+      initial: [N, K] genomes that are evaluated first, whatever the budget: in as many generations as they fill, a cross-section
+        of them in each, or in fewer if there are fewer.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
@@ -160,11 +161,9 @@ class Search(Generic[M]):
             if number > 1 and (why := self._why_stop(number, since_best)):
                 break
             key, key_ask = jax.random.split(key)
-            if number == 1:
-                asked, screened = self._first(key_ask, state), False
-            else:
-                asked, screened = self._offspring(key_ask, state, rng)
-            genomes = asked[: self._num_affordable(len(asked), number)]
+            seeds = self._seeds(number, len(state.population))
+            asked, screened = self._ask_for(number, seeds, key_ask, state, rng)
+            genomes = asked[: self._num_affordable(len(asked), len(seeds))]
             if not len(genomes):
                 why = "as all allowed masks have been evaluated"
                 break
@@ -187,15 +186,27 @@ class Search(Generic[M]):
 
     # Which genomes
 
-    def _first(self, key: Array, state: Any) -> np.ndarray:
-        """Genomes [N, K] of the first generation."""
+    def _seeds(self, number: int, population_size: int) -> np.ndarray:
+        """The initial genomes [N, K] of a generation."""
+        unseen = self.ledger.unseen(self.initial)
+        num_generations = min(-(-len(unseen) // population_size), self.settings.generations - number + 1)
+        return unseen[:: int(max(1, num_generations))]
+
+    def _ask_for(
+        self, number: int, seeds: np.ndarray, key: Array, state: Any, rng: np.random.Generator
+    ) -> tuple[np.ndarray, bool]:
+        """Genomes [N, K] of a generation, seeds first, and whether the surrogate picked those that are none."""
         population_size = len(state.population)
-        size = max(len(self.initial), population_size)
-        if self.settings.enumerates(self.space.size, size, population_size):
+        if number == 1 and self.settings.enumerates(self.space.size, len(self.initial), population_size):
             everything = self._allowed(self.space.unique(self.space.all_genomes()))
-            return self.ledger.unseen(np.concatenate([self.initial, everything]))
-        asked = self._allowed(self.space.unique(np.asarray(self._ask(key, state))))
-        return self.ledger.unseen(np.concatenate([self.initial, asked]))[:size]
+            return self.ledger.unseen(np.concatenate([self.initial, everything])), False
+        if len(seeds) >= population_size:
+            return seeds, False
+        if number == 1:
+            others, screened = self._allowed(self.space.unique(np.asarray(self._ask(key, state)))), False
+        else:
+            others, screened = self._offspring(key, state, rng)
+        return self.ledger.unseen(np.concatenate([seeds, others]))[:population_size], screened
 
     def _offspring(self, key: Array, state: Any, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """New genomes [P, K], or all that are left, and whether the surrogate picked them."""
@@ -215,9 +226,10 @@ class Search(Generic[M]):
     def _allowed(self, genomes: np.ndarray) -> np.ndarray:
         return genomes[[self.allowed(as_genome(genome)) for genome in genomes]]
 
-    def _num_affordable(self, num: int, number: int) -> int:
-        """How many of `num` new genomes the budget allows: in the first generation the initial ones at least, else one."""
-        return max(len(self.initial) if number == 1 else 1, int(min(self._steps_left / self.settings.steps_of_genome, num)))
+    def _num_affordable(self, num: int, num_seeds: int) -> int:
+        """How many of `num` new genomes the budget allows: the seeds at least, else one."""
+        affordable = max(0.0, self._steps_left / self.settings.steps_of_genome)
+        return max(1, num_seeds + int(min(affordable, num - num_seeds)))
 
     # Training
 
@@ -294,8 +306,9 @@ class Search(Generic[M]):
 
     @property
     def _steps_left(self) -> float:
-        """Training steps that the budget leaves."""
-        return self.settings.evaluations * self.settings.rungs[-1] - self.ledger.steps_trained
+        """Training steps that the budget leaves, apart from those that initial genomes will take at least."""
+        to_come = len(self.ledger.unseen(self.initial)) * self.settings.rungs[0]
+        return self.settings.evaluations * self.settings.rungs[-1] - self.ledger.steps_trained - to_come
 
     def _steps_to_come(self, number: int, size: int) -> float:
         """Training steps of later generations, about: as many for a genome, and as fast, as so far."""
@@ -311,6 +324,8 @@ class Search(Generic[M]):
             return f"as all {self.space.size} masks have been evaluated"
         if number > settings.generations:
             return f"after {settings.generations} generations"
+        if len(self.ledger.unseen(self.initial)):
+            return ""
         if self._steps_left < settings.steps_of_genome:
             return f"after the training steps of {settings.evaluations:g} evaluations"
         if self.elapsed() > settings.seconds:

@@ -63,7 +63,8 @@ def test_somebody_must_lead():
 def test_what_a_search_will_take():
     settings = Settings((6, 12, 24), generations=4, evaluations=10)
     assert settings.steps_of_genome == pytest.approx(6 + 0.6 * 6 + 0.36 * 12)
-    assert settings.num_genomes(7, 3) == 7 + 3 * 3
+    assert settings.num_genomes(7, 3) == 4 * 3
+    assert settings.num_genomes(20, 3) == 20
     assert settings._replace(generations=math.inf).num_genomes(7, 3) == pytest.approx(240 / settings.steps_of_genome)
     assert not settings.enumerates(8, 7, 3)
     assert Settings((24,), evaluations=8).enumerates(8, 7, 3)
