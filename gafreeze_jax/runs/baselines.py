@@ -106,12 +106,14 @@ def seeded_suffixes(space: Space) -> np.ndarray:
 
 def seeds_of(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
     """Genomes [N, K] that a search evaluates first: everything at all rates, prefix masks and those of baselines at the rates in
-    turn, and nothing.
+    turn, and nothing; those come first that freeze most of the bottom, as they take the least time.
     """
     seeds = [(baseline.seeds or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
     in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *seeds]).tolist())
     everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
-    return space.unique(np.concatenate([everything, in_turn, nothing]).tolist())
+    seeds = space.unique(np.concatenate([nothing, in_turn, everything]).tolist())
+    depths = np.cumprod(space.frozen(seeds), axis=-1).sum(-1)
+    return seeds[np.argsort(-depths, kind="stable")]
 
 
 def ablations(space: Space, genome: Genome) -> dict[str, Genome]:

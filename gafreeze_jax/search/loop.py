@@ -119,8 +119,8 @@ class Search(Generic[M]):
       evaluator: trains and scores genomes.
       ledger: where evaluations are recorded; empty.
       settings: how to search, and when to stop.
-      initial: [N, K] genomes that are evaluated first, whatever the budget: in as many generations as they fill, a cross-section
-        of them in each, or in fewer if there are fewer.
+      initial: [N, K] genomes that are evaluated first, in their order and whatever the budget: in as many generations as they
+        fill, or in fewer if there are fewer.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
@@ -189,8 +189,8 @@ class Search(Generic[M]):
     def _seeds(self, number: int, population_size: int) -> np.ndarray:
         """The initial genomes [N, K] of a generation."""
         unseen = self.ledger.unseen(self.initial)
-        num_generations = min(-(-len(unseen) // population_size), self.settings.generations - number + 1)
-        return unseen[:: int(max(1, num_generations))]
+        share = math.ceil(len(unseen) / max(1, self.settings.generations - number + 1))
+        return unseen[: max(population_size, share)]
 
     def _ask_for(
         self, number: int, seeds: np.ndarray, key: Array, state: Any, rng: np.random.Generator
