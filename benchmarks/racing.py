@@ -29,7 +29,7 @@ from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import Metric
 from gafreeze_jax.runs import racing
-from gafreeze_jax.runs.baselines import BASELINES, seeds_of
+from gafreeze_jax.runs.baselines import BASELINES, Baseline, seeds_of
 from gafreeze_jax.runs.finalists import Finalist, retrain
 from gafreeze_jax.space import Genome, Space, as_genome
 
@@ -102,6 +102,9 @@ class Lookup:
 
     def mask(self, name: str, genome: Genome, *, is_ablation: bool = False) -> Finalist:
         return Finalist(name, genome, 0.0, is_ablation=is_ablation)
+
+    def schedule(self, baseline: Baseline) -> Finalist:
+        raise NotImplementedError("there are only masks here")
 
     def train(self, finalists: Sequence[Finalist], num_seeds: int) -> list[Finalist]:
         def with_members(finalist: Finalist) -> Finalist:
