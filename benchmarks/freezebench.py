@@ -11,16 +11,18 @@ on the test set after the last one. A seed decides a fresh head's initialisation
 `search_quality.py` replays searches on the tables. There are three kinds:
 
 - new tasks, with a fresh head: all masks of MiniLM, ResNet-20 and a CNN, at one learning rate
-- FreezeBench-Shift, with the head kept as a gene: a network that was trained on clean images is adapted to few shifted ones
-  (`shifts.py`); all masks, each at several learning rates. A gene has two or three blocks.
+- FreezeBench-Shift, with the head kept as a gene: a network that was trained on clean images or texts is adapted to few shifted
+  ones (`shifts.py`); all masks, each at several learning rates. A gene has two or three blocks.
 - FreezeBench-Rates, with a fresh head: each gene, three of the CNN's blocks, at several rates or frozen, and all of that at
   several learning rates
 """
 
+import csv
 import dataclasses
 import functools
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,12 +52,13 @@ from gafreeze_jax.options import compute_dtype
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import results
 from gafreeze_jax.space import Genome, Space
-from gafreeze_jax.tasks import heads, pretraining
+from gafreeze_jax.tasks import heads, pretraining, text
 from gafreeze_jax.tasks import images as image_task
 from gafreeze_jax.tasks.base import Setup, make_problem, make_source
 
 COUNTED = ("train_examples", "validation_examples", "epochs", "batch_size", "learning_rate", "head_learning_rate")
 GENOMES_OF_A_PART = 16  # at least, after which the table is written
+NUM_MISSPELT = 600  # texts to test on
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Options:
         Literal[
             "minilm-sst2",
             "minilm-trec",
+            "minilm-sst2_typing_errors",
             "resnet20-cifar10",
             "resnet20-fashion_mnist",
             "cnn-fashion_mnist",
@@ -120,6 +124,29 @@ def bert_problem(options: Options, settings: shared_options.Options) -> Setup:
     """MiniLM; all words are kept, as the test set's are scored together with the masks."""
     given: dict[str, Any] = {"text_columns": ("sentence",), "label_column": "label", **common(options, settings)}
     return run_bert.prepare(run_bert.Options(model=options.model, head="fresh", **given), trim=False)
+
+
+def typing_errors_problem(options: Options, settings: shared_options.Options) -> Setup:
+    """MiniLM, fine-tuned on clean texts as a user would, for misspelt ones of the other splits, with the head it has then."""
+    columns: dict[str, Any] = {"text_columns": ("sentence",), "label_column": "label"}
+    learning = {"train_examples": 2048, "epochs": 2, "batch_size": 32, "learning_rate": 2e-4}
+    given = run_bert.Options(model=options.model, data=options.data, head="fresh", **columns, **learning)
+    data = text.load_data(given)
+    clean = text.prepare_classification(given, checkpoints.find_model(given.model), data, text.KIND)
+    member = pretraining.pretrain(clean.problem, given)
+    others = [*zip(*data.validation[:2], strict=True), *zip(*data.test[:2], strict=True)]
+    ends = np.cumsum([settings.train_examples, settings.validation_examples, NUM_MISSPELT])
+    with tempfile.TemporaryDirectory() as folder:
+        clean.save(Path(folder), clean.restore(dict(member.params)))
+        for name, rows in zip(("train", "validation", "test"), np.split(np.arange(ends[-1]), ends[:-1]), strict=True):
+            with open(Path(folder, f"{name}.csv"), "w", encoding="utf-8", newline="") as file:
+                texts = shifts.typing_errors([others[row][0][0] for row in rows], seed=int(rows[0]))
+                named = [data.label_names[others[row][1]] for row in rows]
+                csv.writer(file).writerows([("sentence", "label"), *zip(texts, named, strict=True)])
+        misspelt = dataclasses.asdict(settings) | {"data": folder, "dtype": options.dtype} | columns
+        setup = run_bert.prepare(run_bert.Options(model=folder, head="keep", **misspelt), trim=False)
+    about = f"MiniLM fine-tuned to {member.score:.1%} accuracy on clean texts"
+    return setup._replace(about=[about, *setup.about[1:]])
 
 
 def resnet_problem(options: Options, settings: shared_options.Options) -> Setup:
@@ -227,6 +254,7 @@ def shift_problem(
 
 
 FRESH = shared_options.Options(train_examples=512, validation_examples=512, epochs=4, batch_size=32)
+SHIFTED_TEXTS = shared_options.Options(train_examples=128, validation_examples=256, epochs=4, batch_size=16)
 SHIFTED_DIGITS = shared_options.Options(train_examples=64, validation_examples=128, epochs=8, batch_size=16, learning_rate=3e-3)
 SHIFTED_CIFAR = shared_options.Options(train_examples=256, validation_examples=512, epochs=4, batch_size=32, learning_rate=4e-3)
 RATES_OF_CNN = dataclasses.replace(FRESH, train_examples=256, learning_rate=2e-3)
@@ -234,6 +262,7 @@ RATES_OF_CNN = dataclasses.replace(FRESH, train_examples=256, learning_rate=2e-3
 BENCHES = (
     dict.fromkeys(["minilm-sst2", "minilm-trec"], Bench(bert_problem, FRESH, (16, 32, 64)))
     | dict.fromkeys(["resnet20-cifar10", "resnet20-fashion_mnist"], Bench(resnet_problem, FRESH, (16, 32, 64)))
+    | {"minilm-sst2_typing_errors": Bench(typing_errors_problem, SHIFTED_TEXTS, (16, 32), rates=(1 / 4, 1), blocks_of_gene=2)}
     | {"cnn-fashion_mnist": Bench(cnn_problem, FRESH, (16, 32, 64))}
     | {
         f"resnet14-digits_{shift}": Bench(
