@@ -105,8 +105,8 @@ def seeded_suffixes(space: Space) -> np.ndarray:
 
 
 def seeds_of(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
-    """Genomes [N, K] that a search evaluates first: everything at all rates, prefix masks and those of baselines at the rates in
-    turn, and nothing; those come first that freeze most of the bottom, as they take the least time.
+    """Genomes [N, K] that a search evaluates first: everything at all rates, prefix masks and those of baselines at the rates
+    in turn, and nothing. Those come first that freeze most of the bottom, as they take the least time.
     """
     seeds = [(baseline.seeds or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
     in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *seeds]).tolist())

@@ -44,7 +44,7 @@ def finish(
     display.progress.begin("writing files", training=False)
     problem = setup.problem
     metric, space = problem.task.metric, result.space
-    finalists = [_summarize(setup, space, finalist, tested, metrics) for finalist in (result.found, *result.baselines)]
+    finalists = [_score(setup, space, finalist, tested, metrics) for finalist in (result.found, *result.baselines)]
     best = result.found.best
     settled = metrics[id(best)]
     if settled.threshold is not None:
@@ -68,7 +68,7 @@ def finish(
         evaluations=result.evaluations,
         seconds=time.perf_counter() - start,
         has_perplexity=problem.task.has_perplexity,
-        dropped={finalist.name: _entry_of_dropped(finalist, space, metric) for finalist in result.dropped},
+        dropped=result.dropped,
         **majority(problem, validation=problem.validation.data.targets, test=test.data.targets),
         **result.facts,
         **setup.facts,
@@ -116,45 +116,22 @@ def _settle(metric: Metric, result: Result) -> dict[int, Metric]:
     return {id(member): metric if metric.settle is None else metric.settle(member.values) for member in members}
 
 
-def _summarize(
+def _score(
     setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores], metrics: Mapping[int, Metric]
-) -> results.ScoredFinalist:
-    """A finalist on both splits."""
+) -> results.Scored:
+    """A finalist on the test split."""
     scores = [tested[id(member)] for member in finalist.members]
     contributions = np.stack([metrics[id(member)].contributions(tested[id(member)].values) for member in finalist.members])
-    validation_score, validation_loss = finalist.validation
-    return results.ScoredFinalist(
-        name=finalist.name,
-        genome=finalist.genome,
-        validation_score=validation_score,
-        validation_loss=validation_loss,
+    return results.Scored(
+        finalist,
         scores=by_row(contributions, setup.test.rows),
         test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
         trainable_parameters=setup.problem.count_trainable(space.frozen(finalist.genome)),
-        flops=finalist.flops,
-        is_mask=finalist.is_mask,
-        is_ablation=finalist.is_ablation,
-        learning_rate_factor=finalist.learning_rate_factor,
-        rate=finalist.rate,
     )
 
 
-def _entry_of_dropped(finalist: Finalist, space: Space, metric: Metric) -> dict[str, Any]:
-    """What `result.json` says of a finalist that dropped out: if it is not behind, the verdict did not need it."""
-    return {
-        "genome": list(finalist.genome),
-        "frozen": space.frozen_names(finalist.genome),
-        "rate": finalist.rate,
-        f"validation_{metric.key}": metric.shown(finalist.validation[0]),
-        "behind": finalist.behind and finalist.behind.as_json(),
-        "seeds": len(finalist.members),
-        "is_mask": finalist.is_mask,
-        "is_ablation": finalist.is_ablation,
-    }
-
-
 def _judge(
-    finalists: Sequence[results.ScoredFinalist],
+    scored: Sequence[results.Scored],
     space: Space,
     metric: Metric,
     *,
@@ -166,10 +143,10 @@ def _judge(
             verdict.Contender(
                 name=finalist.name,
                 genome=space.text(finalist.genome) if finalist.is_mask else "",
-                scores=finalist.scores,
+                scores=scores,
                 cost=finalist.flops,
             )
-            for finalist in finalists
+            for finalist, scores, *_ in scored
             if finalist.is_ablation == ablations
         ]
 
@@ -179,7 +156,7 @@ def _judge(
         baselines,
         ablations=contenders(ablations=True),
         metric=MetricFormat(**metric.facts()),
-        validation_score=finalists[0].validation_score,
+        validation_score=scored[0].finalist.validation[0],
         transferred=transferred,
         classes=classes,
     )

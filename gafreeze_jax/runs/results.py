@@ -17,54 +17,40 @@ import numpy as np
 from gafreeze_jax.intervals import interval
 from gafreeze_jax.metrics import Metric, exponential_mean
 from gafreeze_jax.report.metric_format import MetricFormat
+from gafreeze_jax.runs.finalists import Finalist
 from gafreeze_jax.runs.verdict import Verdict
 from gafreeze_jax.search.history import Evaluation, write_whole
-from gafreeze_jax.space import Genome, Space
+from gafreeze_jax.space import Space
 
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
 
 
-class ScoredFinalist(NamedTuple):
-    """A mask, or another way to fine-tune, that was trained with S seeds and scored on the test split.
+class Scored(NamedTuple):
+    """A finalist that was trained with S seeds and scored on the test split.
 
     Attributes:
-      name: such as "found".
-      genome: the level of each gene; for what is no mask, that of the end.
-      validation_score, validation_loss: means over seeds.
       scores: [S, N] contributions of N test examples to each seed's score, of which it is the mean (`Metric.contributions`).
       test_loss: mean over seeds and examples.
       trainable_parameters: at the end.
-      flops: of a training run.
-      is_mask: whether the genome alone says how it was trained.
-      is_ablation: whether it is the found mask without something, and no baseline.
-      learning_rate_factor: of all blocks.
-      rate: of all genes, that was chosen for it.
     """
 
-    name: str
-    genome: Genome
-    validation_score: float
-    validation_loss: float
+    finalist: Finalist
     scores: np.ndarray
     test_loss: float
     trainable_parameters: int
-    flops: float
-    is_mask: bool = True
-    is_ablation: bool = False
-    learning_rate_factor: float = 1.0
-    rate: float = 1.0
 
 
 def make_result(
     options: Any,
     space: Space,
-    finalists: Sequence[ScoredFinalist],
+    finalists: Sequence[Scored],
     verdict: Verdict,
     *,
     metric: Metric,
     evaluations: Sequence[Evaluation],
     seconds: float,
     has_perplexity: bool = False,
+    dropped: Sequence[Finalist] = (),
     **facts: Any,
 ) -> dict[str, Any]:
     """The content of `result.json`.
@@ -73,9 +59,10 @@ def make_result(
       options: a dataclass.
       finalists: the found mask and the baselines.
       has_perplexity: whether the exponential of the mean loss is written as perplexity.
+      dropped: finalists that were not scored on the test split.
       facts: further entries.
     """
-    found = finalists[0]
+    found = finalists[0].finalist
     return {
         "options": dataclasses.asdict(options),
         "versions": versions(),
@@ -84,9 +71,10 @@ def make_result(
         **space.facts(),
         "metric": metric.facts(),
         "best_genome": list(found.genome),
-        "fitness": metric.shown(found.validation_score),
+        "fitness": metric.shown(found.validation[0]),
         "verdict": verdict.as_json(),
-        "results": {finalist.name: _entry(finalist, space, metric, has_perplexity=has_perplexity) for finalist in finalists},
+        "results": {row.finalist.name: _entry(row, space, metric, has_perplexity=has_perplexity) for row in finalists},
+        "dropped": {finalist.name: _entry_of_dropped(finalist, space, metric) for finalist in dropped},
         "num_evaluations": len(evaluations),
         "num_diverged": sum(evaluation.diverged for evaluation in evaluations),
         "seconds": round(seconds, 1),
@@ -94,30 +82,41 @@ def make_result(
     }
 
 
-def _entry(finalist: ScoredFinalist, space: Space, metric: Metric, *, has_perplexity: bool) -> dict[str, Any]:
+def _entry_of_any(finalist: Finalist, space: Space, metric: Metric) -> dict[str, Any]:
     """A finalist in `result.json`; values of the metric are in its own direction."""
-    key = metric.key
-    test = MetricFormat(**metric.facts()).shown_interval(interval(finalist.scores))
-    entry = {
+    return {
         "genome": list(finalist.genome),
         "frozen": space.frozen_names(finalist.genome),
         "rate": finalist.rate,
-        f"validation_{key}": metric.shown(finalist.validation_score),
-        "validation_loss": finalist.validation_loss,
-        f"test_{key}": test.mean,
-        f"test_{key}_interval": [bound if math.isfinite(bound) else None for bound in test[1:]],
-        f"test_{key}_by_seed": [metric.shown(score) for score in finalist.scores.mean(1).tolist()],
-        "test_loss": finalist.test_loss,
-        "trainable_parameters": finalist.trainable_parameters,
-        "training_flops": finalist.flops,
+        f"validation_{metric.key}": metric.shown(finalist.validation[0]),
         "is_mask": finalist.is_mask,
         "is_ablation": finalist.is_ablation,
+    }
+
+
+def _entry(scored: Scored, space: Space, metric: Metric, *, has_perplexity: bool) -> dict[str, Any]:
+    finalist, key = scored.finalist, metric.key
+    test = MetricFormat(**metric.facts()).shown_interval(interval(scored.scores))
+    losses = {"validation": finalist.validation[1], "test": scored.test_loss}
+    entry = _entry_of_any(finalist, space, metric) | {
+        "validation_loss": losses["validation"],
+        f"test_{key}": test.mean,
+        f"test_{key}_interval": [bound if math.isfinite(bound) else None for bound in test[1:]],
+        f"test_{key}_by_seed": [metric.shown(score) for score in scored.scores.mean(1).tolist()],
+        "test_loss": losses["test"],
+        "trainable_parameters": scored.trainable_parameters,
+        "training_flops": finalist.flops,
         "learning_rate_factor": finalist.learning_rate_factor,
     }
     if has_perplexity:
-        losses = {"validation": finalist.validation_loss, "test": finalist.test_loss}
         entry |= {f"{split}_perplexity": float(exponential_mean(np.array([loss]))) for split, loss in losses.items()}
     return entry
+
+
+def _entry_of_dropped(finalist: Finalist, space: Space, metric: Metric) -> dict[str, Any]:
+    """If it is not behind, the verdict did not need it."""
+    behind = finalist.behind and finalist.behind.as_json()
+    return _entry_of_any(finalist, space, metric) | {"behind": behind, "seeds": len(finalist.members)}
 
 
 def device() -> str:

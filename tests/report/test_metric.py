@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import test_run_folder
 
+from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.metrics import Metric
 from gafreeze_jax.report import page, summary
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs import results, verdict
-from gafreeze_jax.runs.results import ScoredFinalist
+from gafreeze_jax.runs.baselines import LOWER_RATES
+from gafreeze_jax.runs.finalists import Finalist, Variant
+from gafreeze_jax.runs.results import Scored
 from gafreeze_jax.space import Space
 
 
@@ -33,9 +36,8 @@ SPACE = Space(["a", "b"])
 def finalist(name, genome, error, **others):
     """Two seeds on 100 examples; the error on the validation split is a little lower."""
     scores = -error - np.tile(np.linspace(-0.1, 0.1, 100), (2, 1))
-    return ScoredFinalist(
-        name, SPACE.parse(genome), 0.25 - error, 0.4, scores, 0.5, 20, 3e9 + 1e9 * (name != "found"), **others
-    )
+    member = Member(SPACE.parse(genome), {}, train_loss=0.3, score=0.25 - error, loss=0.4, steps=24)
+    return Scored(Finalist(name, member.genome, 3e9 + 1e9 * (name != "found"), (member,) * 2, **others), scores, 0.5, 20)
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def run(tmp_path):
     rows = [(genome, seed, steps, number, -score, *rest) for genome, seed, steps, number, score, *rest in test_run_folder.ROWS]
     test_run_folder.write(tmp_path, rows, metric=ERROR.facts())
     finalists = [finalist("found", "01", 2.5), finalist("train all", "00", 3.0)]
-    finalists.append(finalist("train all, half rate", "00", 2.0, is_mask=False, learning_rate_factor=0.5))
-    contenders = [verdict.Contender(one.name, SPACE.text(one.genome), one.scores, one.flops) for one in finalists[:2]]
+    finalists.append(finalist("train all, half rate", "00", 2.0, schedule=Variant(LOWER_RATES[0], "", 1.0)))
+    contenders = [verdict.Contender(one.name, SPACE.text(one.genome), scores, one.flops) for one, scores, *_ in finalists[:2]]
     judged = verdict.judge(contenders[0], contenders[1:], metric=FORMAT, validation_score=-2.25)
     result = results.make_result(Options(), SPACE, finalists, judged, metric=ERROR, evaluations=[], seconds=1.0)
     results.write_json(tmp_path / "result.json", result)

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.metrics import ACCURACY
 from gafreeze_jax.report import summary
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs import results, verdict
+from gafreeze_jax.runs.baselines import LOWER_RATES
+from gafreeze_jax.runs.finalists import Finalist, Variant
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.space import Space, digits
 
@@ -20,14 +23,16 @@ def evaluation(genome, accuracy=0.85, parameters=100):
     return Evaluation(tuple(map(int, genome)), 0, 24, 1, accuracy, 0.4, 0.3, parameters, 2.0)
 
 
-def row(name, genome, validation, right, parameters, flops):
+def row(name, genome, validation, right, parameters, flops, schedule=None):
     """Two seeds on 100 examples, with as many right answers."""
     correct = np.arange(100)[None] < np.array(right)[:, None]
-    return results.ScoredFinalist(name, tuple(map(int, genome)), validation, 0.4, correct, 0.5, parameters, flops)
+    genome = tuple(map(int, genome))
+    member = Member(genome, {}, train_loss=0.3, score=validation, loss=0.4, steps=24)
+    return results.Scored(Finalist(name, genome, flops, (member,) * 2, schedule), correct, 0.5, parameters)
 
 
 ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
-FINALISTS = [verdict.Contender(one.name, digits(one.genome), one.scores, one.flops) for one in ROWS]
+FINALISTS = [verdict.Contender(one.name, digits(one.genome), scores, one.flops) for one, scores, *_ in ROWS]
 JUDGEMENT = verdict.judge(FINALISTS[0], FINALISTS[1:], metric=MetricFormat(**ACCURACY.facts()), validation_score=0.85)
 
 
@@ -78,8 +83,8 @@ def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
 @pytest.mark.parametrize(("validation", "rate"), [(0.86, "2.5e-05"), (0.84, None)])
 def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, capsys, tmp_path):
     rows = [*ROWS]
-    for name, score, factor in (("half", 0.82, 0.5), ("quarter", validation, 0.25)):
-        rows.append(row(f"train all, {name} rate", "00000", score, [75, 75], 1000, 4e9)._replace(learning_rate_factor=factor))
+    for baseline, score in zip(LOWER_RATES, (0.82, validation), strict=True):
+        rows.append(row(baseline.name, "00000", score, [75, 75], 1000, 4e9, Variant(baseline, "", 1.0)))
     facts = result(rows, options=Options(learning_rate=1e-4))
     summary.print_summary(facts, tmp_path)
     printed = capsys.readouterr().out

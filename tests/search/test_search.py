@@ -108,7 +108,7 @@ def nobody(genome, steps):
 
 
 def run(
-    key=0, *, table=TABLE, ga=None, population=len(PREFIXES), initial=PREFIXES, groups=GROUPS, diverges=nobody, fitness=None,
+    key=0, *, table=TABLE, ga=None, population=7, initial=PREFIXES, groups=GROUPS, diverges=nobody, fitness=None,
     allowed=lambda genome: True, **settings,
 ):  # fmt: skip
     """Searches a table of accuracies [2^G, R]."""
