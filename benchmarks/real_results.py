@@ -3,9 +3,9 @@
     python benchmarks/real_results.py --out benchmarks/results/real_results.json --data FOLDER
 
 Takes about 90 minutes on 2 cores. FOLDER holds sst2/, trec/, cola/, rte/ and mrpc/ (train.tsv and, if there are such,
-validation.tsv and test.tsv, or .tsv.gz), fashion_mnist/ (train.npz and test.npz with `images` and `labels`) and
-resnet20-cifar10.safetensors (PyTorch's names); without it, only the searches that need nothing are run. Each run's folder is
-left in runs/real_results/.
+validation.tsv and test.tsv, or .tsv.gz), fashion_mnist/ (train.npz and test.npz with `images` and `labels`), cifar10/test.npz,
+and resnet20-cifar10.safetensors (PyTorch's names); without it, only the searches that need nothing are run. Each run's folder
+is left in runs/real_results/, and the shifted images (see shifts.py), which ResNet-20's training has not seen, beside them.
 """
 
 import json
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import shifts
 import tyro
 from machine import describe_machine
 
@@ -26,6 +28,11 @@ from gafreeze_jax.runs.results import write_json
 from gafreeze_jax.space import Space
 
 ROOT = Path(__file__).parent.parent
+SHIFTED = ROOT / "runs" / "real_results" / "shifted"
+ADAPT_RESNET_20 = (
+    "run_resnet.py --gens 10 --model FOLDER/resnet20-cifar10.safetensors --epochs 4 --batch-size 32 "
+    "--train-examples 256 --learning-rate 1e-3"
+)
 SEARCHES = {
     "MiniLM: embedded reviews": "run_bert.py --gens 10",
     "MiniLM: TREC": "run_bert.py --gens 10 --data FOLDER/trec --train-examples 512 --rates 0.25 1",
@@ -40,7 +47,11 @@ SEARCHES = {
     "small ResNet, head kept: inverted digits": "run_resnet.py --gens 10",
     "small ResNet, head kept: faint digits": "run_resnet.py --gens 10 --data digits:faint",
     "small ResNet, head kept: noisy digits": "run_resnet.py --gens 10 --data digits:noisy",
+    "ResNet-20, head kept: CIFAR-10 with noise": f"{ADAPT_RESNET_20} --data SHIFTED/noise",
+    "ResNet-20, head kept: CIFAR-10 with low contrast": f"{ADAPT_RESNET_20} --data SHIFTED/contrast",
+    "ResNet-20, head kept: CIFAR-10 blurred": f"{ADAPT_RESNET_20} --data SHIFTED/blur",
 }
+NUM_TRAIN, NUM_VALIDATION = 256, 256  # shifted images; the others test
 
 
 @dataclass(frozen=True)
@@ -111,13 +122,28 @@ def table(searches: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write_shifted(data: Path, shift: str) -> None:
+    """Shifted images of CIFAR-10's test file, as three splits."""
+    with np.load(data / "cifar10" / "test.npz") as file:
+        images, labels = shifts.OF_IMAGES[shift](file["images"]), file["labels"]
+    order = np.random.default_rng(0).permutation(len(labels))
+    folder = SHIFTED / shift
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = NUM_TRAIN, NUM_TRAIN + NUM_VALIDATION
+    for name, rows in zip(("train", "validation", "test"), np.split(order, ends), strict=True):
+        np.savez(folder / f"{name}.npz", images=images[rows], labels=labels[rows])
+
+
 def main(options: Options) -> None:
     known = json.loads(options.out.read_text())["searches"] if options.out is not None and options.out.exists() else {}
     for name, command in SEARCHES.items():
         if (options.only and not name.startswith(options.only)) or (options.data is None and "FOLDER" in command):
             continue
         out = ROOT / "runs" / "real_results" / "".join(one if one.isalnum() else "-" for one in name)
-        script, *words = shlex.split(command.replace("FOLDER", str(options.data)))
+        if "SHIFTED/" in command:
+            assert options.data is not None
+            write_shifted(options.data, command.rpartition("/")[2])
+        script, *words = shlex.split(command.replace("FOLDER", str(options.data)).replace("SHIFTED", str(SHIFTED)))
         shutil.rmtree(out, ignore_errors=True)
         print(f"\n{name}: experiments/{command}", flush=True)
         start = time.perf_counter()
