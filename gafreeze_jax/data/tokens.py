@@ -52,11 +52,12 @@ class Tokens(NamedTuple):
     kept: np.ndarray | None = None
 
 
-def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
+def load_tokenizer(folder: Path, vocabulary: int | None = None, *, as_words: bool = False) -> Any:
     """The Hugging Face tokenizer in a model's folder.
 
     Args:
       vocabulary: number of word vectors that the model has. With 256 of them and no tokenizer it models bytes.
+      as_words: for texts that come as words. A tokenizer of bytes then takes each of them as if it stood after a space.
 
     Raises:
       ValueError: if there is none, or it is damaged.
@@ -70,11 +71,16 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
         from transformers import AutoTokenizer  # takes a second to import
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
     except INTERRUPTIONS:
         raise
     except BaseException as error:  # whatever a damaged file makes transformers and tokenizers raise; Rust's is no Exception
         raise ValueError(f"{folder}: the tokenizer files cannot be read: {_reason(error)}") from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if as_words and backend and hasattr(of_bytes := backend.pre_tokenizer, "add_prefix_space"):
+        of_bytes.add_prefix_space = True
+        backend.pre_tokenizer = of_bytes
+    return tokenizer
 
 
 def _reason(error: BaseException) -> str:

@@ -107,6 +107,23 @@ class Head:
     blocks: "Callable[[Any, Any], Iterable[Part]] | None" = None
 
 
+def module_head(architecture: str, module: Callable[[Any, int], nn.Module], output: str, per_example: bool = True) -> Head:
+    """A head that is a Flax module.
+
+    Args:
+      module: `module(config, num_classes)` makes it; it is called as that of a `Part`, with x [B, config.hidden_size].
+      architecture, output, per_example: as in `Head`.
+    """
+
+    def make(config: Any, num_classes: int, dtype: Any) -> Callable[..., Any]:
+        return layers.as_block(module(config, num_classes))
+
+    def init(key: Array, config: Any, num_classes: int) -> dict:
+        return dict(module(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
+
+    return Head(architecture=architecture, make=make, init=init, output=output, per_example=per_example)
+
+
 def no_problems(raw: Mapping[str, Any], config: Any) -> Iterable[str]:
     return ()
 
@@ -258,7 +275,8 @@ class Model:
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
         checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
-        checkpoints.copy_tokenizer(source, folder, **({"pad_token": padding[1]} if padding else {}))
+        settings = {"pad_token": padding[1]} if padding else {}
+        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", **settings)
         if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
             shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
 

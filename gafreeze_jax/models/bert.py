@@ -4,7 +4,8 @@ Token arrays are flat, `[tokens, features]`: matrix products are then single lar
 `data/tokens.py`). The last layer is computed for the first token of every text alone, as nothing else is read from it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax import Array
 
 from gafreeze_jax.extras import needs
 from gafreeze_jax.models import checkpoints, configs, layers, products
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models.base import Family, Head, Layout, Part, module_head
 
 with needs("text"):
     import flax.linen as nn
@@ -112,6 +113,11 @@ class BertConfig:
     def head_dropout(self) -> float:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
+    @property
+    def token_head_dropout(self) -> float:
+        """Before a classifier of tokens."""
+        return self.head_dropout
+
 
 def problems(raw: Mapping[str, Any], config: BertConfig | None) -> Iterator[str]:
     if config and config.hidden_size % config.num_attention_heads:
@@ -200,35 +206,21 @@ class BertHead(nn.Module):
         return _dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
 
 
-def make_head(config: BertConfig, num_classes: int, dtype: Any) -> Callable:
-    module: Any = BertHead(config, num_classes)  # pyright takes it for unhashable
-    return layers.as_block(module)
-
-
-def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
-    """Fresh pooler and classifier."""
-    return dict(BertHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
-
-
 class BertTokenHead(nn.Module):
-    """A classifier of every token, without a pooler: [N, D] -> logits [N, C]."""
+    """A classifier of every token, without a pooler: [N, D] -> logits [N, C].
+
+    Attributes:
+      layer: its name in the tree.
+    """
 
     config: BertConfig
     num_classes: int
+    layer: str = "classifier"
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
-        x = layers.dropout(self, x.astype(jnp.float32), self.config.head_dropout, frozen)
-        return _dense(self.num_classes, self.config, jnp.float32, "classifier")(x)
-
-
-def make_token_head(config: BertConfig, num_classes: int, dtype: Any) -> Callable:
-    module: Any = BertTokenHead(config, num_classes)
-    return layers.as_block(module)
-
-
-def init_token_head(key: Array, config: BertConfig, num_classes: int) -> dict:
-    return dict(BertTokenHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
+        x = layers.dropout(self, x.astype(jnp.float32), self.config.token_head_dropout, frozen)
+        return _dense(self.num_classes, self.config, jnp.float32, self.layer)(x)
 
 
 def blocks(config: BertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
@@ -239,9 +231,17 @@ def blocks(config: BertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
         yield Part(f"layer_{i}", sublayers, per_example=last)
 
 
-def classify(architecture: str) -> Head:
-    """The head for classification of a family with BERT's layers, by PyTorch's name of the network."""
-    return Head(architecture=architecture, make=make_head, init=init_head, output="head/classifier")
+def heads(stem: str, token_layer: str = "classifier") -> dict[str, Head]:
+    """The heads of networks with BERT's layers, whose names begin with `stem` in PyTorch.
+
+    Args:
+      token_layer: name of the layer that classifies tokens, where its tensors are not called as those of a text's classifier.
+    """
+    of_tokens = functools.partial(BertTokenHead, layer=token_layer)
+    return {
+        "classify": module_head(f"{stem}ForSequenceClassification", BertHead, "head/classifier"),
+        "tokens": module_head(f"{stem}ForTokenClassification", of_tokens, f"head/{token_layer}", per_example=False),
+    }
 
 
 FAMILY = Family(
@@ -252,14 +252,5 @@ FAMILY = Family(
     problems=problems,
     layout=LAYOUT,
     blocks=blocks,
-    heads={
-        "classify": classify("BertForSequenceClassification"),
-        "tokens": Head(
-            architecture="BertForTokenClassification",
-            make=make_token_head,
-            init=init_token_head,
-            output="head/classifier",
-            per_example=False,
-        ),
-    },
+    heads=heads("Bert"),
 )

@@ -19,6 +19,7 @@ LAYOUT = dataclasses.replace(
         *bert.LAYERS,
         *dense("classifier.dense", "head/pooler"),
         *dense("classifier.out_proj", "head/classifier"),
+        *dense("classifier", "head/token_classifier"),
     ),
 )
 
@@ -45,5 +46,5 @@ FAMILY = Family(
     problems=bert.problems,
     layout=LAYOUT,
     blocks=bert.blocks,
-    heads={"classify": bert.classify("ElectraForSequenceClassification")},
+    heads=bert.heads("Electra", "token_classifier"),
 )

@@ -22,6 +22,7 @@ LAYOUT = dataclasses.replace(
         *bert.LAYERS,
         *dense("classifier.dense", "head/pooler"),
         *dense("classifier.out_proj", "head/classifier"),
+        *dense("classifier", "head/token_classifier"),
     ),
 )
 
@@ -60,7 +61,7 @@ def family(model_type: str, title: str, stem: str) -> Family:
         problems=problems,
         layout=LAYOUT,
         blocks=bert.blocks,
-        heads={"classify": bert.classify(f"{stem}ForSequenceClassification")},
+        heads=bert.heads(stem, "token_classifier"),
     )
 
 

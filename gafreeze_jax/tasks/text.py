@@ -105,7 +105,7 @@ def prepare_classification(
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
-    tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
+    tokenizer = tokens.load_tokenizer(folder, config.vocab_size, as_words=data.kind == "tags")
     splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
     train, validation, test = (texts for _, texts in splits)
     labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]
@@ -184,7 +184,7 @@ def load_unlabelled(
         texts = [text.words_of(of_row) for of_row in texts]
     elif any(isinstance(of_row, text.Words) for of_row in texts):
         raise ValueError(f"{data}: its texts are lists of words, and the model has learned from whole texts; join the words")
-    tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
+    tokenizer = tokens.load_tokenizer(folder, config.vocab_size, as_words=task == "tags")
     tokenized = _tokenize(given, config, tokenizer, texts, str(data), task)
     words = None if tokenized.kept is None else kinds.TaggedWords(texts, tokenized.kept)
     return Unlabelled(

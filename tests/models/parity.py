@@ -165,11 +165,11 @@ def starts(lengths):
 
 def pack(texts, head, examples):
     batches = tokens.pack_batches(texts, examples, ROW_LENGTH)
-    return batches._replace(examples=batches.elements) if head == "lm" else batches
+    return batches if head == "classify" else batches._replace(examples=batches.elements)
 
 
 def compute(model, params, texts, examples=BATCHES):
-    """Logits of all texts [N, C], or of all tokens [T, V]."""
+    """Logits of all texts [N, C], or of all tokens [T, C] or [T, V]."""
     network, batches = model.make_network(), pack(texts, model.head, examples)
     logits = {}
     for step in range(len(batches.examples)):
@@ -189,7 +189,7 @@ def run(network, params, x, context):
 
 
 def run_torch(model, texts, *, per_token=False, types=False):
-    """Logits of PyTorch for texts padded to one length: [N, C], or [T, V]."""
+    """Logits of PyTorch for texts padded to one length: [N, C], or with a row for each token."""
     import torch
 
     lengths = texts.lengths

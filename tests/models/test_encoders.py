@@ -18,11 +18,11 @@ CASES = [(name, number) for name in ENCODERS for number in range(len(parity.CONF
 LABELS = ("bad", "fair", "good")
 
 
-def write(folder, name, number):
+def write(folder, name, number, of_what="Sequence"):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
     raw = parity.CONFIGS[name][number]
-    auto = transformers.AutoModelForSequenceClassification
+    auto = getattr(transformers, f"AutoModelFor{of_what}Classification")
     return parity.write_torch_model(folder, auto, name, raw, plain=number > 0), parity.make_texts(raw)
 
 
@@ -45,13 +45,45 @@ def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, tmp_path):
     parity.assert_equal_gradients(loaded, model, ours, logits, tmp_path / "gradients")
 
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
-    loaded.save(tmp_path / "saved", moved, label_names=LABELS)
-    auto = pytest.importorskip("transformers").AutoModelForSequenceClassification
-    again, info = auto.from_pretrained(tmp_path / "saved", output_loading_info=True)
-    assert {name: list(culprits) for name, culprits in info.items() if culprits} == {}
-    assert again.config.id2label == dict(enumerate(LABELS))
-    expected = parity.run_torch(again.eval(), texts, types=types).detach().numpy()
+    again = save_for_torch(loaded, moved, model, tmp_path / "saved")
+    expected = parity.run_torch(again, texts, types=types).detach().numpy()
     np.testing.assert_allclose(parity.compute(loaded.model, moved, texts), expected, rtol=0, atol=1e-4)
+
+
+def save_for_torch(loaded, params, model, folder, names=LABELS, **given):
+    """The saved network as PyTorch reads it, which must be of the same class as `model`, with a place for every tensor."""
+    loaded.save(folder, params, label_names=names, **given)
+    again, info = type(model).from_pretrained(folder, output_loading_info=True)
+    assert {name: list(culprits) for name, culprits in info.items() if culprits} == {}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [type(model).__name__]
+    assert again.config.id2label == dict(enumerate(names))
+    return again.eval()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_labels_of_tokens_equal_pytorch_before_and_after_saving(name, tmp_path):
+    model, texts = write(tmp_path / "model", name, 0, "Token")
+    types = texts.inputs["types"].any()
+    checkpoint = pretrained.read(tmp_path / "model")
+    assert checkpoint.num_classes("tokens") == parity.NUM_CLASSES
+    loaded = checkpoint.load("tokens")
+    assert loaded.fresh == ()
+    moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.9, loaded.params)
+    again = save_for_torch(loaded, moved, model, tmp_path / "saved", problem_type=None)
+    for network, params in ((model, loaded.params), (again, moved)):
+        expected = parity.run_torch(network, texts, per_token=True, types=types).detach().numpy()
+        np.testing.assert_allclose(parity.compute(loaded.model, params, texts), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert"])
+def test_a_classifier_of_texts_is_not_taken_for_one_of_tokens(name, tmp_path):
+    for of_what, other in (("Sequence", "tokens"), ("Token", "classify")):
+        write(tmp_path / of_what, name, 0, of_what)
+        checkpoint = pretrained.read(tmp_path / of_what)
+        assert checkpoint.num_classes(other) is None
+        fresh = checkpoint.load(other, num_classes=2)
+        assert any("classifier" in path for path in fresh.fresh)
 
 
 def test_layers_that_share_parameters_are_one_gene(tmp_path):
