@@ -7,6 +7,7 @@ that attention stays within texts.
 
 import functools
 import os
+import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ BATCHES_TO_TRY = 100
 NUM_BYTES = 256
 MANY_UNKNOWN = 0.03  # share of tokens
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, MemoryError)
+FROM_PIECES = "import sys, transformers as t; d = sys.argv[1]; t.AutoTokenizer.from_pretrained(d).save_pretrained(d)"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of them holds the words
 
 
@@ -65,6 +67,11 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None, *, as_words: boo
     if not any((folder / name).exists() for name in TOKENIZER_FILES):  # transformers makes an empty one then
         if vocabulary == NUM_BYTES:
             return make_byte_tokenizer()
+        if pieces := sorted(path.name for path in folder.glob("*.model")):
+            raise ValueError(
+                f"{folder.name}: no tokenizer.json; {pieces[0]} is of SentencePiece. To convert it, with sentencepiece: "
+                f'python -c "{FROM_PIECES}" {shlex.quote(str(folder))}'
+            )
         raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]})")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     with needs("text"):

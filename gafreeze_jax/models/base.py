@@ -71,11 +71,14 @@ class Part(NamedTuple):
     Attributes:
       module: called as `module(x, context, frozen)`; or the modules of a layer's sublayers by their names, lowest first.
       per_example: whether its output has one row per example, as in `Block`.
+      computes: False for parameters that only higher parts read, whose modules name this part in `reads` and find them in their
+        context. It is a gene, too; its module passes x on, and only initialises them.
     """
 
     name: str
     module: nn.Module | Mapping[str, nn.Module]
     per_example: bool = True
+    computes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +201,7 @@ class Model:
         """
         head = self.head_kind
         blocks = [
-            Block(name, layers.as_block(module), part.per_example)
+            Block(name, layers.as_block(module) if part.computes else None, part.per_example, layers.reads(module))
             for part in self._parts(dtype, head.per_example)
             for name, module in _modules(part, granularity)
         ]
@@ -219,7 +222,7 @@ class Model:
         for part in self._parts(jnp.float32, False):
             ((name, module),) = _modules(part, "layer")
             key, key_block = jax.random.split(key)
-            x, variables = init(module, key_block, x, context)
+            x, variables = init(module, key_block, x, context | {read: params[read] for read in layers.reads(module)})
             statistics = {STATISTICS: variables[STATISTICS]} if STATISTICS in variables else {}
             params[name] = {**variables["params"], **statistics}
         return {**params, "head": self.init_head(key)}

@@ -49,6 +49,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "spm.model",
     "tokenizer.model",
 )
 PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images

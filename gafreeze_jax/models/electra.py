@@ -29,13 +29,16 @@ class ElectraConfig(bert.BertConfig):
     """BERT's, and the width of the embeddings."""
 
     head_activation = "gelu"
-    drops_head_input = True
 
     embedding_size: int = configs.field(configs.COUNT, 128)
 
     @property
     def embedding_width(self) -> int:
         return self.embedding_size
+
+    @property
+    def head_input_dropout(self) -> float:
+        return self.head_dropout
 
 
 FAMILY = Family(

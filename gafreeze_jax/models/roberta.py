@@ -31,9 +31,11 @@ LAYOUT = dataclasses.replace(
 class RobertaConfig(bert.BertConfig):
     """BERT's, and the id of the padding token."""
 
-    drops_head_input = True
-
     pad_token_id: int = configs.field(configs.NUMBER, 1)
+
+    @property
+    def head_input_dropout(self) -> float:
+        return self.head_dropout
 
     @property
     def num_types(self) -> int:

@@ -25,7 +25,7 @@ class Options(options.Options):
 
     model: str = "minilm"
     """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased.
-    Networks may also be RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT or ModernBERT."""
+    Networks may also be RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT, ModernBERT, MPNet or DeBERTa."""
     data: str = "reviews"
     """reviews (embedded), a .csv, .tsv, .jsonl, .parquet or .conll file (or .gz), a folder with a train file and, if there are
     any, validation and test files, hub:NAME or hub:NAME/CONFIG such as hub:nyu-mll/glue/sst2 on the Hugging Face hub, or

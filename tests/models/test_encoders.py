@@ -9,11 +9,13 @@ import numpy as np
 import parity
 import pytest
 
-from gafreeze_jax.models import pretrained
+from gafreeze_jax.models import deberta, mpnet, pretrained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ENCODERS = ["roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert"]
+ENCODERS = [
+    "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert", "mpnet", "deberta-v2",
+]  # fmt: skip
 CASES = [(name, number) for name in ENCODERS for number in range(len(parity.CONFIGS[name]))]
 LABELS = ("bad", "fair", "good")
 
@@ -101,6 +103,16 @@ def test_layers_that_share_parameters_are_one_gene(tmp_path):
         ("roberta", {"pad_token_id": 17}, "max_position_embeddings must be above pad_token_id \\+ 1, got 18"),
         ("xlm-roberta", {"is_decoder": True}, "it is a decoder; expected an encoder"),
         ("distilbert", {"n_heads": 3}, "3 attention heads do not divide dim 16"),
+        ("mpnet", {"relative_attention_num_buckets": 31}, "relative_attention_num_buckets must be at least 32, got 31"),
+        ("mpnet", {"max_position_embeddings": 2}, "max_position_embeddings must be above 2, got 2"),
+        ("deberta-v2", {"conv_kernel_size": 3}, "conv_kernel_size must be 0, as convolutions are not implemented, got 3"),
+        ("deberta-v2", {"z_steps": 2}, "z_steps must be 0, as repeating the last layer is not implemented, got 2"),
+        ("deberta-v2", {"pos_att_type": "p2p"}, "pos_att_type must be null, or a list of c2p and p2c, got 'p2p'"),
+        ("deberta-v2", {"norm_rel_ebd": "spectral"}, "norm_rel_ebd must be one of none, layer_norm, got 'spectral'"),
+        ("deberta-v2", {"relative_attention": False}, "norm_rel_ebd must be none where relative_attention is false"),
+        ("deberta-v2", {"attention_head_size": 4}, "attention_head_size must be 8, got 4"),
+        ("deberta-v2", {"pooler_hidden_size": 4}, "pooler_hidden_size must be 16, got 4"),
+        ("deberta-v2", {"position_buckets": 64}, "position_buckets must be from 2 to 29, or -1, got 64"),
         ("electra", {"embedding_size": 0}, "embedding_size must be a positive integer"),
         ("albert", {"num_hidden_groups": 4}, "num_hidden_groups 4 must be at most num_hidden_layers 3"),
         ("modernbert", {"num_attention_heads": 16}, "hidden_size 16 must be 16 attention heads of an even width"),
@@ -119,3 +131,24 @@ def test_configs_that_are_refused(name, changes, reason, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name, **parity.CONFIGS[name][0], **changes}))
     with pytest.raises(ValueError, match=rf"config\.json: .*{reason}"):
         pretrained.read_config(tmp_path)
+
+
+def test_relative_positions_are_a_gene_of_their_own(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpnet", **parity.CONFIGS["mpnet"][0]}))
+    model = pretrained.Model(*pretrained.read_config(tmp_path), num_classes=2)
+    network = model.make_network(granularity="sublayer")
+    assert network.names[:4] == ("embeddings", "relative_positions", "layer_0/attention", "layer_0/mlp")
+    assert [block.shared for block in network.blocks[:4]] == [(), (), ("relative_positions",), ()]
+
+
+def test_rows_of_relative_positions_equal_pytorch_at_all_distances():
+    torch = pytest.importorskip("torch")
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    far = np.arange(-600, 601)
+    theirs = MPNetEncoder.relative_position_bucket(torch.tensor(-far))
+    np.testing.assert_array_equal(mpnet.bucket(far), theirs)
+    config = deberta.DebertaConfig(50, 16, 2, 2, 20, relative_attention=True, position_buckets=256)
+    theirs = make_log_bucket_position(torch.tensor(far), 256, 512).long() + 256
+    np.testing.assert_array_equal(config.rows(far), theirs.clamp(0, 511))
