@@ -8,7 +8,7 @@ import test_kinds
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.tasks import kinds, language_model, text
+from gafreeze_jax.tasks import images, kinds, language_model, text
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -60,3 +60,14 @@ def test_words_are_tokenized_as_within_a_text(model_type, first, tmp_path):
     of_words = tokenizer([["plain", "film"]], is_split_into_words=True)
     starts = [of_words.word_ids(0).index(word) for word in (0, 1)]
     assert all(of_words.tokens(0)[start].startswith(first) for start in starts)
+
+
+def test_vision_transformers_have_genes_for_sublayers(tmp_path):
+    source = family_folders.write_images_model(tmp_path, "vit")
+    options = images.Options(model=str(source), data="digits:5-9", granularity="sublayer", image_size=12, train_examples=5)
+    setup = images.prepare(options)
+    assert setup.problem.network.names[1:3] == ("layer_0/attention", "layer_0/mlp")
+    setup.save(tmp_path / "saved", setup.restore(setup.problem.params | {"head": setup.problem.make_head(jax.random.key(0))}))
+    before, after = (pretrained.load(folder).params for folder in (source, tmp_path / "saved"))
+    for name in before.keys() - {"head"}:
+        jax.tree.map(np.testing.assert_array_equal, before[name], after[name])

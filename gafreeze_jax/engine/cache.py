@@ -18,7 +18,7 @@ from jax import Array
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.network import INPUTS, AnyArray, Batch, Network, PyTree, Source, Step
-from gafreeze_jax.engine.passes import Borrowed, infer
+from gafreeze_jax.engine.passes import Borrowed, infer, with_shared
 from gafreeze_jax.extras import needs
 
 STREAMED_STEPS = 8  # of a chunk, where nothing else asks for more
@@ -233,13 +233,9 @@ class Activations:
         for depth, block in enumerate(self._network.blocks, start=1):
             if block.apply is None:
                 continue
-            x = jax.eval_shape(
-                functools.partial(infer, block.apply, (None, None)),
-                self._params[block.name],
-                x,
-                context,
-                Borrowed.of(block.shared, self._params),
-            )
+            apply = functools.partial(block.apply, frozen=True, key=None)
+            read = with_shared(block.shared, self._params[block.name], [self._params[name] for name in block.shared])
+            x = jax.eval_shape(apply, read, x, context)
             num = self.num_examples if block.per_example else num_elements
             shapes[depth] = jax.tree.map(lambda leaf, num=num: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), x)
         return shapes

@@ -6,6 +6,7 @@ Networks, initialisation, tensor names, saving and loading (`pretrained.py`) fol
 
 import dataclasses
 import functools
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Layout:
       ignored: regular expression of tensors that are not used: heads of other tasks, buffers.
       tied: names of the output layer's tensor and of the word vectors, which a checkpoint may store under either name.
       carried: regular expression of tensors that are not used, and are saved again as they are.
+      renamed: regular expressions and replacements, of which there may be several, where transformers 5 calls parameters in
+        memory otherwise than in checkpoints.
     """
 
     table: checkpoints.Table
@@ -48,6 +51,7 @@ class Layout:
     ignored: str = ""
     tied: tuple[str, str] | None = None
     carried: str = ""
+    renamed: tuple[tuple[str, ...], ...] = ()
 
     def standard_name(self, name: str) -> str:
         """A name as it stands in the table."""
@@ -63,6 +67,13 @@ class Layout:
 
     def full_name(self, name: str) -> str:
         return name if name.startswith(self.bare) else self.prefix + name
+
+    def torch_names(self, name: str) -> tuple[str, ...]:
+        """The full name of a tensor, and what else PyTorch may call it, or parts of it."""
+        names = [self.full_name(name)]
+        for pattern, *replacements in self.renamed:
+            names = [re.sub(pattern, replacement, known) for known in names for replacement in replacements]
+        return tuple(dict.fromkeys([self.full_name(name), *names]))
 
 
 class Part(NamedTuple):
@@ -245,6 +256,12 @@ class Model:
         """What the leaves of a tree are called in a checkpoint: {path: name}."""
         layout = self.family.layout
         return {path: layout.full_name(name) for path, name in checkpoints.names(params, layout.table).items()}
+
+    def torch_names(self, params: dict, carried: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+        """All that PyTorch may call the leaves of a tree, by path, and tensors that are carried along."""
+        layout = self.family.layout
+        names = checkpoints.names(params, layout.table) | {f"carried/{name}": name for name in carried}
+        return {path: layout.torch_names(name) for path, name in names.items()}
 
     def save(
         self,

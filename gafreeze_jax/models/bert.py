@@ -60,12 +60,7 @@ class BertConfig:
     """What of a Hugging Face `config.json` changes the computation. Names are theirs.
 
     Networks with BERT's layers differ by what is no field.
-
-    Attributes:
-      head_activation: between the head's two layers.
     """
-
-    head_activation = "tanh"
 
     vocab_size: int = configs.field(configs.COUNT)
     hidden_size: int = configs.field(configs.COUNT)
@@ -123,6 +118,11 @@ class BertConfig:
     @property
     def head_dropout(self) -> float:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
+    def head_activation(self) -> str:
+        """Between the head's two layers."""
+        return "tanh"
 
     @property
     def head_input_dropout(self) -> float:

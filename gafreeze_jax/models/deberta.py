@@ -197,7 +197,8 @@ class DebertaAttention(bert.BertAttention):
         if not cfg.share_att_key:
             key, query = (bert.dense(cfg.hidden_size, cfg, self.dtype, f"position_{name}") for name in ("key", "query"))
         rows, places = np.unique(cfg.rows(relative.distances(context["segments"].shape[1])), return_inverse=True)
-        vectors = layers.dropout(self, _vectors(cfg, context[relative.NAME])[rows], cfg.hidden_dropout_prob, frozen)
+        vectors = _vectors(cfg, context[relative.NAME])[rows].astype(products.activation_dtype(self.dtype))
+        vectors = layers.dropout(self, vectors, cfg.hidden_dropout_prob, frozen)
 
         def by_distance(project: layers.Dense) -> Array:
             return project(vectors).reshape(len(rows), -1, cfg.head_width)[places]

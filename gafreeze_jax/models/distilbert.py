@@ -75,7 +75,9 @@ class DistilBertConfig:
 
 @dataclass(frozen=True)
 class _Bert(bert.BertConfig):
-    head_activation = "relu"
+    @property
+    def head_activation(self) -> str:
+        return "relu"
 
     @property
     def attention_output_dropout(self) -> float:

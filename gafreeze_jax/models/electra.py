@@ -28,13 +28,15 @@ LAYOUT = dataclasses.replace(
 class ElectraConfig(bert.BertConfig):
     """BERT's, and the width of the embeddings."""
 
-    head_activation = "gelu"
-
     embedding_size: int = configs.field(configs.COUNT, 128)
 
     @property
     def embedding_width(self) -> int:
         return self.embedding_size
+
+    @property
+    def head_activation(self) -> str:
+        return "gelu"
 
     @property
     def head_input_dropout(self) -> float:

@@ -44,12 +44,17 @@ LAYOUT = dataclasses.replace(
 class MPNetConfig(bert.BertConfig):
     """BERT's without types of tokens, and the number of relative positions. Padding is token 1, whatever the config says."""
 
-    num_types = 1
-    first_position = 2
-
     type_vocab_size: int = 0
     classifier_dropout: float | None = None
     relative_attention_num_buckets: int = configs.field(configs.COUNT, NUM_BUCKETS)
+
+    @property
+    def num_types(self) -> int:
+        return 1
+
+    @property
+    def first_position(self) -> int:
+        return 2
 
     @property
     def head_input_dropout(self) -> float:

@@ -92,6 +92,11 @@ class Pretrained:
         leaves = zip(leaf_paths(self.params), jax.tree.leaves(self.params), strict=True)
         return {path: leaf for path, leaf in leaves if path not in self.fresh}
 
+    @property
+    def torch_names(self) -> dict[str, tuple[str, ...]]:
+        """As `Model.torch_names`."""
+        return self.model.torch_names(self.params, self.carried)
+
     def make_head(self, key: Array) -> dict:
         """The head with other fresh leaves."""
         return _complete(self.params["head"], self.model, self.fresh, key)

@@ -122,7 +122,7 @@ def prepare_classification(
         make_batches=tokens.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, loaded.params, genes),
-        tensors=model.tensor_names(loaded.params),
+        tensors=loaded.torch_names,
         task=task,
     )
     padding = tokens.padding(tokenizer, config.vocab_size) if pad else None
