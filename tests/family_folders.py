@@ -12,6 +12,7 @@ from gafreeze_jax.models import base, pretrained
 LABELS = ("negative", "positive")
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MPNET = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
 GPT = ("<|endoftext|>", "<|padding|>")
 
 
@@ -42,7 +43,7 @@ def _wordpieces(special, template):
 
 
 IN_BERT, IN_ROBERTA = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"), ("<s> $A </s>", "<s> $A </s> </s> $B </s>")
-ENCODERS = ("roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert")
+ENCODERS = ("roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert", "mpnet", "deberta-v2")
 TOKENIZERS = {
     "roberta": (_bytes, ROBERTA, IN_ROBERTA),
     "xlm-roberta": (_sentencepieces, ROBERTA, IN_ROBERTA),
@@ -51,6 +52,8 @@ TOKENIZERS = {
     "electra": (_wordpieces, BERT, IN_BERT),
     "albert": (_sentencepieces, BERT, IN_BERT),
     "modernbert": (_bytes, BERT, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]")),
+    "mpnet": (_wordpieces, MPNET, ("<s> $A </s>", "<s> $A </s> </s> $B </s>")),
+    "deberta-v2": (_sentencepieces, BERT, IN_BERT),
     "llama": (_bytes, GPT, None),
     "mistral": (_sentencepieces, ("<unk>", "<s>", "</s>"), ("<s> $A", "<s> $A <s> $B:1")),
     "qwen2": (_bytes, GPT, None),
@@ -72,7 +75,7 @@ def write_tokenizer(folder, model_type):
              "[PAD]": "pad_token", "[UNK]": "unk_token", "[CLS]": "cls_token", "[SEP]": "sep_token", "[MASK]": "mask_token",
              "<|endoftext|>": "eos_token"}  # fmt: skip
     config = {names[token]: token for token in special if token in names}
-    if special is ROBERTA:
+    if special in (ROBERTA, MPNET):
         config |= {"cls_token": "<s>", "sep_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return tokenizer.get_vocab_size()

@@ -4,10 +4,11 @@ import family_folders
 import jax
 import numpy as np
 import pytest
+import test_kinds
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.models import pretrained
-from gafreeze_jax.tasks import language_model, text
+from gafreeze_jax.tasks import images, kinds, language_model, text
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -31,3 +32,42 @@ def test_a_run_begins_and_saves_a_model_with_its_tokenizer(model_type, tmp_path)
     ]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) > 5
+
+
+@pytest.mark.parametrize("model_type", family_folders.ENCODERS)
+def test_several_labels_and_numbers_have_the_head_of_one_label(model_type, tmp_path):
+    auto = pytest.importorskip("transformers").AutoModelForSequenceClassification
+    pytest.importorskip("torch")
+    source = family_folders.write_texts_model(tmp_path, model_type)
+    for kind in ("labels", "number"):
+        _, setup = test_kinds.prepare(kind, tmp_path, source, head="fresh")
+        setup.save(tmp_path / kind, test_kinds.with_random_head(setup))
+        model, info = auto.from_pretrained(tmp_path / kind, output_loading_info=True)
+        assert {name: list(culprits) for name, culprits in info.items() if culprits} == {}
+        assert model.config.problem_type == kinds.PROBLEM_TYPES[kind]
+        assert list(model.config.id2label.values()) == list(setup.facts["label_names"])
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "modernbert", "albert"])  # bytes as words, bytes, and sentence pieces
+def test_pytorch_gives_words_the_same_tags(model_type, tmp_path):
+    test_kinds.assert_pytorch_computes_the_same("tags", family_folders.write_texts_model(tmp_path, model_type), tmp_path)
+
+
+@pytest.mark.parametrize(("model_type", "first"), [("roberta", "\u0120"), ("modernbert", "\u0120"), ("xlm-roberta", "\u2581")])
+def test_words_are_tokenized_as_within_a_text(model_type, first, tmp_path):
+    family_folders.write_texts_model(tmp_path, model_type)
+    tokenizer = tokens.load_tokenizer(tmp_path, as_words=True)
+    of_words = tokenizer([["plain", "film"]], is_split_into_words=True)
+    starts = [of_words.word_ids(0).index(word) for word in (0, 1)]
+    assert all(of_words.tokens(0)[start].startswith(first) for start in starts)
+
+
+def test_vision_transformers_have_genes_for_sublayers(tmp_path):
+    source = family_folders.write_images_model(tmp_path, "vit")
+    options = images.Options(model=str(source), data="digits:5-9", granularity="sublayer", image_size=12, train_examples=5)
+    setup = images.prepare(options)
+    assert setup.problem.network.names[1:3] == ("layer_0/attention", "layer_0/mlp")
+    setup.save(tmp_path / "saved", setup.restore(setup.problem.params | {"head": setup.problem.make_head(jax.random.key(0))}))
+    before, after = (pretrained.load(folder).params for folder in (source, tmp_path / "saved"))
+    for name in before.keys() - {"head"}:
+        jax.tree.map(np.testing.assert_array_equal, before[name], after[name])

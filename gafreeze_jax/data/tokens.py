@@ -7,6 +7,7 @@ that attention stays within texts.
 
 import functools
 import os
+import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ BATCHES_TO_TRY = 100
 NUM_BYTES = 256
 MANY_UNKNOWN = 0.03  # share of tokens
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, MemoryError)
+FROM_PIECES = "import sys, transformers as t; d = sys.argv[1]; t.AutoTokenizer.from_pretrained(d).save_pretrained(d)"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of them holds the words
 
 
@@ -52,11 +54,12 @@ class Tokens(NamedTuple):
     kept: np.ndarray | None = None
 
 
-def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
+def load_tokenizer(folder: Path, vocabulary: int | None = None, *, as_words: bool = False) -> Any:
     """The Hugging Face tokenizer in a model's folder.
 
     Args:
       vocabulary: number of word vectors that the model has. With 256 of them and no tokenizer it models bytes.
+      as_words: for texts that come as words. A tokenizer of bytes then takes each of them as if it stood after a space.
 
     Raises:
       ValueError: if there is none, or it is damaged.
@@ -64,17 +67,27 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):  # transformers makes an empty one then
         if vocabulary == NUM_BYTES:
             return make_byte_tokenizer()
+        if pieces := sorted(path.name for path in folder.glob("*.model")):
+            raise ValueError(
+                f"{folder.name}: no tokenizer.json; {pieces[0]} is of SentencePiece. To convert it, with sentencepiece: "
+                f'python -c "{FROM_PIECES}" {shlex.quote(str(folder))}'
+            )
         raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]})")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     with needs("text"):
         from transformers import AutoTokenizer  # takes a second to import
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # None asks the user
     except INTERRUPTIONS:
         raise
     except BaseException as error:  # whatever a damaged file makes transformers and tokenizers raise; Rust's is no Exception
         raise ValueError(f"{folder}: the tokenizer files cannot be read: {_reason(error)}") from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if as_words and backend and hasattr(of_bytes := backend.pre_tokenizer, "add_prefix_space"):
+        of_bytes.add_prefix_space = True
+        backend.pre_tokenizer = of_bytes
+    return tokenizer
 
 
 def _reason(error: BaseException) -> str:

@@ -16,10 +16,12 @@ from jax import Array
 
 from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, lowest_trainable
 from gafreeze_jax.engine.passes import (
+    Borrowed,
     HeadAxes,
     HeadGradients,
     Residuals,
     Wrt,
+    add,
     backward,
     forward,
     head_step,
@@ -45,23 +47,25 @@ class Chain(NamedTuple):
 
 def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, axis: Axis) -> Callable[..., Chain]:
     """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> Chain`."""
-    depth = lowest_trainable(frozen)
+    axes = _axes_of_trained(network, frozen, axis)
 
     def run(params, x, context, key, gates):
-        for block in network.blocks[start:depth]:
-            if block.apply is not None:
-                x = infer(block.apply, (None, None), params[block.name], x, context)
         residuals: dict[str, Residuals] = {}
         statistics: dict[str, PyTree] = {}
         x_axis: Axis = None
-        for index, block in enumerate(network.blocks[depth:], start=depth):
+        for index, block in enumerate(network.blocks[start:], start=start):
             if block.apply is None:
                 continue
-            trained = frozen[index] is not True
+            trained = block.name in axes
+            borrowed = Borrowed.of(block.shared, params, axes)
+            wrt = Wrt(trained, bool(residuals), tuple(name for name in block.shared if name in axes))
+            if not any(wrt):
+                x = infer(block.apply, (None, None), params[block.name], x, context, borrowed)
+                continue
             gate = gates[block.name] if frozen[index] is None else None
             y, pullback, new_statistics = forward(
                 apply=block.apply,
-                wrt=Wrt(params=trained, input=bool(residuals)),
+                wrt=wrt,
                 axes=(axis if trained else None, x_axis, None if gate is None else axis),
                 params=params[block.name],
                 x=x,
@@ -69,14 +73,20 @@ def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, a
                 context=context,
                 key=key,
                 index=index,
+                borrowed=borrowed,
             )
             residuals[block.name] = Residuals(pullback, x)
             if new_statistics is not None:
                 statistics[block.name] = new_statistics
-            x, x_axis = y, axis if trained else x_axis
+            x, x_axis = y, axis if trained or wrt.borrowed else x_axis
         return Chain(x, residuals, statistics)
 
     return run
+
+
+def _axes_of_trained(network: Network, frozen: Sequence[bool | None], axis: Axis) -> dict[str, Axis]:
+    """The member axes of the blocks that are trained, by name."""
+    return {name: axis for name, gene in zip(network.names, frozen, strict=True) if gene is not True}
 
 
 class Gradients(NamedTuple):
@@ -96,25 +106,36 @@ class Gradients(NamedTuple):
 
 
 def _backward_chain(
-    axis: Axis, residuals: dict[str, Residuals], head: HeadGradients, params: PyTree, gates: Mapping[str, Array]
+    *,
+    network: Network,
+    frozen: Sequence[bool | None],
+    axis: Axis,
+    residuals: dict[str, Residuals],
+    head: HeadGradients,
+    params: PyTree,
+    gates: Mapping[str, Array],
 ) -> tuple[dict[str, PyTree], Array]:
     """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals`."""
-    gradients, by_head = {"head": head.params}, dict(head.shared)
+    gradients, from_above = {"head": head.params}, dict(head.shared)
+    shared, axes = {block.name: block.shared for block in network.blocks}, _axes_of_trained(network, frozen, axis)
     cotangent, square_norm = head.input, head.square_norm
     while residuals:
         name, of_block = residuals.popitem()  # frees what the block keeps as soon as it has been run backwards
-        of_params, cotangent, square_norm = backward(
+        of_params, cotangent, of_borrowed, square_norm = backward(
             axis=axis,
             residuals=of_block,
             params=params[name],
             cotangent=cotangent,
             frozen=gates.get(name),
             square_norm=square_norm,
-            by_head=by_head.pop(name, None),
+            from_above=from_above.pop(name, None),
+            borrowed=Borrowed.of(shared[name], params, axes),
         )
+        for lender, more in of_borrowed.items():
+            from_above[lender] = add(from_above[lender], more) if lender in from_above else more
         if of_params is not None:
             gradients[name] = of_params
-    for name, of_params in by_head.items():  # of blocks that compute nothing themselves
+    for name, of_params in from_above.items():  # of blocks that compute nothing themselves
         gradients[name], square_norm = hold_and_measure(axis, of_params, gates.get(name), square_norm)
     return gradients, square_norm
 
@@ -157,24 +178,25 @@ def value_and_grad(
         raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
     if (depth := lowest_trainable(frozen)) < start:
         raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
-    trained = {name for name, gene in zip(network.names, frozen, strict=True) if gene is not True}
+    axes = _axes_of_trained(network, frozen, axis)
 
     def run(params, step, key=None, gates=None):
         gates = {} if gates is None else gates
         x, residuals, statistics = forward_chain(network, frozen, start, axis)(params, step.x, step.context, key, gates)
-        of_shared = tuple(axis if name in trained else None for name in network.shared)
         head = head_step(
             network=network,
             loss=loss,
-            trained=tuple(name in trained for name in network.shared),
+            trained=tuple(name in axes for name in network.shared),
             input_too=bool(residuals),
-            axes=HeadAxes(axis, of_shared, axis if residuals else None),
+            axes=HeadAxes(axis, tuple(map(axes.get, network.shared)), axis if residuals else None),
             params=params["head"],
             shared=tuple(params[name] for name in network.shared),
             step=step._replace(x=x),
             key=key,
         )
-        gradients, square_norm = _backward_chain(axis, residuals, head, params, gates)
+        gradients, square_norm = _backward_chain(
+            network=network, frozen=frozen, axis=axis, residuals=residuals, head=head, params=params, gates=gates
+        )
         return Gradients(head.loss, gradients, square_norm, statistics)
 
     return run

@@ -18,7 +18,7 @@ from jax import Array
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.network import INPUTS, AnyArray, Batch, Network, PyTree, Source, Step
-from gafreeze_jax.engine.passes import infer
+from gafreeze_jax.engine.passes import Borrowed, infer, with_shared
 from gafreeze_jax.extras import needs
 
 STREAMED_STEPS = 8  # of a chunk, where nothing else asks for more
@@ -209,7 +209,8 @@ class Activations:
                 for boundary, block in enumerate(self._network.blocks[below:depth], start=below + 1):
                     if block.apply is None:
                         continue
-                    x = infer(block.apply, (None, None), self._params[block.name], x, context)
+                    borrowed = Borrowed.of(block.shared, self._params)
+                    x = infer(block.apply, (None, None), self._params[block.name], x, context, borrowed)
                     if boundary in outputs:
                         rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
                         put = functools.partial(_put, rows=rows[number])
@@ -233,7 +234,8 @@ class Activations:
             if block.apply is None:
                 continue
             apply = functools.partial(block.apply, frozen=True, key=None)
-            x = jax.eval_shape(apply, self._params[block.name], x, context)
+            read = with_shared(block.shared, self._params[block.name], [self._params[name] for name in block.shared])
+            x = jax.eval_shape(apply, read, x, context)
             num = self.num_examples if block.per_example else num_elements
             shapes[depth] = jax.tree.map(lambda leaf, num=num: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), x)
         return shapes

@@ -31,13 +31,16 @@ class Block(NamedTuple):
         segments. Where `frozen` (a bool, or traced) the block must run in inference mode; `key` is for dropout, None
         when scoring. Blocks with the same `apply` object and parameter shapes share their compiled code. With running
         statistics it returns `(x, new statistics)` unless `frozen` is True. None = nothing is computed here, and the
-        parameters are for the head (see `Network.shared`).
+        parameters are for others (see `shared` here and in `Network`).
       per_example: whether the output has one row per example; otherwise it has one per element of the batch (see `Batch`).
+      shared: names of lower blocks whose parameters it reads as well, such as positions that all layers share: it receives
+        {..., block name: parameters} beside its own. Their gradient is the sum over all that read them.
     """
 
     name: str
     apply: Callable[..., Any] | None
     per_example: bool = True
+    shared: tuple[str, ...] = ()
 
 
 class Network(NamedTuple):

@@ -6,7 +6,8 @@ that an argument has no such axis, and is shared by all members.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,21 +26,53 @@ def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
     return function if all(axis is None for axis in axes) else devices.over_shards(jax.vmap(function, axes), axes)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Borrowed:
+    """Parameters of lower blocks that a block reads as well; see `Block.shared`.
+
+    Attributes:
+      trees: of each of these blocks.
+      names: of them.
+      axes: their member axes.
+    """
+
+    trees: tuple[PyTree, ...] = ()
+    names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    axes: tuple[Axis, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], params: PyTree, axes: Mapping[str, Axis] = MappingProxyType({})) -> "Borrowed":
+        """From the network's parameters, and the axes of those that have one."""
+        return cls(tuple(parameters(params[name]) for name in names), names, tuple(map(axes.get, names)))
+
+
+NOTHING = Borrowed()
+
+
+def with_shared(names: Sequence[str], params: PyTree, shared: Sequence[PyTree]) -> PyTree:
+    """Parameters with those of other blocks, by their names."""
+    return params | dict(zip(names, map(parameters, shared), strict=True)) if names else params
+
+
 @functools.partial(jax.jit, static_argnames=("apply", "axes"))
-def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree) -> Array:
+def infer(
+    apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree, borrowed: Borrowed = NOTHING
+) -> Array:
     """A block in inference mode. `axes` are those of `params` and `x`."""
 
-    def run(params, x, context):
-        return apply(params, x, context, frozen=True, key=None)
+    def run(params, x, context, *shared):
+        return apply(with_shared(borrowed.names, params, shared), x, context, frozen=True, key=None)
 
-    return over_members(run, (*axes, None))(params, x, context)
+    return over_members(run, (*axes, None, *borrowed.axes))(params, x, context, *borrowed.trees)
 
 
 class Wrt(NamedTuple):
-    """What a block is differentiated with respect to."""
+    """What a block is differentiated with respect to; `borrowed` are names."""
 
     params: bool
     input: bool
+    borrowed: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -105,6 +138,7 @@ def forward(
     context: PyTree,
     key: Array | None,
     index: int,
+    borrowed: Borrowed = NOTHING,
 ) -> Forward:
     """Runs a block in training mode.
 
@@ -115,8 +149,9 @@ def forward(
     """
     key = None if key is None else jax.random.fold_in(key, index)
 
-    def run(params, x, frozen, context, key):
-        y = apply(params, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
+    def run(params, x, frozen, context, key, *shared):
+        read = with_shared(borrowed.names, params, shared)
+        y = apply(read, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
         if not (wrt.params and has_statistics(params)):
             return y, None
         y, statistics = y
@@ -128,11 +163,15 @@ def forward(
         tree = params
         if wrt.params:
             tree = params | variables["params"] if has_statistics(params) else variables["params"]
-        return over_members(run, (*axes, None, None))(tree, variables.get("x", x), frozen, context, key)
+        shared = (shared_trees | variables["borrowed"]).values()
+        mapped = over_members(run, (*axes, None, None, *borrowed.axes))
+        return mapped(tree, variables.get("x", x), frozen, context, key, *shared)
 
+    shared_trees = dict(zip(borrowed.names, borrowed.trees, strict=True))
     variables = ({"params": parameters(params)} if wrt.params else {}) | ({"x": x} if wrt.input else {})
+    variables["borrowed"] = {name: shared_trees[name] for name in wrt.borrowed}
     y, pullback, statistics = jax.vjp(of_variables, variables, has_aux=True)
-    return Forward(y, Pullback.without((params, x), pullback), statistics)
+    return Forward(y, Pullback.without((params, x, borrowed), pullback), statistics)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm",))
@@ -144,8 +183,9 @@ def backward(
     cotangent: Array,
     frozen: Array | None,
     square_norm: Array,
-    by_head: PyTree = None,
-) -> tuple[PyTree, Array | None, Array]:
+    from_above: PyTree = None,
+    borrowed: Borrowed = NOTHING,
+) -> tuple[PyTree, Array | None, dict[str, PyTree], Array]:
     """Runs a block backwards.
 
     Args:
@@ -155,18 +195,25 @@ def backward(
       cotangent: of the block's output.
       frozen: [members] bool, whose gradients are set to zero.
       square_norm: [members], of the gradients of the blocks above.
-      by_head: gradients of the parameters as the head reads them, or None.
+      from_above: gradients of the parameters as higher blocks and the head read them, or None.
+      borrowed: as given to `forward`.
 
     Returns:
-      Gradients of the parameters and of the input (None if not asked for), and `square_norm` with this block's added.
+      Gradients of the parameters and of the input (None if not asked for), those of borrowed parameters that were asked for, by
+      name, and `square_norm` with this block's added.
     """
-    (gradients,) = residuals.pullback.complete((params, residuals.x))(cotangent)
+    (gradients,) = residuals.pullback.complete((params, residuals.x, borrowed))(cotangent)
     of_params = gradients.get("params")
     if of_params is not None:
-        if by_head is not None:
-            of_params = jax.tree.map(jnp.add, of_params, by_head)
+        if from_above is not None:
+            of_params = add(of_params, from_above)
         of_params, square_norm = hold_and_measure(axis, of_params, frozen, square_norm)
-    return of_params, gradients.get("x"), square_norm
+    return of_params, gradients.get("x"), gradients["borrowed"], square_norm
+
+
+@jax.jit
+def add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))
@@ -212,11 +259,6 @@ class HeadGradients(NamedTuple):
     square_norm: Array
 
 
-def with_shared(network: Network, params: PyTree, shared: Sequence[PyTree]) -> PyTree:
-    """The head's parameters with those of the blocks it shares."""
-    return params | dict(zip(network.shared, map(parameters, shared), strict=True)) if network.shared else params
-
-
 @functools.partial(jax.jit, static_argnames=("network", "loss", "trained", "input_too", "axes"))
 def head_step(
     *,
@@ -242,7 +284,7 @@ def head_step(
     def run(params, x, targets, weights, context, key, *shared):
         def mean_loss(variables):
             read = dict(enumerate(shared)) | variables["shared"]
-            all_params = with_shared(network, variables["params"], list(read.values()))
+            all_params = with_shared(network.shared, variables["params"], list(read.values()))
             outputs = network.head(all_params, variables.get("x", x), context, frozen=False, key=key)
             return loss(outputs, targets) @ weights / weights.sum()
 
@@ -262,7 +304,7 @@ def head_residuals(
     """What the head keeps for its backward pass, logits above all."""
 
     def losses(params, x, targets, context, *shared):
-        return loss(network.head(with_shared(network, params, shared), x, context, frozen=False, key=None), targets)
+        return loss(network.head(with_shared(network.shared, params, shared), x, context, frozen=False, key=None), targets)
 
     def of_variables(params, shared):
         return over_members(losses, (axes.params, axes.x, None, None, *axes.shared))(

@@ -15,7 +15,7 @@ from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.backprop import Gradients
 from gafreeze_jax.engine.cache import Budget, default_budget
 from gafreeze_jax.engine.network import INPUTS, Loss, Network, PyTree, Step, lowest_trainable
-from gafreeze_jax.engine.passes import infer
+from gafreeze_jax.engine.passes import Borrowed, infer
 from gafreeze_jax.listing import listed
 
 ROWS = 100  # computed at a time
@@ -52,7 +52,8 @@ class FrozenPrefix:
         x = inputs
         for block in self._network.blocks[: self.depth]:
             if block.apply is not None:
-                x = infer(block.apply, (None, None), self.params[block.name], x, {INPUTS: inputs})
+                borrowed = Borrowed.of(block.shared, self.params)
+                x = infer(block.apply, (None, None), self.params[block.name], x, {INPUTS: inputs}, borrowed)
         return PrefixRows(x, inputs if self._network.reads_inputs else None)
 
     def cache(self, inputs: PyTree, budget: Budget | None = None, folder: str | os.PathLike[str] | None = None) -> PrefixRows:

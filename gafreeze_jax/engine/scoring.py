@@ -12,7 +12,7 @@ from jax import Array
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Activations, Chunk, default_budget, fetch
 from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, Source, lowest_trainable
-from gafreeze_jax.engine.passes import HeadAxes, infer, over_members, with_shared
+from gafreeze_jax.engine.passes import Borrowed, HeadAxes, infer, over_members, with_shared
 from gafreeze_jax.metrics import Metric
 
 PerExample = Callable[[Array, Any], PyTree]  # (outputs [B, ...], targets [B, ...] or None) -> tree of [B, ...]
@@ -104,8 +104,9 @@ def _score_step(static: _Scoring, params: PyTree, chunk: Chunk, step: int) -> Py
     for block in network.blocks[start:]:
         if block.apply is not None:
             of_params = 0 if block.name in stacked else None
-            x = infer(block.apply, (of_params, axis), params[block.name], x, context)
-            axis = axis if of_params is None else of_params
+            borrowed = Borrowed.of(block.shared, params, dict.fromkeys(stacked, 0))
+            x = infer(block.apply, (of_params, axis), params[block.name], x, context, borrowed)
+            axis = 0 if 0 in (axis, of_params, *borrowed.axes) else None
     of_shared = tuple(0 if name in stacked else None for name in network.shared)
     return score_head(
         network=network,
@@ -146,7 +147,7 @@ def score_head(
     """What `score` makes of the outputs of a batch."""
 
     def run(params, x, targets, context, *shared):
-        return score(network.head(with_shared(network, params, shared), x, context, frozen=True, key=None), targets)
+        return score(network.head(with_shared(network.shared, params, shared), x, context, frozen=True, key=None), targets)
 
     mapped = over_members(run, (axes.params, axes.x, None, None, *axes.shared))
     return mapped(params, x, targets, context, *shared)

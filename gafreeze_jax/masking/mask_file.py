@@ -5,7 +5,7 @@ Version 2 adds rates, and whether the head was fresh.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gafreeze_jax.masking.genes import ALWAYS_TRAINS, Genes
@@ -24,7 +24,7 @@ def write_mask(
     path: str | os.PathLike[str],
     genes: Genes,
     genome: Mask | None = None,
-    tensors: Mapping[str, str] | None = None,
+    tensors: Mapping[str, str | Sequence[str]] | None = None,
     *,
     rates: Rates | None = None,
     head: str | None = None,
@@ -35,7 +35,7 @@ def write_mask(
 
     Args:
       genome: [G] bools; may be left out where rates are given.
-      tensors: what the leaves are called in a checkpoint, {path: name}; these names are then written as well.
+      tensors: what the leaves are called in a checkpoint, {path: name}, or names; these are then written as well.
       rates: [G] numbers from 0 = frozen; without them, genes that train have a rate of 1.
       head: "fresh" if training started from a new head, "kept" if from the checkpoint's, None if that is not known.
 
@@ -66,10 +66,11 @@ def write_mask(
         "note": NOTE,
     }
     if tensors:
-        rate_of = {tensors[leaf]: by_gene[name] for name in genes.names for leaf in leaves[name]}
+        called = {leaf: [names] if isinstance(names, str) else names for leaf, names in tensors.items()}
+        rate_of = {tensor: by_gene[name] for name in genes.names for leaf in leaves[name] for tensor in called[leaf]}
         mask["tensors"] = {
             "frozen": [name for name, rate in rate_of.items() if rate == 0],
-            "trainable": [name for name in tensors.values() if rate_of.get(name, 1) != 0],
+            "trainable": [name for names in called.values() for name in names if rate_of.get(name, 1) != 0],
             "rates": {name: rate for name, rate in rate_of.items() if rate not in (0, 1)},
         }
     with open(path, "w", encoding="utf-8") as file:

@@ -117,5 +117,5 @@ FAMILY = Family(
     problems=problems,
     layout=LAYOUT,
     blocks=blocks,
-    heads={"classify": bert.classify("AlbertForSequenceClassification")},
+    heads=bert.heads("Albert"),
 )

@@ -6,6 +6,7 @@ Networks, initialisation, tensor names, saving and loading (`pretrained.py`) fol
 
 import dataclasses
 import functools
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Layout:
       ignored: regular expression of tensors that are not used: heads of other tasks, buffers.
       tied: names of the output layer's tensor and of the word vectors, which a checkpoint may store under either name.
       carried: regular expression of tensors that are not used, and are saved again as they are.
+      renamed: regular expressions and replacements, of which there may be several, where transformers 5 calls parameters in
+        memory otherwise than in checkpoints.
     """
 
     table: checkpoints.Table
@@ -48,6 +51,7 @@ class Layout:
     ignored: str = ""
     tied: tuple[str, str] | None = None
     carried: str = ""
+    renamed: tuple[tuple[str, ...], ...] = ()
 
     def standard_name(self, name: str) -> str:
         """A name as it stands in the table."""
@@ -64,6 +68,13 @@ class Layout:
     def full_name(self, name: str) -> str:
         return name if name.startswith(self.bare) else self.prefix + name
 
+    def torch_names(self, name: str) -> tuple[str, ...]:
+        """The full name of a tensor, and what else PyTorch may call it, or parts of it."""
+        names = [self.full_name(name)]
+        for pattern, *replacements in self.renamed:
+            names = [re.sub(pattern, replacement, known) for known in names for replacement in replacements]
+        return tuple(dict.fromkeys([self.full_name(name), *names]))
+
 
 class Part(NamedTuple):
     """The Flax module of a block.
@@ -71,11 +82,14 @@ class Part(NamedTuple):
     Attributes:
       module: called as `module(x, context, frozen)`; or the modules of a layer's sublayers by their names, lowest first.
       per_example: whether its output has one row per example, as in `Block`.
+      computes: False for parameters that only higher parts read, whose modules name this part in `reads` and find them in their
+        context. It is a gene, too; its module passes x on, and only initialises them.
     """
 
     name: str
     module: nn.Module | Mapping[str, nn.Module]
     per_example: bool = True
+    computes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +119,23 @@ class Head:
     tied: bool = False
     untied: "Head | None" = None
     blocks: "Callable[[Any, Any], Iterable[Part]] | None" = None
+
+
+def module_head(architecture: str, module: Callable[[Any, int], nn.Module], output: str, per_example: bool = True) -> Head:
+    """A head that is a Flax module.
+
+    Args:
+      module: `module(config, num_classes)` makes it; it is called as that of a `Part`, with x [B, config.hidden_size].
+      architecture, output, per_example: as in `Head`.
+    """
+
+    def make(config: Any, num_classes: int, dtype: Any) -> Callable[..., Any]:
+        return layers.as_block(module(config, num_classes))
+
+    def init(key: Array, config: Any, num_classes: int) -> dict:
+        return dict(module(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
+
+    return Head(architecture=architecture, make=make, init=init, output=output, per_example=per_example)
 
 
 def no_problems(raw: Mapping[str, Any], config: Any) -> Iterable[str]:
@@ -181,7 +212,7 @@ class Model:
         """
         head = self.head_kind
         blocks = [
-            Block(name, layers.as_block(module), part.per_example)
+            Block(name, layers.as_block(module) if part.computes else None, part.per_example, layers.reads(module))
             for part in self._parts(dtype, head.per_example)
             for name, module in _modules(part, granularity)
         ]
@@ -202,7 +233,7 @@ class Model:
         for part in self._parts(jnp.float32, False):
             ((name, module),) = _modules(part, "layer")
             key, key_block = jax.random.split(key)
-            x, variables = init(module, key_block, x, context)
+            x, variables = init(module, key_block, x, context | {read: params[read] for read in layers.reads(module)})
             statistics = {STATISTICS: variables[STATISTICS]} if STATISTICS in variables else {}
             params[name] = {**variables["params"], **statistics}
         return {**params, "head": self.init_head(key)}
@@ -225,6 +256,12 @@ class Model:
         """What the leaves of a tree are called in a checkpoint: {path: name}."""
         layout = self.family.layout
         return {path: layout.full_name(name) for path, name in checkpoints.names(params, layout.table).items()}
+
+    def torch_names(self, params: dict, carried: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+        """All that PyTorch may call the leaves of a tree, by path, and tensors that are carried along."""
+        layout = self.family.layout
+        names = checkpoints.names(params, layout.table) | {f"carried/{name}": name for name in carried}
+        return {path: layout.torch_names(name) for path, name in names.items()}
 
     def save(
         self,
@@ -258,7 +295,8 @@ class Model:
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
         checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
-        checkpoints.copy_tokenizer(source, folder, **({"pad_token": padding[1]} if padding else {}))
+        settings = {"pad_token": padding[1]} if padding else {}
+        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", **settings)
         if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
             shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
 

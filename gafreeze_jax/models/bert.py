@@ -4,7 +4,8 @@ Token arrays are flat, `[tokens, features]`: matrix products are then single lar
 `data/tokens.py`). The last layer is computed for the first token of every text alone, as nothing else is read from it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import checkpoints, configs, layers, products
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models import checkpoints, configs, layers, products, relative
+from gafreeze_jax.models.base import Family, Head, Layout, Part, module_head
+from gafreeze_jax.models.relative import Bias
 
 with needs("text"):
     import flax.linen as nn
@@ -24,15 +26,18 @@ EMBEDDINGS = (
     ("embeddings.token_type_embeddings.weight", "embeddings/type", None),
     *checkpoints.norm("embeddings.LayerNorm", "embeddings/norm"),
 )
+MLP = (
+    *checkpoints.dense("encoder.layer.{}.intermediate.dense", "layer_{}/mlp/up"),
+    *checkpoints.dense("encoder.layer.{}.output.dense", "layer_{}/mlp/down"),
+    *checkpoints.norm("encoder.layer.{}.output.LayerNorm", "layer_{}/mlp/norm"),
+)
 LAYERS = (
     *checkpoints.dense("encoder.layer.{}.attention.self.query", "layer_{}/attention/query"),
     *checkpoints.dense("encoder.layer.{}.attention.self.key", "layer_{}/attention/key"),
     *checkpoints.dense("encoder.layer.{}.attention.self.value", "layer_{}/attention/value"),
     *checkpoints.dense("encoder.layer.{}.attention.output.dense", "layer_{}/attention/out"),
     *checkpoints.norm("encoder.layer.{}.attention.output.LayerNorm", "layer_{}/attention/norm"),
-    *checkpoints.dense("encoder.layer.{}.intermediate.dense", "layer_{}/mlp/up"),
-    *checkpoints.dense("encoder.layer.{}.output.dense", "layer_{}/mlp/down"),
-    *checkpoints.norm("encoder.layer.{}.output.LayerNorm", "layer_{}/mlp/norm"),
+    *MLP,
 )
 BUFFERS = r"embeddings\.(position|token_type)_ids"
 LAYOUT = Layout(
@@ -55,14 +60,7 @@ class BertConfig:
     """What of a Hugging Face `config.json` changes the computation. Names are theirs.
 
     Networks with BERT's layers differ by what is no field.
-
-    Attributes:
-      head_activation: between the head's two layers.
-      drops_head_input: whether there is dropout before the first of them, too.
     """
-
-    head_activation = "tanh"
-    drops_head_input = False
 
     vocab_size: int = configs.field(configs.COUNT)
     hidden_size: int = configs.field(configs.COUNT)
@@ -101,6 +99,15 @@ class BertConfig:
         return self.type_vocab_size
 
     @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_scale(self) -> float:
+        """Of the attention scores."""
+        return self.head_width**-0.5
+
+    @property
     def attention_output_dropout(self) -> float:
         return self.hidden_dropout_prob
 
@@ -112,6 +119,21 @@ class BertConfig:
     def head_dropout(self) -> float:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
+    @property
+    def head_activation(self) -> str:
+        """Between the head's two layers."""
+        return "tanh"
+
+    @property
+    def head_input_dropout(self) -> float:
+        """Before the first of the head's two layers, too, in some relatives."""
+        return 0.0
+
+    @property
+    def token_head_dropout(self) -> float:
+        """Before a classifier of tokens."""
+        return self.head_dropout
+
 
 def problems(raw: Mapping[str, Any], config: BertConfig | None) -> Iterator[str]:
     if config and config.hidden_size % config.num_attention_heads:
@@ -122,11 +144,11 @@ def problems(raw: Mapping[str, Any], config: BertConfig | None) -> Iterator[str]
         yield "it is a decoder; expected an encoder"
 
 
-def _dense(features: int, config: BertConfig, dtype: Any, name: str) -> layers.Dense:
+def dense(features: int, config: BertConfig, dtype: Any, name: str) -> layers.Dense:
     return layers.Dense(features, dtype, config.initializer_range, name=name)
 
 
-def _norm(config: BertConfig, dtype: Any, name: str) -> nn.Module:
+def norm(config: BertConfig, dtype: Any, name: str) -> nn.Module:
     return layers.norm(config.layer_norm_eps, dtype, name)
 
 
@@ -142,9 +164,9 @@ class BertEmbeddings(nn.Module):
         h = word[x["ids"]] + position[x["positions"] + cfg.first_position]
         if cfg.type_vocab_size:
             h += self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width))[x["types"]]
-        h = _norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
+        h = norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
         h = layers.dropout(self, h, cfg.hidden_dropout_prob, frozen)
-        return _dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h
+        return dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h
 
 
 class BertAttention(nn.Module):
@@ -158,17 +180,21 @@ class BertAttention(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         at = context["firsts"] if self.last else None  # [B], index into R * S
-        key, value = (_dense(cfg.hidden_size, cfg, self.dtype, name)(x) for name in ("key", "value"))
+        query, key, value = (dense(cfg.hidden_size, cfg, self.dtype, name) for name in ("query", "key", "value"))
+        bias, keys, values = self.bias(query, key, context, frozen), key(x), value(x)
         x = x if at is None else x[at]
-        query = _dense(cfg.hidden_size, cfg, self.dtype, "query")(x)
         mixed = layers.attend(
-            self, query, key, value, context["segments"], at,
-            num_heads=cfg.num_attention_heads, scale=(cfg.hidden_size // cfg.num_attention_heads) ** -0.5, causal=False,
+            self, query(x), keys, values, context["segments"], at,
+            num_heads=cfg.num_attention_heads, scale=cfg.attention_scale, causal=False, bias=bias,
             dropout_rate=cfg.attention_probs_dropout_prob, frozen=frozen,
         )  # fmt: skip
-        out = _dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed)
+        out = dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed)
         out = layers.dropout(self, out, cfg.attention_output_dropout, frozen)
-        return _norm(cfg, x.dtype, "norm")(x + out)
+        return norm(cfg, x.dtype, "norm")(x + out)
+
+    def bias(self, query: layers.Dense, key: layers.Dense, context: dict[str, Array], frozen: Any) -> Bias | None:
+        """What relatives add to the scores of attention, as in `layers.attend`; `query` and `key` are their projections."""
+        return None
 
 
 class BertMLP(nn.Module):
@@ -180,9 +206,9 @@ class BertMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        h = layers.activate(cfg.hidden_act, _dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
-        out = layers.dropout(self, _dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.mlp_output_dropout, frozen)
-        return _norm(cfg, x.dtype, "norm")(x + out)
+        h = layers.activate(cfg.hidden_act, dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
+        out = layers.dropout(self, dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.mlp_output_dropout, frozen)
+        return norm(cfg, x.dtype, "norm")(x + out)
 
 
 class BertHead(nn.Module):
@@ -194,54 +220,59 @@ class BertHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
         cfg = self.config
-        x = layers.dropout(self, x, cfg.head_dropout, frozen) if cfg.drops_head_input else x
-        pooled = layers.ACTIVATIONS[cfg.head_activation](_dense(cfg.hidden_size, cfg, jnp.float32, "pooler")(x))
+        x = layers.dropout(self, x, cfg.head_input_dropout, frozen)
+        pooled = layers.ACTIVATIONS[cfg.head_activation](dense(cfg.hidden_size, cfg, jnp.float32, "pooler")(x))
         pooled = layers.dropout(self, pooled, cfg.head_dropout, frozen)
-        return _dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
-
-
-def make_head(config: BertConfig, num_classes: int, dtype: Any) -> Callable:
-    module: Any = BertHead(config, num_classes)  # pyright takes it for unhashable
-    return layers.as_block(module)
-
-
-def init_head(key: Array, config: BertConfig, num_classes: int) -> dict:
-    """Fresh pooler and classifier."""
-    return dict(BertHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
+        return dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
 
 
 class BertTokenHead(nn.Module):
-    """A classifier of every token, without a pooler: [N, D] -> logits [N, C]."""
+    """A classifier of every token, without a pooler: [N, D] -> logits [N, C].
+
+    Attributes:
+      layer: its name in the tree.
+    """
 
     config: BertConfig
     num_classes: int
+    layer: str = "classifier"
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
-        x = layers.dropout(self, x.astype(jnp.float32), self.config.head_dropout, frozen)
-        return _dense(self.num_classes, self.config, jnp.float32, "classifier")(x)
+        x = layers.dropout(self, x.astype(jnp.float32), self.config.token_head_dropout, frozen)
+        return dense(self.num_classes, self.config, jnp.float32, self.layer)(x)
 
 
-def make_token_head(config: BertConfig, num_classes: int, dtype: Any) -> Callable:
-    module: Any = BertTokenHead(config, num_classes)
-    return layers.as_block(module)
-
-
-def init_token_head(key: Array, config: BertConfig, num_classes: int) -> dict:
-    return dict(BertTokenHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
-
-
-def blocks(config: BertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
-    yield Part("embeddings", BertEmbeddings(config, dtype), per_example=False)
+def blocks(
+    config: BertConfig,
+    dtype: Any,
+    per_example: bool,
+    *,
+    embeddings: type[nn.Module] = BertEmbeddings,
+    attention: type[nn.Module] = BertAttention,
+    positions: nn.Module | None = None,
+) -> Iterator[Part]:
+    """The embeddings, relative positions that all layers share where a network has them, and the layers."""
+    yield Part("embeddings", embeddings(config, dtype), per_example=False)
+    if positions is not None:
+        yield Part(relative.NAME, positions, per_example=False, computes=False)
     for i in range(config.num_hidden_layers):
         last = per_example and i == config.num_hidden_layers - 1
-        sublayers = {"attention": BertAttention(config, dtype, last), "mlp": BertMLP(config, dtype)}
+        sublayers = {"attention": attention(config, dtype, last), "mlp": BertMLP(config, dtype)}
         yield Part(f"layer_{i}", sublayers, per_example=last)
 
 
-def classify(architecture: str) -> Head:
-    """The head for classification of a family with BERT's layers, by PyTorch's name of the network."""
-    return Head(architecture=architecture, make=make_head, init=init_head, output="head/classifier")
+def heads(stem: str, token_layer: str = "classifier") -> dict[str, Head]:
+    """The heads of networks with BERT's layers, whose names begin with `stem` in PyTorch.
+
+    Args:
+      token_layer: name of the layer that classifies tokens, where its tensors are not called as those of a text's classifier.
+    """
+    of_tokens = functools.partial(BertTokenHead, layer=token_layer)
+    return {
+        "classify": module_head(f"{stem}ForSequenceClassification", BertHead, "head/classifier"),
+        "tokens": module_head(f"{stem}ForTokenClassification", of_tokens, f"head/{token_layer}", per_example=False),
+    }
 
 
 FAMILY = Family(
@@ -252,14 +283,5 @@ FAMILY = Family(
     problems=problems,
     layout=LAYOUT,
     blocks=blocks,
-    heads={
-        "classify": classify("BertForSequenceClassification"),
-        "tokens": Head(
-            architecture="BertForTokenClassification",
-            make=make_token_head,
-            init=init_token_head,
-            output="head/classifier",
-            per_example=False,
-        ),
-    },
+    heads=heads("Bert"),
 )

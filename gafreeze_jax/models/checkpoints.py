@@ -49,6 +49,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "spm.model",
     "tokenizer.model",
 )
 PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
@@ -292,12 +293,31 @@ def write_tree(folder: Path, params: Any) -> None:
     write_tensors(folder, dict(zip(leaf_paths(params), map(np.asarray, jax.tree.leaves(params)), strict=True)))
 
 
-def copy_tokenizer(source: Path, target: Path, **settings: Any) -> None:
-    """Copies a tokenizer's files, if there are any, with `settings` changed in its `tokenizer_config.json`."""
+def copy_tokenizer(source: Path, target: Path, *, as_words: bool = False, **settings: Any) -> None:
+    """Copies a tokenizer's files, if there are any, with `settings` changed in its `tokenizer_config.json`.
+
+    Args:
+      as_words: it is for texts that come as words, as in `tokens.load_tokenizer`.
+    """
     existing = [name for name in TOKENIZER_FILES if (source / name).exists()]
     for name in existing if source != target else ():
         shutil.copyfile(source / name, target / name)
+    if as_words and _put_spaces_before_words(target):
+        settings["add_prefix_space"] = True
     if existing and settings:
         path = target / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         path.write_text(json.dumps(config | settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _put_spaces_before_words(folder: Path) -> bool:
+    """Has a folder's tokenizer of bytes put a space before each word; whether it is of bytes."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return (folder / "merges.txt").exists()
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if "add_prefix_space" not in (before := raw.get("pre_tokenizer") or {}):
+        return False
+    before["add_prefix_space"] = True
+    path.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    return True

@@ -29,6 +29,10 @@ def _is_number(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**31
+
+
 def _is_depth(value: Any) -> bool:
     return type(value) is int and 0 < value <= 1000
 
@@ -47,6 +51,7 @@ def _is_flag(value: Any) -> bool:
 
 COUNT = Rule("a positive integer below 2**31", _is_count)
 NUMBER = Rule("an integer from 0 to below 2**31", _is_number)
+INTEGER = Rule("an integer from -2**31 to 2**31", _is_integer)
 DEPTH = Rule("an integer from 1 to 1000", _is_depth)
 POSITIVE = Rule("a positive number", _is_positive)
 RATE = Rule("a number from 0 to below 1", _is_rate)

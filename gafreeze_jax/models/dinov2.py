@@ -14,6 +14,11 @@ LAYOUT = Layout(
     prefix="dinov2.",
     bare=("classifier.",),
     carried=r"embeddings\.mask_token",
+    renamed=(
+        *vit.RENAMED,
+        (r"mlp\.weights_in", "mlp.gate_proj", "mlp.up_proj"),
+        (r"mlp\.weights_out", "mlp.down_proj"),
+    ),
     table=(
         *vit.EMBEDDINGS,
         ("embeddings.register_tokens", "embeddings/registers", None),

@@ -1,13 +1,11 @@
 """DistilBERT (Sanh et al. 2019): BERT's layers without types of tokens, and without dropout of what attention returns."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax import Array
-
 from gafreeze_jax.models import bert, configs, layers
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models.base import Family, Layout, Part, module_head
 from gafreeze_jax.models.checkpoints import dense, norm
 
 LAYOUT = Layout(
@@ -50,6 +48,10 @@ class DistilBertConfig:
     seq_classif_dropout: float = configs.field(configs.RATE, 0.2)
 
     @property
+    def hidden_size(self) -> int:
+        return self.dim
+
+    @property
     def max_tokens(self) -> int:
         return self.max_position_embeddings
 
@@ -73,11 +75,17 @@ class DistilBertConfig:
 
 @dataclass(frozen=True)
 class _Bert(bert.BertConfig):
-    head_activation = "relu"
+    @property
+    def head_activation(self) -> str:
+        return "relu"
 
     @property
     def attention_output_dropout(self) -> float:
         return 0.0
+
+    @property
+    def token_head_dropout(self) -> float:
+        return self.hidden_dropout_prob
 
 
 def problems(raw: Mapping[str, Any], config: DistilBertConfig | None) -> Iterator[str]:
@@ -89,12 +97,12 @@ def blocks(config: DistilBertConfig, dtype: Any, per_example: bool) -> Iterator[
     return bert.blocks(config.as_bert(), dtype, per_example)
 
 
-def make_head(config: DistilBertConfig, num_classes: int, dtype: Any) -> Callable:
-    return bert.make_head(config.as_bert(), num_classes, dtype)
+def head(config: DistilBertConfig, num_classes: int) -> bert.BertHead:
+    return bert.BertHead(config.as_bert(), num_classes)
 
 
-def init_head(key: Array, config: DistilBertConfig, num_classes: int) -> dict:
-    return bert.init_head(key, config.as_bert(), num_classes)
+def token_head(config: DistilBertConfig, num_classes: int) -> bert.BertTokenHead:
+    return bert.BertTokenHead(config.as_bert(), num_classes)
 
 
 FAMILY = Family(
@@ -106,8 +114,7 @@ FAMILY = Family(
     layout=LAYOUT,
     blocks=blocks,
     heads={
-        "classify": Head(
-            architecture="DistilBertForSequenceClassification", make=make_head, init=init_head, output="head/classifier"
-        ),
+        "classify": module_head("DistilBertForSequenceClassification", head, "head/classifier"),
+        "tokens": module_head("DistilBertForTokenClassification", token_head, "head/classifier", per_example=False),
     },
 )

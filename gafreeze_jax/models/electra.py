@@ -19,6 +19,7 @@ LAYOUT = dataclasses.replace(
         *bert.LAYERS,
         *dense("classifier.dense", "head/pooler"),
         *dense("classifier.out_proj", "head/classifier"),
+        *dense("classifier", "head/token_classifier"),
     ),
 )
 
@@ -27,14 +28,19 @@ LAYOUT = dataclasses.replace(
 class ElectraConfig(bert.BertConfig):
     """BERT's, and the width of the embeddings."""
 
-    head_activation = "gelu"
-    drops_head_input = True
-
     embedding_size: int = configs.field(configs.COUNT, 128)
 
     @property
     def embedding_width(self) -> int:
         return self.embedding_size
+
+    @property
+    def head_activation(self) -> str:
+        return "gelu"
+
+    @property
+    def head_input_dropout(self) -> float:
+        return self.head_dropout
 
 
 FAMILY = Family(
@@ -45,5 +51,5 @@ FAMILY = Family(
     problems=bert.problems,
     layout=LAYOUT,
     blocks=bert.blocks,
-    heads={"classify": bert.classify("ElectraForSequenceClassification")},
+    heads=bert.heads("Electra", "token_classifier"),
 )

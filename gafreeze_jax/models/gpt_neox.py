@@ -25,6 +25,7 @@ LAYOUT = Layout(
     # Heads of other tasks; buffers.
     ignored=r"embed_out\.weight|(score|classifier|qa_outputs)\..*|layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\..*)",
     tied=("embed_out.weight", "embed_in.weight"),
+    renamed=(("embed_out", "lm_head"),),
     table=(
         ("embed_in.weight", "embeddings/word", None),
         *norm("layers.{}.input_layernorm", "block_{}/attention/norm"),

@@ -28,15 +28,25 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def reads(module: nn.Module) -> tuple[str, ...]:
+    """Names of lower blocks whose parameters a module reads, as its class says in `reads`."""
+    return getattr(module, "reads", ())
+
+
 @functools.cache  # equal modules have one function, and so share compiled code
 def as_block(module: nn.Module) -> Callable:
     """What a `Block` or a `Network`'s head calls, of a module that is called with an input, its context and `frozen`.
 
-    Running statistics are handled where its parameters have some.
+    Running statistics are handled where its parameters have some. Parameters of lower blocks that the module reads are in its
+    context, by the names of these blocks.
     """
+    shared = reads(module)
 
     def apply(params, x, context, *, frozen, key):
         rngs = {} if key is None else {"dropout": key}
+        if shared:
+            context = context | {name: params[name] for name in shared}
+            params = {name: leaf for name, leaf in params.items() if name not in shared}
         if not has_statistics(params):
             return module.apply({"params": params}, x, context, frozen, rngs=rngs)
         variables = {"params": parameters(params), STATISTICS: params[STATISTICS]}
@@ -56,6 +66,10 @@ class Sublayers(nn.Module):
     """
 
     modules: tuple[tuple[str, nn.Module], ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for _, module in self.modules for name in reads(module)))
 
     @nn.compact
     def __call__(self, x: Array, context: Mapping[str, Array], frozen: Any) -> Array:
@@ -116,6 +130,7 @@ def attend(
     dropout_rate: float,
     frozen: Any,
     reach: int | None = None,
+    bias: Callable[[Array, Array, Array], Array] | None = None,
 ) -> Array:
     """Attention within the texts of a row, softmax in float32.
 
@@ -127,6 +142,8 @@ def attend(
       at: [B], index into R * S: of every text the one token that asks.
       causal: whether a token sees the earlier tokens and itself alone.
       reach: how many tokens away a token still sees others; None: it sees the whole text.
+      bias: `bias(queries, keys, places)` is added to the scores: [R, H, Q, S] for Q queries at these places of their rows,
+        [R, Q, H, W], and the keys of the rows, [R, S, K, W]; each R may be 1.
 
     Returns:
       An array like `query`.
@@ -147,7 +164,8 @@ def attend(
         mask &= distances >= 0
     if reach is not None and reach < length - 1:
         mask &= jnp.abs(distances) <= reach
-    mixed = mix(module, queries, key, value, mask, scale=scale, dropout_rate=dropout_rate, frozen=frozen)
+    added = None if bias is None else bias(queries, key, places)
+    mixed = mix(module, queries, key, value, mask, added, scale=scale, dropout_rate=dropout_rate, frozen=frozen)
     return mixed.reshape(query.shape)
 
 
@@ -157,6 +175,7 @@ def mix(
     key: Array,
     value: Array,
     mask: Array | None,
+    bias: Array | None = None,
     *,
     scale: float,
     dropout_rate: float,
@@ -168,6 +187,7 @@ def mix(
       query: [R, Q, H, W], of H heads.
       key, value: [R, S, K, W]; K divides H.
       mask: [R, Q, S], what they see; None: everything.
+      bias: [R, H, Q, S], added to the scaled scores.
 
     Returns:
       An array like `query`.
@@ -175,6 +195,7 @@ def mix(
     if (shared := query.shape[2] // key.shape[2]) > 1:
         key, value = (jnp.repeat(h, shared, axis=2) for h in (key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * scale
+    scores = scores if bias is None else scores + bias
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = dropout(module, nn.softmax(scores).astype(query.dtype), dropout_rate, frozen)

@@ -1,6 +1,6 @@
 """ModernBERT (Warner et al. 2024): norms first, rotary positions, gated MLPs, and attention to near tokens in most layers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from jax import Array
 
 from gafreeze_jax.extras import needs
 from gafreeze_jax.models import configs, layers, products, rotary
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models.base import Family, Layout, Part, module_head
 from gafreeze_jax.models.checkpoints import dense, norm
 
 with needs("text"):
@@ -194,7 +194,7 @@ class ModernBertFinalNorm(nn.Module):
 
 
 class ModernBertHead(nn.Module):
-    """A dense layer, a norm and the classifier: [B, D] -> logits [B, C]."""
+    """A dense layer, a norm and the classifier: [B, D] -> logits [B, C], of texts or of tokens."""
 
     config: ModernBertConfig
     num_classes: int
@@ -206,16 +206,6 @@ class ModernBertHead(nn.Module):
         h = _norm(cfg, jnp.float32)(layers.ACTIVATIONS[cfg.classifier_activation](h))
         h = layers.dropout(self, h, cfg.classifier_dropout, frozen)
         return layers.Dense(self.num_classes, jnp.float32, cfg.hidden_size**-0.5, name="classifier")(h)
-
-
-def make_head(config: ModernBertConfig, num_classes: int, dtype: Any) -> Callable:
-    module: Any = ModernBertHead(config, num_classes)  # pyright takes it for unhashable
-    return layers.as_block(module)
-
-
-def init_head(key: Array, config: ModernBertConfig, num_classes: int) -> dict:
-    """A fresh head."""
-    return dict(ModernBertHead(config, num_classes).init(key, jnp.zeros((1, config.hidden_size)), {})["params"])
 
 
 def blocks(config: ModernBertConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
@@ -240,8 +230,7 @@ FAMILY = Family(
     layout=LAYOUT,
     blocks=blocks,
     heads={
-        "classify": Head(
-            architecture="ModernBertForSequenceClassification", make=make_head, init=init_head, output="head/classifier"
-        ),
+        "classify": module_head("ModernBertForSequenceClassification", ModernBertHead, "head/classifier"),
+        "tokens": module_head("ModernBertForTokenClassification", ModernBertHead, "head/classifier", per_example=False),
     },
 )

@@ -19,6 +19,7 @@ from gafreeze_jax.models import (
     checkpoints,
     configs,
     convnext,
+    deberta,
     dinov2,
     distilbert,
     electra,
@@ -26,6 +27,7 @@ from gafreeze_jax.models import (
     gpt_neox,
     llama,
     modernbert,
+    mpnet,
     preprocessing,
     resnet,
     roberta,
@@ -40,6 +42,8 @@ FAMILIES: tuple[Family, ...] = (
     electra.FAMILY,
     albert.FAMILY,
     modernbert.FAMILY,
+    mpnet.FAMILY,
+    deberta.FAMILY,
     gpt2.FAMILY,
     *llama.FAMILIES,
     gpt_neox.FAMILY,
@@ -87,6 +91,11 @@ class Pretrained:
         """The leaves that are from the checkpoint, by path."""
         leaves = zip(leaf_paths(self.params), jax.tree.leaves(self.params), strict=True)
         return {path: leaf for path, leaf in leaves if path not in self.fresh}
+
+    @property
+    def torch_names(self) -> dict[str, tuple[str, ...]]:
+        """As `Model.torch_names`."""
+        return self.model.torch_names(self.params, self.carried)
 
     def make_head(self, key: Array) -> dict:
         """The head with other fresh leaves."""

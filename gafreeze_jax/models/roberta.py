@@ -22,6 +22,7 @@ LAYOUT = dataclasses.replace(
         *bert.LAYERS,
         *dense("classifier.dense", "head/pooler"),
         *dense("classifier.out_proj", "head/classifier"),
+        *dense("classifier", "head/token_classifier"),
     ),
 )
 
@@ -30,9 +31,11 @@ LAYOUT = dataclasses.replace(
 class RobertaConfig(bert.BertConfig):
     """BERT's, and the id of the padding token."""
 
-    drops_head_input = True
-
     pad_token_id: int = configs.field(configs.NUMBER, 1)
+
+    @property
+    def head_input_dropout(self) -> float:
+        return self.head_dropout
 
     @property
     def num_types(self) -> int:
@@ -60,7 +63,7 @@ def family(model_type: str, title: str, stem: str) -> Family:
         problems=problems,
         layout=LAYOUT,
         blocks=bert.blocks,
-        heads={"classify": bert.classify(f"{stem}ForSequenceClassification")},
+        heads=bert.heads(stem, "token_classifier"),
     )
 
 

@@ -34,6 +34,13 @@ ATTENTION = (
     *dense("encoder.layer.{}.attention.attention.value", "layer_{}/attention/value"),
     *dense("encoder.layer.{}.attention.output.dense", "layer_{}/attention/out"),
 )
+RENAMED = (  # of attention, in transformers 5
+    (r"attention\.attention\.(query|key|value)", r"attention.\1"),
+    (r"attention\.query", "attention.q_proj"),
+    (r"attention\.key", "attention.k_proj"),
+    (r"attention\.value", "attention.v_proj"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+)
 TOP = (*norm("layernorm", "final_norm/norm"), *dense("classifier", "head"))
 
 
@@ -51,6 +58,12 @@ def layout(prefix: str) -> Layout:
             *dense("encoder.layer.{}.intermediate.dense", "layer_{}/mlp/up"),
             *dense("encoder.layer.{}.output.dense", "layer_{}/mlp/down"),
             *TOP,
+        ),
+        renamed=(
+            *RENAMED,
+            (r"encoder\.layer\.", "layers."),
+            (r"intermediate\.dense", "mlp.fc1"),
+            (r"output\.dense", "mlp.fc2"),
         ),
     )
 

@@ -104,7 +104,7 @@ class Problem(NamedTuple):
       make_batches: all training steps, with a leading axis.
       genes: which leaf of the pretrained tree, as the user knows it, belongs to which gene; for `mask.json`.
       count_trainable: number of parameters that train where genes [G] are frozen, the head's included.
-      tensors: for `mask.json`, names of that tree's leaves in a checkpoint: {path: name}.
+      tensors: for `mask.json`, what PyTorch may call that tree's leaves: {path: names}.
       head: as in `Space`.
     """
 
@@ -116,7 +116,7 @@ class Problem(NamedTuple):
     make_batches: Callable[[np.random.Generator], Batch]
     genes: masking.Genes
     count_trainable: Callable[[Sequence[int] | np.ndarray], int]
-    tensors: Mapping[str, str] = MappingProxyType({})
+    tensors: Mapping[str, Sequence[str]] = MappingProxyType({})
     task: Task = CLASSIFICATION
     head: Literal["fresh", "kept", "none"] = "fresh"
 

@@ -17,7 +17,7 @@ from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
 from gafreeze_jax.tasks import heads, kinds, pretraining
-from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, classification, make_problem, make_source
+from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, block_genes, classification, make_problem, make_source
 from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 
@@ -40,6 +40,8 @@ class Options(options.Options):
     """What the search maximizes, and reports compare. auto: accuracy."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
+    granularity: base.Granularity = "layer"
+    """layer: a gene for every layer; sublayer: in vision transformers, one for its attention and one for its MLP."""
     head: heads.HeadOption = "auto"
     """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
     one. auto: keep it if the model knows all classes of the data."""
@@ -119,12 +121,14 @@ def prepare(given: Options) -> Setup:
     )
     head = heads.choose(given.head, checkpoint, data.label_names)
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
-    network = loaded.model.make_network(dtype=options.compute_dtype(given.dtype))
+    dtype = options.compute_dtype(given.dtype)
+    network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
     train, validation, test = (Dataset(*split) for split in data[:3])
     task = classification(data.label_names, kinds.metric_of_classes(given.metric, len(data.label_names)))
     task, weighing = weigh(task, data.train.labels, given.class_weights)
-    problem = make_problem(network, loaded.params, train, validation, given, task=task, make_head=loaded.make_head)
-    problem = problem._replace(tensors=loaded.model.tensor_names(loaded.params))
+    params, genes = base.split_layers(loaded.params, network.names), block_genes(network, loaded.params)
+    problem = make_problem(network, params, train, validation, given, task=task, genes=genes, make_head=loaded.make_head)
+    problem = problem._replace(tensors=loaded.torch_names)
     if given.augment:
         problem = problem._replace(train=problem.train._replace(augment=images.augment))
     setup = Setup(
@@ -136,10 +140,10 @@ def prepare(given: Options) -> Setup:
             *weighing,
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
         ],
-        network=network,
+        network=loaded.model.make_network(dtype=dtype),
         test=make_source(test),
         num_test=len(test.targets),
-        restore=lambda params: params,
+        restore=base.join_layers,
         save=lambda to, params: loaded.save(to, params, label_names=data.label_names),
         facts={"label_names": data.label_names},
         pretrained=loaded.read_leaves,

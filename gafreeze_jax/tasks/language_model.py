@@ -127,7 +127,7 @@ def make_problem(
         make_batches=lm.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, params, genes),
-        tensors=model.tensor_names(params),
+        tensors=model.torch_names(params),
         task=language_modelling(),
         head="none",
     )

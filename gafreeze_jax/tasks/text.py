@@ -25,7 +25,7 @@ class Options(options.Options):
 
     model: str = "minilm"
     """minilm (fetched once), a folder in the Hugging Face layout, or a hub name such as google-bert/bert-base-uncased.
-    Networks may also be RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT or ModernBERT."""
+    Networks may also be RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, ALBERT, ModernBERT, MPNet or DeBERTa."""
     data: str = "reviews"
     """reviews (embedded), a .csv, .tsv, .jsonl, .parquet or .conll file (or .gz), a folder with a train file and, if there are
     any, validation and test files, hub:NAME or hub:NAME/CONFIG such as hub:nyu-mll/glue/sst2 on the Hugging Face hub, or
@@ -105,7 +105,7 @@ def prepare_classification(
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
-    tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
+    tokenizer = tokens.load_tokenizer(folder, config.vocab_size, as_words=data.kind == "tags")
     splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
     train, validation, test = (texts for _, texts in splits)
     labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]
@@ -122,7 +122,7 @@ def prepare_classification(
         make_batches=tokens.batch_maker(train, given.batch_size, given.epochs),
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, loaded.params, genes),
-        tensors=model.tensor_names(loaded.params),
+        tensors=loaded.torch_names,
         task=task,
     )
     padding = tokens.padding(tokenizer, config.vocab_size) if pad else None
@@ -184,7 +184,7 @@ def load_unlabelled(
         texts = [text.words_of(of_row) for of_row in texts]
     elif any(isinstance(of_row, text.Words) for of_row in texts):
         raise ValueError(f"{data}: its texts are lists of words, and the model has learned from whole texts; join the words")
-    tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
+    tokenizer = tokens.load_tokenizer(folder, config.vocab_size, as_words=task == "tags")
     tokenized = _tokenize(given, config, tokenizer, texts, str(data), task)
     words = None if tokenized.kept is None else kinds.TaggedWords(texts, tokenized.kept)
     return Unlabelled(

@@ -94,6 +94,10 @@ def test_tokenizer_with_more_words_than_the_model(tokenizer):
     [
         ({}, r"no tokenizer files \(tokenizer.json, vocab.txt or vocab.json\)"),
         ({"config.json": '{"model_type": "bert"}'}, "no tokenizer files"),
+        (
+            {"spm.model": ""},
+            r"no tokenizer.json; spm.model is of SentencePiece. To convert it, .*: python -c .*save_pretrained",
+        ),
         ({"tokenizer.json": "{"}, "the tokenizer files cannot be read: ."),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "the tokenizer files cannot be read: ."),
     ],

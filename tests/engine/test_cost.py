@@ -223,7 +223,7 @@ def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
         index=0,
     )  # fmt: skip
     assert {array.shape for array in pullback.arrays if array.ndim} == {y.shape}
-    of_params, of_x, _ = passes.backward(
+    of_params, of_x, _, _ = passes.backward(
         axis=axis, residuals=passes.Residuals(pullback, x), params=params, cotangent=jnp.ones_like(y), frozen=None,
         square_norm=jnp.zeros(members),
     )  # fmt: skip

@@ -88,8 +88,11 @@ RECIPES = {
 def apply_network(network, params, x, batch, genome, key, statistics=None):
     """The network's output. New running statistics, where there are some, are put into the dict `statistics`."""
     for index, (block, frozen) in enumerate(zip(network.blocks, genome, strict=True)):
+        if block.apply is None:
+            continue
         block_key = None if key is None else jax.random.fold_in(key, index)
-        x = block.apply(params[block.name], x, batch.context, frozen=bool(frozen), key=block_key)
+        read = params[block.name] | {name: params[name] for name in block.shared}
+        x = block.apply(read, x, batch.context, frozen=bool(frozen), key=block_key)
         if isinstance(x, tuple):
             x, statistics[block.name] = x
     head_key = None if key is None else jax.random.fold_in(key, len(network.blocks))

@@ -22,6 +22,10 @@ BERT = {
 }  # fmt: skip
 ROBERTA = BERT | {"max_position_embeddings": 18, "type_vocab_size": 1}
 DISTILBERT = {"vocab_size": 50, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 20, "max_position_embeddings": 16}
+DEBERTA = BERT | {
+    "relative_attention": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+    "pos_att_type": "p2c|c2p", "position_biased_input": False,
+}  # fmt: skip
 MODERNBERT = BERT | {"num_hidden_layers": 4, "pad_token_id": 0, "local_attention": 4}
 
 LLAMA = BERT | {"num_key_value_heads": 1, "pad_token_id": 0, "tie_word_embeddings": False}
@@ -64,6 +68,21 @@ CONFIGS = {
         MODERNBERT | {"classifier_pooling": "mean", "norm_bias": True, "mlp_bias": True, "global_rope_theta": 100.0},
         MODERNBERT | {"attention_bias": True, "classifier_bias": True, "hidden_activation": "silu", "local_rope_theta": 50.0,
                       "classifier_activation": "relu", "global_attn_every_n_layers": 2, "local_attention": 6},
+    ],
+    "mpnet": [
+        BERT | {"max_position_embeddings": 18},
+        BERT | {"max_position_embeddings": 20, "num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 0.1},
+        BERT | {"max_position_embeddings": 30, "relative_attention_num_buckets": 40, "num_hidden_layers": 1},
+    ],
+    "deberta-v2": [
+        DEBERTA,
+        DEBERTA | {"share_att_key": False, "pos_att_type": ["c2p"], "max_relative_positions": 5, "position_buckets": -1,
+                   "type_vocab_size": 3, "norm_rel_ebd": "none", "embedding_size": 12, "pooler_hidden_act": "tanh"},
+        DEBERTA | {"share_att_key": False, "pos_att_type": ["p2c", "c2p"], "position_biased_input": True, "hidden_act": "relu",
+                   "position_buckets": 6, "max_relative_positions": 9, "num_attention_heads": 4},
+        DEBERTA | {"relative_attention": False, "position_biased_input": True, "layer_norm_eps": 0.1, "num_hidden_layers": 1,
+                   "norm_rel_ebd": "none"},
+        DEBERTA | {"pos_att_type": "p2c", "position_buckets": 8, "num_attention_heads": 1, "num_hidden_layers": 1},
     ],
     "llama": [
         LLAMA,
@@ -165,11 +184,11 @@ def starts(lengths):
 
 def pack(texts, head, examples):
     batches = tokens.pack_batches(texts, examples, ROW_LENGTH)
-    return batches._replace(examples=batches.elements) if head == "lm" else batches
+    return batches if head == "classify" else batches._replace(examples=batches.elements)
 
 
 def compute(model, params, texts, examples=BATCHES):
-    """Logits of all texts [N, C], or of all tokens [T, V]."""
+    """Logits of all texts [N, C], or of all tokens [T, C] or [T, V]."""
     network, batches = model.make_network(), pack(texts, model.head, examples)
     logits = {}
     for step in range(len(batches.examples)):
@@ -183,13 +202,15 @@ def compute(model, params, texts, examples=BATCHES):
 
 def run(network, params, x, context):
     for block in network.blocks:
-        x = passes.infer(block.apply, (None, None), params[block.name], x, context)
+        if block.apply is not None:
+            borrowed = passes.Borrowed.of(block.shared, params)
+            x = passes.infer(block.apply, (None, None), params[block.name], x, context, borrowed)
     shared = {name: params[name] for name in network.shared}
     return network.head(params["head"] | shared, x, context, frozen=True, key=None)
 
 
 def run_torch(model, texts, *, per_token=False, types=False):
-    """Logits of PyTorch for texts padded to one length: [N, C], or [T, V]."""
+    """Logits of PyTorch for texts padded to one length: [N, C], or with a row for each token."""
     import torch
 
     lengths = texts.lengths

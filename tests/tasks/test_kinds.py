@@ -41,10 +41,15 @@ def with_random_head(setup):
 
 @pytest.mark.parametrize("kind", DATA)
 def test_pytorch_loads_a_saved_model_and_computes_the_same(kind, small_bert, tmp_path):
+    assert_pytorch_computes_the_same(kind, small_bert, tmp_path)
+
+
+def assert_pytorch_computes_the_same(kind, folder, tmp_path):
+    """Of a saved model with a fresh head."""
     torch = pytest.importorskip("torch")
     import transformers
 
-    options, setup = prepare(kind, tmp_path, small_bert, head="fresh")
+    options, setup = prepare(kind, tmp_path, folder, head="fresh")
     assert setup.facts["learned"] == {"task": kind}
     setup.save(tmp_path / "model", with_random_head(setup))
     path = tmp_path / ("set.conll" if kind == "tags" else "set.jsonl" if kind == "labels" else "set.tsv")
