@@ -109,6 +109,11 @@ def test_the_first_path_that_differs_is_named(wrapper):
         assert "\n" not in str(error.value)
 
 
+def test_two_leaves_of_one_path_are_refused():
+    with pytest.raises(ValueError, match="Two leaves have the path 'a/b': rename one"):
+        masking.make_genes({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(2)}, {".*": "a"})
+
+
 # Stacks
 
 

@@ -116,6 +116,8 @@ def load_images(
     (train, _), (validation, _), (test, pictures) = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
     if absent := [name for i, name in enumerate(label_names) if i not in train.labels]:
         raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
+    if unread := [name for name, split in (("validation", validation), ("test", test)) if not len(split.labels)]:
+        raise ValueError(f"{source}: no {unread[0]} image can be read; repair them, or remove that split")
     test_files = tuple(_name(picture, Path(source)) for picture in pictures if isinstance(picture, Path))
     return ImageData(train, validation, test, label_names, tuple(notes), test_files)
 
@@ -258,7 +260,8 @@ def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes
     if broken and not skip_broken:
         raise ValueError(f"{where}: cannot be read as images: {listed(broken)}; --skip-broken leaves such files out")
     if broken:
-        notes.append(f"{where}: {len(broken)} no whole images, and left out: {listed(broken)}")
+        images = "1 unreadable image" if len(broken) == 1 else f"{len(broken):,} unreadable images"
+        notes.append(f"{where}: skipped {images}: {listed(broken)}.")
 
 
 def _fit_all(

@@ -17,8 +17,9 @@ from gafreeze_jax.data.conll import read_conll
 from gafreeze_jax.data.parquet import read_parquet
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n')  # for spreadsheet programs, above the header
-MISSING = ("nan", "-nan", "n/a", "#n/a", "<na>", "null")  # what programs write for no value, in any case
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?,*\r?\n', re.I)  # for spreadsheet programs, above the header
+# What programs write for no value, in any case.
+MISSING = ("nan", "-nan", "nat", "n/a", "#n/a", "#n/a n/a", "#na", "#nv", "<na>", "null")
 Record = tuple[str, dict[str, Any]]  # with its place in front
 
 

@@ -84,6 +84,7 @@ def load(
     Raises:
       ValueError: for a label of another kind, with its place.
     """
+    raw = splits.without_unlabelled(raw, notes)
     parsers = {"number": _parse_number, "labels": _label_parser(raw["train"].labels), "tags": _parse_tags}
     if kind == "labels":
         _check_several(source, raw["train"].labels, column)

@@ -218,12 +218,25 @@ FORMATS = {
         ["adapter_config.json", "adapter_model.safetensors"],
         "it holds an adapter for another model, not a whole model. To merge the two, with peft and PyTorch: python -c ",
     ),
+    "prompts": (["adapter_config.json"], "it holds an adapter for a/b, not a whole model, and PROMPT_TUNING cannot be merged"),
+    "TensorFlow 1": (
+        ["bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.index", "bert_model.ckpt.meta"],
+        "bert_model.ckpt.index is of TensorFlow and is not read; give the same model as model.safetensors or in PyTorch's",
+    ),
+    "OpenVINO": (["openvino_model.bin", "openvino_model.xml"], "openvino_model.xml (OpenVINO) cannot be trained; give"),
+    "DeepSpeed": (
+        ["global_step9/mp_rank_00_model_states.pt", "zero_to_fp32.py"],
+        "it holds the parts of DeepSpeed's training; the program zero_to_fp32.py in it writes whole weights",
+    ),
+    "the hub's cache": (["snapshots/0a1b/config.json"], "models are in its folders snapshots/0a1b; give one of them"),
     "GGUF": (["model-q4.gguf"], "model-q4.gguf (GGUF) cannot be trained; give the model that it was made from"),
     "ONNX": (["model.onnx"], "model.onnx (ONNX) cannot be trained"),
     "folders of checkpoints": (
         ["checkpoint-10/config.json", "checkpoint-20/config.json"], "models are in its folders checkpoint-10, checkpoint-20;",
     ),
 }  # fmt: skip
+
+CONTENTS = {"prompts": '{"base_model_name_or_path": "a/b", "peft_type": "PROMPT_TUNING"}'}
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -236,8 +249,8 @@ def test_other_formats_are_named(name, with_config, tmp_path):
     if not with_config:
         (folder / "config.json").unlink()
     for file in files:
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_bytes(b"")
+        (folder / file).parent.mkdir(exist_ok=True, parents=True)
+        (folder / file).write_text(CONTENTS.get(name, ""))
     with pytest.raises(FileNotFoundError) as error:
         load(folder)
     assert message in str(error.value)
@@ -294,12 +307,12 @@ def test_the_command_for_shards(old, plain):
     assert_same(load(folder), plain["bert"])
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "last.ckpt"])
-def test_the_command_for_the_folder_of_a_trainer(name, old, plain):
+@pytest.mark.parametrize(("name", "entry"), [("pytorch_model.bin", None), ("last.ckpt", "state_dict"), ("best.pt", "model")])
+def test_the_command_for_the_folder_of_a_trainer(name, entry, old, plain):
     torch = pytest.importorskip("torch")
     folder, tensors = old
     tensors = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
-    torch.save({"state_dict": tensors, "epoch": 3} if name == "last.ckpt" else tensors, folder / name)
+    torch.save({"epoch": 3, "optimizer": {"state": {}}, entry: tensors} if entry else tensors, folder / name)
     for other in TRAINING:
         (folder / other).write_bytes(b"not to be read")
     follow(refuse(folder))
