@@ -295,7 +295,8 @@ def _name(picture: Picture, top: Path) -> str:
     """A file's name, with the folders below `top`."""
     if isinstance(picture, np.ndarray):
         return "an image"
-    return str(picture.relative_to(top)) if picture != top and picture.is_relative_to(top) else picture.name
+    is_below = picture != top and picture.is_relative_to(top)
+    return folders.readable(str(picture.relative_to(top)) if is_below else picture.name)
 
 
 def _open(picture: Picture) -> Image.Image:

@@ -137,6 +137,7 @@ def test_one_column_of_texts_is_a_table(tmp_path):
         ('sep=;\ntext;label\na;b\n"c";d;b\n', "line 4 has 3 fields"),
         ("text:label\na:b\n", "The columns are text:label; they can be separated by commas, semicolons, tabs, vertical bars"),
         ("sep=;\n", "no header in it"),
+        ("0,1467810369,so sad\n4,1467810672,so glad\n", "1467810369, so sad; the first line must be a header"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_read(tmp_path, content, message):
@@ -264,6 +265,11 @@ def test_a_header_that_is_repeated_is_left_out(tmp_path, mark):
     data = load(tmp_path, 2 * (mark + written(ALL)))
     assert examples(data) == Counter(ROWS + ROWS)
     assert note_of(data, "header").endswith("set.csv: 1 row like the header left out, at line 12.")
+
+
+def test_so_is_one_that_is_written_otherwise(tmp_path):
+    data = load(tmp_path, written([*ALL, ("Text", " LABEL "), *ROWS]))
+    assert examples(data) == Counter(ROWS + ROWS)
 
 
 # Splits without labels
