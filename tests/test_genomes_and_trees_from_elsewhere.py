@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from gafreeze_jax import Space, make_ga, masking
+from gafreeze_jax import Space, make_ga, make_nsga2, masking
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -194,5 +194,8 @@ def test_the_genetic_algorithm_refuses_other_values(bad):
     ga = make_ga(Space(["a", "b"]), 2)
     with pytest.raises(ValueError, match="levels from 0 to 1"):
         ga.tell(ga.init(jax.random.key(0)), [[0, 1], [bad, 0]], [0.1, 0.2])
+    nsga2 = make_nsga2(Space(["a", "b"]), 2)
+    with pytest.raises(ValueError, match="levels from 0 to 1"):
+        nsga2.tell(nsga2.init(jax.random.key(0)), [[0, 1], [bad, 0]], [[0.1, 1], [0.2, 0]])
     with pytest.raises(ValueError, match="levels from 0 to 1"):
         make_ga(Space(["a", "b"]), 2, initial=[[bad, 0]])
