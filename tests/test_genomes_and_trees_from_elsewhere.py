@@ -10,7 +10,8 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from gafreeze_jax import Space, make_ga, make_nsga2, masking
+from gafreeze_jax import Space, make_ga, masking
+from gafreeze_jax.search.nsga2 import make_nsga2
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
