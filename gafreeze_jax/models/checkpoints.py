@@ -56,6 +56,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
 # sharded parts).
 WRAPPERS = ("module", "_module", "model", "net", "network", "backbone", "0", "auto_model")
 INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+LEFTOVERS = r"(loss\w*|criterion|class_weights?)(\..*)?"  # of trainings: tensors that no network needs
 PROBLEMS = 300  # characters of a list of what is wrong
 
 

@@ -87,12 +87,42 @@ def test_what_safetensors_writes_of_tied_tensors(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "net.", "0.auto_model."]
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "net.",
+        "0.auto_model.",
+        "encoder.",
+        "base_model.model.",
+        "model.text_encoder.",
+    ],
 )
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_wrapped_networks(prefix, kind, plain, tmp_path):
     folder = write(tmp_path, renaming(lambda name: prefix + name), of={"bert": test_bert, "gpt2": test_gpt2}[kind])
     assert_same(load(folder), plain[kind])
+
+
+def test_a_network_in_a_module_of_the_user_s_own(plain, tmp_path):
+    """Beside it are a head that nobody else knows, and the number of averaged steps."""
+
+    def change(tensors):
+        inside = {f"encoder.{name.removeprefix('bert.')}": tensors[name] for name in tensors if name.startswith("bert.")}
+        return inside | {"fc.weight": np.ones((3, 16), np.float32), "n_averaged": np.ones((), np.int64)}
+
+    assert_same(load(write(tmp_path, change)), plain["bert"])
+
+
+def test_two_networks_are_not_taken_for_one(tmp_path):
+    def change(tensors):
+        return {f"{which}.{name}": tensor for which in ("student", "teacher") for name, tensor in tensors.items()}
+
+    with pytest.raises(ValueError, match=r"student\.bert\..* is not a tensor of this network"):
+        load(write(tmp_path, change))
 
 
 def test_compiled_and_sharded_layers(plain, tmp_path):
@@ -132,6 +162,7 @@ def test_a_tensor_with_and_without_wrapper_is_an_error(tmp_path):
     [
         ("bert", ["qa_outputs.weight", "qa_outputs.bias"]),
         ("bert", ["cls.predictions.bias", "cls.seq_relationship.weight"]),
+        ("bert", ["loss_fct.weight", "criterion.weight", "class_weights"]),
         ("bert", ["crf.transitions", "bert.embeddings.token_type_ids"]),
         ("gpt2", ["lm_head.weight", "multiple_choice_head.summary.weight"]),
         ("gpt2", ["qa_outputs.weight", "classifier.bias", "v_head.summary.weight"]),
@@ -189,6 +220,7 @@ def test_a_config_of_another_network_without_model_type(tmp_path):
 
 
 def test_quantised_weights(tmp_path):
+    load(write(tmp_path / "whole", config={"quantization_config": {}}))
     folder = write(tmp_path, config={"quantization_config": {"load_in_8bit": True}})
     with pytest.raises(ValueError, match="its weights are quantised, and cannot be trained; give the model before"):
         load(folder)
