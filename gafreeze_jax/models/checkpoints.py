@@ -179,7 +179,7 @@ def label_names(id2label: Any) -> tuple[str, ...]:
     try:
         table = json.loads(id2label) if isinstance(id2label, str) else id2label
         names = {int(number): str(name) for number, name in table.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return ()
     return tuple(names[number] for number in range(len(names))) if set(names) == set(range(len(names))) else ()
 

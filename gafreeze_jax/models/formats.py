@@ -108,7 +108,7 @@ def _explain_adapter(folder: Path) -> str:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base, task = str(config.get("base_model_name_or_path")), PEFT_TASKS.get(config.get("task_type"), "")
         kind = config.get("peft_type", MERGED[0])
-    except (ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         base, task, kind = "another model", "", MERGED[0]
     base = shorten(base, LONGEST_BASE)
     if kind not in MERGED:
