@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gafreeze_jax.data import files
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine.network import Batch
 from gafreeze_jax.extras import needs
@@ -25,6 +26,7 @@ NUM_BYTES = 256
 MANY_UNKNOWN = 0.03  # share of tokens
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, MemoryError)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # one of them holds the words
+SENTENCE_PIECES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")  # so do these, in another form
 
 
 class Tokens(NamedTuple):
@@ -64,7 +66,12 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None) -> Any:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):  # transformers makes an empty one then
         if vocabulary == NUM_BYTES:
             return make_byte_tokenizer()
-        raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]})")
+        pieces = next((name for name in SENTENCE_PIECES if (folder / name).exists()), None)
+        hint = f"; AutoTokenizer's save_pretrained() makes one of {pieces}, if sentencepiece is installed" if pieces else ""
+        raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]}){hint}")
+    for path in map(folder.joinpath, TOKENIZER_FILES):
+        if path.is_file() and (hint := files.hint_at_pointer(path)):
+            raise ValueError(f"{path}: not a tokenizer file{hint}")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     with needs("text"):
         from transformers import AutoTokenizer  # takes a second to import

@@ -94,6 +94,15 @@ def test_tokenizer_with_more_words_than_the_model(tokenizer):
     [
         ({}, r"no tokenizer files \(tokenizer.json, vocab.txt or vocab.json\)"),
         ({"config.json": '{"model_type": "bert"}'}, "no tokenizer files"),
+        ({"spiece.model": ""}, r"no tokenizer files .*; AutoTokenizer's save_pretrained\(\) makes one of spiece.model, if"),
+        (
+            {"tokenizer.json": "version https://git-lfs.github.com/spec/v1"},
+            "tokenizer.json: not a tokenizer file; it is a pointer",
+        ),
+        (
+            {"vocab.txt": "version https://git-lfs.github.com/spec/v1"},
+            "vocab.txt: not a tokenizer file; it is a pointer of Git",
+        ),
         ({"tokenizer.json": "{"}, "the tokenizer files cannot be read: ."),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "the tokenizer files cannot be read: ."),
     ],

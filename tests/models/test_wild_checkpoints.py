@@ -213,6 +213,15 @@ def test_a_config_without_model_type(kind, architectures, plain, tmp_path):
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["model_type"] == kind
 
 
+def test_a_config_with_a_byte_order_mark(plain, tmp_path):
+    path = write(tmp_path / "marked") / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    loaded = pretrained.load(path.parent, num_classes=3)
+    assert_same(loaded.params, plain["bert"])
+    loaded.save(tmp_path / "saved", loaded.params)
+    assert (tmp_path / "saved" / "config.json").read_bytes().startswith(b"{")
+
+
 def test_a_config_of_another_network_without_model_type(tmp_path):
     folder = write(tmp_path, config={"model_type": None, "architectures": ["RoFormerForMaskedLM"]})
     with pytest.raises(ValueError, match="unknown model_type None, expected bert"):
