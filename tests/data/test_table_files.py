@@ -204,7 +204,7 @@ def labelled(*labels):
         (("ham ", " ham", "spam"), ("ham", "spam"), None),
         (("ham\u200b", "\ufeffham", "\u00a0ham", "spam"), ("ham", "spam"), None),  # with blanks that are not seen
         (("ham", "spam", "Spam"), ("Spam", "ham", "spam"), "look alike and are different classes: Spam, spam"),
-        (("not  so", "not so", "so"), ("not  so", "not so", "so"), "look alike and are different classes: not  so, not so"),
+        (("not  so", "not so", "so"), ("not  so", "not so", "so"), "look alike and are different classes: not so, not so"),
         (("1", "\uff11", "2"), ("1", "\uff11", "2"), "look alike and are different classes: 1, \uff11"),  # one is a wide 1
         (("true", "false", "unknown"), ("false", "true", "unknown"), None),
         (("01", "1", "none"), ("01", "1", "none"), None),
