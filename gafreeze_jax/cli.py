@@ -54,6 +54,7 @@ def predict(
     data: Path,
     out: Path | None = None,
     text_columns: tuple[str, ...] = (),
+    skip_broken: bool = False,
     all_probabilities: bool = False,
 ) -> None:
     """Has the model of a run label a file: a CSV with a line for each input, its label and the label's probability.
@@ -67,13 +68,14 @@ def predict(
         such files, for images; .txt for a language model. Labels in it are not read.
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
+      skip_broken: leave out files that cannot be read as images, in place of stopping.
       all_probabilities: also write the probability of each class.
     """
     from gafreeze_jax.runs import reuse
 
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out {out}: no such folder as {out.parent}")
-    table = reuse.predict(run, data, text_columns=text_columns, all_probabilities=all_probabilities)
+    table = reuse.predict(run, data, all_probabilities=all_probabilities, text_columns=text_columns, skip_broken=skip_broken)
     with open(out, "w", encoding="utf-8", newline="") if out else contextlib.nullcontext(sys.stdout) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)
@@ -105,6 +107,8 @@ class Changes:
     """Name of the text column, or of two for pairs of texts."""
     label_column: str | None = None
     """Name of the label column."""
+    skip_broken: bool = False
+    """Leave out files that cannot be read as images, in place of stopping."""
 
 
 def apply(

@@ -76,6 +76,7 @@ FILES = {
     "a.jsonl": JSONL,
     "a.csv.gz": gzip.compress(quoted(","), mtime=0),
     "a.parquet": PARQUET.getvalue(),
+    "a.conll": "".join(f"review\tO\nnumber\tB-{label}\n\n" for _, label in ROWS).encode(),
     "a.txt": " ".join(text for text, _ in ROWS).encode(),
 }
 

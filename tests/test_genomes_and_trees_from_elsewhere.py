@@ -11,6 +11,7 @@ import pytest
 from flax.core import FrozenDict
 
 from gafreeze_jax import Space, make_ga, masking
+from gafreeze_jax.search.nsga2 import make_nsga2
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -109,6 +110,11 @@ def test_the_first_path_that_differs_is_named(wrapper):
         assert "\n" not in str(error.value)
 
 
+def test_two_leaves_of_one_path_are_refused():
+    with pytest.raises(ValueError, match="Two leaves have the path 'a/b': rename one"):
+        masking.make_genes({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(2)}, {".*": "a"})
+
+
 # Stacks
 
 
@@ -189,5 +195,8 @@ def test_the_genetic_algorithm_refuses_other_values(bad):
     ga = make_ga(Space(["a", "b"]), 2)
     with pytest.raises(ValueError, match="levels from 0 to 1"):
         ga.tell(ga.init(jax.random.key(0)), [[0, 1], [bad, 0]], [0.1, 0.2])
+    nsga2 = make_nsga2(Space(["a", "b"]), 2)
+    with pytest.raises(ValueError, match="levels from 0 to 1"):
+        nsga2.tell(nsga2.init(jax.random.key(0)), [[0, 1], [bad, 0]], [[0.1, 1], [0.2, 0]])
     with pytest.raises(ValueError, match="levels from 0 to 1"):
         make_ga(Space(["a", "b"]), 2, initial=[[bad, 0]])

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
-ZIP = b"PK\x03\x04"  # at the start; spreadsheets are such archives
+SPREADSHEET = "it is a spreadsheet or an archive under another name; save it as CSV (UTF-8)"
+OTHER_KINDS = {  # by how they begin
+    b"PK\x03\x04": SPREADSHEET,  # zip, as all new ones are
+    b"\xd0\xcf\x11\xe0": SPREADSHEET,
+    b"\x1f\x8b": "it is a gzip file under another name; call it .gz",
+    b"PAR1": "it is a Parquet file under another name; call it .parquet",
+    b"version https://git-lfs": "it is a pointer of Git LFS, to be replaced by git lfs pull",
+}
 BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
 
 
@@ -39,8 +46,8 @@ def read_utf8(path: Path) -> str:
         if len(unpacked) > most_unpacked(len(data)):
             raise ValueError(f"{path}: {BOMB}")
         data = unpacked
-    if data.startswith(ZIP):
-        raise ValueError(f"{path}: it is a spreadsheet or an archive under another name; save it as CSV (UTF-8)")
+    if reason := next((reason for start, reason in OTHER_KINDS.items() if data.startswith(start)), None):
+        raise ValueError(f"{path}: {reason}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,19 +1,29 @@
 """Folders of images: which of their folders are splits, which are classes, and which files are images."""
 
+import os
 from pathlib import Path
 
 from gafreeze_jax.data import splits
 from gafreeze_jax.data.splits import Rows
 from gafreeze_jax.listing import listed
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-LEFTOVERS = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # which systems leave in folders and archives
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp")
+LEFTOVERS = ("__macosx", "@eadir", "_ds_store", "thumbs.db", "desktop.ini")  # which systems leave in folders and archives
 EXPECTED = "class folders with images, or such folders under train, validation and test"
 
 
 def is_image(path: Path) -> bool:
     """Whether a file is called as images are."""
     return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def readable(name: str) -> str:
+    r"""The name of a file as text that can be written anywhere: of bytes that are not UTF-8 each becomes such as \xe9.
+
+    >>> print(readable("caf\udce9"))
+    caf\xe9
+    """
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def visible(folder: Path) -> list[Path]:
@@ -61,7 +71,7 @@ def read_folders(path: Path, notes: list[str]) -> tuple[dict[str, Rows[Path]], l
     rows = {"train": _read_classes(_unwrap(folders[chosen.pop("train")]), path, broken, notes)}
     for split, name in chosen.items():
         folder = _unwrap(folders[name])
-        classes = [entry.name for entry in _folders(folder)]
+        classes = [readable(entry.name) for entry in _folders(folder)]
         if not classes or (len(classes) == 1 and classes[0] not in rows["train"].labels):
             notes.append(
                 f"The {split} split has no labels and is not used: {len(images_below(folder)):,} images in {folder}, not in "
@@ -106,14 +116,19 @@ def _read_classes(path: Path, top: Path, broken: list[str], notes: list[str]) ->
         inner = _folders(folder)
         entries = visible(inner[0] if len(inner) == 1 and visible(folder) == inner else folder)
         pictures = [entry for entry in entries if is_image(entry)]
-        broken += [f"{entry.relative_to(top)} ({_why_not(entry)})" for entry in entries if not is_image(entry)]
+        broken += [f"{readable(str(entry.relative_to(top)))} ({_why_not(entry)})" for entry in entries if not is_image(entry)]
         empty += [] if pictures else [folder.name]
         rows.examples.extend(pictures)
-        rows.labels.extend([folder.name] * len(pictures))
+        rows.labels.extend([readable(folder.name)] * len(pictures))
         if inner and not pictures:
             raise ValueError(
                 f"{path}: no images in {folder.name}, but folders ({listed(entry.name for entry in inner)}); expected "
                 f"{EXPECTED}; give the folder that has these"
+            )
+        if entries and not pictures:
+            raise ValueError(
+                f"{path}: no images in {folder.name}, but other files ({listed(entry.name for entry in entries)}); convert "
+                f"them to {', '.join(SUFFIXES)}"
             )
     if empty:
         raise ValueError(f"{path}: no images in {listed(empty)}; remove empty class folders")
@@ -121,4 +136,6 @@ def _read_classes(path: Path, top: Path, broken: list[str], notes: list[str]) ->
 
 
 def _why_not(entry: Path) -> str:
+    if entry.is_symlink() and not entry.exists():
+        return "a broken link"
     return "a folder" if entry.is_dir() else "unknown suffix"

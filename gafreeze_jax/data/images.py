@@ -19,12 +19,13 @@ from jax import Array
 from gafreeze_jax.data import digits, files, folders, splits
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed
+from gafreeze_jax.listing import listed, shorten
 
 with needs("images"):
     from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # pillow goes by content; for others it runs a program, or libtiff prints
+LONGEST_REASON = 200  # characters of what NumPy says
 MOST_PIXELS = 4096  # of a side of the images that a network takes
 MOST_ELONGATED = 100
 GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -116,6 +117,8 @@ def load_images(
     (train, _), (validation, _), (test, pictures) = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
     if absent := [name for i, name in enumerate(label_names) if i not in train.labels]:
         raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
+    if unread := [name for name, split in (("validation", validation), ("test", test)) if not len(split.labels)]:
+        raise ValueError(f"{source}: no {unread[0]} image can be read; repair them, or remove that split")
     test_files = tuple(_name(picture, Path(source)) for picture in pictures if isinstance(picture, Path))
     return ImageData(train, validation, test, label_names, tuple(notes), test_files)
 
@@ -211,7 +214,8 @@ def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file}
     except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
-        raise ValueError(f"{path}: not a whole .npz file of plain arrays: {error}") from None
+        reason = shorten(" ".join(str(error).split()), LONGEST_REASON)
+        raise ValueError(f"{path}: not a whole .npz file of plain arrays: {reason}") from None
     expected = ("images", "labels") if labelled else ("images",)
     if missing := [name for name in expected if name not in arrays]:
         wanted = " and ".join(expected)
@@ -258,7 +262,8 @@ def _check_broken(where: str | Path, broken: list[str], skip_broken: bool, notes
     if broken and not skip_broken:
         raise ValueError(f"{where}: cannot be read as images: {listed(broken)}; --skip-broken leaves such files out")
     if broken:
-        notes.append(f"{where}: {len(broken)} no whole images, and left out: {listed(broken)}")
+        images = "1 unreadable image" if len(broken) == 1 else f"{len(broken):,} unreadable images"
+        notes.append(f"{where}: skipped {images}: {listed(broken)}.")
 
 
 def _fit_all(
@@ -292,7 +297,8 @@ def _name(picture: Picture, top: Path) -> str:
     """A file's name, with the folders below `top`."""
     if isinstance(picture, np.ndarray):
         return "an image"
-    return str(picture.relative_to(top)) if picture != top and picture.is_relative_to(top) else picture.name
+    is_below = picture != top and picture.is_relative_to(top)
+    return folders.readable(str(picture.relative_to(top)) if is_below else picture.name)
 
 
 def _open(picture: Picture) -> Image.Image:

@@ -16,6 +16,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 TRUTH = {"false": "0", "true": "1"}
+INVISIBLE = "\u200b\u2060\ufeff"  # characters without width that str.strip() leaves
 UNBALANCED = 2  # times as many training examples of the most frequent class as of the least frequent one
 HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
 
@@ -85,11 +86,7 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
     Raises:
       ValueError: if there are fewer than two classes or too many, labels that are not in train, or too few rows to cut.
     """
-    splits, label_names = _unify_labels(splits, notes)
-    for name in ("validation", "test"):
-        if name in splits and all(label == "-1" for label in splits[name].labels):
-            notes.append(f"The {name} split has no labels (all are -1) and is not used.")
-            del splits[name]
+    splits, label_names = _unify_labels(without_unlabelled(splits, notes), notes)
     num_train = len(splits["train"].examples)
     classes = set(splits["train"].labels)
     numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in classes)
@@ -115,6 +112,16 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
     encoded = cut_missing(source, encoded, notes, unit=unit)
     names = tuple(label_names[label] for label in classes)
     return Splits(encoded["train"], encoded["validation"], encoded["test"], names)
+
+
+def without_unlabelled(splits: Mapping[str, Rows[T]], notes: list[str]) -> dict[str, Rows[T]]:
+    """Leaves out a validation or test split of which all labels are -1, as hubs publish test splits."""
+    kept = dict(splits)
+    for name in ("validation", "test"):
+        if name in kept and all(_class_of(_spell(label)) == "-1" for label in kept[name].labels):
+            notes.append(f"The {name} split has no labels (all are -1) and is not used.")
+            del kept[name]
+    return kept
 
 
 def cut_missing(
@@ -151,16 +158,17 @@ def _unify_labels(splits: Mapping[str, Rows[T]], notes: list[str]) -> tuple[dict
     members = {label: [s for s in spellings if class_of[s] == label] for label in class_of.values()}
     if several := [" = ".join(group) for group in members.values() if len(group) > 1]:
         notes.append(f"Labels that are spelled in several ways: {listed(several)}.")
-    in_lower_case = Counter(label.casefold() for label in members)
-    if alike := [label for label in members if in_lower_case[label.casefold()] > 1]:
-        notes.append(f"These labels differ in case only and are different classes: {listed(alike)}.")
+    looks = {label: " ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in members}
+    num_looking_so = Counter(looks.values())
+    if alike := [label for label in members if num_looking_so[looks[label]] > 1]:
+        notes.append(f"These labels look alike and are different classes: {listed(alike)}.")
     order = {label: max(group, key=lambda s: [count[s] for count in counts.values()]) for label, group in members.items()}
     return {name: rows._replace(labels=[class_of[s] for s in spelled[name]]) for name, rows in splits.items()}, order
 
 
 def _spell(label: Any) -> str:
     text = str(label).lower() if isinstance(label, bool) else str(label)
-    return unicodedata.normalize("NFC", text).strip()
+    return unicodedata.normalize("NFC", text).strip().strip(INVISIBLE).strip()
 
 
 def _class_of(spelling: str) -> str:

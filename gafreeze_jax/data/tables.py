@@ -5,6 +5,7 @@ Each reader yields the records of a file with their places, and adds to `notes` 
 
 import csv
 import io
+import math
 import re
 import textwrap
 from collections import Counter
@@ -17,19 +18,22 @@ from gafreeze_jax.data.conll import read_conll
 from gafreeze_jax.data.parquet import read_parquet
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n')  # for spreadsheet programs, above the header
-MISSING = ("nan", "-nan", "n/a", "#n/a", "<na>", "null")  # what programs write for no value, in any case
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?,*\r?\n', re.I)  # for spreadsheet programs, above the header
+# What programs write for no value, in any case.
+MISSING = ("nan", "-nan", "nat", "n/a", "#n/a", "#n/a n/a", "#na", "#nv", "<na>", "null")
 Record = tuple[str, dict[str, Any]]  # with its place in front
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty or holds a word for that. "None" and "na" may be classes, R's "NA" is not.
+    """Whether a cell is empty, NaN, or holds a word for that. "None" and "na" may be classes, R's "NA" is not.
 
-    >>> [is_missing(value) for value in ("", " ", None, "N/A", "NaN", "NA", "na", "none", 0)]
-    [True, True, True, True, True, True, False, False, False]
+    >>> [is_missing(value) for value in ("", " ", None, float("nan"), "N/A", "NaN", "NA", "na", "none", 0)]
+    [True, True, True, True, True, True, True, False, False, False]
     """
-    word = value.strip() if isinstance(value, str) else value
-    return word is None or word == "" or (isinstance(word, str) and (word == "NA" or word.lower() in MISSING))
+    if isinstance(value, str):
+        word = value.strip()
+        return word in ("", "NA") or word.lower() in MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def left_out(where: str, places: list[str], why: str) -> list[str]:
@@ -151,13 +155,18 @@ def _read_delimited(path: Path, usual: Dialect, notes: list[str]) -> Iterator[Re
     if num_nameless := len(header) - len(names):
         columns = "1 column" if num_nameless == 1 else f"{num_nameless} columns"
         notes.append(f"{path}: {columns} without a name ignored.")
-    repetitions = []
+    repetitions, plain_header = [], [_plain(name) for name in header]
     for line, row in rows:
-        if [row[0].removeprefix("\ufeff"), *row[1:]] == header:
+        if [_plain(field) for field in row] == plain_header:
             repetitions.append(f"line {line}")
         else:
             yield f"line {line}", {name: row[place] for place, name in names.items()}
     notes += left_out(str(path), repetitions, "like the header")
+
+
+def _plain(name: str) -> str:
+    """A column's name as headers are compared."""
+    return name.removeprefix("\ufeff").strip().lower()
 
 
 def _recognize(text: str, usual: Dialect) -> Parsed:

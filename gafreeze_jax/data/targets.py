@@ -84,6 +84,7 @@ def load(
     Raises:
       ValueError: for a label of another kind, with its place.
     """
+    raw = splits.without_unlabelled(raw, notes)
     parsers = {"number": _parse_number, "labels": _label_parser(raw["train"].labels), "tags": _parse_tags}
     if kind == "labels":
         _check_several(source, raw["train"].labels, column)
@@ -138,7 +139,7 @@ def _as_float(value: Any) -> float | None:
 
 def _parse_number(where: str, column: str, value: Any, text: Texts) -> float:
     number = _as_float(value)
-    if number is None or not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
+    if number is None or not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
         raise ValueError(f"{where}: column {column!r} must hold finite numbers, got {listed([repr(value)])}")
     return number
 

@@ -296,7 +296,7 @@ def _texts_of(where: str, place: str, record: Mapping[str, Any], names: Sequence
         _check_encodable(where, place, names[0], "".join(values[0]))
         return Words(values[0])
     for name, value in zip(names, values, strict=True):
-        if value is not None and not isinstance(value, str):
+        if not is_missing(value) and not isinstance(value, str):
             raise ValueError(f"{where}: {place}: column {name!r} must hold text, got {listed([repr(value)])}")
         _check_encodable(where, place, name, value)
     return None if any(map(is_missing, values)) else values
@@ -338,6 +338,7 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
         convention = next((names for names in conventions if all(name in by_lower for name in names)), None)
         if convention is None:
             hint = f"; they can be separated by {', '.join(SEPARATORS.values())}" if len(columns) == 1 else ""
+            hint += "; the first line must be a header" if any(name.strip().isdigit() for name in columns) else ""
             raise ValueError(
                 f"{where}: no text column found; name it with --text-columns. The columns are {listed(columns)}{hint}"
             )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gafreeze_jax.data import files
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine.network import Batch
 from gafreeze_jax.extras import needs
@@ -73,6 +74,9 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None, *, as_words: boo
                 f'python -c "{FROM_PIECES}" {shlex.quote(str(folder))}'
             )
         raise ValueError(f"{folder}: no tokenizer files ({', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]})")
+    for path in map(folder.joinpath, TOKENIZER_FILES):
+        if path.is_file() and (hint := files.hint_at_pointer(path)):
+            raise ValueError(f"{path}: not a tokenizer file{hint}")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     with needs("text"):
         from transformers import AutoTokenizer  # takes a second to import

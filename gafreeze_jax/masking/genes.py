@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
 
     Raises:
       ValueError: unless every leaf is matched by exactly one rule, every rule matches a leaf, and all leaves of a stack have
-        the same length; all culprits at once.
+        the same length; all culprits at once. Also if two leaves have the same path.
 
     >>> params = {"embed": np.ones(3), "layers": [np.ones(2), np.ones(2)], "head": np.ones(2)}
     >>> make_genes(params, {"embed": "embed", r"layers/(\d+)": r"layer_\1", "head": None}).names
@@ -177,6 +178,8 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
     pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
     leaves, treedef = jax.tree.flatten(params)
     paths = leaf_paths(params)
+    if twice := [path for path, count in Counter(map(plain_path, paths)).items() if count > 1]:
+        raise ValueError(f"Two leaves have the path {twice[0]!r}: rename one, such as a key with a slash in it.")
     owners = _match(pairs, paths, leaves)
     by_rule = [(rule, name) for rule, genes, _ in owners for name in ((genes,) if isinstance(genes, str) else genes or ())]
     by_rule.sort(key=lambda gene: (gene[0], _natural(gene[1])))

@@ -125,7 +125,9 @@ def load_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[
         with open(path, encoding="utf-8") as file:
             mask = json.load(file)
         _check(mask)
-    except ValueError as error:
+    except IsADirectoryError:
+        raise ValueError(f"{path}: expected a mask file, got a folder; give the mask.json in it") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a mask file of version 1 or 2, as written by write_mask(): {error}") from None
     frozen = mask["frozen"]
     if genes is not None and tuple(frozen) != genes.names:

@@ -60,6 +60,12 @@ class Layout:
             name = name.removesuffix(old) + new if name.endswith(old) else name
         return name
 
+    def module_of(self, names: Iterable[str]) -> str:
+        """Where a network lies that is part of a module of the user's own, such as "encoder."; "" if it is no part of one."""
+        first = self.table[0][0]
+        before = {name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")}
+        return before.pop().removesuffix(self.prefix) if len(before) == 1 else ""
+
     @functools.cached_property
     def _first_parts(self) -> set[str]:
         """Of its names, which are no wrappers'."""

@@ -57,6 +57,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
 # sharded parts).
 WRAPPERS = ("module", "_module", "model", "net", "network", "backbone", "0", "auto_model")
 INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+LEFTOVERS = r"(loss\w*|criterion|class_weights?)(\..*)?"  # of trainings: tensors that no network needs
 PROBLEMS = 300  # characters of a list of what is wrong
 
 
@@ -179,7 +180,7 @@ def label_names(id2label: Any) -> tuple[str, ...]:
     try:
         table = json.loads(id2label) if isinstance(id2label, str) else id2label
         names = {int(number): str(name) for number, name in table.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return ()
     return tuple(names[number] for number in range(len(names))) if set(names) == set(range(len(names))) else ()
 

@@ -107,9 +107,9 @@ def read(path: Path) -> Any:
         usual = f"{path}: no such file; expected a folder in the Hugging Face layout"
         raise FileNotFoundError(formats.missing(path.parent, path.name) or usual)
     try:
-        return files.parse_json(path.read_text(encoding="utf-8"))
+        return files.parse_json(path.read_text(encoding="utf-8-sig"))  # editors may write a byte order mark
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise ValueError(f"{path}: not JSON: {error}{files.hint_at_pointer(path)}") from None
 
 
 def hashable(value: Any) -> Any:
@@ -139,7 +139,7 @@ def check(raw: Mapping[str, Any], config: type) -> tuple[dict[str, Any], list[st
 
 def write(folder: Path, source: Path, **changes: Any) -> None:
     """Writes the config of the folder `source` with changes, for float32 parameters."""
-    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | changes
+    config = json.loads((source / "config.json").read_text(encoding="utf-8-sig")) | changes
     if "id2label" in changes:
         config.pop("num_labels", None)
     for name in ("torch_dtype", "dtype"):

@@ -7,18 +7,22 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gafreeze_jax.listing import listed
+from gafreeze_jax.listing import listed, shorten
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LEFTOVERS = re.compile(r".*(optim|scheduler|scaler|rng_state|random_states|training_args|sampler|custom_checkpoint).*")
+LEFTOVERS = re.compile(
+    r".*(optim|scheduler|scaler|rng_state|random_states|training_args|sampler|custom_checkpoint|openvino_).*"
+)
+LONGEST_BASE = 100  # characters of the name of an adapter's model
 SHARD = re.compile(r"(.+-)\d+(-of-\d+\.\w+)")
-# weights_only has PyTorch refuse code. Lightning keeps the tensors under "state_dict".
+# weights_only has PyTorch refuse code. Trainers keep the tensors in an entry, such as "state_dict" or "model": the largest one.
 FROM_PICKLES = (
     "import sys, pathlib, torch, safetensors.torch as s; p = pathlib.Path(sys.argv[1]); "
     "s.save_file({n: t.clone().contiguous() for f in p.glob(sys.argv[2]) for d in [torch.load(f, 'cpu', weights_only=True)] "
-    "for n, t in d.get('state_dict', d).items() if torch.is_tensor(t)}, p / sys.argv[3])"
+    "for n, t in max([v for v in [d, *d.values()] if hasattr(v, 'items')], key=len).items() if torch.is_tensor(t)}, "
+    "p / sys.argv[3])"
 )
 FROM_FLAX = (
     "import sys, re, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
@@ -41,7 +45,9 @@ PEFT_TASKS = {
     "CAUSAL_LM": "ForCausalLM",
     "FEATURE_EXTRACTION": "ForFeatureExtraction",
 }
-NOT_TRAINABLE = {".gguf": "GGUF", ".onnx": "ONNX", ".ot": "of rust-bert", ".tflite": "of LiteRT"}
+MERGED = ("LORA", "ADALORA", "DORA", "LOHA", "LOKR", "OFT", "IA3", "VERA", "BOFT", "HRA")  # of peft's kinds of adapters
+NOT_TRAINABLE = {".gguf": "GGUF", ".onnx": "ONNX", ".ot": "of rust-bert", ".tflite": "of LiteRT", ".xml": "OpenVINO"}
+NOT_READ = {".index": "TensorFlow", ".pb": "TensorFlow", ".keras": "Keras"}
 
 
 def refusal(pickle: Path, target: str = WEIGHTS) -> str:
@@ -71,7 +77,7 @@ def explain(folder: Path) -> str:
         return ""
     if "adapter_config.json" in names:
         return _explain_adapter(folder)
-    if others := [name for name in names if ".safetensors" in name]:
+    if others := [name for name in names if name.endswith((".safetensors", ".json")) and ".safetensors" in name]:
         return _explain_safetensors(folder, others)
     pickles = [name for name in names if Path(name).suffix in PICKLES]
     if weights := [name for name in pickles if not LEFTOVERS.fullmatch(name)]:
@@ -87,8 +93,13 @@ def explain(folder: Path) -> str:
             )
         if suffix in NOT_TRAINABLE:
             return f"{name} ({NOT_TRAINABLE[suffix]}) cannot be trained; give the model that it was made from"
-    if inside := [path.parent.name for path in sorted(folder.glob("*/config.json"))]:
-        return f"models are in its folders {listed(inside)}; give one of them"
+        if suffix in NOT_READ:
+            return f"{name} is of {NOT_READ[suffix]} and is not read; give the same model as {WEIGHTS} or in PyTorch's format"
+    if "zero_to_fp32.py" in names:
+        return "it holds the parts of DeepSpeed's training; the program zero_to_fp32.py in it writes whole weights"
+    inside = [path.parent for pattern in ("*", "snapshots/*") for path in sorted(folder.glob(f"{pattern}/config.json"))]
+    if inside:
+        return f"models are in its folders {listed(str(path.relative_to(folder)) for path in inside)}; give one of them"
     return f"{listed(pickles)} hold the state of a training, no weights" if pickles else ""
 
 
@@ -96,8 +107,12 @@ def _explain_adapter(folder: Path) -> str:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base, task = str(config.get("base_model_name_or_path")), PEFT_TASKS.get(config.get("task_type"), "")
-    except (ValueError, AttributeError, TypeError):
-        base, task = "another model", ""
+        kind = config.get("peft_type", MERGED[0])
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        base, task, kind = "another model", "", MERGED[0]
+    base = shorten(base, LONGEST_BASE)
+    if kind not in MERGED:
+        return f"it holds an adapter for {base}, not a whole model, and {kind} cannot be merged into it; give that model"
     merged = folder.absolute().with_name(f"{folder.absolute().name}-merged")
     return (
         f"it holds an adapter for {base}, not a whole model. To merge the two, with peft and PyTorch: "

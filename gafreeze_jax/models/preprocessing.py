@@ -63,7 +63,7 @@ def read(folder: Path, default: Preprocessing) -> Preprocessing:
     if not path.exists():
         return default
     try:
-        raw = files.parse_json(path.read_text(encoding="utf-8"))
+        raw = files.parse_json(path.read_text(encoding="utf-8-sig"))
         size, crop = _size_and_crop(raw, default.size)
         mean, std = (0.0,) * num_channels, (1.0,) * num_channels
         if raw.get("do_normalize", True):

@@ -173,7 +173,7 @@ class Checkpoint:
         fresh = self._fresh_leaves(shapes["head"], renewed) if kind.output else ()
         of_head = checkpoints.names({"head": shapes["head"]}, layout.table).values()
         others = [name for name, path, _ in layout.table if path.startswith("head/") and name not in of_head]
-        ignored = "|".join([layout.ignored, *map(re.escape, others)])
+        ignored = "|".join([layout.ignored, checkpoints.LEFTOVERS, *map(re.escape, others)])
         params = checkpoints.to_tree(self.tensors, layout.table, shapes, fresh=fresh, ignore=ignored, where=str(self.path))
         params["head"] = _complete(params.get("head", {}), model, fresh, jax.random.key(0) if key is None else key)
         return Pretrained(model=model, params=params, fresh=fresh, source=self.path, carried=self.carried)
@@ -240,7 +240,7 @@ def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Fa
     values, problems = configs.check(raw, family.config)
     config = None if problems else family.config(**values)
     problems += family.problems(raw, config)
-    if "quantization_config" in raw:
+    if raw.get("quantization_config"):
         problems = [*problems, "its weights are quantised, and cannot be trained; give the model before its quantisation"]
     if problems:
         raise ValueError(f"{path}: {listed(problems, '; ', most=checkpoints.PROBLEMS)}")
@@ -266,7 +266,9 @@ def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
         family, config = read_config(path, families)
         names = checkpoints.label_names(configs.read(path / "config.json").get("id2label"))
         tensors, layout = checkpoints.read_tensors(path), family.layout
-    tensors = checkpoints.renamed(tensors, layout.standard_name, path)
+    module = layout.module_of(tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith((module, *layout.bare))}
+    tensors = checkpoints.renamed(tensors, lambda name: layout.standard_name(name.removeprefix(module)), path)
     if any(".lora_" in name for name in tensors):
         raise ValueError(f"{path}: it has LoRA's matrices beside its weights; merge them first, by peft's merge_and_unload()")
     if layout.tied and layout.tied[1] not in tensors and layout.tied[0] in tensors and _says_tied(config):

@@ -82,7 +82,7 @@ class RunFolder:
             self.metric = metric_format.from_facts(self.facts)
             self.space, self.options = Space.from_facts(self.facts), dict(self.facts["options"])
             self.seed = int(self.options["seed"])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
         self._journal = Journal(
             folder / folder_format.JOURNAL,

@@ -32,7 +32,7 @@ def predict(path: Path, data: Path, *, all_probabilities: bool = False, **change
       path: of the run's folder.
       data: a file such as the run has learned from; it needs no labels.
       all_probabilities: also give the probability of each class.
-      changes: options that are not those of the run; None or () changes nothing.
+      changes: options that are not those of the run; None, False or () changes nothing.
 
     Returns:
       A table {title: [N]}: what tells the inputs apart, and what the task writes, such as "label" and "probability". For a
@@ -116,7 +116,7 @@ def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, A
             f"script --mask {path / 'mask.json'}; the parameters are in {path / 'model/model.safetensors'}"
         )
     options = with_options(module.Options(), run.options)
-    given = {name: value for name, value in changes.items() if value not in (None, ())}
+    given = {name: value for name, value in changes.items() if not (value is None or value is False or value == ())}
     if others := [name for name in given if not hasattr(options, name)]:
         raise ValueError(f"{path}: runs of {script} have no --{others[0].replace('_', '-')}")
     return run, module, dataclasses.replace(options, **given)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -177,6 +178,10 @@ def _resume(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path]:
     places = () if (path / SUMS).exists() else getattr(options, "places", ())
     moved = {name: given.pop(name) for name in places if name in given}
     _refuse_other_options(path, recorded, given)
+    for name in places:
+        place = str(moved.get(name, recorded.get(name)))
+        if os.path.isabs(place) and not os.path.exists(place):
+            raise ValueError(f"{path}: the {name} {place} of this run is gone; if it has moved, say where by --{name}")
     return with_options(options, recorded | moved), path
 
 

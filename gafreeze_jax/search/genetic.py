@@ -176,14 +176,23 @@ def _keep_best(space: Space, num: int, state: State, genomes: Array, fitness: Ar
         raise ValueError(f"expected at least {num} genomes of {len(space.choices)} genes, got shape {genomes.shape}")
     if fitness.shape[:1] != genomes.shape[:1]:
         raise ValueError(f"expected one fitness per genome ({genomes.shape[0]}), got shape {fitness.shape}")
+    genomes = as_levels(space, genomes)
+    order = ranking(genomes, fitness)
+    info = Info(order, genomes[order[0]], space.frozen(genomes).mean(0, dtype=jnp.float32))
+    return State(genomes[order[:num]], state.generation + 1), info
+
+
+def as_levels(space: Space, genomes: Array) -> Array:
+    """Genomes [N, K] as int8.
+
+    Raises:
+      ValueError: if they have other values than levels of the space.
+    """
     if not _are_levels(space, genomes):
         raise ValueError(
             f"expected genomes with levels from 0 to {len(space.levels) - 1}; convert rates or scores to levels first"
         )
-    genomes = genomes.astype(jnp.int8)
-    order = ranking(genomes, fitness)
-    info = Info(order, genomes[order[0]], space.frozen(genomes).mean(0, dtype=jnp.float32))
-    return State(genomes[order[:num]], state.generation + 1), info
+    return genomes.astype(jnp.int8)
 
 
 def ranking(genomes: Array, fitness: Array) -> Array:

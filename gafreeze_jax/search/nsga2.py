@@ -83,10 +83,11 @@ def make_nsga2(
         return breeding.ask(key, genetic.State(state.population, state.generation))
 
     def tell(state: ParetoState, genomes: Array, objectives: Array, violation: Array | None = None) -> tuple[ParetoState, Info]:
-        genomes, objectives = jnp.asarray(genomes, jnp.int8), jnp.asarray(objectives, jnp.float32)
+        genomes, objectives = jnp.asarray(genomes), jnp.asarray(objectives, jnp.float32)
         num = len(genomes)
         violation = jnp.zeros(num, jnp.float32) if violation is None else jnp.asarray(violation, jnp.float32)
         _check_told(genomes, objectives, violation, expected=(len(space.choices), num_objectives))
+        genomes = genetic.as_levels(space, genomes)
         order, survivors = _survive(state, genomes, objectives, violation)
         order_told = jnp.argsort(jnp.argsort(order)[:num]).astype(jnp.int32)
         info = Info(order_told, survivors.population[0], space.frozen(genomes).mean(0, dtype=jnp.float32))

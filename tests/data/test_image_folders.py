@@ -181,6 +181,34 @@ def test_a_folder_in_a_class(tmp_path):
     assert sum(sizes(load(tmp_path, skip_broken=True))) == 20
 
 
+@pytest.mark.parametrize(("suffix", "files"), [(".heic", "0.heic, 1.heic"), ("", "0, 1")])
+def test_files_of_other_kinds_in_a_class(suffix, files, tmp_path):
+    classes(tmp_path, "", names=("dogs",))
+    (tmp_path / "cats").mkdir()
+    for i in range(2):
+        (tmp_path / "cats" / f"{i}{suffix}").write_bytes(b"...")
+    message = rf"no images in cats, but other files \({files}\); convert them to \.jpg, "
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, skip_broken=True)
+
+
+def test_what_a_browser_calls_a_jpeg(tmp_path):
+    classes(tmp_path, "")
+    for path in sorted(tmp_path.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.with_suffix(".jpg").rename(path.with_suffix(".jfif"))
+        path.unlink()
+    assert sum(sizes(load(tmp_path))) == 20
+
+
+def test_a_link_whose_end_is_gone(tmp_path):
+    """As of git-annex."""
+    classes(tmp_path, "")
+    (tmp_path / "cats" / "a.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"cannot be read as images: cats/a\.png \(a broken link\); --skip-broken"):
+        load(tmp_path)
+
+
 # Classes called like splits
 
 
@@ -249,7 +277,7 @@ def litter(top):
     for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
         write(folder / ".ipynb_checkpoints", 1)
         write(folder / "@eaDir" / "0.png", 1)
-        for name in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini"):
+        for name in (".DS_Store", "_DS_Store", "._0.png", "Thumbs.db", "desktop.ini"):
             (folder / name).write_bytes(b"\0")
     write(top / "__MACOSX" / "cats", 1)
     write(top / ".git" / "deep" / "down", 1)
@@ -282,6 +310,16 @@ def test_links(tmp_path):
     assert sum(sizes(load(tmp_path / "photos"))) == 20
     os.symlink("..", tmp_path / "elsewhere" / "cats" / "up")
     assert len(load_unlabelled(tmp_path / "elsewhere", FRAME).images) == 20
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    """As old archives leave them; what is written of them is text."""
+    classes(tmp_path / "train", "")
+    os.rename(tmp_path / "train" / "cats", tmp_path / "train" / "b\udce4r")
+    data = load(tmp_path)
+    assert data.label_names == ("b\\xe4r", "dogs")
+    assert data.test_files[0].startswith("train/b\\xe4r/")
+    assert load_unlabelled(tmp_path, FRAME).columns["file"][0] == "train/b\\xe4r/0.png"
 
 
 def test_names_in_other_scripts(tmp_path):

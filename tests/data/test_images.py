@@ -299,7 +299,7 @@ def test_files_that_are_no_images(name, tmp_path):
     fails(tmp_path, "--skip-broken leaves such files out")
     data = load_images(str(tmp_path), FRAME, skip_broken=True)
     assert sum(sizes(data)) == {"broken off": 19, "text": 19, "16 bits": 20, "other file": 20, "folder": 20}[name]
-    assert any("left out" in note and message[:5] in note for note in data.notes)
+    assert any("skipped 1 unreadable image: " in note and message[:5] in note for note in data.notes)
 
 
 def test_a_class_of_which_nothing_can_be_read(tmp_path):
@@ -307,6 +307,14 @@ def test_a_class_of_which_nothing_can_be_read(tmp_path):
     for file in (tmp_path / "ant").iterdir():
         file.write_bytes(b"")
     fails(tmp_path, "no training image of class 'ant' can be read", skip_broken=True)
+
+
+@pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("test", "test")])
+def test_a_split_of_which_nothing_can_be_read(folder, split, tmp_path):
+    write_folders(tmp_path / "train")
+    for file in sorted(write_folders(tmp_path / folder, num=2).rglob("*.png")):
+        file.write_bytes(b"")
+    fails(tmp_path, f"no {split} image can be read; repair them, or remove that split", skip_broken=True)
 
 
 def test_empty_class_folder(tmp_path):
@@ -344,7 +352,7 @@ def test_images_without_labels(tmp_path):
         load_unlabelled(folder, FRAME)
     found, columns, (note,) = load_unlabelled(folder, FRAME, skip_broken=True)
     assert columns == {"file": ["ant/0.png", "bee/0.png", "bee/1.png"]}
-    assert "1 no whole images, and left out" in note
+    assert "skipped 1 unreadable image: ant/1.png (" in note
     one, columns, _ = load_unlabelled(folder / "bee" / "1.png", FRAME)
     assert columns == {"file": ["1.png"]}
     np.testing.assert_array_equal(one, found[2:])

@@ -74,8 +74,9 @@ def test_descriptions_that_name_no_classes(tmp_path, features):
     assert examples(load_text(str(write(tmp_path / "set.parquet", table(features))))) == expected()
 
 
-def test_rows_without_text_or_label(tmp_path):
-    labels = [None, *LABELS[1:]]
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_rows_without_text_or_label(missing, tmp_path):
+    labels = [missing, *map(float, LABELS[1:])]
     path = write(tmp_path / "set.parquet", table(text=[*TEXTS[:-1], None], label=labels))
     notes = " ".join(load_text(str(path)).notes)
     assert f"{path}: 1 row without text left out, at row 24." in notes

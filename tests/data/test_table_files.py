@@ -1,6 +1,7 @@
 """Tables as people have them: dialects, spellings of labels, missing values, and splits without labels."""
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -57,6 +58,7 @@ DIALECTS = {
         "\ufeffsep=;\r\n" + written(ALL, delimiter=";").replace("\n", "\r\n"),
         "recognized separated by semicolons",
     ),
+    "SEP=;, saved again": ("set.csv", "SEP=;,\n" + written(ALL, delimiter=";"), "recognized separated by semicolons"),
     "sep=,": ("set.csv", "sep=,\n" + written(ALL), None),
     "blanks after commas": (
         "set.csv",
@@ -135,12 +137,32 @@ def test_one_column_of_texts_is_a_table(tmp_path):
         ('sep=;\ntext;label\na;b\n"c";d;b\n', "line 4 has 3 fields"),
         ("text:label\na:b\n", "The columns are text:label; they can be separated by commas, semicolons, tabs, vertical bars"),
         ("sep=;\n", "no header in it"),
+        ("0,1467810369,so sad\n4,1467810672,so glad\n", "1467810369, so sad; the first line must be a header"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_read(tmp_path, content, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         load(tmp_path, content)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99),
+            "it is a spreadsheet or an archive under another name; save it as CSV",
+        ),
+        (gzip.compress(b"text,label"), "it is a gzip file under another name; call it .gz"),
+        (b"PAR1" + bytes(99), "it is a Parquet file under another name; call it .parquet"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS, to be replaced by git lfs pull"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_other_files_called_tables(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: {message}")):
+        load_text(str(tmp_path / name))
 
 
 # Columns
@@ -180,7 +202,10 @@ def labelled(*labels):
         (("10.0", 9, "9."), ("9", "10.0"), "9 = 9."),
         (("caf\u00e9", "cafe\u0301", "bar"), ("bar", "caf\u00e9"), None),
         (("ham ", " ham", "spam"), ("ham", "spam"), None),
-        (("ham", "spam", "Spam"), ("Spam", "ham", "spam"), "differ in case only and are different classes: Spam, spam"),
+        (("ham\u200b", "\ufeffham", "\u00a0ham", "spam"), ("ham", "spam"), None),  # with blanks that are not seen
+        (("ham", "spam", "Spam"), ("Spam", "ham", "spam"), "look alike and are different classes: Spam, spam"),
+        (("not  so", "not so", "so"), ("not  so", "not so", "so"), "look alike and are different classes: not so, not so"),
+        (("1", "\uff11", "2"), ("1", "\uff11", "2"), "look alike and are different classes: 1, \uff11"),  # one is a wide 1
         (("true", "false", "unknown"), ("false", "true", "unknown"), None),
         (("01", "1", "none"), ("01", "1", "none"), None),
     ],
@@ -205,7 +230,7 @@ def test_splits_may_spell_labels_differently(tmp_path):
 # Rows
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "N/A", "n/a", "NA", "null", "<NA>", "", " "])
+@pytest.mark.parametrize("word", ["nan", "NaN", "NaT", "#NV", "N/A", "n/a", "NA", "null", "<NA>", "", " "])
 def test_rows_without_a_label_are_left_out(tmp_path, word):
     data = load(tmp_path, written([HEADER, ("lost", word), *ROWS, ("lost", word)]))
     assert examples(data) == Counter(ROWS)
@@ -242,6 +267,11 @@ def test_a_header_that_is_repeated_is_left_out(tmp_path, mark):
     assert note_of(data, "header").endswith("set.csv: 1 row like the header left out, at line 12.")
 
 
+def test_so_is_one_that_is_written_otherwise(tmp_path):
+    data = load(tmp_path, written([*ALL, ("Text", " LABEL "), *ROWS]))
+    assert examples(data) == Counter(ROWS + ROWS)
+
+
 # Splits without labels
 
 
@@ -264,6 +294,17 @@ def test_a_split_without_labels_is_not_used(tmp_path, name, content):
     note = note_of(data, "no labels")
     assert note == f"{tmp_path / name} has no labels and is not used; gafreeze predict can label it when the run has ended."
     assert load_unlabelled(tmp_path / name).texts[0] == ("new",)
+
+
+@pytest.mark.parametrize(("titles", "labels"), [("text,label", "ab"), ("text,score", ("0.5", "1.25"))])
+@pytest.mark.parametrize("word", ["-1", "-1.0"])
+def test_a_split_whose_labels_are_all_minus_one_is_not_used(tmp_path, titles, labels, word):
+    """As hubs publish test splits, those of numbers, too."""
+    (tmp_path / "train.csv").write_text(f"{titles}\n" + "".join(f"text {i},{labels[i % 2]}\n" for i in range(20)))
+    (tmp_path / "test.csv").write_text(f"{titles}\n" + f"new,{word}\n" * 4)
+    data = load_text(str(tmp_path))
+    assert [len(split.texts) for split in data[:3]] == [12, 4, 4]
+    assert note_of(data, "-1") == "The test split has no labels (all are -1) and is not used."
 
 
 def test_labels_under_another_name_are_an_error(tmp_path):

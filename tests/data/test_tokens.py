@@ -98,6 +98,14 @@ def test_tokenizer_with_more_words_than_the_model(tokenizer):
             {"spm.model": ""},
             r"no tokenizer.json; spm.model is of SentencePiece. To convert it, .*: python -c .*save_pretrained",
         ),
+        (
+            {"tokenizer.json": "version https://git-lfs.github.com/spec/v1"},
+            "tokenizer.json: not a tokenizer file; it is a pointer",
+        ),
+        (
+            {"vocab.txt": "version https://git-lfs.github.com/spec/v1"},
+            "vocab.txt: not a tokenizer file; it is a pointer of Git",
+        ),
         ({"tokenizer.json": "{"}, "the tokenizer files cannot be read: ."),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "the tokenizer files cannot be read: ."),
     ],

@@ -87,12 +87,42 @@ def test_what_safetensors_writes_of_tied_tensors(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "net.", "0.auto_model."]
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "net.",
+        "0.auto_model.",
+        "encoder.",
+        "base_model.model.",
+        "model.text_encoder.",
+    ],
 )
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_wrapped_networks(prefix, kind, plain, tmp_path):
     folder = write(tmp_path, renaming(lambda name: prefix + name), of={"bert": test_bert, "gpt2": test_gpt2}[kind])
     assert_same(load(folder), plain[kind])
+
+
+def test_a_network_in_a_module_of_the_user_s_own(plain, tmp_path):
+    """Beside it are a head that nobody else knows, and the number of averaged steps."""
+
+    def change(tensors):
+        inside = {f"encoder.{name.removeprefix('bert.')}": tensors[name] for name in tensors if name.startswith("bert.")}
+        return inside | {"fc.weight": np.ones((3, 16), np.float32), "n_averaged": np.ones((), np.int64)}
+
+    assert_same(load(write(tmp_path, change)), plain["bert"])
+
+
+def test_two_networks_are_not_taken_for_one(tmp_path):
+    def change(tensors):
+        return {f"{which}.{name}": tensor for which in ("student", "teacher") for name, tensor in tensors.items()}
+
+    with pytest.raises(ValueError, match=r"student\.bert\..* is not a tensor of this network"):
+        load(write(tmp_path, change))
 
 
 def test_compiled_and_sharded_layers(plain, tmp_path):
@@ -132,6 +162,7 @@ def test_a_tensor_with_and_without_wrapper_is_an_error(tmp_path):
     [
         ("bert", ["qa_outputs.weight", "qa_outputs.bias"]),
         ("bert", ["cls.predictions.bias", "cls.seq_relationship.weight"]),
+        ("bert", ["loss_fct.weight", "criterion.weight", "class_weights"]),
         ("bert", ["crf.transitions", "bert.embeddings.token_type_ids"]),
         ("gpt2", ["lm_head.weight", "multiple_choice_head.summary.weight"]),
         ("gpt2", ["qa_outputs.weight", "classifier.bias", "v_head.summary.weight"]),
@@ -182,6 +213,15 @@ def test_a_config_without_model_type(kind, architectures, plain, tmp_path):
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["model_type"] == kind
 
 
+def test_a_config_with_a_byte_order_mark(plain, tmp_path):
+    path = write(tmp_path / "marked") / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    loaded = pretrained.load(path.parent, num_classes=3)
+    assert_same(loaded.params, plain["bert"])
+    loaded.save(tmp_path / "saved", loaded.params)
+    assert (tmp_path / "saved" / "config.json").read_bytes().startswith(b"{")
+
+
 def test_a_config_of_another_network_without_model_type(tmp_path):
     folder = write(tmp_path, config={"model_type": None, "architectures": ["RoFormerForMaskedLM"]})
     with pytest.raises(ValueError, match="unknown model_type None, expected bert"):
@@ -189,6 +229,7 @@ def test_a_config_of_another_network_without_model_type(tmp_path):
 
 
 def test_quantised_weights(tmp_path):
+    load(write(tmp_path / "whole", config={"quantization_config": {}}))
     folder = write(tmp_path, config={"quantization_config": {"load_in_8bit": True}})
     with pytest.raises(ValueError, match="its weights are quantised, and cannot be trained; give the model before"):
         load(folder)
@@ -218,12 +259,25 @@ FORMATS = {
         ["adapter_config.json", "adapter_model.safetensors"],
         "it holds an adapter for another model, not a whole model. To merge the two, with peft and PyTorch: python -c ",
     ),
+    "prompts": (["adapter_config.json"], "it holds an adapter for a/b, not a whole model, and PROMPT_TUNING cannot be merged"),
+    "TensorFlow 1": (
+        ["bert_model.ckpt.data-00000-of-00001", "bert_model.ckpt.index", "bert_model.ckpt.meta"],
+        "bert_model.ckpt.index is of TensorFlow and is not read; give the same model as model.safetensors or in PyTorch's",
+    ),
+    "OpenVINO": (["openvino_model.bin", "openvino_model.xml"], "openvino_model.xml (OpenVINO) cannot be trained; give"),
+    "DeepSpeed": (
+        ["global_step9/mp_rank_00_model_states.pt", "zero_to_fp32.py"],
+        "it holds the parts of DeepSpeed's training; the program zero_to_fp32.py in it writes whole weights",
+    ),
+    "the hub's cache": (["snapshots/0a1b/config.json"], "models are in its folders snapshots/0a1b; give one of them"),
     "GGUF": (["model-q4.gguf"], "model-q4.gguf (GGUF) cannot be trained; give the model that it was made from"),
     "ONNX": (["model.onnx"], "model.onnx (ONNX) cannot be trained"),
     "folders of checkpoints": (
         ["checkpoint-10/config.json", "checkpoint-20/config.json"], "models are in its folders checkpoint-10, checkpoint-20;",
     ),
 }  # fmt: skip
+
+CONTENTS = {"prompts": '{"base_model_name_or_path": "a/b", "peft_type": "PROMPT_TUNING"}'}
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -236,8 +290,8 @@ def test_other_formats_are_named(name, with_config, tmp_path):
     if not with_config:
         (folder / "config.json").unlink()
     for file in files:
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_bytes(b"")
+        (folder / file).parent.mkdir(exist_ok=True, parents=True)
+        (folder / file).write_text(CONTENTS.get(name, ""))
     with pytest.raises(FileNotFoundError) as error:
         load(folder)
     assert message in str(error.value)
@@ -294,12 +348,12 @@ def test_the_command_for_shards(old, plain):
     assert_same(load(folder), plain["bert"])
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "last.ckpt"])
-def test_the_command_for_the_folder_of_a_trainer(name, old, plain):
+@pytest.mark.parametrize(("name", "entry"), [("pytorch_model.bin", None), ("last.ckpt", "state_dict"), ("best.pt", "model")])
+def test_the_command_for_the_folder_of_a_trainer(name, entry, old, plain):
     torch = pytest.importorskip("torch")
     folder, tensors = old
     tensors = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
-    torch.save({"state_dict": tensors, "epoch": 3} if name == "last.ckpt" else tensors, folder / name)
+    torch.save({"epoch": 3, "optimizer": {"state": {}}, entry: tensors} if entry else tensors, folder / name)
     for other in TRAINING:
         (folder / other).write_bytes(b"not to be read")
     follow(refuse(folder))

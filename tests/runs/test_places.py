@@ -114,7 +114,8 @@ def test_model_and_data_may_move(here, run):
     assert run(**GIVEN, out="run") is None
     shutil.move(here / "model", here / "moved")
     shutil.move(here / "t.csv", here / "moved.csv")
-    assert "model" in run(resume="run")
+    assert f"the model {here / 'model'} of this run is gone; if it has moved, say where by --model" in run(resume="run")
+    assert f"the data {here / 't.csv'} of this run is gone" in run(resume="run", model="moved")
     assert run(resume="run", model="moved", data="moved.csv") is None
     assert options_of(here / "run")["model"] == str(here / "moved")
     assert run(resume="run") is None

@@ -195,6 +195,18 @@ def test_pytorch_gives_the_same_labels_and_probabilities(runs, gafreeze, tmp_pat
     np.testing.assert_allclose([float(row["probability"]) for row in rows], probabilities, atol=1e-5)
 
 
+def test_unreadable_images_are_skipped_when_asked(runs, gafreeze, tmp_path):
+    folder, data, labels = runs("resnet")
+    photos = shutil.copytree(data, tmp_path / "photos")
+    (photos / "7.png").write_bytes(b"")
+    code, _, failed = gafreeze("predict", folder, "--data", photos)
+    assert (code, failed.count("\n")) == (2, 1)
+    assert "cannot be read as images: 7.png (cannot identify image file); --skip-broken leaves such files out" in failed
+    code, printed, noted = gafreeze("predict", folder, "--data", photos, "--skip-broken")
+    assert (code, len(read(printed))) == (0, len(labels))
+    assert "skipped 1 unreadable image: 7.png (" in noted
+
+
 def test_images_in_an_array_are_numbered(runs, gafreeze, tmp_path):
     folder, data, _ = runs("resnet")
     files = sorted(data.rglob("*.png"))
