@@ -65,6 +65,8 @@ ALONE = {
     "top": lambda x: lax.top_k(x[..., 0], 2)[0],
     "condition": lambda x: lax.cond(TABLE[0, 0] > 0, jnp.tanh, jnp.sin, x),
     "a token is set": lambda x: x.at[:, 1].set(x[:, 0]),
+    "last tokens": lambda x: x[jnp.arange(len(x)), jnp.argmax(x[..., 0], 1)],
+    "first of the rows": lambda x: flat(x)[jnp.arange(len(x)) * TOKENS],
     "padded": lambda x: jnp.pad(x, ((0, 0), (1, 1), (0, 0))),
     "frequencies": lambda x: jnp.fft.fft2(x).real,
 }
@@ -79,6 +81,7 @@ TOGETHER = {
     "split": lambda x: jnp.concatenate(jnp.split(x, 2)[::-1]),
     "shifted": lambda x: jnp.pad(x, ((1, 0), (0, 0), (0, 0)))[:-1],
     "picked": lambda x: x[jnp.argsort(x[:, 0, 0])],
+    "picked from the next": lambda x: x[(jnp.arange(len(x)) + 1) % len(x), jnp.argmax(x[..., 0], 1)],
     "neighbours": lambda x: jnp.repeat(x.reshape(-1, 2, TOKENS, WIDTH).mean(1), 2, 0),
     "misread": lambda x: jnp.moveaxis(x.reshape(TOKENS, -1, WIDTH), 1, 0),
     "added up": lambda x: jnp.zeros_like(x).at[jnp.argmax(x[:, :, 0] > 0, 1) % len(x)].add(x),

@@ -254,7 +254,7 @@ def batch_statistics():
 
 
 def last_token():
-    """The last token of each example is picked by an index: nothing above that can be a block, but there is nothing."""
+    """One token of each example is picked by an index."""
 
     def apply(params, x):
         x = x[:, None] * np.arange(1.0, 4.0, dtype=np.float32)[None, :, None]

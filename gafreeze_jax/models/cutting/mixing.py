@@ -3,16 +3,19 @@
 What a block computes for an example can be kept, and used in other batches, only if it does not depend on the others. The axes
 that grow with the batch tell: an equation whose result has no such axis, or two of them, brings examples together, as a mean
 over the batch or the products of all pairs do. Where the result has one, `MOVES` knows which primitives work along it.
+Rows that are picked by indices are compared with the examples that they are for, if the indices do not depend on the inputs.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn, Literal, jaxprs_in_params, primitives
+from jax.extend.core import JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params, primitives
 
-from gafreeze_jax.models.cutting.program import FlatProgram, shaped
+from gafreeze_jax.models.cutting.pieces import make_slice
+from gafreeze_jax.models.cutting.program import NOTHING, Atom, FlatProgram, shaped
 
 
 class Along(NamedTuple):
@@ -41,12 +44,12 @@ def find(small: FlatProgram, large: FlatProgram, size: int) -> set[int]:
       large: the same equations as the first program's, for larger batches.
       size: of the batches of the first.
     """
-    pairs = zip(small.equations, large.equations, strict=True)
-    return {
-        place
-        for place, (equation, of_large) in enumerate(pairs)
-        if any(small.origin(atom).inputs for atom in equation.invars) and _mixes(equation, of_large, size)
-    }
+    mixing = set()
+    for place, (equation, of_large) in enumerate(zip(small.equations, large.equations, strict=True)):
+        of_inputs = any(small.origin(atom).inputs for atom in equation.invars)
+        if of_inputs and _mixes(equation, of_large, size) and not _picks_its_own(small, equation, of_large, size):
+            mixing.add(place)
+    return mixing
 
 
 def _mixes(equation: JaxprEqn, of_large: JaxprEqn, size: int) -> bool:
@@ -74,6 +77,40 @@ def _mixes_inside(equation: JaxprEqn, of_large: JaxprEqn, size: int) -> bool:
         len(ours.eqns) != len(theirs.eqns) or any(_mixes(*pair, size) for pair in zip(ours.eqns, theirs.eqns, strict=True))
         for ours, theirs in functions
     )
+
+
+def _picks_its_own(program: FlatProgram, equation: JaxprEqn, of_large: JaxprEqn, size: int) -> bool:
+    """Whether indices are known to pick rows of the example that they are for, as in `x[jnp.arange(len(x)), last]`."""
+    if equation.primitive is not primitives.gather_p:
+        return False
+    operand, indices = map(_growing, equation.invars, of_large.invars)
+    picked_by = equation.params["dimension_numbers"].start_index_map
+    if len(operand) != 1 or len(indices) != 1 or operand[0] not in picked_by:
+        return False
+    column = _column(program, equation.invars[1], picked_by.index(operand[0]))
+    if column is None or equation.params["slice_sizes"][operand[0]] != 1:
+        return False
+    length, num_picked = shaped(equation.invars[0]).shape[operand[0]], column.shape[indices[0]]
+    examples = np.moveaxis(column, indices[0], -1) // (length // size)
+    return bool(np.all(examples == np.arange(num_picked) // (num_picked // size)))
+
+
+def _column(program: FlatProgram, indices: Atom, column: int) -> np.ndarray | None:
+    """A column [...] of indices [..., columns], if it depends neither on inputs nor on parameters."""
+    if isinstance(indices, Literal):
+        return None
+    if program.origin(indices) == NOTHING:
+        (known,) = jaxpr_as_fun(make_slice(program, [], [indices]).closed)()
+        return np.asarray(known)[..., column]
+    producer = next(equation for equation in program.equations if indices in equation.outvars)
+    if producer.primitive is not primitives.concatenate_p or producer.params["dimension"] != len(shaped(indices).shape) - 1:
+        return None
+    for part in producer.invars:
+        width = shaped(part).shape[-1]
+        if column < width:
+            return _column(program, part, column)
+        column -= width
+    return None
 
 
 def _growing(atom: Any, of_large: Any) -> list[int]:
