@@ -18,7 +18,7 @@ import optax
 import tyro
 from machine import describe_machine
 
-from gafreeze_jax import cut, freeze, frozen_prefix, make_genes
+from gafreeze_jax import cut, freeze, frozen_prefix, make_genes, value_and_grad
 from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import from_function
 
@@ -93,21 +93,21 @@ def measure(options: Options, frozen: int) -> tuple[float, float, float]:
 
     network, parts = cut(apply, params, genes, ids[:2]), from_function.split(params, genes)
     prefix = frozen_prefix(network, parts, mask)
-    gradients_for = prefix.value_and_grad(cross_entropy)
+    gradients_for = value_and_grad(network, mask, cross_entropy)
 
     @jax.jit
     def from_prefix(state, batch):
-        (trained, optimizer), (rows, targets) = state, batch
-        updates, optimizer = tx.update(gradients_for(trained, rows, targets).gradients, optimizer, trained)
-        return optax.apply_updates(trained, updates), optimizer
+        (parts, optimizer), (rows, targets) = state, batch
+        trained = prefix.trained(parts)
+        updates, optimizer = tx.update(gradients_for(parts, rows, targets).gradients, optimizer, trained)
+        return prefix.merge(parts, optax.apply_updates(trained, updates)), optimizer
 
     usual = seconds_of_epochs(plain, (params, of_trained.init(params)), (ids, targets), options)
     jax.block_until_ready(prefix(ids[:100]))  # compiles
     start = time.process_time()
     rows = jax.block_until_ready(prefix.cache(ids))
     caching = time.process_time() - start
-    trained = prefix.trained(parts)
-    kept = seconds_of_epochs(from_prefix, (trained, tx.init(trained)), (rows, targets), options)
+    kept = seconds_of_epochs(from_prefix, (parts, tx.init(prefix.trained(parts))), (rows, targets), options)
     return usual, kept, caching
 
 

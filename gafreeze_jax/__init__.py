@@ -28,7 +28,7 @@ from gafreeze_jax.space import Space
 if TYPE_CHECKING:
     from gafreeze_jax.engine.network import Block, Dataset, Network
     from gafreeze_jax.engine.population import Population
-    from gafreeze_jax.engine.prefix import frozen_prefix
+    from gafreeze_jax.engine.prefix import frozen_prefix, value_and_grad
     from gafreeze_jax.models.cutting.explain import explain
     from gafreeze_jax.models.from_function import cut
     from gafreeze_jax.runs.one_call import search
@@ -59,6 +59,7 @@ __all__ = [  # noqa: RUF022  by subject
     "cut",  # a function as a chain of blocks, one per gene
     "explain",  # that chain as a table
     "frozen_prefix",  # what frozen layers compute, once, for a training loop of one's own
+    "value_and_grad",  # loss and gradients there, for a mask
     # Training and searching
     "Block",  # one gene's part of a network
     "Network",  # a chain of blocks and a head
@@ -75,6 +76,7 @@ _LAZY = {
     "cut": "gafreeze_jax.models.from_function",
     "explain": "gafreeze_jax.models.cutting.explain",
     "frozen_prefix": "gafreeze_jax.engine.prefix",
+    "value_and_grad": "gafreeze_jax.engine.prefix",
     "Search": "gafreeze_jax.search.loop",
 }
 

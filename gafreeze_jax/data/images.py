@@ -1,4 +1,4 @@
-"""Labelled images with fixed train, validation and test splits, from arrays, class folders, TFDS or the embedded digits.
+"""Labelled images with fixed train, validation and test splits, from arrays, folders, TFDS or the embedded digits.
 
 They come out as bytes, all of one size; what scales them to a network's numbers belongs to its stem.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.data import digits, files, folders, splits
+from gafreeze_jax.data import digits, files, folders, metadata, splits, targets
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
 from gafreeze_jax.listing import listed, shorten
@@ -61,7 +61,12 @@ class Frame(NamedTuple):
 
 
 class ImageSplit(NamedTuple):
-    """One split: images [N, size, size, channels] uint8, and labels [N] int32, indices into the set's `label_names`."""
+    """One split.
+
+    Attributes:
+      images: [N, size, size, channels] uint8.
+      labels: [N] int32, indices into the set's `label_names`; several labels [N, C] float32 of 0 and 1, numbers [N] float32.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -71,9 +76,10 @@ class ImageData(NamedTuple):
     """A labelled set of images.
 
     Attributes:
-      label_names: the C classes.
+      label_names: the C classes or labels; of numbers, the name of their column.
       notes: what was decided on the way and should be told (splits cut, files left out), a sentence each.
       test_files: names of the test images, if they come from files.
+      kind: what the labels are.
     """
 
     train: ImageSplit
@@ -82,24 +88,29 @@ class ImageData(NamedTuple):
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
     test_files: tuple[str, ...] = ()
+    kind: targets.Kind = "label"
 
 
 def load_images(
     source: str,
     frame: Frame,
     *,
+    label_column: str | None = None,
+    kind: targets.Kind | None = None,
     max_train: int | None = None,
     max_validation: int | None = None,
     skip_broken: bool = False,
 ) -> ImageData:
-    """Loads an image classification set, with splits that are always the same for the same source.
+    """Loads labelled images, with splits that are always the same for the same source.
 
     Args:
       source: "digits" (embedded: scikit-learn's) or some of them (`digits.read`); "tfds:NAME"; a .npz file with
         `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N]; a folder with a train.npz and, where there are any,
         validation and test files; or a folder of class folders, or of such folders for each split (`folders.read_folders`),
-        with JPEG, PNG, WebP, GIF or BMP files. Splits that are missing are cut from the training
-        images, stratified by label.
+        with JPEG, PNG, WebP, GIF or BMP files; or a folder of these with a table of their labels, or of such folders for each
+        split (`metadata`). Splits that are missing are cut from the training images, stratified by label.
+      label_column: of a table of labels; found by convention if None.
+      kind: what the labels are; recognised from a table if None, else they are classes.
       max_train, max_validation: use at most this many images of a split, drawn stratified by label.
       skip_broken: leave out files that cannot be read; else they are an error.
 
@@ -111,19 +122,29 @@ def load_images(
     if frame.size > MOST_PIXELS:
         raise ValueError(f"{source}: images cannot be larger than {MOST_PIXELS} x {MOST_PIXELS} pixels, got {frame.size}")
     notes: list[str] = []
-    raw = _read(source, skip_broken, notes)
-    whole = splits.complete(source, raw, notes, unit="images")
-    *parts, label_names = splits.limit(source, whole, notes, max_train, max_validation)
+    raw, column = _read(source, label_column, skip_broken, notes)
+    kind = kind or ("label" if column is None else targets.recognise(raw["train"], column))
+    if kind == "label":
+        for rows in raw.values() if column else ():
+            targets.check_classes(rows, column or "")
+        whole = splits.complete(source, raw, notes, unit="images")
+        *parts, label_names = splits.limit(source, whole, notes, max_train, max_validation)
+    elif column is None:
+        raise ValueError(f"{source}: its labels are classes; for --task {kind} give a folder with a table, {metadata.EXPECTED}")
+    else:
+        limits = {"max_train": max_train, "max_validation": max_validation}
+        pictures, values, label_names = targets.load(source, kind, raw, column, notes, **limits)
+        parts = [Labelled(pictures[split], values[split]) for split in splits.SPLIT_NAMES]
     (train, _), (validation, _), (test, pictures) = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
-    if absent := [name for i, name in enumerate(label_names) if i not in train.labels]:
+    if kind == "label" and (absent := [name for i, name in enumerate(label_names) if i not in train.labels]):
         raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
     if unread := [name for name, split in (("validation", validation), ("test", test)) if not len(split.labels)]:
         raise ValueError(f"{source}: no {unread[0]} image can be read; repair them, or remove that split")
     test_files = tuple(_name(picture, Path(source)) for picture in pictures if isinstance(picture, Path))
-    return ImageData(train, validation, test, label_names, tuple(notes), test_files)
+    return ImageData(train, validation, test, label_names, tuple(notes), test_files, kind)
 
 
-describe = splits.describe
+describe = targets.describe_splits
 
 
 class UnlabelledImages(NamedTuple):
@@ -182,7 +203,19 @@ def augment(key: Array, images: Array) -> Array:
     return jax.vmap(move_and_mirror)(padded, starts, flips)
 
 
-def _read(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
+def _read(
+    source: str, label_column: str | None, skip_broken: bool, notes: list[str]
+) -> tuple[dict[str, Rows[Picture]], str | None]:
+    """The images of each split, and the column of their labels, if these are in a table."""
+    path, is_file = Path(source), not (digits.is_digits(source) or source.startswith("tfds:"))
+    if is_file and path.is_dir() and (found := metadata.find_tables(path)):
+        return cast(tuple[dict[str, Rows[Picture]], str], metadata.read_tables(found, label_column, notes))
+    if label_column is not None:
+        raise ValueError(f"{source}: --label-column is for a folder with a table, {metadata.EXPECTED}")
+    return _read_classes(source, skip_broken, notes), None
+
+
+def _read_classes(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
     if digits.is_digits(source):
         return {"train": digits.read(source)}
     if source.startswith("tfds:"):

@@ -35,7 +35,7 @@ class Rows(NamedTuple, Generic[T]):
 
 
 class Labelled(NamedTuple, Generic[T]):
-    """N examples and their labels [N] int32, indices into the data set's label names."""
+    """N examples and their labels [N] int32, indices into the data set's label names; or several labels [N, C] bool."""
 
     examples: list[T]
     labels: np.ndarray
@@ -207,20 +207,50 @@ def stratified_cut(split: Labelled[T], num: int, seed: int) -> tuple[Labelled[T]
       The examples that remain and those that were cut. If there is room, some of every label remain.
     """
     rng = np.random.default_rng(seed)
-    classes, counts = np.unique(split.labels, return_counts=True)
-    quota = num * counts / counts.sum()
-    most = counts - 1 if num <= counts.sum() - len(counts) else counts
-    take = np.minimum(quota.astype(int), most)
-    while take.sum() < num:
-        take[np.argmax(np.where(take < most, quota - take, -np.inf))] += 1
-    cut = np.zeros(len(split.examples), bool)
-    for label, count, size in zip(classes, counts, take, strict=True):
-        cut[rng.permutation(np.flatnonzero(split.labels == label))[count - size :]] = True
+    cut = (_choose_by_class if split.labels.ndim == 1 else _choose_iteratively)(split.labels, num, rng)
 
     def pick(mask: np.ndarray) -> Labelled[T]:
         return Labelled([split.examples[i] for i in np.flatnonzero(mask)], split.labels[mask])
 
     return pick(~cut), pick(cut)
+
+
+def _choose_by_class(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Which examples are cut off, [N] bool."""
+    classes, counts = np.unique(labels, return_counts=True)
+    quota = num * counts / counts.sum()
+    most = counts - 1 if num <= counts.sum() - len(counts) else counts
+    take = np.minimum(quota.astype(int), most)
+    while take.sum() < num:
+        take[np.argmax(np.where(take < most, quota - take, -np.inf))] += 1
+    cut = np.zeros(len(labels), bool)
+    for label, count, size in zip(classes, counts, take, strict=True):
+        cut[rng.permutation(np.flatnonzero(labels == label))[count - size :]] = True
+    return cut
+
+
+def _choose_iteratively(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Which examples are cut off, [N] bool, where each may have several of C labels, [N, C] bool.
+
+    Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"): the label with the fewest
+    examples left comes first, and each of these goes to the part that lacks most of the label, then to the one that lacks most
+    examples. A part that is full gets no more, so that the sizes are exact.
+    """
+    total = len(labels)
+    order = rng.permutation(total)
+    labels = labels[order].astype(int)
+    room = np.array([total - num, num])  # of what remains, and of what is cut
+    lacking = room[:, None] / total * labels.sum(0)
+    left, cut = np.ones(total, bool), np.zeros(total, bool)
+    while (remaining := labels[left].sum(0)).any():
+        label = np.argmin(np.where(remaining, remaining, total + 1))
+        for place in np.flatnonzero(left & (labels[:, label] > 0)):
+            side = max((0, 1), key=lambda side: (room[side] > 0, lacking[side, label], room[side]))
+            cut[place], left[place] = side == 1, False
+            room[side] -= 1
+            lacking[side] -= labels[place]
+    cut[np.flatnonzero(left)[: room[1]]] = True  # examples without labels
+    return cut[np.argsort(order)]
 
 
 def describe(source: str, splits: Any) -> list[str]:

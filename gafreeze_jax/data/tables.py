@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gafreeze_jax.data import files
 from gafreeze_jax.data.conll import read_conll
 from gafreeze_jax.data.parquet import read_parquet
+from gafreeze_jax.listing import listed
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?,*\r?\n', re.I)  # for spreadsheet programs, above the header
@@ -44,6 +45,19 @@ def left_out(where: str, places: list[str], why: str) -> list[str]:
     """
     rows = "1 row" if len(places) == 1 else f"{len(places):,} rows"
     return [f"{where}: {rows} {why} left out, {'the first ' if len(places) > 1 else ''}at {places[0]}."] if places else []
+
+
+def named_column(where: str, columns: Sequence[str], name: str, option: str) -> str:
+    """The column that is called so, or else so in lower case."""
+    column = name if name in columns else by_lower(columns).get(name.lower())
+    if column is None:
+        raise ValueError(f"{where}: no column {name!r}; the columns are {listed(columns)}; choose by {option}")
+    return column
+
+
+def by_lower(columns: Sequence[str]) -> dict[str, str]:
+    """Columns by their names in lower case."""
+    return {column.strip().lower(): column for column in columns}
 
 
 class Dialect(NamedTuple):

@@ -1,6 +1,5 @@
 """What the labels of texts are: one of a few, several, a number, or a tag for each word."""
 
-import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gafreeze_jax.data import files, splits
+from gafreeze_jax.data import files, splits, tables
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.data.tables import Record
 from gafreeze_jax.listing import listed
@@ -38,20 +37,20 @@ Texts = tuple[str, ...]
 
 
 class Targets(NamedTuple):
-    """Texts of three splits and what is to be told of them.
+    """Texts or images of three splits and what is to be told of them.
 
     Attributes:
-      texts: {split: N texts}; for tags, the words of each.
+      examples: {split: N texts or images}; for tags, the words of each text.
       values: {split: values}: [N] float32 numbers, [N, C] float32 of 0 and 1, or N arrays of tags, int32.
       label_names: of the C labels or tags; of numbers, the name of their column.
     """
 
-    texts: dict[str, list[Texts]]
+    examples: dict[str, list[Any]]
     values: dict[str, Any]
     label_names: tuple[str, ...]
 
 
-def recognise(rows: Rows[Texts], column: str) -> Kind:
+def recognise(rows: Rows[Any], column: str) -> Kind:
     """What the labels of the training rows are."""
     values = rows.labels
     if _are_lists(values):
@@ -64,10 +63,29 @@ def recognise(rows: Rows[Texts], column: str) -> Kind:
     return "labels" if separator and len(pieces) <= len(set(map(str, values))) else "label"
 
 
+def find_label_column(where: str, columns: Sequence[str], label_column: str | None) -> str:
+    """The column that is asked for, or the first that is called as labels are."""
+    if label_column is not None:
+        return tables.named_column(where, columns, label_column, "--label-column")
+    by_lower = tables.by_lower(columns)
+    label = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
+    if label is None:
+        raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed(columns)}")
+    return label
+
+
+def check_classes(rows: Rows[Any], label: str) -> None:
+    """Raises a ValueError if a label cannot be that of a class."""
+    for place, value in zip(rows.places, rows.labels, strict=True):
+        if not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
+            got = f"got {listed([repr(value)])} in column {label!r}"
+            raise ValueError(f"{place}: labels must be strings or integers (classes), {got}")
+
+
 def load(
     source: str,
     kind: Kind,
-    raw: Mapping[str, Rows[Texts]],
+    raw: Mapping[str, Rows[Any]],
     column: str,
     notes: list[str],
     *,
@@ -117,8 +135,17 @@ def load(
     )
 
 
-def describe(kind: Kind, targets: Any, label_names: Sequence[str]) -> str:
-    """What there is to tell, for people; of training targets."""
+def describe_splits(source: str, data: Any) -> list[str]:
+    """What was loaded, for people, a line each; of anything that has three splits with `labels`, `label_names`, `kind` and
+    `notes`."""
+    if data.kind == "label":
+        return splits.describe(source, data)
+    train, validation, test = (f"{len(split.labels):,}" for split in data[:3])
+    opening = f"Data: {source}, {train} training, {validation} validation, {test} test examples"
+    return [f"{opening}, {_describe(data.kind, data.train.labels, data.label_names)}", *data.notes]
+
+
+def _describe(kind: Kind, targets: Any, label_names: Sequence[str]) -> str:
     if kind == "number":
         return f"numbers from {targets.min():.4g} to {targets.max():.4g}"
     shown = ", ".join(label_names[:8]) + (", ..." if len(label_names) > 8 else "")
@@ -279,13 +306,12 @@ def _repair(values: Mapping[str, list[list[str]]], notes: list[str]) -> dict[str
 
 
 def _strata(kind: Kind, train: Sequence[Any]) -> Callable[[Sequence[Any]], np.ndarray]:
-    """Classes by which examples are cut: tenths of the numbers, or the rarest label of each example."""
+    """By what examples are cut: classes, which are tenths of the numbers, or all labels or tags of an example, [N, C] bool."""
     if kind == "number":
         limits = np.unique(np.quantile(train, np.arange(1, NUM_STRATA) / NUM_STRATA))
         return lambda values: np.digitize(values, limits)
-    counts = collections.Counter(name for row in train for name in set(row))
-    order = {name: place for place, (name, _) in enumerate(counts.most_common())}  # the most frequent first
-    return lambda values: np.array([max((order.get(name, 0) for name in row), default=0) for row in values])
+    names = sorted({name for row in train for name in row})
+    return lambda values: np.array([[name in row for name in names] for row in values], bool)
 
 
 def _encode(kind: Kind, places: Mapping[str, int], values: Sequence[Any]) -> Any:

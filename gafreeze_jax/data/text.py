@@ -120,11 +120,11 @@ def load_text(
         raise ValueError(f"{source}: its texts are lists of words, which get a tag each: give --task tags, or leave it out")
     if kind == "label":
         for rows in raw.values():
-            _check_classes(rows, label)
+            targets.check_classes(rows, label)
         whole = splits.complete(source, raw, notes)
     else:
         read = targets.load(source, kind, raw, label, notes, max_train=max_train, max_validation=max_validation)
-        of_splits = {name: splits.Labelled(read.texts[name], read.values[name]) for name in read.texts}
+        of_splits = {name: splits.Labelled(read.examples[name], read.values[name]) for name in read.examples}
         whole = splits.Splits(of_splits["train"], of_splits["validation"], of_splits["test"], read.label_names)
     in_train = set(whole.train.examples)
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
@@ -143,13 +143,7 @@ def words_of(text: tuple[str, ...]) -> tuple[str, ...]:
     return text if isinstance(text, Words) else tuple(" ".join(text).split())
 
 
-def describe(source: str, data: TextData) -> list[str]:
-    """What was loaded, for people, a line each."""
-    if data.kind == "label":
-        return splits.describe(source, data)
-    train, validation, test = (f"{len(split.texts):,}" for split in data[:3])
-    labels = targets.describe(data.kind, data.train.labels, data.label_names)
-    return [f"Data: {source}, {train} training, {validation} validation, {test} test examples, {labels}", *data.notes]
+describe = targets.describe_splits
 
 
 class UnlabelledTexts(NamedTuple):
@@ -236,7 +230,7 @@ def _rows_of_splits(
         if flags and set(flags) <= set(columns):
             given, first = targets.merge_flags(where, flags, itertools.chain(first, given)), []
             columns, label_column = [*columns, "labels"], "labels"
-        names = {name for name in _by_lower(columns) if not INDEX_COLUMN.fullmatch(name)}
+        names = {name for name in tables.by_lower(columns) if not INDEX_COLUMN.fullmatch(name)}
         if not names <= in_train or label.strip().lower() in names:
             texts, label = find_columns(where, columns, text_columns, label_column)
             rows = rows_from_records(where, itertools.chain(first, given), texts, label, notes)
@@ -277,14 +271,6 @@ def rows_from_records(where: str, records: Iterable[Record], texts: Sequence[str
     return rows._replace(columns=tuple(texts), places=places)
 
 
-def _check_classes(rows: TextRows, label: str) -> None:
-    """Raises a ValueError if a label cannot be that of a class."""
-    for place, value in zip(rows.places, rows.labels, strict=True):
-        if not isinstance(value, int | str) and not (isinstance(value, float) and value.is_integer()):
-            got = f"got {listed([repr(value)])} in column {label!r}"
-            raise ValueError(f"{place}: labels must be strings or integers (classes), {got}")
-
-
 class Words(tuple[str, ...]):
     """The words of a text that came as a list."""
 
@@ -314,13 +300,7 @@ def find_columns(
 ) -> tuple[tuple[str, ...], str]:
     """Names of the text column(s) and of the label column: the ones asked for, or the first convention that fits."""
     texts = find_text_columns(where, columns, text_columns)
-    if label_column is not None:
-        label = _named(where, columns, label_column, "--label-column")
-    else:
-        by_lower = _by_lower(columns)
-        label = next((by_lower[name] for name in targets.LABEL_COLUMNS if name in by_lower), None)
-        if label is None:
-            raise ValueError(f"{where}: no label column found; name it with --label-column. The columns are {listed(columns)}")
+    label = targets.find_label_column(where, columns, label_column)
     if label in texts:
         raise ValueError(f"{where}: text and label columns must differ, got {listed((*texts, label))}")
     return texts, label
@@ -331,9 +311,9 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
     if len(text_columns) > 2:
         raise ValueError(f"expected one text column, or two for sentence pairs; got {listed(text_columns)}")
     if text_columns:
-        texts = tuple(_named(where, columns, name, "--text-columns") for name in text_columns)
+        texts = tuple(tables.named_column(where, columns, name, "--text-columns") for name in text_columns)
     else:
-        by_lower = _by_lower(columns)
+        by_lower = tables.by_lower(columns)
         conventions = (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS))
         convention = next((names for names in conventions if all(name in by_lower for name in names)), None)
         if convention is None:
@@ -346,15 +326,3 @@ def find_text_columns(where: str, columns: Sequence[str], text_columns: Sequence
     if len(set(texts)) < len(texts):
         raise ValueError(f"{where}: text columns must differ, got {listed(texts)}")
     return texts
-
-
-def _named(where: str, columns: Sequence[str], name: str, option: str) -> str:
-    """The column that is called so, or else so in lower case."""
-    column = name if name in columns else _by_lower(columns).get(name.lower())
-    if column is None:
-        raise ValueError(f"{where}: no column {name!r}; the columns are {listed(columns)}; choose by {option}")
-    return column
-
-
-def _by_lower(columns: Sequence[str]) -> dict[str, str]:
-    return {column.strip().lower(): column for column in columns}

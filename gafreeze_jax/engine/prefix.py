@@ -1,10 +1,11 @@
-"""The frozen bottom of a network for a training loop of one's own: computed once for a data set, and never run backwards."""
+"""Freezing in a training loop of one's own: the frozen bottom of a network is computed once, and never run backwards."""
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +15,38 @@ from jax import Array
 from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.backprop import Gradients
 from gafreeze_jax.engine.cache import Budget, default_budget
-from gafreeze_jax.engine.network import INPUTS, Loss, Network, PyTree, Step, lowest_trainable
+from gafreeze_jax.engine.network import (
+    INPUTS,
+    STATISTICS,
+    Loss,
+    Network,
+    PyTree,
+    Step,
+    has_statistics,
+    lowest_trainable,
+    parameters,
+)
 from gafreeze_jax.engine.passes import Borrowed, infer
 from gafreeze_jax.listing import listed
 
 ROWS = 100  # computed at a time
+Mask = Mapping[str, bool] | Sequence[int] | np.ndarray
 
 
-class PrefixRows(NamedTuple):
-    """What enters the lowest trained block, a row per example.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrefixRows:
+    """What enters a block, a row per example; a tree, of which rows can be taken by `jax.tree.map`.
 
     Attributes:
       x: tree of arrays [B, ...].
       inputs: of the network, if blocks above read them; else None.
+      depth: the block's index.
     """
 
     x: PyTree
     inputs: PyTree
+    depth: int = dataclasses.field(metadata={"static": True})
 
 
 class FrozenPrefix:
@@ -38,23 +54,21 @@ class FrozenPrefix:
 
     Attributes:
       depth: their number.
-      frozen: [G] bools.
-      params: of all blocks that are frozen, {block name: ...}.
     """
 
     def __init__(self, network: Network, params: Mapping[str, PyTree], frozen: Sequence[bool]):
-        self._network, self.frozen, self.depth = network, tuple(frozen), lowest_trainable(frozen)
-        held = [name for name, is_frozen in zip(network.names, frozen, strict=True) if is_frozen]
-        self.params = jax.tree.map(jnp.asarray, {name: params[name] for name in held})
+        self._network, self.depth = network, lowest_trainable(frozen)
+        self._held = {name for name, is_frozen in zip(network.names, frozen, strict=True) if is_frozen}
+        self._params = jax.tree.map(jnp.asarray, {name: params[name] for name in network.names[: self.depth]})
 
     def __call__(self, inputs: PyTree) -> PrefixRows:
         """Runs a batch [B, ...] through the frozen blocks."""
         x = inputs
         for block in self._network.blocks[: self.depth]:
             if block.apply is not None:
-                borrowed = Borrowed.of(block.shared, self.params)
-                x = infer(block.apply, (None, None), self.params[block.name], x, {INPUTS: inputs}, borrowed)
-        return PrefixRows(x, inputs if self._network.reads_inputs else None)
+                borrowed = Borrowed.of(block.shared, self._params)
+                x = infer(block.apply, (None, None), self._params[block.name], x, {INPUTS: inputs}, borrowed)
+        return PrefixRows(x, inputs if self._network.reads_inputs else None, self.depth)
 
     def cache(self, inputs: PyTree, budget: Budget | None = None, folder: str | os.PathLike[str] | None = None) -> PrefixRows:
         """Runs a whole data set [N, ...] through the frozen blocks.
@@ -82,25 +96,17 @@ class FrozenPrefix:
         return jax.tree.map(jnp.asarray if num_bytes <= budget.device else np.asanyarray, tree.unflatten(kept))
 
     def trained(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Those of a network's parameters that the mask trains, the head's among them."""
-        return {name: jax.tree.map(jnp.asarray, tree) for name, tree in params.items() if name not in self.params}
+        """Those of a network's parameters that the mask trains, the head's among them; a tree as that of the gradients."""
+        trees = {name: parameters(tree) for name, tree in params.items() if name not in self._held}
+        return jax.tree.map(jnp.asarray, trees)
 
-    def value_and_grad(self, loss: Loss) -> Callable[..., Gradients]:
-        """Freeze-aware `jax.value_and_grad` from the lowest trained block on.
-
-        Args:
-          loss: (outputs [B, ...], targets [B, ...]) -> losses [B], of which the mean is differentiated.
-
-        Returns:
-          A function `(trained, rows, targets, key=None) -> Gradients`; gradients are a tree like `trained`. It may be compiled.
-        """
-        gradients_for = backprop.value_and_grad(self._network, loss, self.frozen, start=self.depth)
-
-        def run(trained: Mapping[str, PyTree], rows: PrefixRows, targets: Array, key: Array | None = None) -> Gradients:
-            context: dict[str, Any] = {} if rows.inputs is None else {INPUTS: rows.inputs}
-            return gradients_for({**self.params, **trained}, Step(rows.x, targets, jnp.ones(len(targets)), context), key)
-
-        return run
+    def merge(
+        self, params: Mapping[str, PyTree], trained: Mapping[str, PyTree], statistics: Mapping[str, PyTree] | None = None
+    ) -> dict[str, PyTree]:
+        """The network's parameters with trained ones, and new running statistics if there are some, in their places."""
+        new = {name: {**params[name], **tree} if has_statistics(params[name]) else tree for name, tree in trained.items()}
+        new |= {name: {**new[name], STATISTICS: of_block} for name, of_block in (statistics or {}).items()}
+        return {**params, **new}
 
 
 def _allocate(path: Path | None, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -109,10 +115,8 @@ def _allocate(path: Path | None, shape: tuple[int, ...], dtype: Any) -> np.ndarr
     return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
 
 
-def frozen_prefix(
-    network: Network, params: Mapping[str, PyTree], mask: Mapping[str, bool] | Sequence[int] | np.ndarray
-) -> FrozenPrefix:
-    """The frozen bottom of a network, for a training loop of one's own.
+def frozen_prefix(network: Network, params: Mapping[str, PyTree], mask: Mask) -> FrozenPrefix:
+    """The frozen bottom of a network, for a training loop of one's own; see `value_and_grad`.
 
     Args:
       params: of the network, {block name: ..., "head": ...}, such as `from_function.split` gives.
@@ -121,10 +125,56 @@ def frozen_prefix(
     Raises:
       ValueError: if the mask is for other genes.
     """
+    return FrozenPrefix(network, params, _as_bools(network, mask))
+
+
+def value_and_grad(network: Network, mask: Mask, loss: Loss) -> Callable[..., Gradients]:
+    """Freeze-aware `jax.value_and_grad` of a network, for a training loop of one's own.
+
+    Nothing below the lowest trained block is run backwards. What `frozen_prefix` has computed is not run forwards either.
+
+    Args:
+      mask: for each of the G blocks whether it is frozen, as `frozen_prefix` takes it.
+      loss: (outputs [B, ...], targets [B, ...]) -> losses [B], of which the mean is differentiated.
+
+    Returns:
+      A function `(params, batch, targets, key=None) -> Gradients`, which may be compiled.
+        params: of the network, {block name: ..., "head": ...}.
+        batch: inputs [B, ...], or what `frozen_prefix` made of them, for this mask or one that trains more.
+        key: for dropout, or None.
+
+    Raises:
+      ValueError: if the mask is for other genes.
+
+    >>> from gafreeze_jax.metrics import cross_entropy
+    >>> from gafreeze_jax.models.plain import init_params, make_dense
+    >>> network, shapes = make_dense([4, 8, 8, 2])
+    >>> params = init_params(jax.random.key(0), shapes)
+    >>> inputs, targets = np.ones((6, 4), np.float32), np.zeros(6, int)
+    >>> gradients_for = value_and_grad(network, [1, 0], cross_entropy)
+    >>> loss, gradients, *_ = gradients_for(params, inputs, targets)
+    >>> sorted(gradients)
+    ['dense_1', 'head']
+    >>> rows = frozen_prefix(network, params, [1, 0]).cache(inputs)
+    >>> bool(gradients_for(params, rows, targets).loss == loss)
+    True
+    """
+    frozen = _as_bools(network, mask)
+
+    def run(params: Mapping[str, PyTree], batch: PyTree, targets: Array, key: Array | None = None) -> Gradients:
+        rows = batch if isinstance(batch, PrefixRows) else PrefixRows(batch, batch, 0)
+        context: dict[str, Any] = {} if rows.inputs is None else {INPUTS: rows.inputs}
+        gradients_for = backprop.value_and_grad(network, loss, frozen, start=rows.depth)
+        return gradients_for(params, Step(rows.x, targets, jnp.ones(len(targets)), context), key)
+
+    return run
+
+
+def _as_bools(network: Network, mask: Mask) -> list[bool]:
     names = network.names
     if isinstance(mask, Mapping) and mask.keys() == set(names):
         mask = [mask[name] for name in names]
     if isinstance(mask, Mapping) or len(mask) != len(names):
         got = listed(mask) if isinstance(mask, Mapping) else len(mask)
         raise ValueError(f"mask: expected {len(names)} genes, {listed(names)}; got {got}")
-    return FrozenPrefix(network, params, [bool(gene) for gene in mask])
+    return [bool(gene) for gene in mask]

@@ -30,7 +30,8 @@ def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree)
     block to block. What depends on parameters alone, or on inputs alone, is computed where it is used. Equal layers share
     compiled code. Genes are in the order of the genome, which should be that of use (see `in_order_of_use`).
 
-    A frozen block runs in inference mode: as the function does without a key.
+    A frozen block runs in inference mode: as the function does without a key. There it is kept for other batches, so what makes
+    the examples of a batch depend on each other, and all above, stays in the head.
 
     Args:
       apply: `apply(params, inputs)`, or `apply(params, inputs, key)` with a key for dropout, None in inference mode; it gives

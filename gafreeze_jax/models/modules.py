@@ -21,7 +21,7 @@ class Function(NamedTuple):
     Attributes:
       apply: as `from_function.cut` takes it.
       params: its parameters; {"params": ..., "batch_stats": ...} if there are running statistics.
-      restore: from such a tree to what the user has: a tree like the one given, or a module.
+      restore: from such a tree to what the user has: a tree like the one given, a module, or a module and its state.
     """
 
     apply: Callable[..., Any]
@@ -34,20 +34,20 @@ def as_function(model: Any, params: PyTree = None) -> Function:
 
     In training mode an `nn.Module` is called with train=True or deterministic=False, if its `__call__` has such an argument
     (see `TRAINING` and `INFERENCE`), an `nnx.Module` after `train()`, and an `eqx.Module`, which is mapped over examples,
-    with a key, if it takes one.
+    with a key, if it takes one. A module with an `eqx.nn.State` is called as `model(x, state)`.
 
     Args:
       params: of a function or an `nn.Module`: its variables, or only the collection "params". Modules that hold their
-        parameters have none.
+        parameters have none; an `eqx.Module` with an `eqx.nn.State` needs this.
     """
     if _is_a(model, "flax.linen"):
         return _from_linen(model, params)
+    if _is_a(model, "equinox") and (params is None or isinstance(params, sys.modules["equinox"].nn.State)):
+        return _from_equinox(model, params)
     if params is not None:
         return Function(model, params, lambda tree: tree)
     if _is_a(model, "flax.nnx"):
         return _from_nnx(model)
-    if _is_a(model, "equinox"):
-        return _from_equinox(model)
     raise ValueError(f"{type(model).__name__}: a function needs its parameters; give params")
 
 
@@ -99,18 +99,45 @@ def _from_nnx(model: Any) -> Function:
     return Function(apply, {"params": params, STATISTICS: statistics} if has_statistics else params, restore)
 
 
-def _from_equinox(model: Any) -> Function:
+def _from_equinox(model: Any, state: Any) -> Function:
     eqx = importlib.import_module("equinox")
     params, static = eqx.partition(model, eqx.is_inexact_array)
-
-    def infer(params: Any, inputs: PyTree) -> Any:
-        return jax.vmap(eqx.nn.inference_mode(eqx.combine(params, static)))(inputs)
-
-    def apply(params: Any, inputs: PyTree, key: Array | None) -> Any:
-        if key is None:
-            return infer(params, inputs)
-        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
-        return jax.vmap(lambda x, key: eqx.combine(params, static)(x, key=key))(inputs, keys)
-
     takes_key = "key" in inspect.signature(type(model).__call__).parameters
-    return Function(apply if takes_key else infer, params, lambda tree: eqx.combine(tree, static))
+    axis_name = _axis_of_batch_norm(model)
+
+    def run(model: Any, state: Any, inputs: PyTree, keys: Array | None) -> Any:
+        def of_example(x: PyTree, key: Array | None) -> Any:
+            return model(x, *([] if state is None else [state]), **({} if key is None else {"key": key}))
+
+        axes = (0, None if keys is None else 0), 0 if state is None else (0, None)
+        return jax.vmap(of_example, *axes, axis_name=axis_name)(inputs, keys)
+
+    def of_variables(variables: Any) -> tuple[Any, Any]:
+        if state is None:
+            return eqx.combine(variables, static), None
+        # Both have the values in the order of the module's leaves.
+        values = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(variables[STATISTICS]))
+        return eqx.combine(variables["params"], static), values
+
+    def infer(variables: Any, inputs: PyTree) -> Any:
+        module, values = of_variables(variables)
+        outputs = run(eqx.nn.inference_mode(module), values, inputs, None)
+        return outputs if state is None else outputs[0]
+
+    def apply(variables: Any, inputs: PyTree, key: Array | None) -> Any:
+        if key is None:
+            return infer(variables, inputs)
+        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0])) if takes_key else None
+        return run(*of_variables(variables), inputs, keys)
+
+    if state is None:
+        return Function(apply if takes_key else infer, params, lambda tree: of_variables(tree)[0])
+    is_index = lambda leaf: isinstance(leaf, eqx.nn.StateIndex)  # noqa: E731
+    statistics = jax.tree.map(lambda leaf: state.get(leaf) if is_index(leaf) else None, model, is_leaf=is_index)
+    return Function(apply, {"params": params, STATISTICS: statistics}, of_variables)
+
+
+def _axis_of_batch_norm(model: Any) -> Any:
+    """The name of the batch's axis in an `eqx.nn.BatchNorm`; of the first, if there are several."""
+    modules = jax.tree.leaves(model, is_leaf=lambda module: hasattr(module, "axis_name"))
+    return next((module.axis_name for module in modules if hasattr(module, "axis_name")), "batch")

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report.metric_format import MetricFormat
@@ -32,6 +33,7 @@ BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"}
 HOVER = "hover: "  # before what the pointer shows
 WIDTH = 400  # points
+MOST_POINTS = 2000  # of a chart with one for each example
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
@@ -198,6 +200,34 @@ def confusions(names: Sequence[str], counts: np.ndarray) -> Figure:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.spines[:].set_visible(False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def numbers(truth: np.ndarray, predicted: np.ndarray) -> Figure:
+    """A point for each example, the true number to the right and the predicted one upwards; on the line they are equal."""
+    figure, axes = _start(300)
+    every = -(-len(truth) // MOST_POINTS)
+    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+    axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.plot(truth[::every], predicted[::every], "o", color=BLUE, alpha=0.45, markersize=4, markeredgewidth=0)
+    axes.set_xlabel("true")
+    axes.set_title("predicted", loc="left", fontsize=10.5, color=MUTED)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def blocks(names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Figure:
+    """A row per block, and a bar for each of its costs, by their titles."""
+    figure = Figure(figsize=(WIDTH / 72, (55 + 19 * len(names)) / 72), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True):
+        for i, (name, value) in enumerate(zip(names, values, strict=True)):
+            (bar,) = axes.barh(i, value, height=0.7, color=BLUE, alpha=0.8)
+            bar.set_gid(f"{HOVER}{name}: {value:,.0f} {title}")
+        _name_rows(axes, names)
+        axes.set_xlabel(title)
+        axes.xaxis.set_major_locator(MaxNLocator(2))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 

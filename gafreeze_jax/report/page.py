@@ -7,10 +7,11 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from gafreeze_jax.report import charts
+from gafreeze_jax.report.drawn import CHARTS, draw
 from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import interval_bar, mask_glyph, note, part, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder
-from gafreeze_jax.report.sections import CHARTS, SECTIONS, Section, draw, option_text, scale_of, share_of
+from gafreeze_jax.report.sections import SECTIONS, Section, option_text, scale_of, share_of
 from gafreeze_jax.report.summary import remarks
 from gafreeze_jax.search.history import write_whole
 
@@ -52,7 +53,7 @@ def opening_of_run(run: RunFolder) -> list[Element]:
         entry, metric = run.facts["results"]["found"], run.metric
         facts |= {
             f"test {metric.name}": f"{metric.write(run.test_value('found'))} {metric.write_bounds(*run.test_bounds('found'))}",
-            **({"majority class": metric.write(shares["test_accuracy"])} if (shares := run.facts.get("majority")) else {}),
+            **({"majority class": metric.write(shares[f"test_{metric.key}"])} if (shares := run.facts.get("majority")) else {}),
             "training FLOPs": f"{percent(share_of('training_flops', entry, run))} of training everything",
             "trained parameters": f"{entry['trainable_parameters']:,} "
             f"({percent(share_of('trainable_parameters', entry, run))})",
@@ -136,7 +137,7 @@ def verdict_of(run: RunFolder) -> str:
     best = run.full[0]
     masks = f"{len(run.searched)} masks in {len(run.generations)} generations"
     shares, write = run.facts.get("majority"), run.metric.write
-    majority = f" (that of the majority class is {write(shares['validation_accuracy'])})" if shares else ""
+    majority = f" (that of the majority class is {write(shares[f'validation_{run.metric.key}'])})" if shares else ""
     return (
         f"Unfinished: of {masks} so far, the fittest is {run.space.text(best.genome)}, with a validation {run.metric.name} of "
         f"{run.metric.write_score(best.score)}{majority}. The best of many scores is optimistic; fresh seeds and the test "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gafreeze_jax.listing import shorten
+from gafreeze_jax.metrics import tags
 from gafreeze_jax.report.summary import printable
 
 MOST_CLASSES = 20  # that a table of confusions has
@@ -41,14 +42,94 @@ class Confusions(NamedTuple):
     counts: np.ndarray
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The predictions in a file; none if there is no such file."""
+class Numbers(NamedTuple):
+    """Numbers of N test examples."""
+
+    truth: np.ndarray
+    predicted: np.ndarray
+
+
+class TypeCounts(NamedTuple):
+    """A type of entities, or one of several labels: how many there are, are predicted, and are both."""
+
+    name: str
+    true: int
+    predicted: int
+    right: int
+
+    @property
+    def precision(self) -> float | None:
+        return self.right / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.right / self.true if self.true else None
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.right / (self.true + self.predicted)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of predictions; none if there is no such file."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:
         csv.field_size_limit(2**31 - 1)
-        rows = list(csv.DictReader(file))
-    return [Prediction(row, row.pop("truth"), row.pop("label"), float(row.pop("probability"))) for row in rows]
+        return list(csv.DictReader(file))
+
+
+def _answers(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Titles of the columns from the truth on, by which the kinds of files differ; those before are the inputs'."""
+    titles = list(rows[0]) if rows else []
+    return titles[titles.index("truth") :] if "truth" in titles else []
+
+
+def of_classes(rows: Sequence[Mapping[str, str]]) -> list[Prediction]:
+    """Predictions of one of several classes; none if the rows are of another kind."""
+    if (answers := _answers(rows)) != ["truth", "label", "probability"]:
+        return []
+    return [
+        Prediction(
+            {title: text for title, text in row.items() if title not in answers},
+            row["truth"],
+            row["label"],
+            float(row["probability"]),
+        )
+        for row in rows
+    ]
+
+
+def of_numbers(rows: Sequence[Mapping[str, str]]) -> Numbers | None:
+    """Predicted numbers, unless the rows are of another kind."""
+    if _answers(rows) != ["truth", "predicted"]:
+        return None
+    return Numbers(*(np.array([float(row[title]) for row in rows]) for title in ("truth", "predicted")))
+
+
+def count_types(rows: Sequence[Mapping[str, str]]) -> list[TypeCounts]:
+    """Counts of entities by their types, or of labels, the most frequent first; none if the rows are of another kind."""
+    match _answers(rows):
+        case ["truth", "labels"]:
+            pairs = [[set(filter(None, row[title].split(","))) for title in ("truth", "labels")] for row in rows]
+        case ["truth", "tags"]:
+            pairs = [[_entities(row[title].split()) for title in ("truth", "tags")] for row in rows]
+        case _:
+            return []
+    counted = [Counter(_type_of(item) for pair in pairs for item in pair[side]) for side in (0, 1)]
+    right = Counter(_type_of(item) for true, predicted in pairs for item in true & predicted)
+    names = sorted(counted[0] | counted[1], key=lambda name: (-counted[0][name], name))
+    return [TypeCounts(name, counted[0][name], counted[1][name], right[name]) for name in names]
+
+
+def _type_of(item: str | tuple[int, int, str]) -> str:
+    return item if isinstance(item, str) else item[2]
+
+
+def _entities(names: list[str]) -> set[tuple[int, int, str]]:
+    """First word, word after the last, and type of each; none where tags mark no entities."""
+    scheme = tuple(sorted(set(names)))
+    return set(tags.spans(scheme, np.array([scheme.index(name) for name in names]))) if tags.is_scheme(scheme) else set()
 
 
 def count_confusions(predictions: Sequence[Prediction], label_names: Sequence[str]) -> Confusions | None:

@@ -6,14 +6,24 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from gafreeze_jax.intervals import Interval, main_effects
 from gafreeze_jax.report import folder_format, metric_format, old_versions
-from gafreeze_jax.report.predictions import Confusions, Prediction, count_confusions, read_predictions
+from gafreeze_jax.report.predictions import (
+    Confusions,
+    Numbers,
+    Prediction,
+    TypeCounts,
+    count_confusions,
+    count_types,
+    of_classes,
+    of_numbers,
+    read_rows,
+)
 from gafreeze_jax.search import nsga2
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.search.halving import estimates
@@ -231,13 +241,33 @@ class RunFolder:
         return main_effects(self.space.frozen(genomes), values, weights)
 
     @cached_property
+    def tested(self) -> list[dict[str, str]]:
+        """What the saved model predicts for the test examples, a row each; none if the run is not finished, or wrote none."""
+        return read_rows(self.path / folder_format.PREDICTIONS) if self.finished else []
+
+    @cached_property
     def predictions(self) -> list[Prediction]:
-        """Of the saved model for the test examples; none if the run is not finished, or these have no classes."""
-        return read_predictions(self.path / folder_format.PREDICTIONS) if self.finished else []
+        """Of one of several classes."""
+        return of_classes(self.tested)
 
     @cached_property
     def confusions(self) -> Confusions | None:
         return count_confusions(self.predictions, self.facts.get("label_names", ()))
+
+    @cached_property
+    def numbers(self) -> Numbers | None:
+        """Predicted numbers beside the true ones."""
+        return of_numbers(self.tested)
+
+    @cached_property
+    def types(self) -> list[TypeCounts]:
+        """Entities of each type, or labels where an example may have several: how many are found."""
+        return count_types(self.tested)
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """What each block of a cut network costs: the fields of `models.cutting.explain.BlockCosts`."""
+        return self.facts.get("blocks", [])
 
     @cached_property
     def spent(self) -> Spent | None:

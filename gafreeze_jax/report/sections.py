@@ -5,25 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-from matplotlib.figure import Figure
-
-from gafreeze_jax.listing import shorten
-from gafreeze_jax.report import charts
+from gafreeze_jax.report import outcomes
+from gafreeze_jax.report.drawn import chart, cost_name
 from gafreeze_jax.report.folder_format import NOT_COMPARED
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
-from gafreeze_jax.report.predictions import most_confidently_wrong
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
 from gafreeze_jax.report.summary import describe_found, dropped, printable
 from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, SEARCH
 
-CHARTS = {
-    "progress": "generations",
-    "frozen_shares": "generations",
-    "effects": "effects",
-    "trade_off": "full",
-    "confusions": "confusions",
-}  # and what of a run they need
-NUM_WRONG, LONGEST_INPUT = 10, 240  # test examples that are shown, and characters of each of their texts
+BLOCK_COSTS = ("equations", "parameters", "flops", "bytes_up")
 PHASES = {
     SEARCH: "search",
     RANDOM: "random masks, for comparison",
@@ -51,35 +41,6 @@ class Section(NamedTuple):
     lead: str
     content: Callable[[RunFolder, str], list[Element]]
     beside: bool = False
-
-
-def draw(run: RunFolder, name: str) -> Figure:
-    """A chart of a run that has what it shows."""
-    match name:
-        case "progress":
-            return charts.progress(run.generations, run.baselines, space=run.space, num_steps=run.num_steps, metric=run.metric)
-        case "frozen_shares":
-            return charts.frozen_shares(run.generations, run.space, run.found)
-        case "effects":
-            return charts.effects(run.genes, [run.metric.shown_interval(effect) for effect in run.effects or []], run.metric)
-        case "confusions":
-            assert run.confusions
-            return charts.confusions(*run.confusions)
-        case _:
-            points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
-            return charts.trade_off(
-                points,
-                front,
-                space=run.space,
-                baselines=run.baselines,
-                found=run.found,
-                cost=_cost_name(run),
-                metric=run.metric,
-            )
-
-
-def _chart(run: RunFolder, place: str, name: str, *, title: str, description: str) -> Element:
-    return tag("figure", charts.inline(draw(run, name), f"{place}-{name}", title, description))
 
 
 def network(run: RunFolder, place: str) -> list[Element]:
@@ -114,7 +75,7 @@ def progress(run: RunFolder, place: str) -> list[Element]:
     baselines = " ".join(f"{name}: {metric.write_score(row.score)}." for name, row in run.baselines.items())
     description = f"After generation {last[0]} the best of the population has {last[2]}, the mean is {last[3]}. {baselines}"
     return [
-        _chart(run, place, "progress", title=f"Validation {metric.name} over generations", description=description),
+        chart(run, place, "progress", title=f"Validation {metric.name} over generations", description=description),
         folded_table(["generation", "new masks", "best", "mean", "worst"], rows),
     ]
 
@@ -128,7 +89,7 @@ def frozen_shares(run: RunFolder, place: str) -> list[Element]:
     title = "Share of the population that freezes each layer"
     description = f"After the last generation the population freezes: {ends}."
     return [
-        _chart(run, place, "frozen_shares", title=title, description=description),
+        chart(run, place, "frozen_shares", title=title, description=description),
         folded_table(["layer", *(str(generation.number) for generation in run.generations)], rows),
     ]
 
@@ -147,7 +108,7 @@ def effects(run: RunFolder, place: str) -> list[Element]:
     description = f"Freezing changes the {metric.name} by{', in points' if metric.is_share else ''}: {changes}."
     title = f"Effect of freezing each layer on validation {metric.name}"
     return [
-        _chart(run, place, "effects", title=title, description=description),
+        chart(run, place, "effects", title=title, description=description),
         folded_table(["layer", "points" if metric.is_share else "change", "95 % interval"], rows),
     ]
 
@@ -168,15 +129,11 @@ def trade_off(run: RunFolder, place: str) -> list[Element]:
     front = "; ".join(
         f"{run.space.text(row.genome)}: {metric.write_score(row.score)} at {percent(run.cost(row))}" for row in run.front
     )
-    title = f"Validation {metric.name} against {_cost_name(run)}"
+    title = f"Validation {metric.name} against {cost_name(run)}"
     return [
-        _chart(run, place, "trade_off", title=title, description=f"The front: {front}."),
+        chart(run, place, "trade_off", title=title, description=f"The front: {front}."),
         folded_table(["mask", "validation", "cost", ""], rows),
     ]
-
-
-def _cost_name(run: RunFolder) -> str:
-    return f"{'trainable parameters' if run.flops is None else 'training FLOPs'}, as a share of those of training everything"
 
 
 def finalists(run: RunFolder, place: str) -> list[Element]:
@@ -199,7 +156,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
             percent(share_of("trainable_parameters", entry, run)),
         ])  # fmt: skip
     if majority := run.facts.get("majority"):
-        shares = [metric.write(majority[f"{split}_accuracy"]) for split in ("validation", "test")]
+        shares = [metric.write(majority[f"{split}_{metric.key}"]) for split in ("validation", "test")]
         lines.append([f"majority class ({majority['label']})", "none", *[""] * run.space.has_rate, *shares, *[""] * 5])
     points = ", points" if metric.is_share else ""
     rate = ["rate"] * run.space.has_rate
@@ -212,32 +169,16 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
     return [table(titles, lines), *map(note, dropped(run.facts)), folded_table(["row minus column", *pairs], rows, summary)]
 
 
-def confusions(run: RunFolder, place: str) -> list[Element]:
-    if run.confusions is None:
+def blocks(run: RunFolder, place: str) -> list[Element]:
+    if not run.blocks:
         return []
-    names, counts = run.confusions
-    rows = [
-        [name, *(f"{count:,}" for count in row), percent(row[i] / row.sum() if row.sum() else None, 1)]
-        for i, (name, row) in enumerate(zip(names, counts, strict=True))
-    ]
-    right = "; ".join(f"{row[0]} {row[-1] or 'does not occur'}" for row in rows)
-    title, description = "Confusions of classes on the test split", f"Of each class, so much is recognized: {right}."
+    rows = [[printable(str(row["block"])), *(f"{row[key]:,.0f}" for key in BLOCK_COSTS), row["code"]] for row in run.blocks]
+    most = max(run.blocks, key=lambda row: row["flops"])
+    description = f"{len(rows)} blocks; {printable(str(most['block']))} has most operations, {most['flops']:,.0f}."
     return [
-        _chart(run, place, "confusions", title=title, description=description),
-        folded_table(["true class, predicted as", *names, "right"], rows),
+        chart(run, place, "blocks", title="Costs of each block", description=description),
+        folded_table(["block", "equations", "parameters", "FLOPs", "bytes up", "compiled code"], rows),
     ]
-
-
-def confidently_wrong(run: RunFolder, place: str) -> list[Element]:
-    def shown(text: str) -> str:
-        return printable(shorten(" ".join(text.split()), LONGEST_INPUT))
-
-    wrong = most_confidently_wrong(run.predictions, NUM_WRONG)
-    rows = [
-        [shown(truth), shown(label), percent(probability, 1), *(words(shown(text)) for text in inputs.values())]
-        for inputs, truth, label, probability in wrong
-    ]
-    return [table(["true class", "predicted", "probability", *wrong[0].inputs], rows)] if wrong else []
 
 
 def costs(run: RunFolder, place: str) -> list[Element]:
@@ -345,14 +286,34 @@ SECTIONS = (
     Section(
         "Which classes are confused",
         "The saved model on the test split: a row for each true class, a column for each predicted one.",
-        confusions,
+        outcomes.confusions,
+        beside=True,
+    ),
+    Section(
+        "Predicted and true numbers",
+        "The saved model on the test split, a point for each example. On the dashed line both are equal.",
+        outcomes.numbers,
+        beside=True,
+    ),
+    Section(
+        "What is found of each kind",
+        "The saved model on the test split: entities of each type, which are right if all their words and the type are; or "
+        "labels, of which an example may have several.",
+        outcomes.types,
         beside=True,
     ),
     Section(
         "Most confidently wrong",
         "Test examples to which the saved model gives a wrong class with the highest probability. Some of them may be labelled "
         "wrongly.",
-        confidently_wrong,
+        outcomes.confidently_wrong,
+    ),
+    Section(
+        "What each block costs",
+        "The blocks that the function was cut into, for one example in inference mode: parameters, operations, and bytes that "
+        "go to the block above.",
+        blocks,
+        beside=True,
     ),
     Section("Model and data", "", about),
     Section("What it cost", "", costs),

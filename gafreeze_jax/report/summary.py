@@ -75,9 +75,8 @@ def comparison(result: Mapping[str, Any]) -> Table:
             style="bold" if name == "found" else None,
         )
     if majority := result.get("majority"):
-        table.add_row(
-            "majority class", *[""] * has_rates, f"{majority['validation_accuracy']:.4f}", f"{majority['test_accuracy']:.4f}"
-        )
+        values = (f"{majority[f'{split}_{metric.key}']:.4f}" for split in ("validation", "test"))
+        table.add_row("majority class", *[""] * has_rates, *values)
     return table
 
 

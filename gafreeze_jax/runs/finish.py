@@ -51,7 +51,7 @@ def finish(
         setup = setup._replace(facts={**setup.facts, "learned": {**setup.facts["learned"], "threshold": settled.threshold}})
     params = setup.restore(best.params)
     setup.save(out / "model", params)
-    write_predictions(setup, test, params, out)
+    write_predictions(setup, test, params, out, settled.threshold)
     _write_masks(setup, result, space, out)
     entries = results.make_result(
         options,

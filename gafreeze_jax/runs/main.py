@@ -132,8 +132,10 @@ def _run(begun: _Begun, options: Options, *, start: float) -> dict[str, Any] | N
         for text in setup.about:
             display.line(summary.printable(text))
         if shares := run_dir.facts.get("majority"):
-            share = f"{100 * shares['validation_accuracy']:.1f} % of the validation examples"
-            display.line(summary.printable(f"Majority class: {shares['label']}, {share}"))
+            metric = MetricFormat(**run_dir.facts["metric"])
+            value = metric.write(shares[f"validation_{metric.key}"])
+            alone = f"{value} of the validation examples" if metric.key == "accuracy" else f"validation {metric.name} {value}"
+            display.line(summary.printable(f"Majority class: {shares['label']}, {alone}"))
         display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
         if mask is None:
             result = run_search(setup.problem, options, run_dir, display)

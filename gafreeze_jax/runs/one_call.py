@@ -15,6 +15,7 @@ from gafreeze_jax.engine.network import Dataset, Loss, PyTree
 from gafreeze_jax.masking import Genes, Rules
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
 from gafreeze_jax.models import checkpoints, from_function, modules
+from gafreeze_jax.models.cutting.explain import costs_of_blocks
 from gafreeze_jax.options import Options
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.main import carry_out
@@ -28,7 +29,8 @@ class Searched(NamedTuple):
 
     Attributes:
       rates: {gene: by what its updates are multiplied}; 0 = frozen.
-      model: the best model that was fine-tuned with these: a tree like the parameters given, or a module.
+      model: the best model that was fine-tuned with these: a tree like the parameters given, a module, or a pair of a module
+        and its state.
       verdict: the entry of `result.json`: its "sentence" compares the found mask with the baselines on the test set.
       folder: of the run.
     """
@@ -55,7 +57,8 @@ def search(
 
     Args:
       apply: a function as `models.from_function.cut` takes it, an `nn.Module`, an `nnx.Module` or an `eqx.Module`.
-      params: of a function or an `nn.Module`; None for modules that hold their parameters. The head starts from them, too.
+      params: of a function or an `nn.Module`; None for modules that hold their parameters, but of an `eqx.Module` its
+        `eqx.nn.State`, if it has one. The head starts from them, too.
       genes: or the rules for `make_genes`. The genome has them in the order in which the model uses them.
       train, validation: `(inputs, targets)` of arrays [N, ...], all of which are used, or an iterable of such batches.
       test: opened once, at the end. Default: half of the validation set.
@@ -76,8 +79,9 @@ def search(
 
     def prepare(options: Options) -> Setup:
         network = from_function.cut(function.apply, function.params, genes, example)
-        is_classes = loss is cross_entropy
-        task = CLASSIFICATION._replace(loss=loss, metric=metric, label_names=CLASSIFICATION.label_names if is_classes else None)
+        task = CLASSIFICATION._replace(loss=loss, metric=metric)
+        if loss is not cross_entropy or sets[0].targets.ndim != 1:  # targets may be anything
+            task = task._replace(label_names=None, compare=None)
         split = from_function.split(function.params, genes)
         num_blocks = sum(block.apply is not None for block in network.blocks)
         return Setup(
@@ -88,6 +92,7 @@ def search(
             num_test=len(sets[2].targets),
             restore=lambda tree: tree,
             save=lambda folder, tree: checkpoints.write_tree(folder, from_function.join(tree, genes)),
+            facts={"blocks": [row._asdict() for row in costs_of_blocks(network)]},
         )
 
     folder = carry_out(KIND, prepare, options)

@@ -18,24 +18,20 @@ def in_order(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return np.concatenate(predictions)[np.argsort(np.concatenate(rows))]
 
 
-def write_predictions(setup: Setup, test: Source, params: PyTree, folder: Path) -> None:
-    """Writes the file, if an example has one of several classes.
+def write_predictions(setup: Setup, test: Source, params: PyTree, folder: Path, threshold: float | None = None) -> None:
+    """Writes the file, if the task has one.
 
     Args:
       test: the test split, which has been opened.
       params: of the saved model.
+      threshold: that its metric has chosen, if it has one.
     """
     task, targets = setup.problem.task, np.asarray(test.data.targets)
-    if task.label_names is None or targets.ndim != 1:
+    if task.compare is None:
         return
-    probabilities = in_order(each_batch(setup.network, params, test, task.predict))
-    names = task.label_names or range(probabilities.shape[1])
-    columns = {
-        **(setup.test_columns or {"example": range(1, len(targets) + 1)}),
-        "truth": [names[target] for target in targets],
-        "label": [names[place] for place in probabilities.argmax(1)],
-        "probability": [f"{probability:.6g}" for probability in probabilities.max(1)],
-    }
+    columns = task.compare(in_order(each_batch(setup.network, params, test, task.predict)), targets, threshold)
+    rows = range(1, len(columns["truth"]) + 1)
+    columns = {**(setup.test_columns or {"example": rows}), **columns}
     with open(folder / PREDICTIONS, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

@@ -1,14 +1,16 @@
-"""What a person should know about a run's numbers: the majority class's share, and when a search could not tell masks apart."""
+"""What a person should know about a run: what the majority class reaches, and when a search could not tell masks apart."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from gafreeze_jax.metrics import ACCURACY
+from gafreeze_jax.metrics import ACCURACY, Metric
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.tasks.base import Problem
+from gafreeze_jax.tasks.kinds import OF_TWO_CLASSES
 
 ROUNDING = 1e-6  # of float32 accuracies
 
@@ -19,25 +21,46 @@ def class_members(problem: Problem, targets: Any) -> dict[str, np.ndarray]:
     That is which answers of a model are right that gives the class to every example. Empty unless targets are classes and the
     metric is the accuracy.
     """
-    names, targets = problem.task.label_names, np.asarray(targets)
-    if names is None or problem.task.metric != ACCURACY:
+    targets = np.asarray(targets)
+    if problem.task.metric != ACCURACY:
         return {}
+    return {name: targets == label for label, name in _classes(problem)}
+
+
+def _classes(problem: Problem) -> list[tuple[int, str]]:
+    """Numbers and names of the classes, the most frequent in training first; none if targets are no classes."""
+    names = problem.task.label_names
+    if names is None:
+        return []
     classes, counts = np.unique(np.asarray(problem.train.data.targets), return_counts=True)
     in_order = classes[np.argsort(-counts, kind="stable")].tolist()
-    return {str(names[label] if len(names) else label): targets == label for label in in_order}
+    return [(label, str(names[label] if len(names) else label)) for label in in_order]
 
 
 def majority(problem: Problem, **splits: Any) -> dict[str, Any]:
-    """The entry "majority" of a run's files: the class that is the most frequent in training, and its share in each split.
+    """The entry "majority" of a run's files: the class that is the most frequent in training, and its metric in each split.
+
+    That is what a model reaches that gives every example this class. Only for the metrics of one label for each example.
 
     Args:
       splits: targets by the split's name.
     """
-    shares: dict[str, Any] = {}
-    for split, targets in splits.items():
-        for label, members in list(class_members(problem, targets).items())[:1]:
-            shares |= {"label": label, f"{split}_accuracy": float(members.mean())}
-    return {"majority": shares} if shares else {}
+    metric, classes = problem.task.metric, _classes(problem)
+    if metric not in OF_TWO_CLASSES.values() or not classes:
+        return {}
+    label, name = classes[0]
+    values = {
+        f"{split}_{metric.key}": metric.shown(float(metric.score(_constant_answers(metric, label, np.asarray(targets)))))
+        for split, targets in splits.items()
+    }
+    return {"majority": {"label": name, **values}}
+
+
+def _constant_answers(metric: Metric, label: int, targets: np.ndarray) -> np.ndarray:
+    """What the metric keeps of a model that gives all examples a label."""
+    logits = np.zeros((len(targets), 1 + max(1, label, *targets.tolist())), np.float32)
+    logits[:, label] = 1
+    return np.asarray(metric.per_example(jnp.asarray(logits), jnp.asarray(targets)))
 
 
 def remarks_on_search(

@@ -39,6 +39,8 @@ class Task(NamedTuple):
       has_perplexity: whether the exponential of the mean loss is reported as perplexity.
       label_names: of the classes that targets are, by number; empty if they have no names. None = targets are no classes.
       probabilities: from predictions [N, ...] to a column for each class. None = predictions are no probabilities of classes.
+      compare: `compare(predictions, targets, threshold) -> columns` for N test examples, among them "truth"; `threshold` is
+        what the metric has chosen, or None. None = they are not written beside the truth.
     """
 
     loss: Loss
@@ -48,6 +50,7 @@ class Task(NamedTuple):
     has_perplexity: bool = False
     label_names: Sequence[Any] | None = None
     probabilities: Callable[[np.ndarray], Columns] | None = None
+    compare: Callable[[np.ndarray, np.ndarray, float | None], Columns] | None = None
 
 
 def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Task:
@@ -57,8 +60,16 @@ def classification(label_names: Sequence[Any], metric: Metric = ACCURACY) -> Tas
         labels = [label_names[place] for place in probabilities.argmax(1)]
         return {"label": labels, "probability": probabilities.max(1)}
 
+    def compare(probabilities: np.ndarray, targets: np.ndarray, threshold: float | None) -> Columns:
+        names = label_names or range(probabilities.shape[1])
+        return {
+            "truth": [names[target] for target in targets],
+            "label": [names[place] for place in probabilities.argmax(1)],
+            "probability": [f"{probability:.6g}" for probability in probabilities.max(1)],
+        }
+
     columns = functools.partial(probabilities_of, label_names)
-    return Task(cross_entropy, metric, softmax, write, label_names=label_names, probabilities=columns)
+    return Task(cross_entropy, metric, softmax, write, label_names=label_names, probabilities=columns, compare=compare)
 
 
 def probabilities_of(names: Sequence[Any], probabilities: np.ndarray) -> Columns:

@@ -1,4 +1,4 @@
-"""Images in classes: options of ResNets, and their model and data."""
+"""Labelled images: options of ResNets, and their model and data."""
 
 import dataclasses
 import functools
@@ -7,17 +7,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 
 from gafreeze_jax import options, user_cache
-from gafreeze_jax.data import digits, images
+from gafreeze_jax.data import digits, images, targets
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.models import base, checkpoints, formats, preprocessing, pretrained, resnet
 from gafreeze_jax.tasks import heads, kinds, pretraining
-from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, block_genes, classification, make_problem, make_source
+from gafreeze_jax.tasks.base import Keys, Setup, Unlabelled, block_genes, make_problem, make_source
 from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 
@@ -35,9 +35,16 @@ class Options(options.Options):
     """digits:inverted, digits:faint or digits:noisy (embedded: handwritten digits to adapt a model to), digits:5-9 (classes to
     learn), a .npz file of images and labels or a folder of train.npz and so on, a folder with a folder of JPEG, PNG, WebP, GIF
     or BMP files for every class, or with such folders under train, val and test (or names such as training_set), or tfds:NAME
-    such as tfds:cifar10."""
+    such as tfds:cifar10. A folder of images may have a table of their labels instead, metadata.csv or labels.csv (or .jsonl,
+    .parquet) with columns file_name and label, or one in each of its folders train, val and test."""
+    task: Literal["auto", "label", "labels", "number"] = "auto"
+    """What an image is given: one label of a few, several labels, or a number. auto: recognised from the table of labels."""
+    label_column: str | None = None
+    """Name of the label column in a table, or of columns of 0 and 1 that are a label each, with commas between. Default: found
+    by convention."""
     metric: kinds.MetricName = "auto"
-    """What the search maximizes, and reports compare. auto: accuracy."""
+    """What the search maximizes, and reports compare. auto: accuracy for one label, macro-f1 for several, spearman for
+    numbers."""
     image_size: int | None = None
     """Height and width that images are resized to. Default: what the model's preprocessor config says, or its family."""
     granularity: base.Granularity = "layer"
@@ -115,6 +122,8 @@ def prepare(given: Options) -> Setup:
     data = images.load_images(
         given.data,
         frame,
+        label_column=given.label_column,
+        kind=None if given.task == "auto" else given.task,
         max_train=given.train_examples,
         max_validation=given.validation_examples,
         skip_broken=given.skip_broken,
@@ -123,8 +132,10 @@ def prepare(given: Options) -> Setup:
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     dtype = options.compute_dtype(given.dtype)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
-    train, validation, test = (Dataset(*split) for split in data[:3])
-    task = classification(data.label_names, kinds.metric_of_classes(given.metric, len(data.label_names)))
+    scale = kinds.Scale() if data.kind != "number" or head.kept else kinds.Scale.of(data.train.labels)
+    labels = (scale.apply(split.labels) if data.kind == "number" else split.labels for split in data[:3])
+    train, validation, test = (Dataset(split.images, of_split) for split, of_split in zip(data[:3], labels, strict=True))
+    task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     params, genes = base.split_layers(loaded.params, network.names), block_genes(network, loaded.params)
     problem = make_problem(network, params, train, validation, given, task=task, genes=genes, make_head=loaded.make_head)
@@ -137,6 +148,7 @@ def prepare(given: Options) -> Setup:
             f"Model: {given.model}, genes {', '.join([*network.names, *[heads.GENE] * head.kept])}",
             head.about,
             *images.describe(given.data, data),
+            f"Task: {targets.IN_WORDS[data.kind].replace('text', 'image')}; the metric is {task.metric.name}",
             *weighing,
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",
         ],
@@ -144,8 +156,13 @@ def prepare(given: Options) -> Setup:
         test=make_source(test),
         num_test=len(test.targets),
         restore=base.join_layers,
-        save=lambda to, params: loaded.save(to, params, label_names=data.label_names),
-        facts={"label_names": data.label_names},
+        save=lambda to, params: loaded.save(
+            to,
+            scale.put_into(params, loaded.output),
+            label_names=data.label_names,
+            problem_type=kinds.PROBLEM_TYPES[data.kind],
+        ),
+        facts={"label_names": data.label_names, "learned": {"task": data.kind}},
         pretrained=loaded.read_leaves,
         test_columns={"file": data.test_files} if data.test_files else {},
     )
@@ -159,15 +176,28 @@ def make_frame(given: Options, model: base.Model) -> images.Frame:
     return images.Frame(given.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample)
 
 
-def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str]) -> Unlabelled:
-    """Loads a saved model and images."""
+def load_unlabelled(
+    given: Options,
+    folder: Path,
+    data: Path,
+    label_names: Sequence[str],
+    *,
+    task: targets.Kind = "label",
+    threshold: float | None = None,
+) -> Unlabelled:
+    """Loads a saved model and images.
+
+    Args:
+      task: what it has learned.
+      threshold: at which it gives one of several labels.
+    """
     loaded = pretrained.load(folder, families=pretrained.families_of(KIND))
     pictures, columns, notes = images.load_unlabelled(data, make_frame(given, loaded.model), skip_broken=given.skip_broken)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
         params=loaded.params,
         source=make_source(Dataset(pictures)),
-        task=classification(label_names),
+        task=kinds.make_task(task, label_names, threshold=threshold),
         columns=columns,
         notes=notes,
     )

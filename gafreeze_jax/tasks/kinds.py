@@ -133,22 +133,29 @@ def make_task(
         return _several_labels(names, choose_metric(metric, OF_LABELS, what), threshold)
     if kind == "number":
         known = OF_NUMBERS | {"rmse": numbers.rmse(scale.deviation if scale else 1.0)}
-        write = functools.partial(_write_numbers, *names)
-        return Task(numbers.squared_error, choose_metric(metric, known, what), _first_output, write)
+        write, compare = functools.partial(_write_numbers, *names), functools.partial(_compare_numbers, scale or Scale())
+        return Task(numbers.squared_error, choose_metric(metric, known, what), _first_output, write, compare=compare)
     known = {"entity-f1": tags.entity_f1(names), **OF_TAGS} if tags.is_scheme(names) else OF_TAGS
     write = functools.partial(_write_tags, names, words)
-    return Task(tags.tag_entropy, choose_metric(metric, known, what), softmax, write)
+    compare = functools.partial(_compare_tags, names)
+    return Task(tags.tag_entropy, choose_metric(metric, known, what), softmax, write, compare=compare)
 
 
 # Several labels
 
 
 def _several_labels(names: tuple[str, ...], metric: Metric, threshold: float | None) -> Task:
-    def write(chances: np.ndarray) -> Columns:
-        chosen = chances >= (0.5 if threshold is None else threshold)
-        return {"labels": [",".join(itertools.compress(names, row)) for row in chosen]}
+    def joined(given: np.ndarray) -> list[str]:
+        return [",".join(itertools.compress(names, row)) for row in given]
 
-    return Task(_sigmoid_entropy, metric, _sigmoid, write, probabilities=functools.partial(probabilities_of, names))
+    def write(chances: np.ndarray) -> Columns:
+        return {"labels": joined(chances >= (0.5 if threshold is None else threshold))}
+
+    def compare(chances: np.ndarray, targets: np.ndarray, chosen: float | None) -> Columns:
+        return {"truth": joined(targets > 0), "labels": joined(chances >= (0.5 if chosen is None else chosen))}
+
+    columns = functools.partial(probabilities_of, names)
+    return Task(_sigmoid_entropy, metric, _sigmoid, write, probabilities=columns, compare=compare)
 
 
 def _sigmoid_entropy(logits: Array, labels: Array) -> Array:
@@ -169,6 +176,11 @@ def _first_output(outputs: Array, targets: Any) -> Array:
 
 def _write_numbers(name: str, predicted: np.ndarray) -> Columns:
     return {name: list(predicted)}
+
+
+def _compare_numbers(scale: Scale, predicted: np.ndarray, targets: np.ndarray, threshold: float | None) -> Columns:
+    in_units = (values.astype(np.float64) * scale.deviation + scale.mean for values in (targets, predicted))
+    return dict(zip(("truth", "predicted"), ([f"{value:.6g}" for value in values] for values in in_units), strict=True))
 
 
 # Tags
@@ -210,6 +222,15 @@ def _write_tags(names: tuple[str, ...], words: TaggedWords | None, chances: np.n
         return written
     pairs = zip(words.texts, of_texts, strict=True)
     return written | {"entities": [_entities(text, tags.spans(names, of_text)) for text, of_text in pairs]}
+
+
+def _compare_tags(names: tuple[str, ...], chances: np.ndarray, targets: np.ndarray, threshold: float | None) -> Columns:
+    """Tags of the words of each text that the model sees, with spaces between."""
+    places, sentences = targets.T
+    starts = np.searchsorted(sentences, np.arange(sentences.max(initial=-1) + 1))[1:]
+    of_texts = (np.split(of_words, starts) for of_words in (places, chances.argmax(1)))
+    written = ([" ".join(names[place] for place in of_text) for of_text in texts] for texts in of_texts)
+    return dict(zip(("truth", "tags"), written, strict=True))
 
 
 def _entities(text: Sequence[str], spans: Sequence[tuple[int, int, str]]) -> str:

@@ -35,6 +35,23 @@ def test_stratified_cut(counts, share, seed, order):
     assert again[1].examples == cut.examples
 
 
+@given(num=st.integers(0, 120), seed=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_examples_with_several_labels_are_cut_iteratively(num, seed):
+    chances = np.array([0.03, 0.1, 0.3, 0.6, 0.9])
+    labels = np.random.default_rng(seed).random((120, 5)) < chances
+    split = Labelled(list(range(120)), labels)
+    rest, cut = stratified_cut(split, num, seed)
+    assert len(cut.examples) == num
+    for part in (rest, cut):
+        assert part.examples == sorted(part.examples)
+        np.testing.assert_array_equal(part.labels, labels[np.array(part.examples, int)])
+    assert sorted(rest.examples + cut.examples) == split.examples
+    expected = num / 120 * labels.sum(0)
+    np.testing.assert_array_less(np.abs(cut.labels.sum(0) - expected), [1, 2, 3, 4, 4])  # at random, rare ones may all be cut
+    assert stratified_cut(split, num, seed)[1].examples == cut.examples
+
+
 class Described(NamedTuple):
     train: Labelled
     validation: Labelled

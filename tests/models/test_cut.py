@@ -7,10 +7,11 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from zoo import ZOO
 
-from gafreeze_jax import explain, frozen_prefix, masking
+from gafreeze_jax import explain, frozen_prefix, masking, value_and_grad
 from gafreeze_jax.engine import backprop, passes
 from gafreeze_jax.engine.cache import Budget
 from gafreeze_jax.engine.network import INPUTS, STATISTICS, Step
@@ -189,22 +190,47 @@ def test_a_loop_from_the_frozen_prefix(budget, tmp_path):
     animal, network, _ = cut_animal("post-norm")
     inputs, targets = np.concatenate([animal.inputs] * 60), np.arange(120) % 3
     params = from_function.split(animal.params, animal.genes)
-    prefix = frozen_prefix(network, params, dict(zip(network.names, [True, True, False, True], strict=True)))
+    mask = dict(zip(network.names, [True, True, False, True], strict=True))
+    prefix = frozen_prefix(network, params, mask)
     rows = prefix.cache(inputs, budget, tmp_path)
     kind = {None: jax.Array}.get(budget, np.memmap if budget == Budget(0, 0) else np.ndarray)
     assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(rows.x))
     assert prefix.depth == 2
     batch = jax.tree.map(lambda leaf: leaf[50:90], rows)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), batch, prefix(inputs[50:90]))
-    trained = prefix.trained(params)
-    assert trained.keys() == {"layer_1", "head"}
-    found = prefix.value_and_grad(cross_entropy)(trained, batch, targets[50:90])
+    assert prefix.trained(params).keys() == {"layer_1", "head"}
+    gradients_for = value_and_grad(network, mask, cross_entropy)
+    found = gradients_for(params, batch, targets[50:90])
 
     def loss(params):
         return cross_entropy(animal.apply(params, inputs[50:90]), targets[50:90]).mean()
 
     expected = from_function.split(jax.jit(jax.grad(loss))(animal.params), animal.genes)
+    assert found.gradients.keys() == {"layer_1", "head"}
+    without_prefix = gradients_for(params, inputs[50:90], targets[50:90]).gradients
     for name, of_block in found.gradients.items():
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), of_block, expected[name])
+        for other in (expected[name], without_prefix[name]):
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), of_block, other)
     with pytest.raises(ValueError, match="mask: expected 4 genes, embeddings, layer_0, layer_1, layer_2; got 3"):
-        frozen_prefix(network, params, [1, 0, 1])
+        value_and_grad(network, [1, 0, 1], cross_entropy)
+    with pytest.raises(ValueError, match="Block 'layer_0' is not frozen, so x must enter there or below, not at block 2"):
+        value_and_grad(network, [1, 0, 1, 1], cross_entropy)(params, batch, targets[50:90])
+
+
+def test_a_loop_with_running_statistics():
+    """Those of trained blocks move, those of frozen ones do not; no optimizer sees them."""
+    animal, network, _ = cut_animal("batch norm")
+    start = parts = from_function.split(animal.params, animal.genes)
+    prefix, tx = frozen_prefix(network, parts, [1, 0, 1]), optax.adamw(0.1)
+    gradients_for, state = value_and_grad(network, [1, 0, 1], cross_entropy), tx.init(prefix.trained(parts))
+    rows, targets = prefix.cache(animal.inputs), np.arange(len(animal.inputs))
+    losses = []
+    for i in range(3):
+        loss, gradients, _, statistics = gradients_for(parts, rows, targets, jax.random.key(i))
+        updates, state = tx.update(gradients, state, trained := prefix.trained(parts))
+        parts = prefix.merge(parts, optax.apply_updates(trained, updates), statistics)
+        losses.append(loss)
+    assert losses[0] > losses[1] > losses[2]
+    assert jax.tree.structure(parts) == jax.tree.structure(jax.tree.map(jnp.asarray, start))
+    moved = {name: not np.array_equal(parts[name][STATISTICS][0], start[name][STATISTICS][0]) for name in network.names}
+    assert moved == {"layer_0": False, "layer_1": True, "layer_2": False}

@@ -56,6 +56,25 @@ class Equinox(eqx.Module):
         return self.head(x)
 
 
+class EquinoxWithState(eqx.Module):
+    dense: list
+    norm: list
+    drop: eqx.nn.Dropout
+    head: eqx.nn.Linear
+
+    def __init__(self, mode, key):
+        self.dense = [eqx.nn.Linear(4, 4, key=key) for _ in range(2)]
+        self.norm = [eqx.nn.BatchNorm(4, "rows", momentum=0.5, mode=mode) for _ in range(2)]
+        self.drop, self.head = eqx.nn.Dropout(0.5), eqx.nn.Linear(4, 3, key=key)
+
+    def __call__(self, x, state, key=None):
+        keys = [None, None] if key is None else jax.random.split(key)
+        for dense, norm, of_drop in zip(self.dense, self.norm, keys, strict=True):
+            x, state = norm(dense(x), state)
+            x = self.drop(jax.nn.relu(x), key=of_drop)
+        return self.head(x), state
+
+
 def make_linen():
     module = Linen()
     variables = module.init(jax.random.key(0), ROWS)
@@ -73,10 +92,24 @@ def make_equinox():
     return as_function(module), jax.vmap(eqx.nn.inference_mode(module))(ROWS)
 
 
+def make_equinox_with_state(mode="ema"):
+    """After a step of training, from which the running statistics are."""
+    module, state = eqx.nn.make_with_state(EquinoxWithState)(mode, jax.random.key(0))
+
+    def run(module, state):
+        return jax.vmap(module, in_axes=(0, None), out_axes=(0, None), axis_name="rows")(ROWS, state)
+
+    _, state = run(eqx.tree_at(lambda module: module.drop.inference, module, True), state)
+    return as_function(module, state), run(eqx.nn.inference_mode(module), state)[0]
+
+
 RULES = {r"(?:params/|batch_stats/)?(?:dense|norm)[/_](\d)/.*": r"layer_\1", r"(?:params/)?head/.*": None}
 
 
-@pytest.mark.parametrize("make", [make_linen, make_nnx, make_equinox])
+MAKES = [make_linen, make_nnx, make_equinox, make_equinox_with_state, lambda: make_equinox_with_state("batch")]
+
+
+@pytest.mark.parametrize("make", MAKES)
 def test_a_module_is_cut_in_both_modes(make):
     function, expected = make()
     genes = masking.make_genes(function.params, RULES)
@@ -90,7 +123,7 @@ def test_a_module_is_cut_in_both_modes(make):
             x = block.apply(params[block.name], x, {}, frozen=frozen, key=jax.random.key(0))
             if not frozen and STATISTICS in params[block.name]:
                 x, statistics = x
-                assert not np.array_equal(statistics[0], params[block.name][STATISTICS][0])
+                assert not np.array_equal(statistics[-1], params[block.name][STATISTICS][-1])
         outputs[frozen] = network.head(params["head"], x, {}, frozen=frozen, key=None)
     np.testing.assert_allclose(outputs[True], expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(outputs[True], outputs[False], atol=1e-3)
@@ -106,6 +139,11 @@ def test_a_module_comes_back():
     module = of_equinox.restore(twice(of_equinox.params))
     np.testing.assert_array_equal(module.head.weight, 2 * of_equinox.params.head.weight)
     assert module.drop.p == 0.5
+    with_state = make_equinox_with_state()[0]
+    module, state = with_state.restore(jax.tree.map(lambda leaf: 2.0 * leaf, with_state.params))
+    np.testing.assert_array_equal(module.head.bias, 2 * with_state.params["params"].head.bias)
+    mean, _ = state.get(module.norm[1].ema_state_index)
+    np.testing.assert_array_equal(mean, 2 * with_state.params[STATISTICS].norm[1].ema_state_index[0])
 
 
 def test_a_linen_module_without_modes_takes_its_parameters_alone():

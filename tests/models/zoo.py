@@ -235,7 +235,34 @@ def nothing_per_example():
             total = jnp.tanh(dense(layer, total[None]))[0]
         return dense(params["head"], x * total[None])
 
-    return Animal(apply, PLAIN, RULES, ROWS, 1, 1, "only floats with a row per example can go from block to block")
+    return Animal(apply, PLAIN, RULES, ROWS, 1, 1, r"reduce_sum at .*zoo.py:\d+.* makes the examples of a batch depend on")
+
+
+def batch_statistics():
+    """A batch normalisation without running statistics: what it gives for an example depends on the others."""
+
+    def apply(params, x):
+        first, *others = params["layers"]
+        x = jnp.tanh(dense(first, x))
+        for layer in others:
+            x = dense(layer, x)
+            x = jnp.tanh((x - x.mean(0, keepdims=True)) / (x.std(0, keepdims=True) + 0.1))
+        return dense(params["head"], x)
+
+    message = r"layer_2: not cut .* reduce_sum at .*zoo.py:\d+.* depend on each other, as batch normalisation does in training"
+    return Animal(apply, PLAIN, RULES, ROWS, 2, 2, message)
+
+
+def last_token():
+    """One token of each example is picked by an index."""
+
+    def apply(params, x):
+        x = x[:, None] * np.arange(1.0, 4.0, dtype=np.float32)[None, :, None]
+        for layer in params["layers"]:
+            x = jnp.tanh(dense(layer, x.reshape(-1, WIDTH))).reshape(x.shape)
+        return dense(params["head"], x[jnp.arange(len(x)), jnp.argmax(x[..., 0], 1)])
+
+    return Animal(apply, PLAIN, RULES, ROWS, 3, 3)
 
 
 class CNN(nn.Module):
@@ -378,6 +405,8 @@ ZOO = {
     "flat tokens": flat_tokens,
     "flat tokens by position": flat_tokens_by_position,
     "nothing per example": nothing_per_example,
+    "batch statistics": batch_statistics,
+    "last token": last_token,
     "batch norm": batch_norm,
     "post-norm": transformer,
     "pre-norm, remat": lambda: transformer(pre_norm=True, remat=True),

@@ -14,7 +14,7 @@ import test_run_folder
 import tyro
 
 from gafreeze_jax import cli
-from gafreeze_jax.report import page, sections
+from gafreeze_jax.report import outcomes, page, sections
 from gafreeze_jax.report.html import flop, percent
 from gafreeze_jax.report.metric_format import ACCURACY
 from gafreeze_jax.report.run_folder import RunFolder
@@ -203,8 +203,8 @@ def test_what_comes_from_the_test_split_is_text_and_is_cut(run, tmp_path):
     found = Tags(page.render([RunFolder(folder)]))
     assert "script" not in {tag for tag, _ in found.tags}
     shown = [words for words in found.words if "xxx" in words]
-    assert len(shown) == sections.NUM_WRONG
-    assert {len(words) for words in shown} == {sections.LONGEST_INPUT + len(r"\x1b") - 1}
+    assert len(shown) == outcomes.NUM_WRONG
+    assert {len(words) for words in shown} == {outcomes.LONGEST_INPUT + len(r"\x1b") - 1}
     assert all(words.startswith(r"<script>alert(1)</script>\x1b[2J x") for words in shown)
 
 

@@ -5,17 +5,52 @@ import csv
 import numpy as np
 import pytest
 
-from gafreeze_jax.report.predictions import Prediction, count_confusions, most_confidently_wrong, read_predictions
+from gafreeze_jax.report.predictions import (
+    Prediction,
+    TypeCounts,
+    count_confusions,
+    count_types,
+    most_confidently_wrong,
+    of_classes,
+    of_numbers,
+    read_rows,
+)
 
 ROWS = [("a, b", "yes", "yes", 0.9), ("c\nd", "yes", "no", 0.7), ("", "no", "yes", 0.8), ("e", "no", "yes", 0.95)]
 PREDICTIONS = [Prediction({"text": text}, *rest) for text, *rest in ROWS]
 
 
-def test_a_file_is_read_predictions(tmp_path):
-    assert read_predictions(tmp_path / "none.csv") == []
+def test_a_file_is_read(tmp_path):
+    assert read_rows(tmp_path / "none.csv") == []
     with open(tmp_path / "a.csv", "w", newline="") as file:
         csv.writer(file).writerows([("text", "truth", "label", "probability"), *ROWS])
-    assert read_predictions(tmp_path / "a.csv") == PREDICTIONS
+    rows = read_rows(tmp_path / "a.csv")
+    assert of_classes(rows) == PREDICTIONS
+    assert of_numbers(rows) is None
+    assert count_types(rows) == []
+
+
+def test_numbers():
+    truth, predicted = of_numbers([{"truth": "1", "predicted": "1.5"}, {"truth": "-2", "predicted": "0"}])
+    np.testing.assert_array_equal([truth, predicted], [[1, -2], [1.5, 0]])
+
+
+def test_entities_are_counted_by_type():
+    rows = [
+        {"truth": "B-city I-city O B-club", "tags": "B-city I-city B-club O"},
+        {"truth": "O B-club I-club", "tags": "I-club I-club I-club"},
+        {"truth": "B-city B-city O", "tags": "B-city B-city O"},
+        {"truth": "O O", "tags": "O B-river"},
+        {"truth": "", "tags": ""},
+    ]
+    found = count_types(rows)
+    assert found == [TypeCounts("city", 3, 3, 3), TypeCounts("club", 2, 2, 0), TypeCounts("river", 0, 1, 0)]
+    assert [(of_type.precision, of_type.recall, of_type.f1) for of_type in found] == [(1, 1, 1), (0, 0, 0), (0, None, 0)]
+
+
+def test_labels_are_counted():
+    rows = [{"truth": "joy,fear", "labels": "joy"}, {"truth": "", "labels": "joy,anger"}]
+    assert count_types(rows) == [TypeCounts("fear", 1, 0, 0), TypeCounts("joy", 1, 2, 1), TypeCounts("anger", 0, 1, 0)]
 
 
 @pytest.mark.parametrize("label_names", [("no", "other", "yes"), ()])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import test_seams
+from sklearn import metrics
 from test_verdict import judge
 
 from gafreeze_jax.engine.network import Dataset
@@ -16,6 +17,7 @@ from gafreeze_jax.runs.search_run import run_search
 from gafreeze_jax.runs.verdict import Contender
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.tasks.base import classification, language_modelling
+from gafreeze_jax.tasks.kinds import OF_TWO_CLASSES
 
 LABELS = np.array([0] * 29 + [1])
 NAMES = ("no", "yes")
@@ -35,6 +37,23 @@ def test_the_majority_class_is_that_of_training():
         "majority": {"label": "no", "validation_accuracy": pytest.approx(29 / 30), "test_accuracy": pytest.approx(1 / 30)}
     }
     assert list(class_members(Stub(classification(()), 1 - LABELS), LABELS)) == ["1", "0"]
+
+
+@pytest.mark.parametrize("name", OF_TWO_CLASSES)
+def test_the_majority_class_alone_by_each_metric(name):
+    """As scikit-learn has it for constant answers."""
+    constant = np.zeros(30)
+    expected = {
+        "accuracy": 29 / 30,
+        "balanced-accuracy": 0.5,
+        "macro-f1": metrics.f1_score(LABELS, constant, average="macro"),
+        "micro-f1": 29 / 30,
+        "mcc": 0,
+        "roc-auc": 0.5,
+        "average-precision": metrics.average_precision_score(LABELS, constant),
+    }[name]
+    found = majority(Stub(classification(NAMES, OF_TWO_CLASSES[name])), test=LABELS)["majority"]
+    assert found == {"label": "no", f"test_{OF_TWO_CLASSES[name].key}": pytest.approx(expected)}
 
 
 def test_targets_that_are_no_classes_have_none():

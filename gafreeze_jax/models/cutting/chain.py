@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jax.extend.core import Literal
 
 from gafreeze_jax.masking.genes import Genes
-from gafreeze_jax.models.cutting import batch, boundaries, levels
+from gafreeze_jax.models.cutting import batch, boundaries, levels, mixing
 from gafreeze_jax.models.cutting.boundaries import Crossing
 from gafreeze_jax.models.cutting.pieces import Piece, Traced, make_slice, value
 from gafreeze_jax.models.cutting.program import HEAD, FlatProgram
@@ -28,11 +28,18 @@ class Cut(NamedTuple):
 
 
 class _Mode(NamedTuple):
-    """The function in inference or in training mode, and where it may be cut."""
+    """The function in inference or in training mode, and where it may be cut.
+
+    Attributes:
+      above: the values that leave each block.
+      why: for each gene that is left to the head, the reason.
+      mixing: places in the user's code that mix the examples of a batch in inference mode.
+    """
 
     program: FlatProgram
     above: list[tuple[Crossing, ...]]
     why: dict[str, str]
+    mixing: frozenset[str] = frozenset()
 
 
 def find(traced: Traced, genes: Genes, size: int, training_too: bool) -> Cut:
@@ -41,7 +48,9 @@ def find(traced: Traced, genes: Genes, size: int, training_too: bool) -> Cut:
     Args:
       size: of the batches that are traced; those of `size` rows are compared with those of `size` // 2 more.
     """
-    modes = [_find_mode(traced, genes.names, size, training) for training in ([False, True] if training_too else [False])]
+    modes = [_find_mode(traced, genes.names, size)]
+    if training_too:
+        modes.append(_find_mode(traced, genes.names, size, modes[0].mixing))
     num, why = _agree(modes, genes.names)
     while True:
         pieces, head = _make_pieces(traced, genes, modes, num, size)
@@ -54,14 +63,22 @@ def find(traced: Traced, genes: Genes, size: int, training_too: bool) -> Cut:
     return Cut(blocks, head, next((why[name] for name in genes.names[num:] if name in why), None))
 
 
-def _find_mode(traced: Traced, names: Sequence[str], size: int, training: bool) -> _Mode:
+def _find_mode(traced: Traced, names: Sequence[str], size: int, mixing_in_inference: frozenset[str] | None = None) -> _Mode:
+    """Inference mode; or, given what mixes examples there, training mode, of which nothing is kept for other batches."""
+    training = mixing_in_inference is not None
     sizes = (size, size + size // 2)
     program, larger = (traced.program(rows, training) for rows in sizes)
-    of = levels.find(program, names)
     axes = batch.find(program, larger, sizes)
     if axes is None:
         reason = f"batches of {sizes[0]} and of {sizes[1]} rows are computed by different equations"
         return _Mode(program, [], dict.fromkeys(names, reason))
+    if mixing_in_inference is None:
+        mixed = mixing.find(program, larger, size)
+        mixing_in_inference = frozenset(levels.place_in_code(program.equations[place]) for place in mixed)
+    else:
+        places = enumerate(map(levels.place_in_code, program.equations if mixing_in_inference else ()))
+        mixed = {place for place, text in places if text in mixing_in_inference}
+    of = levels.find(program, names, mixed)
     above, obstacle = boundaries.find(program, of, axes, len(names))
     why = dict.fromkeys(names[len(above) :] if obstacle else (), obstacle or "") | of.why
     for place, name in enumerate(names[: len(above)], start=1):
@@ -70,7 +87,7 @@ def _find_mode(traced: Traced, names: Sequence[str], size: int, training: bool) 
             above = above[: place - 1]
             why |= dict.fromkeys(names[place - 1 :], f"the running statistics of {name!r} depend on genes above it")
             break
-    return _Mode(program, above, why)
+    return _Mode(program, above, why, mixing_in_inference)
 
 
 def _agree(modes: Sequence[_Mode], names: Sequence[str]) -> tuple[int, dict[str, str]]:

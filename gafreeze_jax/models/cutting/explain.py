@@ -1,7 +1,7 @@
 """A network that was cut, as a table."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,23 @@ from gafreeze_jax.models.cutting.pieces import Piece
 TITLES = ("block", "equations", "parameters", "FLOPs", "bytes up", "code")
 
 
+class BlockCosts(NamedTuple):
+    """What a block computes in inference mode for one example; all numbers are 0 if its gene was not cut off.
+
+    Attributes:
+      equations, parameters, flops: their numbers.
+      bytes_up: that go to the block above.
+      code: whose compiled code it has, in words.
+    """
+
+    block: str
+    equations: int = 0
+    parameters: int = 0
+    flops: float = 0.0
+    bytes_up: int = 0
+    code: str = "in the head"
+
+
 def explain(network: Network) -> str:
     """A table of the blocks of a network from `cut`: what each computes in inference mode for one example.
 
@@ -22,30 +39,42 @@ def explain(network: Network) -> str:
     Raises:
       ValueError: if the network does not come from `cut`.
     """
+    rows = [
+        (row.block, *(f"{number:,.0f}" if row.equations else "" for number in row[1:-1]), row.code)
+        for row in costs_of_blocks(network)
+    ]
+    return _aligned([TITLES, *rows])
+
+
+def costs_of_blocks(network: Network) -> list[BlockCosts]:
+    """The rows of `explain`: the blocks, lowest first, and the head.
+
+    Raises:
+      ValueError: if the network does not come from `cut`.
+    """
     head = network.head
     if not isinstance(head, Piece):
         raise ValueError("explain() takes a network from cut()")
-    rows: list[tuple[str, ...]] = [TITLES]
-    first: dict[Any, str] = {}
-    for block in network.blocks:
-        if isinstance(block.apply, Piece):
-            name = first.setdefault(block.apply, block.name)
-            rows.append((block.name, *_costs(block.apply), "its own" if name == block.name else f"as {name}"))
+    rows: list[BlockCosts] = []
+    first: dict[Piece, BlockCosts] = {}
+    for name, piece in zip(network.names, (block.apply for block in network.blocks), strict=True):
+        if not isinstance(piece, Piece):
+            rows.append(BlockCosts(name))
+        elif piece in first:
+            rows.append(first[piece]._replace(block=name, code=f"as {first[piece].block}"))
         else:
-            rows.append((block.name, "", "", "", "", "in the head"))
+            rows.append(first.setdefault(piece, _costs(name, piece, "its own")))
     shared = ", ".join(name for name in network.shared if network.blocks[network.names.index(name)].apply is not None)
-    rows.append(("head", *_costs(head), f"reads {shared}" if shared else "its own"))
-    return _aligned(rows)
+    return [*rows, _costs("head", head, f"reads {shared}" if shared else "its own")]
 
 
-def _costs(piece: Piece) -> tuple[str, ...]:
-    """Equations, parameters, FLOPs and bytes."""
+def _costs(name: str, piece: Piece, code: str) -> BlockCosts:
     closed, *_ = piece.slice(piece.size, False)
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
     analysis: Any = jax.jit(jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()
     flops = analysis.get("flops", 0.0) / piece.size
     crossing = sum(atom.aval.size * atom.aval.dtype.itemsize for atom in closed.jaxpr.outvars) // piece.size
-    return f"{len(closed.jaxpr.eqns):,}", f"{piece.num_parameters:,}", f"{flops:,.0f}", f"{crossing:,}"
+    return BlockCosts(name, len(closed.jaxpr.eqns), piece.num_parameters, flops, crossing, code)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -2,17 +2,20 @@
 
 Genes are numbered 1 to G from the bottom; the head is G + 1. An equation belongs at the highest gene that its values depend on.
 A block has the parameters of its own gene only, so an equation that also reads those of a lower gene (a tied output layer, a
-layer that is used twice) belongs in the head, which may read them all, and so does everything above it.
+layer that is used twice) belongs in the head, which may read them all, and so does everything above it. What makes the
+examples of a batch depend on each other belongs there, too, as nothing above it can be kept for other batches.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Var
 
 from gafreeze_jax.models.cutting.program import HEAD, FlatProgram
+
+LIKE_BATCH_NORM = "as batch normalisation does in training mode"
 
 
 class Levels(NamedTuple):
@@ -30,11 +33,12 @@ class Levels(NamedTuple):
     why: dict[str, str]
 
 
-def find(program: FlatProgram, names: Sequence[str]) -> Levels:
+def find(program: FlatProgram, names: Sequence[str], mixing: Collection[int] = ()) -> Levels:
     """Levels for a chain of genes.
 
     Args:
       names: of the genes, lowest first.
+      mixing: places of the equations that mix the examples of a batch; see `mixing.find`.
     """
     number = {name: place for place, name in enumerate((*names, HEAD), start=1)}
     head = number[HEAD]
@@ -42,24 +46,25 @@ def find(program: FlatProgram, names: Sequence[str]) -> Levels:
     reads: list[frozenset[int]] = []
     why: dict[str, str] = {}
     reasons: dict[Var, str] = {}
-    for equation in program.equations:
+    for place, equation in enumerate(program.equations):
         read, below = operands(program, equation)
         reads.append(frozenset(number[name] for name in read))
-        if not (read or any(var in of for var in below)) or not below:
-            continue
-        lowest = max((of.get(var, 0) for var in below), default=0)
-        level = max(lowest, *reads[-1], 0)
         reason = next((reasons[var] for var in below if var in reasons), None)
-        if level == head and reason is None:
-            reason = f"{place_in_code(equation)} reads parameters that always train"
-        elif level < head and min(reads[-1], default=level) < level:
-            again = names[min(reads[-1]) - 1]
-            reason = f"{place_in_code(equation)} reads {again!r} above {names[level - 1]!r}"
-            level = head
-        for name in read:
-            if reason and number[name] == max(reads[-1]):
-                why.setdefault(name, reason)
-        of |= dict.fromkeys(equation.outvars, level)
+        if place in mixing and reason is None:
+            reason = f"{place_in_code(equation)} makes the examples of a batch depend on each other, {LIKE_BATCH_NORM}"
+        if below and (read or any(var in of for var in below)):
+            lowest = max((of.get(var, 0) for var in below), default=0)
+            level = max(lowest, *reads[-1], 0) if reason is None else head
+            if level == head and reason is None:
+                reason = f"{place_in_code(equation)} reads parameters that always train"
+            elif level < head and min(reads[-1], default=level) < level:
+                again = names[min(reads[-1]) - 1]
+                reason = f"{place_in_code(equation)} reads {again!r} above {names[level - 1]!r}"
+                level = head
+            for name in read:
+                if reason and number[name] == max(reads[-1]):
+                    why.setdefault(name, reason)
+            of |= dict.fromkeys(equation.outvars, level)
         if reason is not None:
             reasons |= dict.fromkeys(equation.outvars, reason)
     return Levels(of, reads, why)
