@@ -30,7 +30,7 @@ from gafreeze_jax.space import Space
 ROOT = Path(__file__).parent.parent
 SHIFTED = ROOT / "runs" / "real_results" / "shifted"
 ADAPT_RESNET_20 = (
-    "run_resnet.py --gens 10 --model FOLDER/resnet20-cifar10.safetensors --epochs 4 --batch-size 32 "
+    "run_resnet.py --gens 10 --model FOLDER/resnet20-cifar10.safetensors --head keep --epochs 4 --batch-size 32 "
     "--train-examples 256 --learning-rate 1e-3"
 )
 SEARCHES = {

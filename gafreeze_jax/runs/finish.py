@@ -118,11 +118,11 @@ def _settle(metric: Metric, result: Result) -> dict[int, Metric]:
 
 def _score(
     setup: Setup, space: Space, finalist: Finalist, tested: Mapping[int, Scores], metrics: Mapping[int, Metric]
-) -> results.Scored:
+) -> results.Tested:
     """A finalist on the test split."""
     scores = [tested[id(member)] for member in finalist.members]
     contributions = np.stack([metrics[id(member)].contributions(tested[id(member)].values) for member in finalist.members])
-    return results.Scored(
+    return results.Tested(
         finalist,
         scores=by_row(contributions, setup.test.rows),
         test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
@@ -131,7 +131,7 @@ def _score(
 
 
 def _judge(
-    scored: Sequence[results.Scored],
+    scored: Sequence[results.Tested],
     space: Space,
     metric: Metric,
     *,

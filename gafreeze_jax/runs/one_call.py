@@ -82,26 +82,22 @@ def search(
         task = CLASSIFICATION._replace(loss=loss, metric=metric)
         if loss is not cross_entropy or sets[0].targets.ndim != 1:  # targets may be anything
             task = task._replace(label_names=None, compare=None)
-        split = from_function.split(function.params, genes)
         num_blocks = sum(block.apply is not None for block in network.blocks)
+        params = from_function.split(function.params, genes)
         return Setup(
-            problem=make_problem(network, split, sets[0], sets[1], options, task=task, genes=genes),
+            problem=make_problem(network, params, sets[0], sets[1], options, task=task, genes=genes),
             about=[f"Model: a function, {num_blocks} of {len(genes)} genes cut into blocks"],
             network=network,
             test=make_source(sets[2]),
             num_test=len(sets[2].targets),
-            restore=lambda tree: tree,
-            save=lambda folder, tree: checkpoints.write_tree(folder, from_function.join(tree, genes)),
+            restore=lambda params: params,
+            save=lambda folder, params: checkpoints.write_tree(folder, from_function.join(params, genes)),
             facts={"blocks": [row._asdict() for row in costs_of_blocks(network)]},
         )
 
     folder = carry_out(KIND, prepare, options)
-    return Searched(
-        masking.read_rates(folder / "mask.json", genes),
-        function.restore(_read_params(folder / "model", function.params, genes)),
-        RunFolder(folder).facts["verdict"],
-        folder,
-    )
+    tuned = function.restore(_read_params(folder / "model", function.params, genes))
+    return Searched(masking.read_rates(folder / "mask.json", genes), tuned, RunFolder(folder).facts["verdict"], folder)
 
 
 def _make_options(fields: Mapping[str, Any]) -> Options:

@@ -25,7 +25,7 @@ from gafreeze_jax.space import Space
 PACKAGES = ("gafreeze_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tensorflow-datasets")
 
 
-class Scored(NamedTuple):
+class Tested(NamedTuple):
     """A finalist that was trained with S seeds and scored on the test split.
 
     Attributes:
@@ -43,7 +43,7 @@ class Scored(NamedTuple):
 def make_result(
     options: Any,
     space: Space,
-    finalists: Sequence[Scored],
+    finalists: Sequence[Tested],
     verdict: Verdict,
     *,
     metric: Metric,
@@ -94,7 +94,7 @@ def _entry_of_any(finalist: Finalist, space: Space, metric: Metric) -> dict[str,
     }
 
 
-def _entry(scored: Scored, space: Space, metric: Metric, *, has_perplexity: bool) -> dict[str, Any]:
+def _entry(scored: Tested, space: Space, metric: Metric, *, has_perplexity: bool) -> dict[str, Any]:
     finalist, key = scored.finalist, metric.key
     test = MetricFormat(**metric.facts()).shown_interval(interval(scored.scores))
     losses = {"validation": finalist.validation[1], "test": scored.test_loss}

@@ -28,7 +28,7 @@ def row(name, genome, validation, right, parameters, flops, schedule=None):
     correct = np.arange(100)[None] < np.array(right)[:, None]
     genome = tuple(map(int, genome))
     member = Member(genome, {}, train_loss=0.3, score=validation, loss=0.4, steps=24)
-    return results.Scored(Finalist(name, genome, flops, (member,) * 2, schedule), correct, 0.5, parameters)
+    return results.Tested(Finalist(name, genome, flops, (member,) * 2, schedule), correct, 0.5, parameters)
 
 
 ROWS = [row("found", "10000", 0.85, [80, 80], 900, 3e9), row("train all", "00000", 0.8, [70, 80], 1000, 4e9)]
