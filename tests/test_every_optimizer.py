@@ -82,6 +82,7 @@ OWN = {
     "differentially_private_aggregate": lambda: contrib.differentially_private_aggregate(1.0, 0.1, seed=0),
     "dadapt_adamw": lambda: contrib.dadapt_adamw(0.1, estim_lr0=0.1, weight_decay=0.1),
     "dog": lambda: contrib.dog(1.0, ("distance", 1e-2)),
+    "dowg": lambda: contrib.dowg(1.0, init_estim_sq_dist=0.1, weight_decay=0.1),
     "dpsgd": lambda: contrib.dpsgd(0.1, l2_norm_clip=1.0, noise_multiplier=0.1, seed=0),
     "ema": lambda: optax.ema(0.5),
     "flatten": lambda: optax.flatten(optax.adam(0.1)),
@@ -121,10 +122,18 @@ def public_optimizers():
     for module in (contrib, optax):
         for name, function in vars(module).items():
             if inspect.isfunction(function) and not name.startswith("_") and not hasattr(function, "__deprecated__"):
-                returned = str(inspect.signature(function).return_annotation)
-                if "GradientTransformation" in returned:
+                returned = inspect.signature(function).return_annotation
+                if "GradientTransformation" in str(returned) or (returned is inspect.Signature.empty and makes_one(function)):
                     found.setdefault(name, function)
     return found
+
+
+def makes_one(function):
+    """Whether a function that does not say what it returns gives a gradient transformation."""
+    try:
+        return isinstance(with_defaults(function)(), optax.GradientTransformation)
+    except (TypeError, ValueError):  # it needs arguments
+        return False
 
 
 def with_defaults(function):
@@ -321,7 +330,7 @@ NOT_SCALED = {
 }
 # These hold a copy of parameters as well: they only measure how far they went.
 MEASURED = {"dog", "dog, first rate", "dog, heuristic", "scale_by_distance_over_gradients", "prodigy", "prodigy, decay"}
-MEASURED |= {"scale_by_lbfgs"}
+MEASURED |= {"dowg", "scale_by_lbfgs"}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,5 +1,6 @@
 """Genomes and parameter trees as other libraries and files hand them over: taken for what they are, or refused in one line."""
 
+import re
 from collections import OrderedDict
 
 import flax.linen as nn
@@ -169,6 +170,19 @@ def test_leaves_of_a_stack_have_one_length():
     assert "\n" not in str(error.value)
     two = {"decoder": np.ones((2, 3)), "encoder": np.ones((3, 3))}  # two stacks of one rule
     assert len(masking.make_genes(two, {"(.*)": masking.Stacked(r"\1_{}")})) == 5
+
+
+@pytest.mark.parametrize("name", ["layer", "layer_{", "layer_{i}", "layer_{1}", "{{}}"])
+def test_names_of_stacks_have_a_place_for_the_index(name):
+    with pytest.raises(ValueError, match=re.escape(f"must have {{}} where the index goes, as layer_{{}} has, got {name!r}.")):
+        masking.Stacked(name)
+
+
+@pytest.mark.parametrize(("pattern", "target"), [("(", "a"), ("(.*)", r"\2"), ("(.*)", masking.Stacked(r"\2_{}"))])
+def test_rules_that_are_no_regular_expressions(pattern, target):
+    with pytest.raises(ValueError, match="The rule or target .* cannot be used: ") as error:
+        masking.make_genes(PARAMS, {pattern: target})
+    assert "\n" not in str(error.value)
 
 
 def test_a_stack_that_has_grown_is_refused():

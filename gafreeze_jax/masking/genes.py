@@ -27,10 +27,21 @@ class Stacked:
       name: the gene's name with `{}` where the index goes, e.g. `"layer_{}"`; groups of the rule's pattern may be used
         as in `re.Match.expand`.
       axis: of the layers, e.g. 1 for `nn.scan(variable_axes={"params": 1})`.
+
+    Raises:
+      ValueError: for a name without `{}`.
     """
 
     name: str
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            is_filled = self.name.format(0) != self.name.format(1)
+        except (KeyError, IndexError, ValueError):
+            is_filled = False
+        if not is_filled:
+            raise ValueError(f"The name of a stack must have {{}} where the index goes, as layer_{{}} has, got {self.name!r}.")
 
 
 Target = str | Stacked | None
@@ -169,7 +180,7 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
 
     Raises:
       ValueError: unless every leaf is matched by exactly one rule, every rule matches a leaf, and all leaves of a stack have
-        the same length; all culprits at once. Also if two leaves have the same path.
+        the same length; all culprits at once. Also if two leaves have the same path, and for a bad regular expression.
 
     >>> params = {"embed": np.ones(3), "layers": [np.ones(2), np.ones(2)], "head": np.ones(2)}
     >>> make_genes(params, {"embed": "embed", r"layers/(\d+)": r"layer_\1", "head": None}).names
@@ -180,7 +191,10 @@ def make_genes(params: PyTree, rules: Rules) -> Genes:
     paths = leaf_paths(params)
     if twice := [path for path, count in Counter(map(plain_path, paths)).items() if count > 1]:
         raise ValueError(f"Two leaves have the path {twice[0]!r}: rename one, such as a key with a slash in it.")
-    owners = _match(pairs, paths, leaves)
+    try:
+        owners = _match(pairs, paths, leaves)
+    except re.error as error:
+        raise ValueError(f"The rule or target {error.pattern!r} cannot be used: {error}.") from None
     by_rule = [(rule, name) for rule, genes, _ in owners for name in ((genes,) if isinstance(genes, str) else genes or ())]
     by_rule.sort(key=lambda gene: (gene[0], _natural(gene[1])))
     names = tuple(dict.fromkeys(name for _, name in by_rule))

@@ -11,6 +11,7 @@ from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.extras import needs
 from gafreeze_jax.report.folder_format import SUMS
 from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.report.summary import printable
 from gafreeze_jax.runs.fingerprint import fingerprint_of_model
 from gafreeze_jax.runs.main import main
 from gafreeze_jax.runs.predictions import in_order
@@ -49,7 +50,8 @@ def predict(path: Path, data: Path, *, all_probabilities: bool = False, **change
     task = labelled.task
     if all_probabilities and task.probabilities is None:
         raise ValueError(f"{path}: --all-probabilities is for labels of whole inputs, which this run has not learned")
-    print(*labelled.notes, sep="\n", end="\n" if labelled.notes else "", file=sys.stderr)
+    for note in labelled.notes:
+        print(printable(note), file=sys.stderr)
     source, console = labelled.source, Console(stderr=True)
     batches = track(
         each_batch(labelled.network, labelled.params, source, task.predict),
