@@ -81,6 +81,9 @@ class Options:
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
     many calls run at the same time."""
+    remat: bool = False
+    """Compute each layer again in the backward pass instead of keeping what that needs: less memory, about a third more time.
+    A run does so by itself if no member fits otherwise."""
     coordinator: str | None = None
     """With several processes: HOST:PORT of the first one, which the others must reach. On Cloud TPU and under Slurm this option
     and the next two are not needed."""

@@ -43,7 +43,9 @@ class Chain(NamedTuple):
     statistics: dict[str, PyTree]
 
 
-def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, axis: Axis) -> Callable[..., Chain]:
+def forward_chain(
+    network: Network, frozen: Sequence[bool | None], start: int, axis: Axis, *, remat: bool = False
+) -> Callable[..., Chain]:
     """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> Chain`."""
     depth = lowest_trainable(frozen)
 
@@ -63,6 +65,7 @@ def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, a
                 apply=block.apply,
                 wrt=Wrt(params=trained, input=bool(residuals)),
                 axes=(axis if trained else None, x_axis, None if gate is None else axis),
+                remat=remat,
                 params=params[block.name],
                 x=x,
                 frozen=gate,
@@ -120,7 +123,7 @@ def _backward_chain(
 
 
 def value_and_grad(
-    network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None
+    network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None, remat: bool = False
 ) -> Callable[..., Gradients]:
     """Freeze-aware `jax.value_and_grad` of a chain of blocks: frozen blocks cost their forward run and no more.
 
@@ -134,6 +137,7 @@ def value_and_grad(
         `gates` when called.
       start: the block that `step.x` enters; those below must be frozen.
       axis: 0 if blocks that are not frozen, and the head, have parameters for several members along a leading axis.
+      remat: whether blocks are computed again in the backward pass, so that of each only its input is kept.
 
     Returns:
       A function `(params, step, key=None, gates=None) -> Gradients`.
@@ -161,7 +165,8 @@ def value_and_grad(
 
     def run(params, step, key=None, gates=None):
         gates = {} if gates is None else gates
-        x, residuals, statistics = forward_chain(network, frozen, start, axis)(params, step.x, step.context, key, gates)
+        forwards = forward_chain(network, frozen, start, axis, remat=remat)
+        x, residuals, statistics = forwards(params, step.x, step.context, key, gates)
         of_shared = tuple(axis if name in trained else None for name in network.shared)
         head = head_step(
             network=network,

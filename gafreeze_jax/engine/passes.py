@@ -93,12 +93,13 @@ class Forward(NamedTuple):
     statistics: PyTree
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes"))
+@functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes", "remat"))
 def forward(
     *,
     apply: Callable,
     wrt: Wrt,
     axes: tuple[Axis, Axis, Axis],
+    remat: bool = False,
     params: PyTree,
     x: PyTree,
     frozen: Array | None,
@@ -110,6 +111,7 @@ def forward(
 
     Args:
       axes: of `params`, `x` and `frozen`.
+      remat: whether `backward` runs the block forwards again, so that nothing but its input is kept (Chen et al. 2016).
       frozen: [members] bool, or None: trained by all members if `wrt.params`, else frozen for all.
       key: of this step, or None; the block's key is `fold_in(key, index)`, the same for all members.
     """
@@ -131,7 +133,7 @@ def forward(
         return over_members(run, (*axes, None, None))(tree, variables.get("x", x), frozen, context, key)
 
     variables = ({"params": parameters(params)} if wrt.params else {}) | ({"x": x} if wrt.input else {})
-    y, pullback, statistics = jax.vjp(of_variables, variables, has_aux=True)
+    y, pullback, statistics = jax.vjp(jax.checkpoint(of_variables) if remat else of_variables, variables, has_aux=True)
     return Forward(y, Pullback.without((params, x), pullback), statistics)
 
 

@@ -26,6 +26,7 @@ class Program(NamedTuple):
       start: the block that the inputs enter.
       per_example: whether these inputs have a row for each example.
       axis: of the members.
+      remat: see `Plan`.
     """
 
     network: Network
@@ -35,6 +36,7 @@ class Program(NamedTuple):
     start: int
     per_example: bool
     axis: Axis
+    remat: bool
     augment: Augment | None
 
 
@@ -74,7 +76,7 @@ def differentiate(program: Program, params: PyTree, shared: Shared, step: Any, k
         x = _augment(program.augment, key, batch.x)
         batch = batch._replace(x=x, context=batch.context | ({INPUTS: x} if program.network.reads_inputs else {}))
     gradients_for = backprop.value_and_grad(
-        program.network, program.loss, program.frozen, start=program.start, axis=program.axis
+        program.network, program.loss, program.frozen, start=program.start, axis=program.axis, remat=program.remat
     )
     return gradients_for(shared.pretrained | params, batch, key, shared.gates)
 

@@ -108,6 +108,7 @@ class CohortTrainer:
             start=boundary,
             per_example=self.activations.per_example(boundary),
             axis=cohort.axis,
+            remat=cohort.remat,
             augment=self.activations.augment,
         )
 

@@ -18,6 +18,8 @@ from gafreeze_jax import masking
 from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
+from gafreeze_jax.engine.optimizer import Recipe
+from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy, exponential_mean
 from gafreeze_jax.options import Options
 from gafreeze_jax.space import Space
@@ -129,6 +131,11 @@ class Problem(NamedTuple):
         """What a seed decides: the head's initialisation, the batches and dropout."""
         keys = Keys.of(seed)
         return Replicate(self.make_head(keys.head), self.make_batches(np.random.default_rng(seed)), keys.dropout)
+
+    def make_population(self, recipe: Recipe, **given: Any) -> Population:
+        """What trains and scores its genomes; `given` are further arguments of `Population`."""
+        data, task = (self.train, self.validation), self.task
+        return Population(self.network, self.params, recipe, *data, loss=task.loss, metric=task.metric, **given)
 
 
 def make_source(data: Dataset) -> Source:
