@@ -12,6 +12,8 @@ that an argument has no such axis, and is shared by all members.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, lowest_trainable
@@ -86,7 +88,7 @@ class Gradients(NamedTuple):
     """What the function from `value_and_grad` gives, with a leading axis if there are members.
 
     Attributes:
-      loss: mean over the examples.
+      loss: mean over the examples; of some slices of a step, what they contribute to it.
       gradients: {block name: ..., "head": ...} without the frozen blocks; zero where a gate is True.
       square_norm: of all of them, as `optax.clip_by_global_norm` would see it.
       statistics: {block name: new running statistics} of the trained blocks that have some; the old ones where a gate is True.
@@ -99,9 +101,14 @@ class Gradients(NamedTuple):
 
 
 def _backward_chain(
-    axis: Axis, residuals: dict[str, Residuals], head: HeadGradients, params: PyTree, gates: Mapping[str, Array]
+    axis: Axis,
+    residuals: dict[str, Residuals],
+    head: HeadGradients,
+    params: PyTree,
+    gates: Mapping[str, Array],
+    so_far: dict[str, PyTree],
 ) -> tuple[dict[str, PyTree], Array]:
-    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals`."""
+    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals` and `so_far`."""
     gradients, by_head = {"head": head.params}, dict(head.shared)
     cotangent, square_norm = head.input, head.square_norm
     while residuals:
@@ -114,10 +121,13 @@ def _backward_chain(
             frozen=gates.get(name),
             square_norm=square_norm,
             by_head=by_head.pop(name, None),
+            so_far=so_far.pop(name, None),
         )
         if of_params is not None:
             gradients[name] = of_params
     for name, of_params in by_head.items():  # of blocks that compute nothing themselves
+        if name in so_far:
+            of_params = jax.tree.map(jnp.add, of_params, so_far.pop(name))
         gradients[name], square_norm = hold_and_measure(axis, of_params, gates.get(name), square_norm)
     return gradients, square_norm
 
@@ -140,10 +150,11 @@ def value_and_grad(
       remat: whether blocks are computed again in the backward pass, so that of each only its input is kept.
 
     Returns:
-      A function `(params, step, key=None, gates=None) -> Gradients`.
+      A function `(params, step, key=None, gates=None, so_far=None) -> Gradients`.
         params: {block name: ..., "head": ...}.
         key: for dropout, or None.
         gates: {block name: [members] bool, or scalar without members} where `frozen` is None.
+        so_far: of earlier slices of the step, to which this one's are added; donated.
 
     >>> import jax.numpy as jnp
     >>> from gafreeze_jax.engine.network import Block, Step
@@ -163,8 +174,9 @@ def value_and_grad(
         raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
     trained = {name for name, gene in zip(network.names, frozen, strict=True) if gene is not True}
 
-    def run(params, step, key=None, gates=None):
+    def run(params, step, key=None, gates=None, so_far=None):
         gates = {} if gates is None else gates
+        before = {} if so_far is None else dict(so_far.gradients)
         forwards = forward_chain(network, frozen, start, axis, remat=remat)
         x, residuals, statistics = forwards(params, step.x, step.context, key, gates)
         of_shared = tuple(axis if name in trained else None for name in network.shared)
@@ -178,8 +190,9 @@ def value_and_grad(
             shared=tuple(params[name] for name in network.shared),
             step=step._replace(x=x),
             key=key,
+            so_far=None if so_far is None else (so_far.loss, before.pop("head")),
         )
-        gradients, square_norm = _backward_chain(axis, residuals, head, params, gates)
+        gradients, square_norm = _backward_chain(axis, residuals, head, params, gates, before)
         return Gradients(head.loss, gradients, square_norm, statistics)
 
     return run

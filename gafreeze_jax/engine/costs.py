@@ -72,7 +72,10 @@ def bytes_of_cohort(population: Population, plan: Plan, genomes: Genomes, replic
         program = population.trainer.trace(cohort, replicate, plan.steps).lower().compile()
         return num_bytes(trained) // cohort.num_shards + _bytes_beside_arguments(program)
     of_parts = _bytes_of_residuals(population, cohort, trained.params, replicate) // devices.num_shards(devices.DATA)
-    return (2 * num_bytes(trained.params) + num_bytes(trained.state) + of_parts) // cohort.num_shards
+    gradients = num_bytes(trained.params)
+    if replicate.batches.num_slices is not None:  # those of a block are there twice before they are added up
+        gradients += max(map(num_bytes, trained.params.values()))
+    return (num_bytes(trained) + gradients + of_parts) // cohort.num_shards
 
 
 def _bytes_of_residuals(population: Population, cohort: Cohort, params: PyTree, replicate: Replicate) -> int:
@@ -96,7 +99,7 @@ def _residuals(
     """All that forward passes keep for the backward passes: those of the blocks, and of the head."""
     trainer, network = population.trainer, population.network
     boundary = _boundary(population, cohort)
-    step = fetch(trainer.activations.per_example(boundary), chunk, 0)
+    step = fetch(trainer.activations.per_example(boundary), chunk, 0, None if chunk.batches.num_slices is None else 0)
     all_params = trainer.pretrained | params
     forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis, remat=remat)
     chain = forward(all_params, step.x, step.context, key, cohort.gates)

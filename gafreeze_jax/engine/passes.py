@@ -137,7 +137,7 @@ def forward(
     return Forward(y, Pullback.without((params, x), pullback), statistics)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm",))
+@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm", "so_far"))
 def backward(
     *,
     axis: Axis,
@@ -147,6 +147,7 @@ def backward(
     frozen: Array | None,
     square_norm: Array,
     by_head: PyTree = None,
+    so_far: PyTree = None,
 ) -> tuple[PyTree, Array | None, Array]:
     """Runs a block backwards.
 
@@ -158,6 +159,7 @@ def backward(
       frozen: [members] bool, whose gradients are set to zero.
       square_norm: [members], of the gradients of the blocks above.
       by_head: gradients of the parameters as the head reads them, or None.
+      so_far: gradients of the parameters from earlier slices of the step, to which this one's are added, or None; donated.
 
     Returns:
       Gradients of the parameters and of the input (None if not asked for), and `square_norm` with this block's added.
@@ -165,8 +167,8 @@ def backward(
     (gradients,) = residuals.pullback.complete((params, residuals.x))(cotangent)
     of_params = gradients.get("params")
     if of_params is not None:
-        if by_head is not None:
-            of_params = jax.tree.map(jnp.add, of_params, by_head)
+        for others in (by_head, so_far):
+            of_params = of_params if others is None else jax.tree.map(jnp.add, of_params, others)
         of_params, square_norm = hold_and_measure(axis, of_params, frozen, square_norm)
     return of_params, gradients.get("x"), square_norm
 
@@ -219,7 +221,7 @@ def with_shared(network: Network, params: PyTree, shared: Sequence[PyTree]) -> P
     return params | dict(zip(network.shared, map(parameters, shared), strict=True)) if network.shared else params
 
 
-@functools.partial(jax.jit, static_argnames=("network", "loss", "trained", "input_too", "axes"))
+@functools.partial(jax.jit, static_argnames=("network", "loss", "trained", "input_too", "axes"), donate_argnames=("so_far",))
 def head_step(
     *,
     network: Network,
@@ -231,6 +233,7 @@ def head_step(
     shared: tuple[PyTree, ...],
     step: Step,
     key: Array | None,
+    so_far: tuple[Array, PyTree] | None = None,
 ) -> HeadGradients:
     """Loss and gradients of the head.
 
@@ -238,15 +241,17 @@ def head_step(
       trained: for each shared block, whether its gradient is wanted.
       input_too: whether the gradient of the input is wanted.
       step: whose `x` enters the head.
+      so_far: loss and gradients of the parameters from earlier slices of the step, to which this one's are added; donated.
     """
+    total = step.weights.sum() if step.total is None else step.total
     key = None if key is None else jax.random.fold_in(key, len(network.blocks))
 
-    def run(params, x, targets, weights, context, key, *shared):
+    def run(params, x, targets, weights, total, context, key, *shared):
         def mean_loss(variables):
             read = dict(enumerate(shared)) | variables["shared"]
             all_params = with_shared(network, variables["params"], list(read.values()))
             outputs = network.head(all_params, variables.get("x", x), context, frozen=False, key=key)
-            return loss(outputs, targets) @ weights / weights.sum()
+            return loss(outputs, targets) @ weights / total
 
         wanted = {i: parameters(tree) for i, tree in enumerate(shared) if trained[i]}
         variables = {"params": params, "shared": wanted} | ({"x": x} if input_too else {})
@@ -254,8 +259,13 @@ def head_step(
         by_name = {network.shared[i]: tree for i, tree in gradients["shared"].items()}
         return HeadGradients(mean, gradients["params"], by_name, gradients.get("x"), sum_of_squares(gradients["params"]))
 
-    mapped = over_members(run, (axes.params, axes.x, None, None, None, None, *axes.shared))
-    return mapped(params, step.x, step.targets, step.weights, step.context, key, *shared)
+    mapped = over_members(run, (axes.params, axes.x, None, None, None, None, None, *axes.shared))
+    gradients = mapped(params, step.x, step.targets, step.weights, total, step.context, key, *shared)
+    if so_far is not None:
+        mean, of_params = jax.tree.map(jnp.add, (gradients.loss, gradients.params), so_far)
+        square_norm = hold_and_measure(axes.params, of_params, None, jnp.zeros_like(mean))[1]
+        gradients = gradients._replace(loss=mean, params=of_params, square_norm=square_norm)
+    return gradients
 
 
 def head_residuals(

@@ -223,7 +223,8 @@ class Population:
         fewest = members <= devices.num_shards() and calls == 1
         if fewest and self.plan.remat:
             raise MemoryError(
-                "A single member does not fit the device's memory: take smaller batches, shorter inputs or a smaller model"
+                "A single member does not fit the device's memory: give smaller batches, or slices of them by --micro-batch, "
+                "shorter inputs or a smaller model"
             ) from error
         if jax.process_count() > 1:  # another process may not have run out of memory
             advice = "give --remat" if fewest else "give fewer by --plan"

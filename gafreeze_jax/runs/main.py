@@ -134,7 +134,8 @@ def _run(begun: _Begun, options: Options, *, start: float) -> dict[str, Any] | N
         if shares := run_dir.facts.get("majority"):
             share = f"{100 * shares['validation_accuracy']:.1f} % of the validation examples"
             display.line(summary.printable(f"Majority class: {shares['label']}, {share}"))
-        display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
+        slices = f", {options.micro_batch} at a time" if options.micro_batch else ""
+        display.line(f"Each member trains {steps} steps of {options.batch_size} examples{slices}. Results go to {path}")
         if mask is None:
             result = run_search(setup.problem, options, run_dir, display)
         else:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax import masking
-from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.data.batches import balanced_batches, cut, in_order, make_batches, make_sliced
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
 from gafreeze_jax.engine.optimizer import Recipe
@@ -182,7 +182,9 @@ def make_problem(
         train=make_source(train),
         validation=make_source(validation),
         make_head=make_head or (lambda key: params["head"]),
-        make_batches=lambda rng: make_batches(balanced_batches(rng, equal, batch_size, options.epochs)),
+        make_batches=lambda rng: make_sliced(
+            make_batches, cut(balanced_batches(rng, equal, batch_size, options.epochs), options.micro_batch)
+        ),
         genes=genes or block_genes(network, params),
         count_trainable=count_trainable,
         task=task,
