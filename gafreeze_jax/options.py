@@ -54,7 +54,7 @@ class Options:
     levels: tuple[float, ...] = (1.0,)
     """Multiples of the learning rate that a genome may choose for each layer besides freezing it, such as 0.1 0.3 1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of activations and products; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    """Precision of activations and products; parameters that train are float32. auto: float32 on CPU, else bfloat16."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
     """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
     at once (NSGA-II)."""

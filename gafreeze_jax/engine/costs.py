@@ -12,6 +12,7 @@ from gafreeze_jax.engine import backprop, devices
 from gafreeze_jax.engine.cache import Chunk, fetch
 from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_cohorts, untrained
 from gafreeze_jax.engine.network import PyTree, parameters
+from gafreeze_jax.engine.optimizer import masters
 from gafreeze_jax.engine.passes import HeadAxes, head_residuals
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.step import Program, train_chunk
@@ -53,8 +54,13 @@ def step_flops(population: Population, replicate: Replicate) -> StepFlops:
 
 def optimizer_bytes(population: Population, replicate: Replicate) -> dict[str, int]:
     """Bytes of the optimizer's state of each block and the head, where they train, by name."""
-    params = {name: parameters(tree) for name, tree in (population.params | {"head": replicate.head}).items()}
-    return {name: num_bytes(jax.eval_shape(population.recipe.of(name).init, tree)) for name, tree in params.items()}
+    dtype = population.network.master_dtype
+
+    def init(name: str, tree: PyTree) -> PyTree:
+        return population.recipe.of(name).init(masters(parameters(tree), dtype))
+
+    params = population.params | {"head": replicate.head}
+    return {name: num_bytes(jax.eval_shape(functools.partial(init, name), tree)) for name, tree in params.items()}
 
 
 def bytes_of_cohort(population: Population, plan: Plan, genomes: Genomes, replicate: Replicate) -> int:

@@ -49,12 +49,14 @@ class Network(NamedTuple):
       shared: names of blocks whose parameters the head reads as well, such as word vectors that are tied to its output: it
         receives {..., block name: parameters} beside its own.
       reads_inputs: whether blocks above the lowest one read what enters that, such as an attention mask: `context["inputs"]`.
+      master_dtype: of parameters that train, whatever the pretrained ones have; blocks then take both. None = as they are.
     """
 
     blocks: tuple[Block, ...]
     head: Callable[..., Array]
     shared: tuple[str, ...] = ()
     reads_inputs: bool = False
+    master_dtype: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:

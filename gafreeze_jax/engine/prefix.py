@@ -15,6 +15,7 @@ from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.backprop import Gradients
 from gafreeze_jax.engine.cache import Budget, default_budget
 from gafreeze_jax.engine.network import INPUTS, Loss, Network, PyTree, Step, lowest_trainable
+from gafreeze_jax.engine.optimizer import masters
 from gafreeze_jax.engine.passes import infer
 from gafreeze_jax.listing import listed
 
@@ -82,7 +83,8 @@ class FrozenPrefix:
 
     def trained(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Those of a network's parameters that the mask trains, the head's among them."""
-        return {name: jax.tree.map(jnp.asarray, tree) for name, tree in params.items() if name not in self.params}
+        trained = {name: jax.tree.map(jnp.asarray, tree) for name, tree in params.items() if name not in self.params}
+        return masters(trained, self._network.master_dtype)
 
     def value_and_grad(self, loss: Loss) -> Callable[..., Gradients]:
         """Freeze-aware `jax.value_and_grad` from the lowest trained block on.
