@@ -158,7 +158,13 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a whole safetensors file: {error}{files.hint_at_pointer(path)}") from None
     except AttributeError as error:
         raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
-    return {name: t if t.dtype.kind in "biu" or t.dtype in NARROW else t.astype(np.float32) for name, t in tensors.items()}
+    return {name: tensor if tensor.dtype.kind in "biu" else _as_kept(tensor) for name, tensor in tensors.items()}
+
+
+def _as_kept(array: Any) -> np.ndarray:
+    """Floats in a dtype that files and frozen blocks keep."""
+    array = np.asarray(array)
+    return array if array.dtype in NARROW else array.astype(np.float32, copy=False)
 
 
 def read_label_names(path: Path) -> tuple[str, ...]:
@@ -254,9 +260,9 @@ def to_tree(
 
 
 def from_tree(tree: Any, table: Table) -> dict[str, np.ndarray]:
-    """The reverse of `to_tree`: tensors by their names in the checkpoint."""
+    """The reverse of `to_tree`: tensors by their names in the checkpoint, with dtypes as `read_file` returns them."""
     return {
-        name: np.asarray(np.asarray(leaf).transpose(np.argsort(axes)), order="C")
+        name: np.asarray(_as_kept(leaf).transpose(np.argsort(axes)), order="C")
         for name, (_, leaf, axes) in _places(tree, table).items()
     }
 
