@@ -54,7 +54,7 @@ class Options:
     levels: tuple[float, ...] = (1.0,)
     """Multiples of the learning rate that a genome may choose for each layer besides freezing it, such as 0.1 0.3 1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of activations and products; parameters stay float32. auto: float32 on CPU, else bfloat16."""
+    """Precision of activations and products; parameters that train are float32. auto: float32 on CPU, else bfloat16."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
     """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
     at once (NSGA-II)."""
@@ -81,6 +81,12 @@ class Options:
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
     in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
     many calls run at the same time."""
+    micro_batch: int | None = None
+    """Examples that go through the network at a time, and need memory: a step adds up the gradients of slices of its batch.
+    Dropout, and batch normalisation, are then those of slices. Default: all of a batch."""
+    remat: bool = False
+    """Compute each layer again in the backward pass instead of keeping what that needs: less memory, about a third more time.
+    A run does so by itself if no member fits otherwise."""
     coordinator: str | None = None
     """With several processes: HOST:PORT of the first one, which the others must reach. On Cloud TPU and under Slurm this option
     and the next two are not needed."""
@@ -134,6 +140,7 @@ def check(options: Options, **smallest: int) -> None:
         "validation_examples": 2,
         "epochs": 1,
         "batch_size": 1,
+        "micro_batch": 1,
         "max_evaluations": 1,
         "patience": 1,
         "finalist_seeds": 1,

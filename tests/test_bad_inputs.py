@@ -552,6 +552,7 @@ CASES = {
     "a population of one": Case(run_bert, given(population=1), "--population must be at least 2, got 1"),
     "a negative learning rate": Case(run_bert, given(learning_rate=-1.0), "--learning-rate must be between 0 and 1, got -1.0"),
     "a learning rate of NaN": Case(run_bert, given(head_learning_rate=np.nan), "--head-learning-rate must be between 0 and 1"),
+    "no micro-batch": Case(run_bert, given(micro_batch=0), "--micro-batch must be at least 1, got 0"),
     "no batch": Case(run_bert, given(batch_size=0), "--batch-size must be at least 1, got 0"),
     "one training example": Case(run_bert, given(train_examples=1), "--train-examples must be at least 2, got 1"),
     "a negative seed": Case(run_custom, given(seed=-1), "--seed must be at least 0, got -1"),

@@ -1,7 +1,8 @@
 """Which examples form each batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from gafreeze_jax.engine.network import Batch
@@ -20,6 +21,31 @@ def make_batches(examples: np.ndarray) -> Batch:
     """
     examples = examples.astype(np.int32)
     return Batch(examples, examples, {"weights": (examples != NONE).astype(np.float32)})
+
+
+def cut(examples: np.ndarray, size: int | None) -> np.ndarray:
+    """Cuts each step's batch into slices, whose gradients are added up: [steps, B] -> [steps, slices, `size`].
+
+    A slice has every `slices`-th example, so that long and short ones are spread, and `NONE` where B is not a multiple of
+    `size`. Not cut, [steps, B], if the size is None or at least B.
+
+    >>> cut(np.array([[4, 5, 6, 7, 8]]), 2).tolist()
+    [[[4, 7], [5, 8], [6, -1]]]
+    """
+    steps, batch_size = examples.shape
+    if size is None or size >= batch_size:
+        return examples
+    slices = -(-batch_size // size)
+    filled = np.pad(examples, ((0, 0), (0, slices * size - batch_size)), constant_values=NONE)
+    return filled.reshape(steps, size, slices).swapaxes(1, 2)
+
+
+def make_sliced(make: Callable[[np.ndarray], Batch], examples: np.ndarray) -> Batch:
+    """Batches from what `cut` returns, by a function that makes them of examples [steps, B]; each slice is one of these."""
+    if examples.ndim == 2:
+        return make(examples)
+    batches = make(examples.reshape(-1, examples.shape[-1]))
+    return jax.tree.map(lambda leaf: leaf.reshape(*examples.shape[:2], *leaf.shape[1:]), batches)
 
 
 def in_order(num: int, batch_size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gafreeze_jax.data import files, layout, tokens
-from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.data.batches import balanced_batches, cut, make_sliced
 from gafreeze_jax.data.tokens import Tokens, pack_batches
 from gafreeze_jax.engine.network import Batch, Dataset
 
@@ -168,10 +168,20 @@ def make_batches(windows: Windows, examples: np.ndarray) -> Batch:
     return packed._replace(examples=packed.elements, context={"segments": packed.context["segments"]})
 
 
-def batch_maker(windows: Windows, batch_size: int, num_epochs: int) -> Callable[[np.random.Generator], Batch]:
-    """A function that makes random batches for training."""
+def batch_maker(
+    windows: Windows, batch_size: int, num_epochs: int, *, micro_batch: int | None = None
+) -> Callable[[np.random.Generator], Batch]:
+    """A function that makes random batches for training.
+
+    Args:
+      micro_batch: windows of a slice; see `batches.cut`.
+    """
     lengths = windows.tokens.lengths
-    return lambda rng: make_batches(windows, balanced_batches(rng, lengths, batch_size, num_epochs))
+
+    def make(examples: np.ndarray) -> Batch:
+        return make_batches(windows, examples)
+
+    return lambda rng: make_sliced(make, cut(balanced_batches(rng, lengths, batch_size, num_epochs), micro_batch))
 
 
 def scoring_batches(windows: Windows) -> Batch:

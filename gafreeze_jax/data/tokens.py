@@ -5,7 +5,6 @@ A batch has R rows of S tokens. Padding, which costs as much as text, is left on
 that attention stays within texts.
 """
 
-import functools
 import os
 import shlex
 import textwrap
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gafreeze_jax.data import files
-from gafreeze_jax.data.batches import balanced_batches
+from gafreeze_jax.data.batches import balanced_batches, cut, make_sliced
 from gafreeze_jax.engine.network import Batch
 from gafreeze_jax.extras import needs
 
@@ -284,13 +283,26 @@ def best_row_length(tokens: Tokens, examples: np.ndarray) -> int:
     return min(range(longest, 2 * longest + 1, ROW_MULTIPLE), key=cost)
 
 
-def batch_maker(tokens: Tokens, batch_size: int, num_epochs: int) -> Callable[[np.random.Generator], Batch]:
-    """A function that makes random packed batches for training, whose rows have the same length every time."""
-    make_examples = functools.partial(
-        balanced_batches, lengths=tokens.lengths, batch_size=min(batch_size, len(tokens.lengths)), num_epochs=num_epochs
-    )
-    length = best_row_length(tokens, make_examples(np.random.default_rng(0)))
-    return lambda rng: _of_words(tokens, pack_batches(tokens, make_examples(rng), length))
+def batch_maker(
+    tokens: Tokens, batch_size: int, num_epochs: int, *, micro_batch: int | None = None
+) -> Callable[[np.random.Generator], Batch]:
+    """A function that makes random packed batches for training, whose rows have the same length every time.
+
+    Args:
+      micro_batch: texts of a slice; see `batches.cut`.
+    """
+    size = min(batch_size, len(tokens.lengths))
+
+    def make_examples(rng: np.random.Generator) -> np.ndarray:
+        return cut(balanced_batches(rng, tokens.lengths, size, num_epochs), micro_batch)
+
+    some = make_examples(np.random.default_rng(0))
+    length = best_row_length(tokens, some.reshape(-1, some.shape[-1]))
+
+    def make(examples: np.ndarray) -> Batch:
+        return _of_words(tokens, pack_batches(tokens, examples, length))
+
+    return lambda rng: make_sliced(make, make_examples(rng))
 
 
 def _lengths(tokens: Tokens, batch: np.ndarray) -> np.ndarray:

@@ -45,7 +45,9 @@ class Chain(NamedTuple):
     statistics: dict[str, PyTree]
 
 
-def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, axis: Axis) -> Callable[..., Chain]:
+def forward_chain(
+    network: Network, frozen: Sequence[bool | None], start: int, axis: Axis, *, remat: bool = False
+) -> Callable[..., Chain]:
     """The first half of `value_and_grad`: a function `(params, x, context, key, gates) -> Chain`."""
     axes = _axes_of_trained(network, frozen, axis)
 
@@ -67,6 +69,7 @@ def forward_chain(network: Network, frozen: Sequence[bool | None], start: int, a
                 apply=block.apply,
                 wrt=wrt,
                 axes=(axis if trained else None, x_axis, None if gate is None else axis),
+                remat=remat,
                 params=params[block.name],
                 x=x,
                 frozen=gate,
@@ -93,7 +96,7 @@ class Gradients(NamedTuple):
     """What the function from `value_and_grad` gives, with a leading axis if there are members.
 
     Attributes:
-      loss: mean over the examples.
+      loss: mean over the examples; of some slices of a step, what they contribute to it.
       gradients: {block name: ..., "head": ...} without the frozen blocks; zero where a gate is True.
       square_norm: of all of them, as `optax.clip_by_global_norm` would see it.
       statistics: {block name: new running statistics} of the trained blocks that have some; the old ones where a gate is True.
@@ -114,8 +117,9 @@ def _backward_chain(
     head: HeadGradients,
     params: PyTree,
     gates: Mapping[str, Array],
+    so_far: dict[str, PyTree],
 ) -> tuple[dict[str, PyTree], Array]:
-    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals`."""
+    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals` and `so_far`."""
     gradients, from_above = {"head": head.params}, dict(head.shared)
     shared, axes = {block.name: block.shared for block in network.blocks}, _axes_of_trained(network, frozen, axis)
     cotangent, square_norm = head.input, head.square_norm
@@ -130,18 +134,21 @@ def _backward_chain(
             square_norm=square_norm,
             from_above=from_above.pop(name, None),
             borrowed=Borrowed.of(shared[name], params, axes),
+            so_far=so_far.pop(name, None),
         )
         for lender, more in of_borrowed.items():
             from_above[lender] = add(from_above[lender], more) if lender in from_above else more
         if of_params is not None:
             gradients[name] = of_params
     for name, of_params in from_above.items():  # of blocks that compute nothing themselves
+        if name in so_far:
+            of_params = add(of_params, so_far.pop(name))
         gradients[name], square_norm = hold_and_measure(axis, of_params, gates.get(name), square_norm)
     return gradients, square_norm
 
 
 def value_and_grad(
-    network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None
+    network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None, remat: bool = False
 ) -> Callable[..., Gradients]:
     """Freeze-aware `jax.value_and_grad` of a chain of blocks: frozen blocks cost their forward run and no more.
 
@@ -155,12 +162,14 @@ def value_and_grad(
         `gates` when called.
       start: the block that `step.x` enters; those below must be frozen.
       axis: 0 if blocks that are not frozen, and the head, have parameters for several members along a leading axis.
+      remat: whether blocks are computed again in the backward pass, so that of each only its input is kept.
 
     Returns:
-      A function `(params, step, key=None, gates=None) -> Gradients`.
+      A function `(params, step, key=None, gates=None, so_far=None) -> Gradients`.
         params: {block name: ..., "head": ...}.
         key: for dropout, or None.
         gates: {block name: [members] bool, or scalar without members} where `frozen` is None.
+        so_far: of earlier slices of the step, to which this one's are added; donated.
 
     >>> import jax.numpy as jnp
     >>> from gafreeze_jax.engine.network import Block, Step
@@ -180,9 +189,11 @@ def value_and_grad(
         raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
     axes = _axes_of_trained(network, frozen, axis)
 
-    def run(params, step, key=None, gates=None):
+    def run(params, step, key=None, gates=None, so_far=None):
         gates = {} if gates is None else gates
-        x, residuals, statistics = forward_chain(network, frozen, start, axis)(params, step.x, step.context, key, gates)
+        before = {} if so_far is None else dict(so_far.gradients)
+        forwards = forward_chain(network, frozen, start, axis, remat=remat)
+        x, residuals, statistics = forwards(params, step.x, step.context, key, gates)
         head = head_step(
             network=network,
             loss=loss,
@@ -193,9 +204,17 @@ def value_and_grad(
             shared=tuple(params[name] for name in network.shared),
             step=step._replace(x=x),
             key=key,
+            so_far=None if so_far is None else (so_far.loss, before.pop("head")),
         )
         gradients, square_norm = _backward_chain(
-            network=network, frozen=frozen, axis=axis, residuals=residuals, head=head, params=params, gates=gates
+            network=network,
+            frozen=frozen,
+            axis=axis,
+            residuals=residuals,
+            head=head,
+            params=params,
+            gates=gates,
+            so_far=before,
         )
         return Gradients(head.loss, gradients, square_norm, statistics)
 

@@ -205,7 +205,7 @@ class Activations:
         for chunk in self.chunks(*self.inputs(below)):
             for step in range(len(chunk.batches.examples)):
                 number = next(numbers)
-                x, _, _, context = fetch(self.per_example(below), chunk, step)
+                x, _, _, context, _ = fetch(self.per_example(below), chunk, step)
                 for boundary, block in enumerate(self._network.blocks[below:depth], start=below + 1):
                     if block.apply is None:
                         continue
@@ -228,7 +228,7 @@ class Activations:
     def _boundary_shapes(self) -> dict[int, PyTree]:
         num_elements = len(jax.tree.leaves(self._data.inputs)[0])
         chunk = Chunk(self._data.inputs, self._data.targets, self._batches, self._raw)
-        x, _, _, context = jax.eval_shape(functools.partial(fetch, False, step=0), chunk)
+        x, _, _, context, _ = jax.eval_shape(functools.partial(fetch, False, step=0), chunk)
         shapes = {}
         for depth, block in enumerate(self._network.blocks, start=1):
             if block.apply is None:
@@ -242,16 +242,18 @@ class Activations:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def fetch(per_example: bool, chunk: Chunk, step: int) -> Step:
-    """A step of a chunk, whose inputs have a row per example or per element."""
+def fetch(per_example: bool, chunk: Chunk, step: int, part: int | None = None) -> Step:
+    """A step of a chunk, whose inputs have a row per example or per element; or a slice of the step."""
     batch = jax.tree.map(lambda leaf: leaf[step], chunk.batches)
+    total = batch.weights.sum()
+    batch = batch if part is None else jax.tree.map(lambda leaf: leaf[part], batch)
     rows = batch.examples if per_example else batch.elements
     x = devices.cut(jax.tree.map(lambda leaf: leaf[rows], chunk.inputs))
     targets = None if chunk.targets is None else chunk.targets[batch.examples]
     context = batch.context
     if chunk.raw is not None:
         context = context | {INPUTS: devices.cut(jax.tree.map(lambda leaf: leaf[batch.elements], chunk.raw))}
-    return Step(x, targets, batch.weights, context)
+    return Step(x, targets, batch.weights, context, total)
 
 
 def _num_bytes(tree: PyTree) -> int:

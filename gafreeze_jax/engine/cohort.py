@@ -76,12 +76,14 @@ class Plan(NamedTuple):
         every mask. "traced": one program serves all masks; it does the work of training everything.
       calls: cohorts that run at the same time, each in a thread of its own. On a CPU, one uses the cores that
         another leaves idle between its operations.
+      remat: whether each block is computed again in the backward pass, so that of a step only the inputs of blocks are kept.
     """
 
     members: int = 1
     steps: int = 0
     freezing: Literal["static", "traced"] = "static"
     calls: int = 1
+    remat: bool = False
 
 
 BLOCK_BY_BLOCK = Plan()
@@ -100,6 +102,7 @@ class Cohort(NamedTuple):
       gates: for blocks of which `frozen` is None: [size] bool, or scalars where there is no member axis.
       rates: for the trained blocks: by what updates are multiplied, [size] float32, or scalars; 0 where frozen. Empty where a
         space knows no rates but 0 and 1: not multiplying by 1 may round differently.
+      remat: as in the plan.
     """
 
     members: Sequence[Member]
@@ -109,6 +112,7 @@ class Cohort(NamedTuple):
     trained: tuple[str, ...]
     gates: dict[str, Array]
     rates: dict[str, Array]
+    remat: bool
 
     @property
     def axis(self) -> Axis:
@@ -168,6 +172,7 @@ def _make_cohort(plan: Plan, space: Space, members: Sequence[Member], size: int)
         trained=trained,
         gates=of_blocks(masks, gated),
         rates=of_blocks(rates, trained if has_rates else ()),
+        remat=plan.remat,
     )
 
 

@@ -13,6 +13,7 @@ from gafreeze_jax.engine import backprop, devices
 from gafreeze_jax.engine.cache import Chunk, fetch
 from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_cohorts, untrained
 from gafreeze_jax.engine.network import PyTree, parameters
+from gafreeze_jax.engine.optimizer import masters
 from gafreeze_jax.engine.passes import HeadAxes, head_residuals
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.step import Program, train_step
@@ -28,7 +29,8 @@ def flops_per_step(
     Args:
       enter: the block from whose kept input it starts; default: the genome's lowest trainable one.
     """
-    (cohort,) = make_cohorts(Plan(steps=1), population.space, untrained([as_genome(genome)]))
+    plan = Plan(steps=1, remat=population.plan.remat)
+    (cohort,) = make_cohorts(plan, population.space, untrained([as_genome(genome)]))
     program, *arguments = population.trainer.shapes(cohort, replicate, enter=enter)
     leaves, tree = jax.tree.flatten(arguments)
     return _flops_of_step(program, tuple(leaves), tree)
@@ -60,8 +62,13 @@ def step_flops(population: Population, replicate: Replicate) -> StepFlops:
 
 def optimizer_bytes(population: Population, replicate: Replicate) -> dict[str, int]:
     """Bytes of the optimizer's state of each block and the head, where they train, by name."""
-    params = {name: parameters(tree) for name, tree in (population.params | {"head": replicate.head}).items()}
-    return {name: num_bytes(jax.eval_shape(population.recipe.of(name).init, tree)) for name, tree in params.items()}
+    dtype = population.network.master_dtype
+
+    def init(name: str, tree: PyTree) -> PyTree:
+        return population.recipe.of(name).init(masters(parameters(tree), dtype))
+
+    params = population.params | {"head": replicate.head}
+    return {name: num_bytes(jax.eval_shape(functools.partial(init, name), tree)) for name, tree in params.items()}
 
 
 def bytes_of_cohort(population: Population, plan: Plan, genomes: Genomes, replicate: Replicate) -> int:
@@ -78,27 +85,37 @@ def bytes_of_cohort(population: Population, plan: Plan, genomes: Genomes, replic
     if plan.steps:
         program = population.trainer.trace(cohort, replicate, plan.steps).lower().compile()
         return num_bytes(trained) // cohort.num_shards + _bytes_beside_arguments(program)
-    residuals = jax.eval_shape(
-        functools.partial(_residuals, population, cohort),
-        trained.params,
-        population.trainer.activations.chunk_shape(_boundary(population, cohort), replicate.batches),
-        replicate.key,
-    )
-    of_parts = num_bytes(residuals) // devices.num_shards(devices.DATA)
-    return (2 * num_bytes(trained.params) + num_bytes(trained.state) + of_parts) // cohort.num_shards
+    of_parts = _bytes_of_residuals(population, cohort, trained.params, replicate) // devices.num_shards(devices.DATA)
+    gradients = num_bytes(trained.params)
+    if replicate.batches.num_slices is not None:  # those of a block are there twice before they are added up
+        gradients += max(map(num_bytes, trained.params.values()))
+    return (num_bytes(trained) + gradients + of_parts) // cohort.num_shards
+
+
+def _bytes_of_residuals(population: Population, cohort: Cohort, params: PyTree, replicate: Replicate) -> int:
+    """Where blocks are computed again: of their inputs, and of all that the largest one keeps while it is run backwards."""
+    chunk = population.trainer.activations.chunk_shape(_boundary(population, cohort), replicate.batches)
+
+    def kept(remat: bool) -> tuple[backprop.Chain, list[Array]]:
+        return jax.eval_shape(functools.partial(_residuals, population, cohort, remat), params, chunk, replicate.key)
+
+    largest = max(map(num_bytes, kept(False)[0].residuals.values()), default=0) if cohort.remat else 0
+    return num_bytes(kept(cohort.remat)) + largest
 
 
 def _boundary(population: Population, cohort: Cohort) -> int:
     return population.trainer.activations.boundary(cohort.depth)
 
 
-def _residuals(population: Population, cohort: Cohort, params: PyTree, chunk: Chunk, key: Array) -> PyTree:
-    """All that forward passes keep for the backward passes."""
+def _residuals(
+    population: Population, cohort: Cohort, remat: bool, params: PyTree, chunk: Chunk, key: Array
+) -> tuple[backprop.Chain, list[Array]]:
+    """All that forward passes keep for the backward passes: those of the blocks, and of the head."""
     trainer, network = population.trainer, population.network
     boundary = _boundary(population, cohort)
-    step = fetch(trainer.activations.per_example(boundary), chunk, 0)
+    step = fetch(trainer.activations.per_example(boundary), chunk, 0, None if chunk.batches.num_slices is None else 0)
     all_params = trainer.pretrained | params
-    forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis)
+    forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis, remat=remat)
     chain = forward(all_params, step.x, step.context, key, cohort.gates)
     of_shared = tuple(cohort.axis if name in params else None for name in network.shared)
     of_head = head_residuals(

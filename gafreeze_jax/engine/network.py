@@ -52,12 +52,14 @@ class Network(NamedTuple):
       shared: names of blocks whose parameters the head reads as well, such as word vectors that are tied to its output: it
         receives {..., block name: parameters} beside its own.
       reads_inputs: whether blocks above the lowest one read what enters that, such as an attention mask: `context["inputs"]`.
+      master_dtype: of parameters that train, whatever the pretrained ones have; blocks then take both. None = as they are.
     """
 
     blocks: tuple[Block, ...]
     head: Callable[..., Array]
     shared: tuple[str, ...] = ()
     reads_inputs: bool = False
+    master_dtype: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,6 +98,9 @@ class Dataset(NamedTuple):
 class Batch(NamedTuple):
     """Which rows of a data set form a batch; one batch, or a sequence of them with a leading axis.
 
+    Where the batches of training steps are cut into slices, whose gradients are added up, all shapes begin with [steps,
+    slices, ...].
+
     Attributes:
       elements: [steps, N] int32, rows of `Dataset.inputs`; -1 = padding.
       examples: [steps, B] int32, rows of `Dataset.targets`; -1 only fills the batch up.
@@ -110,6 +115,11 @@ class Batch(NamedTuple):
     def weights(self) -> Array:
         """[steps, B] float32: 1, or 0 for rows that only fill the batch up."""
         return jnp.asarray(self.examples >= 0, jnp.float32)
+
+    @property
+    def num_slices(self) -> int | None:
+        """Of each of a sequence of batches; None if they are not cut."""
+        return self.examples.shape[1] if self.examples.ndim == 3 else None
 
 
 class Source(NamedTuple):
@@ -139,12 +149,14 @@ class Step(NamedTuple):
       targets: [B, ...], or None.
       weights: [B], 0 for examples that only fill the batch up.
       context: for the blocks.
+      total: of the weights of all slices of the step; None = these are all.
     """
 
     x: PyTree
     targets: Array | None
     weights: Array
     context: PyTree
+    total: Array | None = None
 
 
 def parameters(tree: PyTree) -> PyTree:

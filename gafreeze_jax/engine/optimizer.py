@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,21 +64,36 @@ class Trainable(NamedTuple):
         return cls(params, {name: block.state for name, block in blocks.items()})
 
 
-@functools.partial(jax.jit, static_argnames=("tx", "axis", "size"))
-def start_block(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTree) -> Trainable:
-    """A copy of a block's parameters, or `size` copies along a member axis, and their optimizer's state."""
+def masters(params: PyTree, dtype: Any) -> PyTree:
+    """Parameters in the dtype in which they train, if that is not None."""
+
+    def widen(leaf: Any) -> Array:
+        return jnp.asarray(leaf, dtype if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else None)
+
+    return params if dtype is None else jax.tree.map(widen, params)
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "axis", "size", "dtype"))
+def start_block(tx: optax.GradientTransformation, axis: Axis, size: int, params: PyTree, *, dtype: Any = None) -> Trainable:
+    """A copy of a block's parameters, or `size` copies along a member axis, and their optimizer's state.
+
+    Args:
+      dtype: `Network.master_dtype`.
+    """
     members = () if axis is None else (size,)
+    params = masters(params, dtype)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members + jnp.shape(leaf)), params)
     init = tx.init if axis is None else jax.vmap(tx.init, axis_size=size)  # the size, as a head may have no parameters
     return devices.shard(Trainable(copies, init(parameters(copies))), axis)
 
 
-def start_blocks(recipe: Recipe, axis: Axis, size: int, params: dict[str, PyTree]) -> Trainable:
+def start_blocks(recipe: Recipe, axis: Axis, size: int, params: dict[str, PyTree], *, dtype: Any = None) -> Trainable:
     """`start_block` of several blocks and the head."""
-    return Trainable.of_blocks({name: start_block(recipe.of(name), axis, size, tree) for name, tree in params.items()})
+    started = {name: start_block(recipe.of(name), axis, size, tree, dtype=dtype) for name, tree in params.items()}
+    return Trainable.of_blocks(started)
 
 
-start_blocks_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size"))(start_blocks)
+start_blocks_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size", "dtype"))(start_blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "max_norm", "axis"), donate_argnames=("block",))

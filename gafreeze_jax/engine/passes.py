@@ -126,12 +126,13 @@ class Forward(NamedTuple):
     statistics: PyTree
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes"))
+@functools.partial(jax.jit, static_argnames=("apply", "wrt", "axes", "remat"))
 def forward(
     *,
     apply: Callable,
     wrt: Wrt,
     axes: tuple[Axis, Axis, Axis],
+    remat: bool = False,
     params: PyTree,
     x: PyTree,
     frozen: Array | None,
@@ -144,6 +145,7 @@ def forward(
 
     Args:
       axes: of `params`, `x` and `frozen`.
+      remat: whether `backward` runs the block forwards again, so that nothing but its input is kept (Chen et al. 2016).
       frozen: [members] bool, or None: trained by all members if `wrt.params`, else frozen for all.
       key: of this step, or None; the block's key is `fold_in(key, index)`, the same for all members.
     """
@@ -170,11 +172,11 @@ def forward(
     shared_trees = dict(zip(borrowed.names, borrowed.trees, strict=True))
     variables = ({"params": parameters(params)} if wrt.params else {}) | ({"x": x} if wrt.input else {})
     variables["borrowed"] = {name: shared_trees[name] for name in wrt.borrowed}
-    y, pullback, statistics = jax.vjp(of_variables, variables, has_aux=True)
+    y, pullback, statistics = jax.vjp(jax.checkpoint(of_variables) if remat else of_variables, variables, has_aux=True)
     return Forward(y, Pullback.without((params, x, borrowed), pullback), statistics)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm",))
+@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm", "so_far"))
 def backward(
     *,
     axis: Axis,
@@ -184,6 +186,7 @@ def backward(
     frozen: Array | None,
     square_norm: Array,
     from_above: PyTree = None,
+    so_far: PyTree = None,
     borrowed: Borrowed = NOTHING,
 ) -> tuple[PyTree, Array | None, dict[str, PyTree], Array]:
     """Runs a block backwards.
@@ -196,6 +199,7 @@ def backward(
       frozen: [members] bool, whose gradients are set to zero.
       square_norm: [members], of the gradients of the blocks above.
       from_above: gradients of the parameters as higher blocks and the head read them, or None.
+      so_far: gradients of the parameters from earlier slices of the step, to which this one's are added, or None; donated.
       borrowed: as given to `forward`.
 
     Returns:
@@ -205,8 +209,8 @@ def backward(
     (gradients,) = residuals.pullback.complete((params, residuals.x, borrowed))(cotangent)
     of_params = gradients.get("params")
     if of_params is not None:
-        if from_above is not None:
-            of_params = add(of_params, from_above)
+        for others in (from_above, so_far):
+            of_params = of_params if others is None else add(of_params, others)
         of_params, square_norm = hold_and_measure(axis, of_params, frozen, square_norm)
     return of_params, gradients.get("x"), gradients["borrowed"], square_norm
 
@@ -259,7 +263,7 @@ class HeadGradients(NamedTuple):
     square_norm: Array
 
 
-@functools.partial(jax.jit, static_argnames=("network", "loss", "trained", "input_too", "axes"))
+@functools.partial(jax.jit, static_argnames=("network", "loss", "trained", "input_too", "axes"), donate_argnames=("so_far",))
 def head_step(
     *,
     network: Network,
@@ -271,6 +275,7 @@ def head_step(
     shared: tuple[PyTree, ...],
     step: Step,
     key: Array | None,
+    so_far: tuple[Array, PyTree] | None = None,
 ) -> HeadGradients:
     """Loss and gradients of the head.
 
@@ -278,15 +283,17 @@ def head_step(
       trained: for each shared block, whether its gradient is wanted.
       input_too: whether the gradient of the input is wanted.
       step: whose `x` enters the head.
+      so_far: loss and gradients of the parameters from earlier slices of the step, to which this one's are added; donated.
     """
+    total = step.weights.sum() if step.total is None else step.total
     key = None if key is None else jax.random.fold_in(key, len(network.blocks))
 
-    def run(params, x, targets, weights, context, key, *shared):
+    def run(params, x, targets, weights, total, context, key, *shared):
         def mean_loss(variables):
             read = dict(enumerate(shared)) | variables["shared"]
             all_params = with_shared(network.shared, variables["params"], list(read.values()))
             outputs = network.head(all_params, variables.get("x", x), context, frozen=False, key=key)
-            return loss(outputs, targets) @ weights / weights.sum()
+            return loss(outputs, targets) @ weights / total
 
         wanted = {i: parameters(tree) for i, tree in enumerate(shared) if trained[i]}
         variables = {"params": params, "shared": wanted} | ({"x": x} if input_too else {})
@@ -294,8 +301,13 @@ def head_step(
         by_name = {network.shared[i]: tree for i, tree in gradients["shared"].items()}
         return HeadGradients(mean, gradients["params"], by_name, gradients.get("x"), sum_of_squares(gradients["params"]))
 
-    mapped = over_members(run, (axes.params, axes.x, None, None, None, None, *axes.shared))
-    return mapped(params, step.x, step.targets, step.weights, step.context, key, *shared)
+    mapped = over_members(run, (axes.params, axes.x, None, None, None, None, None, *axes.shared))
+    gradients = mapped(params, step.x, step.targets, step.weights, total, step.context, key, *shared)
+    if so_far is not None:
+        mean, of_params = jax.tree.map(jnp.add, (gradients.loss, gradients.params), so_far)
+        square_norm = hold_and_measure(axes.params, of_params, None, jnp.zeros_like(mean))[1]
+        gradients = gradients._replace(loss=mean, params=of_params, square_norm=square_norm)
+    return gradients
 
 
 def head_residuals(

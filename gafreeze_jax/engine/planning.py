@@ -17,7 +17,6 @@ from gafreeze_jax import user_cache
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import device_memory
 from gafreeze_jax.engine.cohort import (
-    BLOCK_BY_BLOCK,
     Cohort,
     Member,
     Plan,
@@ -124,16 +123,17 @@ def describe(plan: Plan) -> str:
     """A plan in words."""
     members = "1 member" if plan.members == 1 else f"{plan.members} members"
     members = members if plan.calls == 1 else f"{plan.calls} x {members}"
+    again = ", blocks computed again in the backward pass" if plan.remat else ""
     if plan.steps == 0:
-        return f"{members} at a time, block by block"
+        return f"{members} at a time, block by block{again}"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
-    return f"{members} at a time, {steps} a program, masks {plan.freezing}"
+    return f"{members} at a time, {steps} a program, masks {plan.freezing}{again}"
 
 
 def choose(
     population: Population, genomes: np.ndarray, replicate: Replicate, num_evaluations: int, at_a_time: int | None = None
 ) -> Choice:
-    """Chooses a plan for a search.
+    """Chooses a plan for a search. Blocks are computed again if the population's plan says so, or if no member fits otherwise.
 
     Args:
       genomes: [P, G], of the first generation.
@@ -175,7 +175,11 @@ def _describe_work(
 ) -> tuple["Work", float]:
     """What there is to do, and FLOPs of a step that trains everything."""
     space = population.space
-    per_member = bytes_of_cohort(population, BLOCK_BY_BLOCK, [space.all_trained], replicate)
+
+    def bytes_of_member(remat: bool) -> int:
+        return bytes_of_cohort(population, Plan(remat=remat), [space.all_trained], replicate)
+
+    remat = population.plan.remat or bytes_of_member(False) > memory
     flops = flops_per_step(population, space.all_trained, replicate)
     num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
     num_devices = devices.num_shards()
@@ -184,12 +188,13 @@ def _describe_work(
         num_steps=replicate.num_steps,
         at_a_time=at_a_time or replicate.num_steps,
         num_evaluations=min(num_evaluations, space.size),  # no mask is evaluated twice
-        num_members=int(np.clip(memory // per_member, 1, -(-len(members) // num_devices))),
+        num_members=int(np.clip(memory // bytes_of_member(remat), 1, -(-len(members) // num_devices))),
         tiny=flops < TINY_FLOPS,
         large=flops > LARGE_FLOPS * max(1, num_cores),
         num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # cohorts run one after the other
         in_blocks=any(block.apply is not None for block in population.network.blocks),
         num_devices=num_devices,
+        remat=remat,
     )
     return work, flops
 
@@ -225,6 +230,7 @@ class Work(NamedTuple):
         calls at the same time may; 0 elsewhere.
       in_blocks: whether the network can be run block by block; or else every mask is a program of its own, or is traced.
       num_devices: which share the members of a call.
+      remat: see `Plan`.
     """
 
     num_genes: int
@@ -237,6 +243,7 @@ class Work(NamedTuple):
     num_cores: int
     in_blocks: bool = True
     num_devices: int = 1
+    remat: bool = False
 
     def seconds(self, trial: Trial) -> float:
         """How long the search would take with the plan of a trial; what that has compiled is there already."""
@@ -249,6 +256,8 @@ class Work(NamedTuple):
 def candidates(work: Work) -> list[Plan]:
     """Plans in the order in which they are considered, the likeliest one first."""
     plans = _candidates_of_device(work)
+    if work.remat:  # XLA:CPU keeps what is to be computed again, if that is in the same program
+        plans = [plan._replace(remat=True) for plan in [plan for plan in plans if plan.steps == 0] or plans]
     if work.num_devices > 1:
         plans = [plan._replace(members=work.num_devices * plan.members, calls=1) for plan in plans]
     return list(dict.fromkeys(plans))

@@ -99,13 +99,14 @@ class Population:
     def evaluate(self, genomes: Genomes, replicate: Replicate, until: int | None = None) -> Iterator[Member]:
         """Trains and scores genomes [P, K]; members come as they are ready, in an order of their own.
 
-        A cohort that runs out of memory is halved and tried again, with a warning; `plan` then has fewer members.
+        A cohort that runs out of memory is halved and tried again, with a warning; `plan` then has fewer members, and at last
+        `remat`.
 
         Args:
           until: the step to stop after, from where `resume` goes on; None = all steps of the replicate.
 
         Raises:
-          MemoryError: if a single member does not fit.
+          MemoryError: if a single member does not fit, not even with its blocks computed again in the backward pass.
         """
         return itertools.chain.from_iterable(self.advance(untrained(genomes), replicate, until))
 
@@ -137,7 +138,7 @@ class Population:
         return self.trainer.relative_gradient_norms(self._alone(member), replicate, until)
 
     def _alone(self, member: Member) -> Cohort:
-        (cohort,) = make_cohorts(BLOCK_BY_BLOCK, self.space, [member])
+        (cohort,) = make_cohorts(Plan(remat=self.plan.remat), self.space, [member])
         return cohort
 
     def advance(self, members: Sequence[Member], replicate: Replicate, until: int | None = None) -> Iterator[Sequence[Member]]:
@@ -219,11 +220,18 @@ class Population:
         self.trainer.activations.clear()
         self._validation.clear()
         members, calls = self.plan.members, self.plan.calls
-        if members <= devices.num_shards() and calls == 1:
+        fewest = members <= devices.num_shards() and calls == 1
+        if fewest and self.plan.remat:
             raise MemoryError(
-                "A single member does not fit the device's memory: take smaller batches, shorter inputs or a smaller model"
+                "A single member does not fit the device's memory: give smaller batches, or slices of them by --micro-batch, "
+                "shorter inputs or a smaller model"
             ) from error
         if jax.process_count() > 1:  # another process may not have run out of memory
-            raise MemoryError(f"{members} members at a time do not fit the devices' memory: give fewer by --plan") from error
-        self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
-        warnings.warn(f"Out of memory: going on with {self.plan.members} members at a time", stacklevel=3)
+            advice = "give --remat" if fewest else "give fewer by --plan"
+            raise MemoryError(f"{members} members at a time do not fit the devices' memory: {advice}") from error
+        if fewest:
+            self.plan = self.plan._replace(remat=True)
+        else:
+            self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
+        again = ", computing blocks again in the backward pass" if self.plan.remat else ""
+        warnings.warn(f"Out of memory: going on with {self.plan.members} members at a time{again}", stacklevel=3)

@@ -26,6 +26,7 @@ from gafreeze_jax.engine.network import (
     lowest_trainable,
     parameters,
 )
+from gafreeze_jax.engine.optimizer import masters
 from gafreeze_jax.engine.passes import Borrowed, infer
 from gafreeze_jax.listing import listed
 
@@ -98,7 +99,7 @@ class FrozenPrefix:
     def trained(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Those of a network's parameters that the mask trains, the head's among them; a tree as that of the gradients."""
         trees = {name: parameters(tree) for name, tree in params.items() if name not in self._held}
-        return jax.tree.map(jnp.asarray, trees)
+        return masters(jax.tree.map(jnp.asarray, trees), self._network.master_dtype)
 
     def merge(
         self, params: Mapping[str, PyTree], trained: Mapping[str, PyTree], statistics: Mapping[str, PyTree] | None = None

@@ -99,7 +99,7 @@ class _Scoring(NamedTuple):
 def _score_step(static: _Scoring, params: PyTree, chunk: Chunk, step: int) -> PyTree:
     """The score of each example of a step, [members, B] or [B]."""
     network, stacked, start, per_example, score = static
-    x, targets, _, context = fetch(per_example, chunk, step)
+    x, targets, _, context, _ = fetch(per_example, chunk, step)
     axis: Axis = None
     for block in network.blocks[start:]:
         if block.apply is not None:

@@ -11,7 +11,7 @@ from jax import Array
 from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.backprop import Gradients
 from gafreeze_jax.engine.cache import Chunk, fetch
-from gafreeze_jax.engine.network import INPUTS, Axis, Loss, Network, PyTree
+from gafreeze_jax.engine.network import INPUTS, STATISTICS, Axis, Loss, Network, PyTree
 from gafreeze_jax.engine.optimizer import Recipe, Trainable, update_block
 
 AUGMENTATION = 2**31 - 1  # folded into a step's key, as the blocks' indices are
@@ -26,6 +26,7 @@ class Program(NamedTuple):
       start: the block that the inputs enter.
       per_example: whether these inputs have a row for each example.
       axis: of the members.
+      remat: see `Plan`.
     """
 
     network: Network
@@ -35,6 +36,7 @@ class Program(NamedTuple):
     start: int
     per_example: bool
     axis: Axis
+    remat: bool
     augment: Augment | None
 
 
@@ -62,21 +64,37 @@ def _augment(augment: Augment, key: Array, x: PyTree) -> PyTree:
 
 
 def differentiate(program: Program, params: PyTree, shared: Shared, step: Any, key: Array) -> Gradients:
-    """Loss and gradients of a step.
+    """Loss and gradients of a step, added up over its slices if it is cut.
+
+    Each slice has its own dropout. Running statistics move with each.
 
     Args:
       params: of the blocks that train, and the head.
       step: its number in the chunk.
       key: of this step.
     """
-    batch = fetch(program.per_example, shared.chunk, step)
+    num = shared.chunk.batches.num_slices
+    if num is None:
+        return _differentiate_slice(program, params, shared, (step, None), key)
+    so_far = None
+    for part, of_slice in enumerate(jax.random.split(key, num)):
+        so_far = _differentiate_slice(program, params, shared, (step, part), of_slice, so_far)
+        params = params | {name: params[name] | {STATISTICS: new} for name, new in so_far.statistics.items()}
+    assert so_far is not None
+    return so_far
+
+
+def _differentiate_slice(
+    program: Program, params: PyTree, shared: Shared, place: tuple[Any, int | None], key: Array, so_far: Gradients | None = None
+) -> Gradients:
+    batch = fetch(program.per_example, shared.chunk, *place)
     if program.augment is not None:
         x = _augment(program.augment, key, batch.x)
         batch = batch._replace(x=x, context=batch.context | ({INPUTS: x} if program.network.reads_inputs else {}))
     gradients_for = backprop.value_and_grad(
-        program.network, program.loss, program.frozen, start=program.start, axis=program.axis
+        program.network, program.loss, program.frozen, start=program.start, axis=program.axis, remat=program.remat
     )
-    return gradients_for(shared.pretrained | params, batch, key, shared.gates)
+    return gradients_for(shared.pretrained | params, batch, key, shared.gates, so_far)
 
 
 def train_step(program: Program, trained: Trainable, shared: Shared, step: Any, number: Any) -> tuple[Trainable, Array]:

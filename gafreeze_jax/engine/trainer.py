@@ -38,7 +38,8 @@ class CohortTrainer:
         """
         if cohort.members[0].state is None:
             initial = {name: self.pretrained[name] for name in cohort.trained} | {"head": replicate.head}
-            return (start_blocks_in_one if steps else start_blocks)(self.recipe, cohort.axis, cohort.size, initial)
+            start = start_blocks_in_one if steps else start_blocks
+            return start(self.recipe, cohort.axis, cohort.size, initial, dtype=self.network.master_dtype)
         return Trainable.of_blocks({name: self._restart(cohort, name) for name in (*cohort.trained, "head")})
 
     def _restart(self, cohort: Cohort, name: str) -> Trainable:
@@ -53,7 +54,8 @@ class CohortTrainer:
 
     def _start_late(self, name: str, steps: int) -> Trainable:
         """Pretrained parameters of a block, and an optimizer state that has counted `steps`, which sets the learning rate."""
-        params, state = start_block(self.recipe.of(name), None, 1, self.pretrained[name])
+        of_block = self.pretrained[name]
+        params, state = start_block(self.recipe.of(name), None, 1, of_block, dtype=self.network.master_dtype)
 
         def count(leaf: Array) -> Array:
             return jnp.full_like(leaf, steps) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
@@ -108,6 +110,7 @@ class CohortTrainer:
             start=boundary,
             per_example=self.activations.per_example(boundary),
             axis=cohort.axis,
+            remat=cohort.remat,
             augment=self.activations.augment,
         )
 

@@ -212,8 +212,8 @@ class Model:
         """The network. Blocks are the family's parts, or their sublayers, such as `layer_0/attention`.
 
         Args:
-          dtype: of products, and of activations where that is faster; all parameters, sums, statistics, softmax and logits
-            are float32.
+          dtype: of products, and of activations where that is faster; parameters that train, sums, statistics, softmax and
+            logits are float32.
           granularity: with "sublayer", parameters go through `split_layers`.
         """
         head = self.head_kind
@@ -225,7 +225,7 @@ class Model:
         if self.pixels:
             blocks[0] = blocks[0]._replace(apply=preprocessing.on_pixels(blocks[0].apply, self.pixels, jnp.dtype(dtype)))
         apply = head.make(self.config, self.num_classes, jnp.dtype(dtype))
-        return Network(tuple(blocks), apply, shared=head.shared)
+        return Network(tuple(blocks), apply, shared=head.shared, master_dtype=jnp.float32)
 
     def init_head(self, key: Array) -> dict:
         """A fresh head."""

@@ -161,9 +161,10 @@ class BertEmbeddings(nn.Module):
         cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
         word = self.param("word", init, (cfg.vocab_size, cfg.embedding_width))
         position = self.param("position", init, (cfg.max_position_embeddings, cfg.embedding_width))
-        h = word[x["ids"]] + position[x["positions"] + cfg.first_position]
+        rows = [(word, x["ids"]), (position, x["positions"] + cfg.first_position)]
         if cfg.type_vocab_size:
-            h += self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width))[x["types"]]
+            rows.append((self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width)), x["types"]))
+        h = layers.add_rows(rows)
         h = norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
         h = layers.dropout(self, h, cfg.hidden_dropout_prob, frozen)
         return dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gafreeze_jax.data import files, hub
@@ -58,6 +59,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"  # how a model wants its images
 WRAPPERS = ("module", "_module", "model", "net", "network", "backbone", "0", "auto_model")
 INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 LEFTOVERS = r"(loss\w*|criterion|class_weights?)(\..*)?"  # of trainings: tensors that no network needs
+NARROW = (jnp.bfloat16, jnp.float16)  # dtypes in which parameters are kept, as blocks take them
 PROBLEMS = 300  # characters of a list of what is wrong
 
 
@@ -111,7 +113,7 @@ def _download(name: str, embedded: str) -> Path:
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of `model.safetensors`, or of the shards that its index lists, floats as float32.
+    """All tensors of `model.safetensors`, or of the shards that its index lists; see `read_file`.
 
     Raises:
       ValueError, FileNotFoundError: if files are missing, damaged or disagree with the index.
@@ -144,7 +146,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, floats as float32.
+    """All tensors of a safetensors file; floats that are neither bfloat16 nor float16 as float32.
 
     Raises:
       ValueError: if it is damaged.
@@ -158,8 +160,13 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a whole safetensors file: {error}{files.hint_at_pointer(path)}") from None
     except AttributeError as error:
         raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
-    # bfloat16 is no np.floating
-    return {name: t if t.dtype.kind in "biu" else t.astype(np.float32) for name, t in tensors.items()}
+    return {name: tensor if tensor.dtype.kind in "biu" else _as_kept(tensor) for name, tensor in tensors.items()}
+
+
+def _as_kept(array: Any) -> np.ndarray:
+    """Floats in a dtype that files and frozen blocks keep."""
+    array = np.asarray(array)
+    return array if array.dtype in NARROW else array.astype(np.float32, copy=False)
 
 
 def read_label_names(path: Path) -> tuple[str, ...]:
@@ -241,7 +248,7 @@ def to_tree(
             problems.append(f"{name} is missing")
         elif tensors[name].shape != need:
             problems.append(f"{name} has shape {list(tensors[name].shape)}, the config needs {list(need)}")
-        elif tensors[name].dtype.kind != "f":
+        elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
             problems.append(f"{name} has numbers of kind {tensors[name].dtype}, expected floats")
         elif not np.isfinite(tensors[name]).all():
             problems.append(f"{name} has NaN or infinite numbers")
@@ -255,9 +262,9 @@ def to_tree(
 
 
 def from_tree(tree: Any, table: Table) -> dict[str, np.ndarray]:
-    """The reverse of `to_tree`: tensors by their names in the checkpoint."""
+    """The reverse of `to_tree`: tensors by their names in the checkpoint, with dtypes as `read_file` returns them."""
     return {
-        name: np.asarray(np.asarray(leaf, np.float32).transpose(np.argsort(axes)), order="C")
+        name: np.asarray(_as_kept(leaf).transpose(np.argsort(axes)), order="C")
         for name, (_, leaf, axes) in _places(tree, table).items()
     }
 

@@ -102,7 +102,7 @@ class GPT2Embeddings(nn.Module):
         cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
         word = self.param("word", init, (cfg.vocab_size, cfg.n_embd))
         position = self.param("position", init, (cfg.n_positions, cfg.n_embd))
-        h = (word[x["ids"]] + position[x["positions"]]).astype(products.activation_dtype(self.dtype))
+        h = layers.add_rows([(word, x["ids"]), (position, x["positions"])]).astype(products.activation_dtype(self.dtype))
         return layers.dropout(self, h, cfg.embd_pdrop, frozen)
 
 

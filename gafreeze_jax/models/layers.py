@@ -1,7 +1,7 @@
 """Layers of transformers that cost no more to train than they must."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,11 +38,13 @@ def as_block(module: nn.Module) -> Callable:
     """What a `Block` or a `Network`'s head calls, of a module that is called with an input, its context and `frozen`.
 
     Running statistics are handled where its parameters have some. Parameters of lower blocks that the module reads are in its
-    context, by the names of these blocks.
+    context, by the names of these blocks. Frozen parameters may be narrower than float32; modules
+    widen arrays of two axes or more where they use them, so that no second copy is kept.
     """
     shared = reads(module)
 
     def apply(params, x, context, *, frozen, key):
+        params = jax.tree.map(_widen_vector, params)
         rngs = {} if key is None else {"dropout": key}
         if shared:
             context = context | {name: params[name] for name in shared}
@@ -56,6 +58,10 @@ def as_block(module: nn.Module) -> Callable:
         return x, updated[STATISTICS]
 
     return apply
+
+
+def _widen_vector(leaf: Array) -> Array:
+    return leaf.astype(jnp.float32) if leaf.ndim < 2 and leaf.dtype != jnp.float32 else leaf
 
 
 class Sublayers(nn.Module):
@@ -78,8 +84,13 @@ class Sublayers(nn.Module):
         return x
 
 
+def add_rows(tables: Sequence[tuple[Array, Array]]) -> Array:
+    """Sums of rows of embeddings, by tables [V, D] and ids [N]: [N, D] float32."""
+    return functools.reduce(jnp.add, (table[ids].astype(jnp.float32) for table, ids in tables))
+
+
 class Dense(nn.Module):
-    """A dense layer with float32 parameters: [N, I] -> [N, features].
+    """A dense layer: [N, I] -> [N, features].
 
     Attributes:
       dtype: of the operands of its products, in the backward pass as well. Sums, and the kernel's gradient, are float32.

@@ -115,7 +115,7 @@ class ModernBertEmbeddings(nn.Module):
     def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         word = self.param("word", nn.initializers.normal(cfg.initializer_range), (cfg.vocab_size, cfg.hidden_size))
-        h = _norm(cfg, products.activation_dtype(self.dtype))(word[x["ids"]])
+        h = _norm(cfg, products.activation_dtype(self.dtype))(layers.add_rows([(word, x["ids"])]))
         return layers.dropout(self, h, cfg.embedding_dropout, frozen)
 
 

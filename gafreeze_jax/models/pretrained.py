@@ -65,7 +65,8 @@ class Pretrained:
     """A model that was read from a checkpoint.
 
     Attributes:
-      params: {block name: float32 arrays, "head": ...}.
+      params: {block name: arrays, "head": ...} in the checkpoint's dtypes, bfloat16, float16 or float32. To train them, take
+        float32: a `Population` and a `FrozenPrefix` do.
       fresh: paths of the head's leaves that are not from the checkpoint.
       source: folder or file.
       carried: as for `Model.save`.

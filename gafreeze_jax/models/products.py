@@ -15,13 +15,13 @@ def activation_dtype(dtype: Any) -> Any:
 
 
 def matmul(dtype: Any, x: Array, kernel: Array) -> Array:
-    """`x @ kernel` with operands of `dtype`, in the backward pass as well, and float32 sums."""
-    return x @ kernel if dtype == jnp.float32 else product(jnp.dtype(dtype), x, kernel)
+    """`x @ kernel` with operands of `dtype`, in the backward pass as well, and float32 sums. The kernel may be of any dtype."""
+    return x @ kernel if dtype == kernel.dtype == jnp.float32 else product(jnp.dtype(dtype), x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(dtype: Any, x: Array, kernel: Array) -> Array:
-    """`x @ kernel` with operands of `dtype`, in the dtype of x: [N, I] and [I, F] float32 -> [N, F].
+    """`x @ kernel` with operands of `dtype`, in the dtype of x: [N, I] and [I, F] -> [N, F].
 
     Sums are float32, and so is the kernel's gradient. By JAX's own rule for derivatives the backward products would
     return `dtype`. XLA:CPU then runs them without the processor's bfloat16 units, and the kernel's gradient loses digits
@@ -43,7 +43,8 @@ def _product_forward(dtype, x, kernel):
     (x, x_is_variable), (kernel, kernel_is_variable) = ((arg.value, arg.perturbed) for arg in (x, kernel))
     a, b = x.astype(dtype), kernel.astype(dtype)
     kept = a.T if _transposes_first() else a
-    residuals = (jnp.zeros((), x.dtype), b if x_is_variable else None, kept if kernel_is_variable else None)
+    narrow = kernel if kernel.dtype.itemsize < b.dtype.itemsize else b
+    residuals = (jnp.zeros((), x.dtype), narrow if x_is_variable else None, kept if kernel_is_variable else None)
     return _dot(a, b, x.dtype), residuals
 
 
@@ -52,7 +53,7 @@ def _product_backward(dtype, residuals, cotangent):
     if isinstance(cotangent, SymbolicZero):
         return None, None
     cotangent = cotangent.astype(dtype)
-    of_x = None if kernel is None else _dot(cotangent, kernel, like_x.dtype, (1, 1))
+    of_x = None if kernel is None else _dot(cotangent, kernel.astype(dtype), like_x.dtype, (1, 1))
     of_kernel = None if x is None else _dot(x, cotangent, jnp.float32, (1 if _transposes_first() else 0, 0))
     return of_x, of_kernel
 

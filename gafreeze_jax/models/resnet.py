@@ -178,7 +178,8 @@ class Convolution(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) with PyTorch's conventions, in float32.
 
-    With the statistics of the batch, which also update the running ones; where `frozen` with the running ones alone.
+    With the statistics of the batch, which also update the running ones unless all weights are 0; where `frozen` with the
+    running ones alone.
     """
 
     @nn.compact
@@ -194,7 +195,8 @@ class BatchNorm(nn.Module):
         num = weights.sum() * np.prod(x.shape[1:3])
         unbiased = batch_var * (num / jnp.maximum(num - 1, 1))
         mean.value, var.value = (
-            (1 - MOMENTUM) * old + MOMENTUM * new for old, new in ((mean.value, batch_mean), (var.value, unbiased))
+            jnp.where(num > 0, (1 - MOMENTUM) * old + MOMENTUM * new, old)
+            for old, new in ((mean.value, batch_mean), (var.value, unbiased))
         )
         return y
 
@@ -211,7 +213,7 @@ def normalise_by_batch(
 ) -> tuple[Array, Array, Array]:
     """Normalises by the batch's mean and variance, or by those given where `frozen`; returns the batch's as well."""
     exact = x.astype(jnp.float32)
-    share = weights / (weights.sum() * np.prod(x.shape[1:3]))
+    share = weights / (jnp.maximum(weights.sum(), 1) * np.prod(x.shape[1:3]))
     batch_mean = jnp.einsum("b,bhwc->c", share, exact)
     batch_var = jnp.einsum("b,bhwc->c", share, jnp.square(exact - batch_mean[None, None, None]))
     used = jnp.where(frozen, mean, batch_mean), jnp.where(frozen, var, batch_var)

@@ -144,12 +144,16 @@ class PatchEmbeddings(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (cfg.hidden_size,))
         patches = convolve_patches(x, kernel, self.dtype).astype(x.dtype) + bias[None, None, None].astype(x.dtype)
         batch, *grid, width = patches.shape
-        special = [self.param(name, init, (1, 1, width)) for name in cfg.special_tokens]
-        positions = self.param("position", init, (1, len(special) + cfg.side**2, width))
+
+        def tokens(name: str, num: int) -> Array:
+            return self.param(name, init, (1, num, width)).astype(jnp.float32)
+
+        special = [tokens(name, 1) for name in cfg.special_tokens]
+        positions = tokens("position", len(special) + cfg.side**2)
         special = jnp.concatenate(special, 1) + positions[:, : len(special)]
         positions = resized(positions[0, len(cfg.special_tokens) :].reshape(cfg.side, cfg.side, width), grid, cfg.antialiases)
         if cfg.num_register_tokens:
-            special = jnp.concatenate([special, self.param("registers", init, (1, cfg.num_register_tokens, width))], 1)
+            special = jnp.concatenate([special, tokens("registers", cfg.num_register_tokens)], 1)
         special = jnp.broadcast_to(special, (batch, *special.shape[1:])).astype(x.dtype)
         patches = (patches + positions[None].astype(x.dtype)).reshape(batch, -1, width)
         return layers.dropout(self, jnp.concatenate([special, patches], 1), cfg.hidden_dropout_prob, frozen)

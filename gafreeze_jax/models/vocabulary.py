@@ -28,6 +28,7 @@ def trim(model: Model, params: dict, *ids: np.ndarray) -> tuple[Model, dict, np.
 
 def restore(params: dict, used: np.ndarray, pretrained: dict) -> dict:
     """The reverse of `trim`: rows that were left out come from the pretrained parameters."""
-    word = np.array(pretrained["embeddings"]["word"])
-    word[used] = params["embeddings"]["word"]
+    trained = params["embeddings"]["word"]
+    word = np.array(pretrained["embeddings"]["word"], trained.dtype)
+    word[used] = trained
     return params | {"embeddings": params["embeddings"] | {"word": word}}

@@ -8,6 +8,7 @@ from gafreeze_jax.report.metric_format import ACCURACY
 LEARNING_RATE_FACTORS = {"train all, half rate": 1 / 2, "train all, quarter rate": 1 / 4}
 # What runs without them did.
 OPTIONS = {"head": "fresh", "rates": [1.0], "levels": [1.0], "baselines": "default", "class_weights": "none"}
+OPTIONS |= {"micro_batch": None, "remat": False}
 NO_MASKS = ("gradual unfreezing", "auto-RGN", *LEARNING_RATE_FACTORS)
 
 

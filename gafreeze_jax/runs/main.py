@@ -136,7 +136,8 @@ def _run(begun: _Begun, options: Options, *, start: float) -> dict[str, Any] | N
             value = metric.write(shares[f"validation_{metric.key}"])
             alone = f"{value} of the validation examples" if metric.key == "accuracy" else f"validation {metric.name} {value}"
             display.line(summary.printable(f"Majority class: {shares['label']}, {alone}"))
-        display.line(f"Each member trains {steps} steps of {options.batch_size} examples. Results go to {path}")
+        slices = f", {options.micro_batch} at a time" if options.micro_batch else ""
+        display.line(f"Each member trains {steps} steps of {options.batch_size} examples{slices}. Results go to {path}")
         if mask is None:
             result = run_search(setup.problem, options, run_dir, display)
         else:

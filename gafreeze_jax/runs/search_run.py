@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gafreeze_jax.engine import devices, planning
-from gafreeze_jax.engine.cohort import Member
+from gafreeze_jax.engine.cohort import Member, Plan
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.planning import Choice
 from gafreeze_jax.engine.population import Population
@@ -217,21 +217,12 @@ class SearchRun:
 
     def populate(self, genomes: np.ndarray, num_evaluations: int, at_a_time: int | None = None) -> None:
         """Makes the population. Its plan is the run's, or that of `--plan`, or else the fastest that is timed."""
-        options, problem = self.options, self.problem
-        self.population = Population(
-            problem.network,
-            problem.params,
-            adamw_recipe(
-                learning_rate=options.learning_rate,
-                head_learning_rate=options.head_learning_rate,
-                num_steps=self.num_steps,
-            ),
-            problem.train,
-            problem.validation,
-            loss=problem.task.loss,
-            metric=problem.task.metric,
-            space=self.space,
-            on_steps=self.narrator.display.progress.step,
+        options = self.options
+        recipe = adamw_recipe(
+            learning_rate=options.learning_rate, head_learning_rate=options.head_learning_rate, num_steps=self.num_steps
+        )
+        self.population = self.problem.make_population(
+            recipe, plan=Plan(remat=options.remat), space=self.space, on_steps=self.narrator.display.progress.step
         )
         if "plan" in self.run_dir.facts:
             self.choice = planning.from_json(self.run_dir.facts["plan"])
@@ -239,7 +230,7 @@ class SearchRun:
             self.narrator.begin("choosing a plan", training=False)
             self.choice = planning.choose(self.population, genomes, self.replicate, num_evaluations, at_a_time)
         else:
-            self.choice = Choice(planning.parse(options.plan), "given by --plan")
+            self.choice = Choice(planning.parse(options.plan)._replace(remat=options.remat), "given by --plan")
         self.population.plan = self.choice.plan
         self.run_dir.add_facts(plan=planning.as_json(self.choice, self.choice.plan))
         self.narrator.plan(self.choice, compute_dtype(options.dtype), len(self.run_dir.journal))

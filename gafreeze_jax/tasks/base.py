@@ -15,9 +15,11 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax import masking
-from gafreeze_jax.data.batches import balanced_batches, in_order, make_batches
+from gafreeze_jax.data.batches import balanced_batches, cut, in_order, make_batches, make_sliced
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Loss, Network, PyTree, Source, parameters
+from gafreeze_jax.engine.optimizer import Recipe
+from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy, exponential_mean
 from gafreeze_jax.options import Options
 from gafreeze_jax.space import Space
@@ -141,6 +143,11 @@ class Problem(NamedTuple):
         keys = Keys.of(seed)
         return Replicate(self.make_head(keys.head), self.make_batches(np.random.default_rng(seed)), keys.dropout)
 
+    def make_population(self, recipe: Recipe, **given: Any) -> Population:
+        """What trains and scores its genomes; `given` are further arguments of `Population`."""
+        data, task = (self.train, self.validation), self.task
+        return Population(self.network, self.params, recipe, *data, loss=task.loss, metric=task.metric, **given)
+
 
 def make_source(data: Dataset) -> Source:
     """Arrays in their order, in batches for scoring."""
@@ -186,7 +193,9 @@ def make_problem(
         train=make_source(train),
         validation=make_source(validation),
         make_head=make_head or (lambda key: params["head"]),
-        make_batches=lambda rng: make_batches(balanced_batches(rng, equal, batch_size, options.epochs)),
+        make_batches=lambda rng: make_sliced(
+            make_batches, cut(balanced_batches(rng, equal, batch_size, options.epochs), options.micro_batch)
+        ),
         genes=genes or block_genes(network, params),
         count_trainable=count_trainable,
         task=task,

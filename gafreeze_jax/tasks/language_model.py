@@ -124,7 +124,7 @@ def make_problem(
         train=Source(train.dataset, lm.scoring_batches(train)),
         validation=_source(validation),
         make_head=model.init_head,
-        make_batches=lm.batch_maker(train, given.batch_size, given.epochs),
+        make_batches=lm.batch_maker(train, given.batch_size, given.epochs, micro_batch=given.micro_batch),
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, params, genes),
         tensors=model.torch_names(params),

@@ -10,7 +10,6 @@ import jax
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import PyTree
 from gafreeze_jax.engine.optimizer import adamw_recipe
-from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import Options
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.tasks.base import Problem
@@ -33,16 +32,7 @@ def pretrain(problem: Problem, options: Options) -> Member:
     with Display(quiet=options.quiet) as display:
         display.progress.expect({"pretraining": replicate.num_steps})
         display.progress.begin("pretraining")
-        population = Population(
-            problem.network,
-            problem.params,
-            recipe,
-            problem.train,
-            problem.validation,
-            loss=problem.task.loss,
-            metric=problem.task.metric,
-            on_steps=display.progress.step,
-        )
+        population = problem.make_population(recipe, on_steps=display.progress.step)
         (member,) = population.evaluate([population.space.all_trained], replicate)
     return member
 

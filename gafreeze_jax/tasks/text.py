@@ -119,7 +119,7 @@ def prepare_classification(
         train=_source(train, tokens.renumber(train, used), labels[0]),
         validation=_source(validation, tokens.renumber(validation, used), labels[1]),
         make_head=loaded.make_head,
-        make_batches=tokens.batch_maker(train, given.batch_size, given.epochs),
+        make_batches=tokens.batch_maker(train, given.batch_size, given.epochs, micro_batch=given.micro_batch),
         genes=genes,
         count_trainable=functools.partial(masking.count_trainable, loaded.params, genes),
         tensors=loaded.torch_names,

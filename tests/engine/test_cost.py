@@ -211,6 +211,38 @@ def test_memory_does_not_grow_from_generation_to_generation(plan):
     assert held[1] == held[2]
 
 
+def test_blocks_that_are_computed_again_keep_their_inputs_and_cost_a_forward_pass_more():
+    forwards = TASKS["bert"][3]
+    members, run = make_population("bert")
+    genome = members.space.all_trained
+    flops, num_bytes = [], []
+    for remat in (False, True):
+        members.plan = Plan(remat=remat)
+        flops.append(costs.flops_per_step(members, genome, run))
+        num_bytes.append(costs.bytes_of_cohort(members, members.plan, [genome], run))
+    assert flops[1] - flops[0] == pytest.approx(sum(map(sum, forwards)), rel=0.1)
+
+    (cohort,) = make_cohorts(members.plan, members.space, untrained([genome]))
+    program = members.trainer.program(cohort, 0)
+    (chunk,) = members.trainer.activations.chunks(*members.trainer.activations.inputs(0), run.batches)
+    batch = cache.fetch(False, chunk, 0)
+    residuals, pieces = [], []
+    for remat in (False, True):
+        forward = backprop.forward_chain(program.network, cohort.frozen, 0, None, remat=remat)
+        chain = forward(members.params, batch.x, batch.context, run.key, {})
+        residuals.append({name: costs.num_bytes(of_block) for name, of_block in chain.residuals.items()})
+        pieces.append(chain.residuals["layer_0"])
+    width = TASKS["bert"][1]["layer_0"]["attention"]["query"]["bias"].size
+    assert residuals[1]["layer_0"] == pytest.approx(costs.num_bytes(batch.x) / 3 * width, rel=0.01)  # a row for each id
+    saved = sum(residuals[0].values()) - sum(residuals[1].values()) - max(residuals[0].values())
+    assert num_bytes[0] - num_bytes[1] == pytest.approx(saved, rel=0.01)
+    backward = passes.backward.lower(
+        axis=None, residuals=pieces[1], params=members.params["layer_0"], cotangent=pieces[1].x, frozen=None,
+        square_norm=jnp.zeros(()),
+    )  # fmt: skip
+    assert backward.compile().memory_analysis().temp_size_in_bytes == pytest.approx(residuals[0]["layer_0"], rel=0.3)
+
+
 @pytest.mark.parametrize("axis", [None, 0])
 def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
     def apply(params, x, context, *, frozen, key):

@@ -140,9 +140,39 @@ def test_a_call_that_runs_out_of_memory_is_halved_and_tried_again(monkeypatch):
     assert members.plan == Plan(2)
 
 
-def test_a_member_that_does_not_fit_is_an_error(monkeypatch):
+def test_blocks_are_computed_again_where_no_member_fits_otherwise(monkeypatch):
+    task = tasks.TASKS["bert"]
+    members, run = tasks.make_population(task, tasks.RECIPES["sgd"]), tasks.make_run(task)
+    everything = members.space.all_trained
+    kept, again = (bytes_of_cohort(members, Plan(remat=remat), [everything], run) for remat in (False, True))
+    assert again < kept
+    for memory, remat in ((kept, False), ((kept + again) / 2, True)):
+        monkeypatch.setattr(planning, "device_memory", lambda memory=memory: (memory + 1) / planning.SHARE_OF_MEMORY)
+        monkeypatch.setattr(planning, "TINY_FLOPS", 0)
+        monkeypatch.setattr(planning, "LARGE_FLOPS", 0)
+        plan = planning.choose(members, tasks.ALL_MASKS, run, num_evaluations=50).plan
+        assert (plan.members, plan.steps, plan.remat) == (1, 0, remat)
+    assert "computed again" in planning.describe(plan)
+
+
+def test_a_call_of_a_single_member_that_runs_out_of_memory_is_computed_again(monkeypatch):
     task = tasks.TASKS["convolutional"]
     members = tasks.make_population(task, tasks.RECIPES["sgd"])
+    fit = members.trainer.fit
+
+    def limited(cohort, *arguments, **options):
+        if not cohort.remat:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return fit(cohort, *arguments, **options)
+
+    monkeypatch.setattr(members.trainer, "fit", limited)
+    with pytest.warns(UserWarning, match="computing blocks again"):
+        assert len(list(members.evaluate(tasks.ALL_MASKS[:1], tasks.make_run(task)))) == 1
+
+
+def test_a_member_that_does_not_fit_is_an_error(monkeypatch):
+    task = tasks.TASKS["convolutional"]
+    members = tasks.make_population(task, tasks.RECIPES["sgd"], plan=Plan(remat=True))
 
     def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")

@@ -86,7 +86,12 @@ def test_bfloat16_checkpoints_are_read(tmp_path):
     ours = parity.compute(loaded.model, loaded.params, texts)
     np.testing.assert_allclose(ours, run_torch(exact, texts, "lm").detach().numpy(), rtol=0, atol=1e-4)
     loaded.save(tmp_path / "saved", loaded.params)
-    assert {tensor.dtype for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()} == {np.dtype(np.float32)}
+    saved, original = (load_file(folder / "model.safetensors") for folder in (tmp_path / "saved", tmp_path))
+    assert {name: (tensor.dtype, tensor.tobytes()) for name, tensor in saved.items()} == {
+        name: (tensor.dtype, tensor.tobytes()) for name, tensor in original.items()
+    }
+    theirs = type(model).from_pretrained(tmp_path / "saved").eval()
+    np.testing.assert_allclose(ours, run_torch(theirs, texts, "lm").detach().numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
