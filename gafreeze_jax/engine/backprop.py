@@ -9,6 +9,7 @@ Members of a population may be stacked along a leading axis and are then mapped 
 that an argument has no such axis, and is shared by all members.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -109,19 +110,23 @@ class Gradients(NamedTuple):
 
 
 def _backward_chain(
-    *,
     network: Network,
-    frozen: Sequence[bool | None],
     axis: Axis,
+    axes: Mapping[str, Axis],
+    *,
     residuals: dict[str, Residuals],
     head: HeadGradients,
     params: PyTree,
     gates: Mapping[str, Array],
     so_far: dict[str, PyTree],
 ) -> tuple[dict[str, PyTree], Array]:
-    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals` and `so_far`."""
+    """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals` and `so_far`.
+
+    Args:
+      axes: from `_axes_of_trained`.
+    """
     gradients, from_above = {"head": head.params}, dict(head.shared)
-    shared, axes = {block.name: block.shared for block in network.blocks}, _axes_of_trained(network, frozen, axis)
+    shared = {block.name: block.shared for block in network.blocks}
     cotangent, square_norm = head.input, head.square_norm
     while residuals:
         name, of_block = residuals.popitem()  # frees what the block keeps as soon as it has been run backwards
@@ -183,16 +188,13 @@ def value_and_grad(
     >>> sorted(gradients), round(float(loss), 4)
     (['head', 'high'], 7.4193)
     """
-    if len(frozen) != len(network.blocks):
-        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
-    if (depth := lowest_trainable(frozen)) < start:
-        raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
+    _check(network, frozen, start)
     axes = _axes_of_trained(network, frozen, axis)
+    forwards = forward_chain(network, frozen, start, axis, remat=remat)
+    backwards = functools.partial(_backward_chain, network, axis, axes)
 
     def run(params, step, key=None, gates=None, so_far=None):
-        gates = {} if gates is None else gates
-        before = {} if so_far is None else dict(so_far.gradients)
-        forwards = forward_chain(network, frozen, start, axis, remat=remat)
+        gates, before = gates or {}, dict(so_far.gradients) if so_far else {}
         x, residuals, statistics = forwards(params, step.x, step.context, key, gates)
         head = head_step(
             network=network,
@@ -206,16 +208,14 @@ def value_and_grad(
             key=key,
             so_far=None if so_far is None else (so_far.loss, before.pop("head")),
         )
-        gradients, square_norm = _backward_chain(
-            network=network,
-            frozen=frozen,
-            axis=axis,
-            residuals=residuals,
-            head=head,
-            params=params,
-            gates=gates,
-            so_far=before,
-        )
+        gradients, square_norm = backwards(residuals=residuals, head=head, params=params, gates=gates, so_far=before)
         return Gradients(head.loss, gradients, square_norm, statistics)
 
     return run
+
+
+def _check(network: Network, frozen: Sequence[bool | None], start: int) -> None:
+    if len(frozen) != len(network.blocks):
+        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
+    if (depth := lowest_trainable(frozen)) < start:
+        raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")

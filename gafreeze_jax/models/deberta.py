@@ -158,11 +158,12 @@ class DebertaEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
         cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
-        h = self.param("word", init, (cfg.vocab_size, cfg.embedding_width))[x["ids"]]
+        rows = [(self.param("word", init, (cfg.vocab_size, cfg.embedding_width)), x["ids"])]
         if cfg.position_biased_input:
-            h += self.param("position", init, (cfg.max_position_embeddings, cfg.embedding_width))[x["positions"]]
+            rows.append((self.param("position", init, (cfg.max_position_embeddings, cfg.embedding_width)), x["positions"]))
         if cfg.type_vocab_size:
-            h += self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width))[x["types"]]
+            rows.append((self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width)), x["types"]))
+        h = layers.add_rows(rows)
         if cfg.projects_embeddings:
             h = layers.Dense(cfg.hidden_size, self.dtype, cfg.initializer_range, use_bias=False, name="project")(h)
         h = bert.norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
@@ -210,10 +211,11 @@ class DebertaAttention(bert.BertAttention):
 
 def _vectors(config: DebertaConfig, params: Mapping[str, Any]) -> Array:
     """Of relative positions, [2 * span, D]."""
+    table = params["embedding"].astype(jnp.float32)
     if config.norm_rel_ebd != NORM:
-        return params["embedding"]
+        return table
     norm = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, parent=None)
-    return norm.apply({"params": params["norm"]}, params["embedding"])
+    return norm.apply({"params": params["norm"]}, table)
 
 
 def _scores(

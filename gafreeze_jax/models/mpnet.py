@@ -97,7 +97,7 @@ class MPNetAttention(bert.BertAttention):
     reads = (relative.NAME,)
 
     def bias(self, query: layers.Dense, key: layers.Dense, context: dict[str, Any], frozen: Any) -> relative.Bias:
-        table = context[relative.NAME]["bias"]
+        table = context[relative.NAME]["bias"].astype(jnp.float32)
 
         def added(queries: Array, keys: Array, places: Array) -> Array:
             length = keys.shape[1]

@@ -22,6 +22,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MOVES = ("convert_element_type", "gather", "reshape", "transpose", "slice", "squeeze", "broadcast_in_dim", "copy", "rev")
 
+CONFIGS = parity.CONFIGS | {
+    "bert": [parity.BERT],
+    "gpt2": [{"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}],
+    "resnet": [{"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}],
+}
+
 
 def narrowed(tree, dtype=jnp.bfloat16):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
@@ -40,7 +46,7 @@ def narrow_results(jaxpr):
 
 @pytest.mark.parametrize("family", pretrained.FAMILIES, ids=lambda family: family.model_type)
 def test_narrow_parameters_are_widened_before_anything_is_computed(family):
-    values, problems = configs.check({"model_type": family.model_type, **parity.CONFIGS[family.model_type][-1]}, family.config)
+    values, problems = configs.check({"model_type": family.model_type, **CONFIGS[family.model_type][-1]}, family.config)
     assert not problems
     head = "lm" if "lm" in family.heads else "classify"
     model = base.Model(family, family.config(**values), head=head, num_classes=2 if head == "classify" else None)
@@ -49,8 +55,10 @@ def test_narrow_parameters_are_widened_before_anything_is_computed(family):
 
     def run(params, x):
         for block in network.blocks:
-            x = block.apply(params[block.name], x, context, frozen=True, key=None)
-        read = passes.with_shared(network, params["head"], [params[name] for name in network.shared])
+            if block.apply is not None:
+                read = passes.with_shared(block.shared, params[block.name], [params[name] for name in block.shared])
+                x = block.apply(read, x, context, frozen=True, key=None)
+        read = passes.with_shared(network.shared, params["head"], [params[name] for name in network.shared])
         return network.head(read, x, context, frozen=True, key=None)
 
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
@@ -146,4 +154,4 @@ def test_a_frozen_prefix_trains_in_float32(folder):
     prefix = frozen_prefix(network, loaded.params, [1] + [0] * (len(network.names) - 1))
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(prefix.trained(loaded.params))}
     assert dtypes == {np.dtype(np.float32)}
-    assert {leaf.dtype.itemsize for leaf in jax.tree.leaves(prefix.params)} == {2}
+    assert {leaf.dtype.itemsize for leaf in jax.tree.leaves(prefix._params)} == {2}
