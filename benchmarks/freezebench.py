@@ -129,7 +129,7 @@ def bert_problem(options: Options, settings: shared_options.Options) -> Setup:
 def typing_errors_problem(options: Options, settings: shared_options.Options) -> Setup:
     """MiniLM, fine-tuned on clean texts as a user would, for misspelt ones of the other splits, with the head it has then."""
     columns: dict[str, Any] = {"text_columns": ("sentence",), "label_column": "label"}
-    learning = {"train_examples": 2048, "epochs": 2, "batch_size": 32, "learning_rate": 2e-4}
+    learning: dict[str, Any] = {"train_examples": 2048, "epochs": 2, "batch_size": 32, "learning_rate": 2e-4}
     given = run_bert.Options(model=options.model, data=options.data, head="fresh", **columns, **learning)
     data = text.load_data(given)
     clean = text.prepare_classification(given, checkpoints.find_model(given.model), data, text.KIND)
@@ -143,7 +143,7 @@ def typing_errors_problem(options: Options, settings: shared_options.Options) ->
                 texts = shifts.typing_errors([others[row][0][0] for row in rows], seed=int(rows[0]))
                 named = [data.label_names[others[row][1]] for row in rows]
                 csv.writer(file).writerows([("sentence", "label"), *zip(texts, named, strict=True)])
-        misspelt = dataclasses.asdict(settings) | {"data": folder, "dtype": options.dtype} | columns
+        misspelt: dict[str, Any] = dataclasses.asdict(settings) | {"data": folder, "dtype": options.dtype} | columns
         setup = run_bert.prepare(run_bert.Options(model=folder, head="keep", **misspelt), trim=False)
     about = f"MiniLM fine-tuned to {member.score:.1%} accuracy on clean texts"
     return setup._replace(about=[about, *setup.about[1:]])

@@ -100,7 +100,8 @@ def measure(options: Options, frozen: int) -> tuple[float, float, float]:
         (parts, optimizer), (rows, targets) = state, batch
         trained = prefix.trained(parts)
         updates, optimizer = tx.update(gradients_for(parts, rows, targets).gradients, optimizer, trained)
-        return prefix.merge(parts, optax.apply_updates(trained, updates)), optimizer
+        updated: Any = optax.apply_updates(trained, updates)
+        return prefix.merge(parts, updated), optimizer
 
     usual = seconds_of_epochs(plain, (params, of_trained.init(params)), (ids, targets), options)
     jax.block_until_ready(prefix(ids[:100]))  # compiles
