@@ -5,7 +5,7 @@
 
 Every genome of a network of FreezeBench (see freezebench.py) is trained with six seeds, and its answers to each validation
 example are kept; this takes 5 to 15 minutes on 2 cores. In a replay, a search has seen some random genomes beside those that
-come first, all with one training seed: the two fittest lead, and the fittest of each baseline is compared with them.
+come first, all with one training seed: the two fittest and the fittest of each kind of mask are candidates, as in a run.
 `runs.finalists.retrain` then trains them with the other five seeds, with racing and without, by looking them up. Prints the
 mean test accuracy of the winners over all seeds, how often both name the same, and the FLOPs of all finalists with racing as a
 share of those without.
@@ -139,11 +139,13 @@ def replay(trained: Trained, rng: np.random.Generator) -> dict[bool, tuple[Genom
     leaders = fittest(trained, search_seed, seen)[:NUM_LEADERS]
     groups = {baseline.name: space.at_rates(baseline.genomes(space)) for baseline in baselines if baseline.genomes}
     masks = {name: fittest(trained, search_seed, rows.tolist())[0] for name, rows in groups.items() if len(rows)}
+    mixed = [genome for genome in masks.values() if 0 < sum(space.frozen(genome)) < space.num_genes]
+    candidates = list(dict.fromkeys([*leaders, *mixed]))
     outcome = {}
     for with_racing in (True, False):
         lookup: Any = Lookup(trained, fresh)
         with mock.patch.object(racing, "FIRST_SEEDS", racing.FIRST_SEEDS if with_racing else len(fresh)):
-            found, _ = retrain(lookup, leaders, masks, [])
+            found, _ = retrain(lookup, candidates, masks, [])
         outcome[with_racing] = found.genome, lookup.flops
     return outcome
 

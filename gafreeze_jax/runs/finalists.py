@@ -1,4 +1,4 @@
-"""Finalists: leaders and baselines are trained again with fresh seeds, and validation names the winner among the leaders.
+"""Finalists: candidates and baselines are trained again with fresh seeds, and validation names the best of the candidates.
 
 The best of many noisy validation scores is too good by construction. So training with seeds that the search has not used, the
 same for all finalists, has the last word: on the validation split it names the winner, and on the test split, which is opened
@@ -101,7 +101,7 @@ class Result(NamedTuple):
     """What a search has found, trained with fresh seeds.
 
     Attributes:
-      found: the winner among the search's leaders.
+      found: the winner among the search's leaders and its fittest prefix mask, suffix mask and so on.
       baselines: in the order of `baselines.BASELINES`, with the best random mask after the other masks.
       evaluations: all, in order.
       facts: about the search and how members were trained, for `result.json`.
@@ -238,14 +238,14 @@ class Retraining:
 
 
 def retrain(
-    retraining: Retraining, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
+    retraining: Retraining, genomes: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
 ) -> tuple[Finalist, list[Finalist]]:
-    """Trains leaders and baselines with fresh seeds, and names the leader that is fittest on the validation split.
+    """Trains genomes and baselines with fresh seeds, and names the genome that is fittest on the validation split.
 
     All train with the first seeds, which name the winner; those that stay in the race train with the others as well.
 
     Args:
-      leaders: the most promising genomes, the best first.
+      genomes: the candidates, the most promising first; baselines may be among them.
       masks: name and genome of each baseline that is a genome.
       schedules: the other baselines.
 
@@ -253,7 +253,7 @@ def retrain(
       The winner, named "found", the baselines, and what the winner is without its rates or without what it freezes.
     """
     first = min(racing.FIRST_SEEDS, len(retraining.seeds))
-    candidates = [retraining.mask(FOUND, genome) for genome in leaders]
+    candidates = [retraining.mask(FOUND, genome) for genome in genomes]
     rivals = [retraining.mask(name, genome) for name, genome in masks.items()]
     started = retraining.train([*candidates, *rivals, *map(retraining.schedule, schedules)], first)
     found = max(started[: len(candidates)], key=_rank_of_finalist)

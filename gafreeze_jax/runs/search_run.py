@@ -72,7 +72,7 @@ def run_search(
         schedules = [baseline for baseline in run.baselines if baseline.schedules is not None]
         leaders = found.leaders[:NUM_LEADERS]
         run.narrator.retraining(leaders, [*masks, *schedules], run.fresh_seeds)
-        winner, rivals, dropped = run.retrain(leaders, masks, schedules)
+        winner, rivals, dropped = run.retrain(run.candidates(found), masks, schedules)
         entries = {"search": facts | {"finalist_seeds": list(run.fresh_seeds)}}
         if options.objective == "pareto":
             entries["front"] = find_front(run.ledger, run.costs, problem.task.metric, options.seed)
@@ -339,8 +339,13 @@ class SearchRun:
         genomes = self.genomes_of_baselines
         return {name: found.groups.get(name) or as_genome(rows[0]) for name, rows in genomes.items()}
 
+    def candidates(self, found: Found) -> list[Genome]:
+        """The leaders, and the fittest of each kind of mask: a single seed does not decide between them."""
+        mixed = [genome for genome in found.groups.values() if 0 < sum(self.space.frozen(genome)) < self.space.num_genes]
+        return list(dict.fromkeys([*found.leaders[:NUM_LEADERS], *filter(self._is_allowed, mixed)]))
+
     def retrain(
-        self, leaders: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
+        self, candidates: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
     ) -> tuple[Finalist, list[Finalist], list[Finalist]]:
         """The winner, the others that are still in at the end, and those that are not; see `finalists.retrain`."""
         self.narrator.begin(FINALISTS, self.steps_of_finalists())
@@ -356,7 +361,7 @@ class SearchRun:
             is_thorough=self.options.baselines == "all" or self.options.mask is not None,
             on_race=self.narrator.raced,
         )
-        found, others = retrain(retraining, leaders, masks, schedules)
+        found, others = retrain(retraining, candidates, masks, schedules)
         return found, [one for one in others if one.is_in], [one for one in others if not one.is_in]
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
