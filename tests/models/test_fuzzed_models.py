@@ -38,5 +38,5 @@ def test_files_that_are_no_masks(content, tmp_path):
     (tmp_path / "mask.json").write_text(content)
     with pytest.raises(ValueError, match=r"mask\.json: expected a mask file of version 1 or 2"):
         masking.read_mask(tmp_path / "mask.json")
-    with pytest.raises(ValueError, match="expected a mask file, got a folder; give the mask.json in it"):
+    with pytest.raises(ValueError, match=r"expected a mask file, got a folder; give the mask\.json in it"):
         masking.read_mask(tmp_path)
