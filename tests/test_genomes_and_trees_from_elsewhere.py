@@ -180,7 +180,7 @@ def test_names_of_stacks_have_a_place_for_the_index(name):
 
 @pytest.mark.parametrize(("pattern", "target"), [("(", "a"), ("(.*)", r"\2"), ("(.*)", masking.Stacked(r"\2_{}"))])
 def test_rules_that_are_no_regular_expressions(pattern, target):
-    with pytest.raises(ValueError, match="The rule or target .* cannot be used: ") as error:
+    with pytest.raises(ValueError, match=r"The rule or target .* cannot be used: ") as error:
         masking.make_genes(PARAMS, {pattern: target})
     assert "\n" not in str(error.value)
 
