@@ -13,8 +13,8 @@ EXPECTED = "class folders with images, or such folders under train, validation a
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is called as images are."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    """Whether a file, or a link whose end is gone, is called as images are."""
+    return path.suffix.lower() in SUFFIXES and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def readable(name: str) -> str:
@@ -136,6 +136,4 @@ def _read_classes(path: Path, top: Path, broken: list[str], notes: list[str]) ->
 
 
 def _why_not(entry: Path) -> str:
-    if entry.is_symlink() and not entry.exists():
-        return "a broken link"
     return "a folder" if entry.is_dir() else "unknown suffix"

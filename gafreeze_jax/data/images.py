@@ -311,7 +311,8 @@ def _fit_all(
             if frame.channels == 3 or image.mode in GRAY_MODES:
                 return _fit(image, frame)
         except Exception as error:  # whatever damaged bytes make pillow raise
-            reason = " ".join(str(error).split()).replace(f" {str(picture)!r}", "") or type(error).__name__
+            told = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(f" {str(picture)!r}", "")
+            reason = told or type(error).__name__
             return f"{_name(picture, Path(source))} ({reason})"
         name = _name(picture, Path(source))
         raise ValueError(f"{source}: {name} has colours (3 channels), the model takes gray images (1 channel)")

@@ -122,7 +122,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if single.is_file():
         return read_file(single)
     if not index.is_file():
-        usual = f"{folder}: no {formats.WEIGHTS} and no {formats.INDEX}"
+        what = f"{formats.WEIGHTS} is a broken link" if single.is_symlink() else f"no {formats.WEIGHTS} and no {formats.INDEX}"
+        usual = f"{folder}: {what}; expected a folder in the Hugging Face layout"
         raise FileNotFoundError(formats.missing(folder, formats.WEIGHTS) or usual)
     try:
         weight_map = files.parse_json(index.read_text(encoding="utf-8"))["weight_map"]
@@ -257,7 +258,8 @@ def to_tree(
             node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)
             node[last] = np.asarray(tensors[name].transpose(axes), order="C")
     if problems:
-        raise ValueError(f"{where}: the tensors do not fit the network: {listed(problems, '; ', most=PROBLEMS)}")
+        hint = "; remove what belongs to another task" if len(problems) == len(unknown) else ""
+        raise ValueError(f"{where}: the tensors do not fit the network: {listed(problems, '; ', most=PROBLEMS)}{hint}")
     return tree
 
 

@@ -19,16 +19,15 @@ LONGEST_BASE = 100  # characters of the name of an adapter's model
 SHARD = re.compile(r"(.+-)\d+(-of-\d+\.\w+)")
 # weights_only has PyTorch refuse code. Trainers keep the tensors in an entry, such as "state_dict" or "model": the largest one.
 FROM_PICKLES = (
-    "import sys, pathlib, torch, safetensors.torch as s; p = pathlib.Path(sys.argv[1]); "
-    "s.save_file({n: t.clone().contiguous() for f in p.glob(sys.argv[2]) for d in [torch.load(f, 'cpu', weights_only=True)] "
-    "for n, t in max([v for v in [d, *d.values()] if hasattr(v, 'items')], key=len).items() if torch.is_tensor(t)}, "
-    "p / sys.argv[3])"
+    "import sys, os, glob, torch, safetensors.torch as s; _, p, g, o = sys.argv; os.chdir(p); "
+    "s.save_file({n: t.clone().contiguous() for f in glob.glob(g) for d in [torch.load(f, 'cpu', weights_only=True)] "
+    "for n, t in max([v for v in [d, *d.values()] if hasattr(v, 'items')], key=len).items() if torch.is_tensor(t)}, o)"
 )
 FROM_FLAX = (
-    "import sys, re, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
-    "d, f, o = sys.argv[1:]; t = u.flatten_dict(z.msgpack_restore(open(f'{d}/{f}', 'rb').read()), sep='.'); "
-    "s.save_file({re.sub('(kernel|scale|embedding)$', 'weight', n): (x.T if 'kernel' in n else x).astype('f4').copy('C') "
-    "for n, x in t.items()}, f'{d}/{o}')"
+    "import sys, re, os, glob, safetensors.numpy as s; from flax import serialization as z, traverse_util as u; "
+    "_, p, g, o = sys.argv; os.chdir(p); s.save_file({re.sub('(kernel|scale|embedding)$', 'weight', n): "
+    "(x.T if 'kernel' in n else x).astype('f4').copy('C') for f in glob.glob(g) "
+    "for n, x in u.flatten_dict(z.msgpack_restore(open(f, 'rb').read()), sep='.').items()}, o)"
 )
 FROM_HUB = (
     "import sys, transformers as t; "
@@ -52,9 +51,14 @@ NOT_READ = {".index": "TensorFlow", ".pb": "TensorFlow", ".keras": "Keras"}
 
 def refusal(pickle: Path, target: str = WEIGHTS) -> str:
     """Why a checkpoint of PyTorch's is not read, and the command that converts it, with all shards if it is one of several."""
-    pattern = SHARD.sub(r"\1*\2", glob.escape(pickle.name))
+    pattern = _all_shards(pickle.name)
     command = _command(FROM_PICKLES, pickle.parent, pattern, target)
     return f"{pattern} is a pickle, which can run code and is not read. To convert it: {command}"
+
+
+def _all_shards(name: str) -> str:
+    """A pattern for a file, and for the others if it is one of several shards."""
+    return SHARD.sub(r"\1*\2", glob.escape(name))
 
 
 def refusal_of_hub(name: str) -> str:
@@ -66,8 +70,8 @@ def refusal_of_hub(name: str) -> str:
 def missing(folder: Path, name: str) -> str:
     """An error for a folder that lacks a file, with what it holds instead; "" if that is nothing known."""
     hint = explain(folder)
-    where = folder.name if str(folder) in hint else folder  # once is enough, as paths may be long
-    return f"{where}: no {name}; {hint}" if hint else ""
+    where = "" if str(folder) in hint else f"{folder}: "  # once is enough, as paths may be long
+    return f"{where}no {name}; {hint}" if hint else ""
 
 
 def explain(folder: Path) -> str:
@@ -85,7 +89,7 @@ def explain(folder: Path) -> str:
     for name in names:
         suffix = Path(name).suffix
         if suffix == ".msgpack":
-            return f"{name} is of Flax. To convert it: {_command(FROM_FLAX, folder, name, WEIGHTS)}"
+            return f"{_all_shards(name)} is of Flax. To convert it: {_command(FROM_FLAX, folder, _all_shards(name), WEIGHTS)}"
         if suffix == ".h5":
             return (
                 f"{name} is of TensorFlow. Where TensorFlow, PyTorch and transformers below 4.50 are installed, "
@@ -100,7 +104,7 @@ def explain(folder: Path) -> str:
     inside = [path.parent for pattern in ("*", "snapshots/*") for path in sorted(folder.glob(f"{pattern}/config.json"))]
     if inside:
         return f"models are in its folders {listed(str(path.relative_to(folder)) for path in inside)}; give one of them"
-    return f"{listed(pickles)} hold the state of a training, no weights" if pickles else ""
+    return f"it holds the state of a training alone ({listed(pickles)}); give the folder of its weights" if pickles else ""
 
 
 def _explain_adapter(folder: Path) -> str:

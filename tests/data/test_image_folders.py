@@ -205,8 +205,9 @@ def test_a_link_whose_end_is_gone(tmp_path):
     """As of git-annex."""
     classes(tmp_path, "")
     (tmp_path / "cats" / "a.png").symlink_to("nowhere")
-    with pytest.raises(ValueError, match=r"cannot be read as images: cats/a\.png \(a broken link\); --skip-broken"):
-        load(tmp_path)
+    for read in (load, lambda path: load_unlabelled(path, FRAME)):
+        with pytest.raises(ValueError, match=r"cats/a\.png \(No such file or directory\); --skip-broken"):
+            read(tmp_path)
 
 
 # Classes called like splits

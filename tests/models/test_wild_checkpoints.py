@@ -187,7 +187,7 @@ def test_a_bert_that_answers_questions_has_no_pooler(plain, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bert.encoder.layer.0.adapter.weight", "layer.0.adapter.weight is not a tensor of this network"),
+        ("bert.encoder.layer.0.adapter.weight", r"adapter\.weight is not a tensor of this network; remove what belongs"),
         ("bert.encoder.layer.0.attention.self.query.lora_A.default.weight", "LoRA's matrices beside its weights; merge them"),
     ],
 )
@@ -243,7 +243,9 @@ FORMATS = {
     "a pickle": (["pytorch_model.bin"], "pytorch_model.bin is a pickle, which can run code and is not read. To convert it: "),
     "shards": (["pytorch_model-00001-of-00002.bin", "x.json"], "pytorch_model-*-of-00002.bin is a pickle"),
     "a trainer's folder": ([*TRAINING, "pytorch_model.bin"], "pytorch_model.bin is a pickle"),
-    "a training's state alone": (TRAINING, "optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin hold the state of a "),
+    "a training's state alone": (
+        TRAINING, "it holds the state of a training alone (optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin); give",
+    ),
     "Flax": (["flax_model.msgpack"], "flax_model.msgpack is of Flax. To convert it: python -c "),
     "TensorFlow": (["tf_model.h5"], "tf_model.h5 is of TensorFlow. Where TensorFlow, PyTorch and transformers below"),
     "half precision": (["model.fp16.safetensors"], "model.fp16.safetensors is a variant, such as fp16, or has another name."),
@@ -296,6 +298,13 @@ def test_other_formats_are_named(name, with_config, tmp_path):
         load(folder)
     assert message in str(error.value)
     assert len(str(error.value)) < summary.LONGEST_ERROR
+
+
+def test_weights_that_are_a_broken_link(tmp_path):
+    (write(tmp_path) / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("../blobs/0a1b")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is a broken link; expected a folder"):
+        load(tmp_path)
 
 
 def test_a_pointer_of_git_lfs(tmp_path):
@@ -360,7 +369,8 @@ def test_the_command_for_the_folder_of_a_trainer(name, entry, old, plain):
     assert_same(load(folder), plain["bert"])
 
 
-def test_the_command_for_flax(old, plain):
+@pytest.mark.parametrize("num", [1, 2])
+def test_the_command_for_flax(num, old, plain):
     folder, tensors = old
     flax_names = {}
     for name, tensor in tensors.items():
@@ -369,8 +379,10 @@ def test_the_command_for_flax(old, plain):
             last, last
         )
         flax_names[f"{stem}.{last}"] = tensor.T if last == "kernel" else tensor
-    packed = serialization.msgpack_serialize(traverse_util.unflatten_dict(flax_names, sep="."))
-    (folder / "flax_model.msgpack").write_bytes(packed)
+    for shard in range(num):
+        of_shard = {name: tensor for i, (name, tensor) in enumerate(flax_names.items()) if i % num == shard}
+        packed = serialization.msgpack_serialize(traverse_util.unflatten_dict(of_shard, sep="."))
+        (folder / ("flax_model.msgpack" if num == 1 else f"flax_model-0000{shard}-of-00002.msgpack")).write_bytes(packed)
     follow(refuse(folder))
     assert_same(load(folder), plain["bert"])
 
