@@ -72,7 +72,7 @@ def numbers(run: RunFolder, place: str) -> list[Element]:
 def types(run: RunFolder, place: str) -> list[Element]:
     rows = [
         [
-            words(shorten(printable(of_type.name), LONGEST_NAME)),
+            shorten(printable(of_type.name), LONGEST_NAME),
             *(f"{count:,}" for count in of_type[1:]),
             *(percent(share, 1) for share in (of_type.precision, of_type.recall, of_type.f1)),
         ]

@@ -19,7 +19,7 @@ from gafreeze_jax.models.cutting.explain import costs_of_blocks
 from gafreeze_jax.options import Options
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.main import carry_out
-from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, make_problem, make_source
+from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, make_problem, make_source
 
 KIND = "function"  # of run
 
@@ -79,13 +79,10 @@ def search(
 
     def prepare(options: Options) -> Setup:
         network = from_function.cut(function.apply, function.params, genes, example)
-        task = CLASSIFICATION._replace(loss=loss, metric=metric)
-        if loss is not cross_entropy or sets[0].targets.ndim != 1:  # targets may be anything
-            task = task._replace(label_names=None, compare=None)
         num_blocks = sum(block.apply is not None for block in network.blocks)
         params = from_function.split(function.params, genes)
         return Setup(
-            problem=make_problem(network, params, sets[0], sets[1], options, task=task, genes=genes),
+            problem=make_problem(network, params, sets[0], sets[1], options, task=_task(loss, metric, sets[0]), genes=genes),
             about=[f"Model: a function, {num_blocks} of {len(genes)} genes cut into blocks"],
             network=network,
             test=make_source(sets[2]),
@@ -98,6 +95,12 @@ def search(
     folder = carry_out(KIND, prepare, options)
     tuned = function.restore(_read_params(folder / "model", function.params, genes))
     return Searched(masking.read_rates(folder / "mask.json", genes), tuned, RunFolder(folder).facts["verdict"], folder)
+
+
+def _task(loss: Loss, metric: Metric, train: Dataset) -> Task:
+    task = CLASSIFICATION._replace(loss=loss, metric=metric)
+    has_classes = loss is cross_entropy and np.ndim(train.targets) == 1
+    return task if has_classes else task._replace(label_names=None, compare=None)
 
 
 def _make_options(fields: Mapping[str, Any]) -> Options:

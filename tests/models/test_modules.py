@@ -93,14 +93,14 @@ def make_equinox():
 
 
 def make_equinox_with_state(mode="ema"):
-    """After a step of training, from which the running statistics are."""
+    """After a step of training on other rows, from which the running statistics are."""
     module, state = eqx.nn.make_with_state(EquinoxWithState)(mode, jax.random.key(0))
 
-    def run(module, state):
-        return jax.vmap(module, in_axes=(0, None), out_axes=(0, None), axis_name="rows")(ROWS, state)
+    def run(module, state, rows):
+        return jax.vmap(module, in_axes=(0, None), out_axes=(0, None), axis_name="rows")(rows, state)
 
-    _, state = run(eqx.tree_at(lambda module: module.drop.inference, module, True), state)
-    return as_function(module, state), run(eqx.nn.inference_mode(module), state)[0]
+    _, state = run(eqx.tree_at(lambda module: module.drop.inference, module, True), state, 2 * ROWS)
+    return as_function(module, state), run(eqx.nn.inference_mode(module), state, ROWS)[0]
 
 
 RULES = {r"(?:params/|batch_stats/)?(?:dense|norm)[/_](\d)/.*": r"layer_\1", r"(?:params/)?head/.*": None}
