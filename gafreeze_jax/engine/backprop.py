@@ -132,14 +132,20 @@ def _backward_chain(
     return gradients, square_norm
 
 
+def _check(network: Network, frozen: Sequence[bool | None], start: int) -> None:
+    if len(frozen) != len(network.blocks):
+        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
+    if (depth := lowest_trainable(frozen)) < start:
+        raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
+
+
 def value_and_grad(
     network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None, remat: bool = False
 ) -> Callable[..., Gradients]:
     """Freeze-aware `jax.value_and_grad` of a chain of blocks: frozen blocks cost their forward run and no more.
 
-    Called as it is, the function it returns runs block by block, and no other mask makes anything compile again. It may
-    also be compiled as a whole (`jax.jit`) or mapped (`jax.vmap`); the mask is static, so what is skipped is skipped
-    there as well.
+    The function that it returns runs block by block, and no other mask makes anything compile again. It may also be compiled
+    as a whole (`jax.jit`) or mapped (`jax.vmap`); the mask is static, so what is skipped is skipped there as well.
 
     Args:
       loss: of each example; the gradients are those of its weighted mean.
@@ -168,10 +174,7 @@ def value_and_grad(
     >>> sorted(gradients), round(float(loss), 4)
     (['head', 'high'], 7.4193)
     """
-    if len(frozen) != len(network.blocks):
-        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
-    if (depth := lowest_trainable(frozen)) < start:
-        raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
+    _check(network, frozen, start)
     trained = {name for name, gene in zip(network.names, frozen, strict=True) if gene is not True}
 
     def run(params, step, key=None, gates=None, so_far=None):
@@ -179,13 +182,13 @@ def value_and_grad(
         before = {} if so_far is None else dict(so_far.gradients)
         forwards = forward_chain(network, frozen, start, axis, remat=remat)
         x, residuals, statistics = forwards(params, step.x, step.context, key, gates)
-        of_shared = tuple(axis if name in trained else None for name in network.shared)
+        shared = tuple(name in trained for name in network.shared)
         head = head_step(
             network=network,
             loss=loss,
-            trained=tuple(name in trained for name in network.shared),
+            trained=shared,
             input_too=bool(residuals),
-            axes=HeadAxes(axis, of_shared, axis if residuals else None),
+            axes=HeadAxes(axis, tuple(axis if one else None for one in shared), axis if residuals else None),
             params=params["head"],
             shared=tuple(params[name] for name in network.shared),
             step=step._replace(x=x),

@@ -22,6 +22,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MOVES = ("convert_element_type", "gather", "reshape", "transpose", "slice", "squeeze", "broadcast_in_dim", "copy", "rev")
 
+CONFIGS = parity.CONFIGS | {
+    "bert": [parity.BERT],
+    "gpt2": [{"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}],
+    "resnet": [{"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}],
+}
+
 
 def narrowed(tree, dtype=jnp.bfloat16):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
@@ -40,7 +46,7 @@ def narrow_results(jaxpr):
 
 @pytest.mark.parametrize("family", pretrained.FAMILIES, ids=lambda family: family.model_type)
 def test_narrow_parameters_are_widened_before_anything_is_computed(family):
-    values, problems = configs.check({"model_type": family.model_type, **parity.CONFIGS[family.model_type][-1]}, family.config)
+    values, problems = configs.check({"model_type": family.model_type, **CONFIGS[family.model_type][-1]}, family.config)
     assert not problems
     head = "lm" if "lm" in family.heads else "classify"
     model = base.Model(family, family.config(**values), head=head, num_classes=2 if head == "classify" else None)
