@@ -70,7 +70,9 @@ def test_the_front_is_left_as_masks_and_plot(tmp_path, capsys):
 
 
 def test_a_limit_of_flops_is_kept(tmp_path):
-    result = search_in_process(tmp_path / "run", "--max-flops", "0.5")
+    """Also where less memory is asked for."""
+    result = search_in_process(tmp_path / "run", "--max-flops", "0.5", "--micro-batch", "7", "--remat")
+    assert (result["options"]["micro_batch"], result["plan"]["final"]["remat"]) == (7, True)
     costs = {name: row["training_flops"] for name, row in result["results"].items()}
     assert costs["found"] <= 0.5 * costs["train all"]
 

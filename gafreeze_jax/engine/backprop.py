@@ -152,14 +152,20 @@ def _backward_chain(
     return gradients, square_norm
 
 
+def _check(network: Network, frozen: Sequence[bool | None], start: int) -> None:
+    if len(frozen) != len(network.blocks):
+        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
+    if (depth := lowest_trainable(frozen)) < start:
+        raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
+
+
 def value_and_grad(
     network: Network, loss: Loss, frozen: Sequence[bool | None], *, start: int = 0, axis: Axis = None, remat: bool = False
 ) -> Callable[..., Gradients]:
     """Freeze-aware `jax.value_and_grad` of a chain of blocks: frozen blocks cost their forward run and no more.
 
-    Called as it is, the function it returns runs block by block, and no other mask makes anything compile again. It may
-    also be compiled as a whole (`jax.jit`) or mapped (`jax.vmap`); the mask is static, so what is skipped is skipped
-    there as well.
+    The function that it returns runs block by block, and no other mask makes anything compile again. It may also be compiled
+    as a whole (`jax.jit`) or mapped (`jax.vmap`); the mask is static, so what is skipped is skipped there as well.
 
     Args:
       loss: of each example; the gradients are those of its weighted mean.
@@ -212,10 +218,3 @@ def value_and_grad(
         return Gradients(head.loss, gradients, square_norm, statistics)
 
     return run
-
-
-def _check(network: Network, frozen: Sequence[bool | None], start: int) -> None:
-    if len(frozen) != len(network.blocks):
-        raise ValueError(f"Expected {len(network.blocks)} genes, one for each of {listed(network.names)}; got {len(frozen)}")
-    if (depth := lowest_trainable(frozen)) < start:
-        raise ValueError(f"Block {network.names[depth]!r} is not frozen, so x must enter there or below, not at block {start}")
