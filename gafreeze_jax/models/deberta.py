@@ -186,6 +186,8 @@ class DebertaPositions(nn.Module):
 class DebertaAttention(bert.BertAttention):
     """BERT's with scores of contents and relative positions."""
 
+    config: Any
+
     @property
     def reads(self) -> tuple[str, ...]:
         return (relative.NAME,) if self.config.relative_attention else ()
@@ -212,7 +214,7 @@ def _vectors(config: DebertaConfig, params: Mapping[str, Any]) -> Array:
     """Of relative positions, [2 * span, D]."""
     if config.norm_rel_ebd != NORM:
         return params["embedding"]
-    norm = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, parent=None)
+    norm: Any = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, parent=None)
     return norm.apply({"params": params["norm"]}, params["embedding"])
 
 
