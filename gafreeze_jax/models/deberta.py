@@ -187,6 +187,8 @@ class DebertaPositions(nn.Module):
 class DebertaAttention(bert.BertAttention):
     """BERT's with scores of contents and relative positions."""
 
+    config: Any
+
     @property
     def reads(self) -> tuple[str, ...]:
         return (relative.NAME,) if self.config.relative_attention else ()
@@ -214,7 +216,7 @@ def _vectors(config: DebertaConfig, params: Mapping[str, Any]) -> Array:
     table = params["embedding"].astype(jnp.float32)
     if config.norm_rel_ebd != NORM:
         return table
-    norm = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, parent=None)
+    norm: Any = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, parent=None)
     return norm.apply({"params": params["norm"]}, table)
 
 
