@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -55,10 +56,13 @@ def recognise(rows: Rows[Any], column: str) -> Kind:
     values = rows.labels
     if _are_lists(values):
         return "labels"
+    is_plural = column.strip().lower() in PLURAL
+    if _have_decimal_commas(values) and not is_plural:
+        return "number"
     numbers = [number for value in values if (number := _as_float(value)) is not None]
     if len(numbers) >= MOSTLY * len(values):
         return "number" if any(math.isfinite(number) and not number.is_integer() for number in numbers) else "label"
-    separator = _separator(values) if column.strip().lower() in PLURAL else ""
+    separator = _separator(values) if is_plural else ""
     pieces = {piece for value in values for piece in _pieces(value, separator)}
     return "labels" if separator and len(pieces) <= len(set(map(str, values))) else "label"
 
@@ -103,6 +107,11 @@ def load(
       ValueError: for a label of another kind, with its place.
     """
     raw = splits.without_unlabelled(raw, notes)
+    if kind == "number" and _have_decimal_commas(raw["train"].labels):
+        raw = {
+            split: rows._replace(labels=[str(label).replace(",", ".") for label in rows.labels]) for split, rows in raw.items()
+        }
+        notes.append(f"Column {column!r} has numbers with a decimal comma")
     parsers = {"number": _parse_number, "labels": _label_parser(raw["train"].labels), "tags": _parse_tags}
     if kind == "labels":
         _check_several(source, raw["train"].labels, column)
@@ -153,6 +162,11 @@ def _describe(kind: Kind, targets: Any, label_names: Sequence[str]) -> str:
 
 
 # Numbers
+
+
+def _have_decimal_commas(values: Sequence[Any]) -> bool:
+    are_numbers = all(isinstance(value, str) and re.fullmatch(r"[+-]?\d+(,\d+)?", value.strip()) for value in values)
+    return are_numbers and any("," in value for value in values)
 
 
 def _as_float(value: Any) -> float | None:

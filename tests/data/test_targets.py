@@ -86,6 +86,14 @@ def test_numbers(tmp_path):
     assert any("10 rows without a label left out" in line for line in lines)
 
 
+def test_numbers_with_a_decimal_comma(tmp_path):
+    data = load_text(table(tmp_path, "score", ["1,5", "2", "-3,25"]))
+    assert data.kind == "number"
+    assert {1.5, 2.0, -3.25} == {float(number) for split in data[:3] for number in split.labels}
+    assert "Column 'score' has numbers with a decimal comma" in data.notes
+    assert load_text(table(tmp_path, "labels", ["1,5", "2", "3,5"])).kind == "labels"
+
+
 def test_whole_numbers_on_request(tmp_path):
     data = load_text(table(tmp_path, "stars", ["1", "2", "5"]), kind="number", max_train=6)
     assert sorted(data.train.labels.tolist()) == [1, 1, 2, 2, 5, 5]  # stratified
