@@ -3,7 +3,7 @@
     python experiments/run_bert.py --gens 10
 
 fine-tunes all-MiniLM-L6-v2, which is fetched once and then works offline, on 1,988 bundled reviews. On 2 CPU cores it takes
-under 5 minutes. It leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
+under 4 minutes. It leaves a fine-tuned model, the mask and all evaluations in a folder under runs/.
 """
 
 from gafreeze_jax.extras import script_needs
