@@ -9,7 +9,7 @@ Members of a population may be stacked along a leading axis and are then mapped 
 that an argument has no such axis, and is shared by all members.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,6 +106,7 @@ def _backward_chain(
     head: HeadGradients,
     params: PyTree,
     gates: Mapping[str, Array],
+    trained: Collection[str],
     so_far: dict[str, PyTree],
 ) -> tuple[dict[str, PyTree], Array]:
     """The second half of `value_and_grad`: gradients by name, and their square norm. It empties `residuals` and `so_far`."""
@@ -115,6 +116,7 @@ def _backward_chain(
         name, of_block = residuals.popitem()  # frees what the block keeps as soon as it has been run backwards
         of_params, cotangent, square_norm = backward(
             axis=axis,
+            params_axis=axis if name in trained else None,
             residuals=of_block,
             params=params[name],
             cotangent=cotangent,
@@ -195,7 +197,7 @@ def value_and_grad(
             key=key,
             so_far=None if so_far is None else (so_far.loss, before.pop("head")),
         )
-        gradients, square_norm = _backward_chain(axis, residuals, head, params, gates, before)
+        gradients, square_norm = _backward_chain(axis, residuals, head, params, gates, trained, before)
         return Gradients(head.loss, gradients, square_norm, statistics)
 
     return run

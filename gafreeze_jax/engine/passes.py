@@ -28,6 +28,7 @@ def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
 @functools.partial(jax.jit, static_argnames=("apply", "axes"))
 def infer(apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree) -> Array:
     """A block in inference mode. `axes` are those of `params` and `x`."""
+    params = devices.gathered(params, axes[0])
 
     def run(params, x, context):
         return apply(params, x, context, frozen=True, key=None)
@@ -116,6 +117,7 @@ def forward(
       key: of this step, or None; the block's key is `fold_in(key, index)`, the same for all members.
     """
     key = None if key is None else jax.random.fold_in(key, index)
+    params = devices.gathered(params, axes[0])
 
     def run(params, x, frozen, context, key):
         y = apply(params, x, context, frozen=not wrt.params if frozen is None else frozen, key=key)
@@ -137,10 +139,11 @@ def forward(
     return Forward(y, Pullback.without((params, x), pullback), statistics)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm", "so_far"))
+@functools.partial(jax.jit, static_argnames=("axis", "params_axis"), donate_argnames=("square_norm", "so_far"))
 def backward(
     *,
     axis: Axis,
+    params_axis: Axis = None,
     residuals: Residuals,
     params: PyTree,
     cotangent: Array,
@@ -152,7 +155,7 @@ def backward(
     """Runs a block backwards.
 
     Args:
-      axis: of all arguments (`frozen` may be None).
+      axis: of all arguments (`frozen` may be None) but `params`.
       residuals: from `forward`, with the input it had.
       params: as given to `forward`.
       cotangent: of the block's output.
@@ -164,6 +167,7 @@ def backward(
     Returns:
       Gradients of the parameters and of the input (None if not asked for), and `square_norm` with this block's added.
     """
+    params = devices.gathered(params, params_axis)
     (gradients,) = residuals.pullback.complete((params, residuals.x))(cotangent)
     of_params = gradients.get("params")
     if of_params is not None:
@@ -182,6 +186,7 @@ def hold_and_measure(axis: Axis, gradients: PyTree, frozen: Array | None, square
             gradients = jax.tree.map(lambda g: jnp.where(frozen, 0, g), gradients)
         return gradients, sum_of_squares(gradients)
 
+    gradients = devices.shard(gradients, axis)
     gradients, added = over_members(run, (axis, None if frozen is None else axis))(gradients, frozen)
     return gradients, square_norm + added
 
@@ -243,6 +248,7 @@ def head_step(
       step: whose `x` enters the head.
       so_far: loss and gradients of the parameters from earlier slices of the step, to which this one's are added; donated.
     """
+    shared = tuple(map(devices.gathered, shared, axes.shared))
     total = step.weights.sum() if step.total is None else step.total
     key = None if key is None else jax.random.fold_in(key, len(network.blocks))
 
