@@ -7,7 +7,9 @@ trains: its pieces, which Python hands out one by one, and where asked for the s
 XLA says of each, beside the arrays that live while it runs. Prints for each slice and network, per device: memory against HBM,
 GFLOP, collectives in the step, the largest population that fits, and how far off the planner is: block by block it counts
 bytes from shapes, and of whole steps in one program it takes what XLA says for fewer members, here half as many, in proportion.
-Takes about 10 minutes on 2 cores.
+Takes about 10 minutes on 2 cores. Llamas, of which several devices hold parts of each member, are compiled where asked for:
+
+    python benchmarks/tpu_compile.py --slices v5e-16 v5p-64 --shapes "Llama 1B, 8 x 1024" "Llama 8B, 8 x 1024" --members 2
 """
 
 import os
@@ -23,6 +25,7 @@ os.environ.update(
 )
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +52,7 @@ from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
-from gafreeze_jax.models import base, bert
+from gafreeze_jax.models import base, bert, llama
 from gafreeze_jax.runs.results import versions, write_json
 
 COLLECTIVE = re.compile(r"\b(?:all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)\b")
@@ -68,24 +71,38 @@ SLICES = {
     "v5e-8": Slice("v5e:2x4", 15.75),
     "v4-32": Slice("v4:2x2x4", 30.75, {"chip_config_name": "megacore"}),
     "v6e-8": Slice("v6e:2x4", 31.25),
+    "v5e-16": Slice("v5e:4x4", 15.75),
+    "v5p-64": Slice("v5p:2x4x4", 95.74),
 }
+LLAMA_1B = llama.LlamaConfig(
+    vocab_size=128256, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, intermediate_size=8192,
+    num_key_value_heads=8, tie_word_embeddings=True, rope_theta=500_000.0,
+)  # fmt: skip
+LLAMA_8B = dataclasses.replace(
+    LLAMA_1B, hidden_size=4096, num_hidden_layers=32, intermediate_size=14336, tie_word_embeddings=False
+)
 SHAPES = {
     "MiniLM, 16 x 32": (MINILM, 16, 32),  # about what run_bert.py packs by default
     "MiniLM, 32 x 128": (MINILM, 32, 128),
     "BERT-base, 32 x 128": (BERT_BASE, 32, 128),
+    "Llama 1B, 8 x 1024": (LLAMA_1B, 8, 1024),
+    "Llama 8B, 8 x 1024": (LLAMA_8B, 8, 1024),
 }
+PARTS = {LLAMA_1B: 4, LLAMA_8B: 16}  # devices that share a member
 
 
 @dataclass(frozen=True)
 class Options:
     """Compile training steps for TPUs."""
 
-    slices: tuple[str, ...] = tuple(SLICES)
-    """Of v5e-8, v4-32 and v6e-8."""
-    shapes: tuple[str, ...] = tuple(SHAPES)
+    slices: tuple[str, ...] = ("v5e-8", "v4-32", "v6e-8")
+    """Of these, v5e-16 and v5p-64."""
+    shapes: tuple[str, ...] = tuple(name for name, (config, _, _) in SHAPES.items() if config not in PARTS)
     """Networks with texts x tokens of a step."""
     members: int = 4
-    """On each device."""
+    """On each device, or on those that share a member."""
+    remat: bool = False
+    """Compute blocks again in the backward pass."""
     whole: tuple[str, ...] = ()
     """Slices for which the step is compiled in one program, too; takes minutes for each network."""
     out: Path | None = None
@@ -106,17 +123,21 @@ class Step(NamedTuple):
     collectives: int
 
 
-def make_population(config: bert.BertConfig, num_texts: int, length: int) -> tuple[Population, Replicate]:
-    """Random texts, and parameters that are zero, as nothing is run."""
-    model = base.Model(bert.FAMILY, config, num_classes=NUM_CLASSES)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(model.init_params, jax.random.key(0)))
+def make_population(config: Any, num_texts: int, length: int) -> tuple[Population, Replicate]:
+    """Random texts, and parameters that are zero and take no memory, as nothing is run; bfloat16 for a Llama."""
+    is_llama = isinstance(config, llama.LlamaConfig)
+    model = base.Model(llama.FAMILIES[0] if is_llama else bert.FAMILY, config, num_classes=NUM_CLASSES)
+    zero = np.zeros((), jnp.bfloat16 if is_llama else np.float32)
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.broadcast_to(zero, leaf.shape), shapes)
     texts = make_texts(num_texts, length, config.vocab_size)
     batches = tokens.pack_batches(texts, np.arange(num_texts)[None], length)
     source = Source(Dataset(texts.inputs, np.zeros(num_texts, np.int32)), batches)
     network = model.make_network(dtype=jnp.bfloat16)
     run = Replicate(params["head"], batches, jax.random.key(0))
     recipe = adamw_recipe(learning_rate=1e-5, head_learning_rate=1e-4, num_steps=100)
-    return Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY), run
+    with mock.patch.object(devices, "spread", lambda tree: tree):
+        return Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY), run
 
 
 def num_bytes(tree: Any) -> int:
@@ -139,14 +160,15 @@ def compile_pieces(population: Population, call: Cohort, run: Replicate) -> Step
     (scan,) = [one for one in population.trainer.trace(call, run).jaxpr.eqns if one.primitive.name == "scan"]
     step = scan.params["jaxpr"].jaxpr
     mesh = jax.sharding.get_mesh()
-    of_members, shared = (NamedSharding(mesh, spec) for spec in (devices.MEMBERS, devices.SHARED))
+    shared = NamedSharding(mesh, devices.SHARED)
     carried = step.invars[scan.params["num_consts"] :][: scan.params["num_carry"]]
-    shardings = dict.fromkeys(step.invars, shared) | dict.fromkeys(carried, of_members)
+    axes = dict.fromkeys(step.invars) | {one: call.axis if one.aval.ndim else None for one in carried}
+    shardings = {one: NamedSharding(mesh, devices.spec_of(one.aval, axis)) for one, axis in axes.items()}
     last_use = {one: i for i, equation in enumerate(step.eqns) for one in equation.invars if is_variable(one)}
     kept = {*step.invars, *filter(is_variable, step.outvars)}
 
     def bytes_of(variable: Any) -> float:
-        return num_bytes(variable.aval) / (mesh.size if shardings[variable].spec == devices.MEMBERS else 1)
+        return math.prod(shardings[variable].shard_shape(variable.aval.shape)) * variable.aval.dtype.itemsize
 
     live = {variable: bytes_of(variable) for variable in step.invars}
     compiled_before: dict[Any, Any] = {}
@@ -183,13 +205,16 @@ def compile_whole(population: Population, call: Cohort, run: Replicate) -> Step:
     return Step(compiled.memory_analysis().peak_memory_in_bytes, flops, len(COLLECTIVE.findall(compiled.as_text())))
 
 
-def measure(population: Population, run: Replicate, where: Slice, num: int, *, whole: bool) -> dict[str, dict[str, Any]]:
-    """Rows of the table: the step in pieces with `num` members on each device and, perhaps, in one program."""
+def measure(
+    population: Population, run: Replicate, where: Slice, num: int, *, parts: int, remat: bool, whole: bool
+) -> dict[str, dict[str, Any]]:
+    """Rows of the table: the step in pieces with `num` members on each `parts` devices and, perhaps, in one program."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **where.options)
-    mesh = Mesh(np.array(topology.devices), (devices.AXIS,), axis_types=(AxisType.Auto,))
+    grid = np.array(topology.devices).reshape(-1, parts)
+    mesh = Mesh(grid, (devices.AXIS, devices.DATA), axis_types=2 * (AxisType.Auto,))
 
     def compiled_with(per_device: int, compile_step: Callable[[Population, Cohort, Replicate], Step]) -> tuple[Step, int]:
-        plan = Plan(per_device * mesh.size)
+        plan = Plan(per_device * len(grid), remat=remat)
         genomes = [population.space.all_trained] * plan.members
         (call,) = make_cohorts(plan, population.space, untrained(genomes))
         with jax.set_mesh(mesh):
@@ -209,7 +234,7 @@ def measure(population: Population, run: Replicate, where: Slice, num: int, *, w
             "gflop_of_member": many.flops / num / 1e9,
             "collectives": few.collectives + many.collectives,
             "fit_on_device": fit,
-            "fit": fit * mesh.size,
+            "fit": fit * len(grid),
             "planner": ours / many.peak,
         }
     return rows
@@ -222,9 +247,11 @@ def main(options: Options) -> None:
     print(f"{'':37} {'GiB':>6} {'of HBM':>7} {'GFLOP':>7} {'collectives':>12} {'members fit':>12} {'planner':>8}")
     for name in options.shapes:
         population, run = make_population(*SHAPES[name])
+        parts = PARTS.get(SHAPES[name][0], 1)
         for where in options.slices:
             with mock.patch.object(jax, "default_backend", return_value="tpu"):  # some layers have forms for it
-                rows = measure(population, run, SLICES[where], num, whole=where in options.whole)
+                whole = where in options.whole
+                rows = measure(population, run, SLICES[where], num, parts=parts, remat=options.remat, whole=whole)
             for form, row in rows.items():
                 results[f"{name}, {where}, {form}"] = row
                 print(

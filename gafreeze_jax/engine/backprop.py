@@ -132,6 +132,7 @@ def _backward_chain(
         name, of_block = residuals.popitem()  # frees what the block keeps as soon as it has been run backwards
         of_params, cotangent, of_borrowed, square_norm = backward(
             axis=axis,
+            params_axis=axes.get(name),
             residuals=of_block,
             params=params[name],
             cotangent=cotangent,

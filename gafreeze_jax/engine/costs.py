@@ -12,7 +12,7 @@ from jax import Array
 from gafreeze_jax.engine import backprop, devices
 from gafreeze_jax.engine.cache import Chunk, fetch
 from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_cohorts, untrained
-from gafreeze_jax.engine.network import PyTree, parameters
+from gafreeze_jax.engine.network import Axis, PyTree, parameters
 from gafreeze_jax.engine.optimizer import masters
 from gafreeze_jax.engine.passes import HeadAxes, head_residuals
 from gafreeze_jax.engine.population import Population
@@ -86,10 +86,18 @@ def bytes_of_cohort(population: Population, plan: Plan, genomes: Genomes, replic
         program = population.trainer.trace(cohort, replicate, plan.steps).lower().compile()
         return num_bytes(trained) // cohort.num_shards + _bytes_beside_arguments(program)
     of_parts = _bytes_of_residuals(population, cohort, trained.params, replicate) // devices.num_shards(devices.DATA)
-    gradients = num_bytes(trained.params)
+    held = functools.partial(_bytes_of_device, axis=cohort.axis)
+    gradients, largest = held(trained.params), max(trained.params.values(), key=num_bytes)
     if replicate.batches.num_slices is not None:  # those of a block are there twice before they are added up
-        gradients += max(map(num_bytes, trained.params.values()))
-    return (num_bytes(trained) + gradients + of_parts) // cohort.num_shards
+        gradients += held(largest)
+    if devices.num_shards(devices.DATA) > 1:  # a block and its gradients are there in whole while it is run backwards
+        gradients += 2 * (num_bytes(largest) - held(largest))
+    return (held(trained) + gradients + of_parts) // cohort.num_shards
+
+
+def _bytes_of_device(tree: PyTree, axis: Axis) -> int:
+    """Of parameters, where devices that share a member hold parts of large ones."""
+    return sum(num_bytes(leaf) // devices.num_parts(leaf, axis) for leaf in jax.tree.leaves(tree))
 
 
 def _bytes_of_residuals(population: Population, cohort: Cohort, params: PyTree, replicate: Replicate) -> int:

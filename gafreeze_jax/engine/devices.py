@@ -4,7 +4,9 @@ A population's member axis is cut along the axis `population` of the mesh in con
 share is on every device. So train steps of members exchange nothing. (`jax.pmap`, now in maintenance, did such things once.)
 Where there are several devices for each member, the rows of a batch are cut along a second axis, `data`. What that takes XLA
 works out by itself: sums over the batch (gradients, the statistics of a batch normalisation) go between these devices, and
-random numbers are those of the whole batch, so that all is as on one device.
+random numbers are those of the whole batch, so that all is as on one device. Each of these devices holds a part of the large
+parameters, of their gradients and of the optimizer's state (ZeRO; Rajbhandari et al. 2020): a block's parameters are there in
+whole only while it is run.
 """
 
 import contextlib
@@ -39,6 +41,7 @@ START = 300  # seconds that JAX may take to join processes which have found each
 MOST_PATIENCE = 2**31  # seconds that JAX takes
 LAST_WORDS = 3600  # seconds that the others wait for the first process, which scores the test split and saves the model
 MEMBERS, SHARED = PartitionSpec(AXIS), PartitionSpec()
+LARGE = 2**18  # numbers of a member's array, from which on devices that share the member hold parts of it
 
 
 def join(
@@ -219,29 +222,71 @@ def whole(tree: PyTree) -> PyTree:
     return tree if num_shards(DATA) == 1 else jax.lax.with_sharding_constraint(tree, SHARED)
 
 
+def spec_of(leaf: Any, axis: int | None) -> PartitionSpec:
+    """How parameters lie on devices: along the member axis 0, if they have one (else None), and large ones in parts."""
+    parts = num_shards(DATA)
+    places = [i for i, size in enumerate(leaf.shape) if i != axis and size % parts == 0]
+    num = math.prod(leaf.shape[0 if axis is None else 1 :])
+    if parts == 1 or num < LARGE or not places:
+        return SHARED if axis is None else MEMBERS
+    longest = max(places, key=lambda i: leaf.shape[i])
+    return PartitionSpec(*(AXIS if i == axis else DATA if i == longest else None for i in range(longest + 1)))
+
+
+def num_parts(leaf: Any, axis: int | None) -> int:
+    """Of how many devices each has a part of a member's array."""
+    return num_shards(DATA) if DATA in spec_of(leaf, axis) else 1
+
+
 def shard(tree: PyTree, axis: int | None = 0) -> PyTree:
-    """Under `jax.jit`: arrays with a leading member axis, cut over devices; without one (None), the same on all of them."""
-    return jax.lax.with_sharding_constraint(tree, SHARED if axis is None else MEMBERS) if are_many() else tree
+    """Under `jax.jit`: parameters, or what is like them, where `spec_of` says."""
+    if not are_many():
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec_of(leaf, axis)), tree)
+
+
+def gathered(tree: PyTree, axis: int | None) -> PyTree:
+    """Under `jax.jit`: parameters of which devices have parts, in whole on each device that has the member."""
+
+    def gather(leaf: Array) -> Array:
+        if num_parts(leaf, axis) == 1:
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, SHARED if axis is None else MEMBERS)
+
+    return jax.tree.map(gather, tree)
 
 
 def replicate(tree: PyTree) -> PyTree:
     """The arrays of a tree on every device; each process has the same ones."""
+    return _put_on_devices(tree, lambda leaf: SHARED)
+
+
+def spread(tree: PyTree) -> PyTree:
+    """Parameters without member axis, where `spec_of` says; each process has the same ones."""
+    return _put_on_devices(tree, lambda leaf: spec_of(leaf, None))
+
+
+def _put_on_devices(tree: PyTree, spec: Callable[[np.ndarray], PartitionSpec]) -> PyTree:
     if not are_many():
         return jax.device_put(tree)
-    sharding = NamedSharding(jax.sharding.get_mesh(), SHARED)
+    mesh = jax.sharding.get_mesh()
 
     def put(leaf: Any) -> Array:
         leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+        return jax.make_array_from_callback(leaf.shape, NamedSharding(mesh, spec(leaf)), leaf.__getitem__)
 
     return jax.tree.map(put, tree)
 
 
-def shapes(tree: PyTree, spec: PartitionSpec = SHARED) -> PyTree:
+def shapes(tree: PyTree, spec: Callable[[Any], PartitionSpec] = lambda leaf: SHARED) -> PyTree:
     """What stands for arrays on the devices of the mesh in context, for programs that are compiled and not run."""
     mesh = jax.sharding.get_mesh()
-    sharding = None if mesh.empty else NamedSharding(mesh, spec)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = None if mesh.empty else NamedSharding(mesh, spec(leaf))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, tree)
 
 
 def gather(array: Any) -> np.ndarray:
@@ -288,7 +333,7 @@ class Slot(Mapping[str, PyTree]):
 
 @jax.jit
 def pick(stacked: PyTree, i: int) -> PyTree:
-    """Member i of a tree of arrays [members, ...], on every device."""
+    """Member i of a tree of arrays [members, ...], on every device; large arrays in parts."""
     if num_shards() == 1:
         return jax.tree.map(lambda leaf: leaf[i], stacked)
 
@@ -300,7 +345,8 @@ def pick(stacked: PyTree, i: int) -> PyTree:
 
         return jax.tree.map(send, stacked)
 
-    return jax.shard_map(send_from_shard, in_specs=(MEMBERS, SHARED), out_specs=SHARED, check_vma=False)(stacked, i)
+    send = jax.shard_map(send_from_shard, in_specs=(MEMBERS, SHARED), out_specs=SHARED, axis_names={AXIS}, check_vma=False)
+    return shard(send(stacked, i), None)
 
 
 def stack(members: Iterable[PyTree], num: int) -> PyTree:
@@ -326,4 +372,5 @@ def _put(stacked: PyTree, member: PyTree, i: int) -> PyTree:
         return jax.tree.map(write, stacked, member)
 
     specs = MEMBERS, SHARED, SHARED
-    return jax.shard_map(write_to_shard, in_specs=specs, out_specs=MEMBERS, check_vma=False)(stacked, member, i)
+    write = jax.shard_map(write_to_shard, in_specs=specs, out_specs=MEMBERS, axis_names={AXIS}, check_vma=False)
+    return shard(write(stacked, member, i))

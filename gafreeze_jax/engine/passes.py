@@ -46,6 +46,10 @@ class Borrowed:
         """From the network's parameters, and the axes of those that have one."""
         return cls(tuple(parameters(params[name]) for name in names), names, tuple(map(axes.get, names)))
 
+    def gathered(self) -> "Borrowed":
+        """Under `jax.jit`: the same in whole on each device that has the member."""
+        return dataclasses.replace(self, trees=tuple(map(devices.gathered, self.trees, self.axes)))
+
 
 NOTHING = Borrowed()
 
@@ -60,6 +64,7 @@ def infer(
     apply: Callable, axes: tuple[Axis, Axis], params: PyTree, x: PyTree, context: PyTree, borrowed: Borrowed = NOTHING
 ) -> Array:
     """A block in inference mode. `axes` are those of `params` and `x`."""
+    params, borrowed = devices.gathered(params, axes[0]), borrowed.gathered()
 
     def run(params, x, context, *shared):
         return apply(with_shared(borrowed.names, params, shared), x, context, frozen=True, key=None)
@@ -150,6 +155,7 @@ def forward(
       key: of this step, or None; the block's key is `fold_in(key, index)`, the same for all members.
     """
     key = None if key is None else jax.random.fold_in(key, index)
+    params, borrowed = devices.gathered(params, axes[0]), borrowed.gathered()
 
     def run(params, x, frozen, context, key, *shared):
         read = with_shared(borrowed.names, params, shared)
@@ -176,10 +182,11 @@ def forward(
     return Forward(y, Pullback.without((params, x, borrowed), pullback), statistics)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",), donate_argnames=("square_norm", "so_far"))
+@functools.partial(jax.jit, static_argnames=("axis", "params_axis"), donate_argnames=("square_norm", "so_far"))
 def backward(
     *,
     axis: Axis,
+    params_axis: Axis = None,
     residuals: Residuals,
     params: PyTree,
     cotangent: Array,
@@ -192,7 +199,7 @@ def backward(
     """Runs a block backwards.
 
     Args:
-      axis: of all arguments (`frozen` may be None).
+      axis: of all arguments (`frozen` may be None) but `params`.
       residuals: from `forward`, with the input it had.
       params: as given to `forward`.
       cotangent: of the block's output.
@@ -206,6 +213,7 @@ def backward(
       Gradients of the parameters and of the input (None if not asked for), those of borrowed parameters that were asked for, by
       name, and `square_norm` with this block's added.
     """
+    params, borrowed = devices.gathered(params, params_axis), borrowed.gathered()
     (gradients,) = residuals.pullback.complete((params, residuals.x, borrowed))(cotangent)
     of_params = gradients.get("params")
     if of_params is not None:
@@ -229,6 +237,7 @@ def hold_and_measure(axis: Axis, gradients: PyTree, frozen: Array | None, square
             gradients = jax.tree.map(lambda g: jnp.where(frozen, 0, g), gradients)
         return gradients, sum_of_squares(gradients)
 
+    gradients = devices.shard(gradients, axis)
     gradients, added = over_members(run, (axis, None if frozen is None else axis))(gradients, frozen)
     return gradients, square_norm + added
 
@@ -285,6 +294,7 @@ def head_step(
       step: whose `x` enters the head.
       so_far: loss and gradients of the parameters from earlier slices of the step, to which this one's are added; donated.
     """
+    shared = tuple(map(devices.gathered, shared, axes.shared))
     total = step.weights.sum() if step.total is None else step.total
     key = None if key is None else jax.random.fold_in(key, len(network.blocks))
 

@@ -130,6 +130,12 @@ def describe(plan: Plan) -> str:
     return f"{members} at a time, {steps} a program, masks {plan.freezing}{again}"
 
 
+def num_at_a_time(params: Any, num_members: int) -> int:
+    """Of some members, how many all devices together have room for, by their parameters, gradients and AdamW's state."""
+    of_member = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    return int(np.clip(SHARE_OF_MEMORY * jax.device_count() * device_memory() // of_member, 1, num_members))
+
+
 def choose(
     population: Population, genomes: np.ndarray, replicate: Replicate, num_evaluations: int, at_a_time: int | None = None
 ) -> Choice:

@@ -80,7 +80,7 @@ class Population:
     ):
         self.network, self.metric, self.plan, self.space = network, metric, plan, space or Space(network.names)
         self._on_steps, self._counting = on_steps, threading.Lock()
-        pretrained = devices.replicate({block.name: params[block.name] for block in network.blocks})
+        pretrained = devices.spread({block.name: params[block.name] for block in network.blocks})
         budget = Budget(*(num_bytes // 2 for num_bytes in budget or default_budget()))
         self.trainer = CohortTrainer(
             network, recipe, loss, pretrained=pretrained, activations=Activations(network, pretrained, train, budget)

@@ -149,6 +149,7 @@ def score_head(
     def run(params, x, targets, context, *shared):
         return score(network.head(with_shared(network.shared, params, shared), x, context, frozen=True, key=None), targets)
 
+    shared = tuple(map(devices.gathered, shared, axes.shared))
     mapped = over_members(run, (axes.params, axes.x, None, None, *axes.shared))
     return mapped(params, x, targets, context, *shared)
 
@@ -168,13 +169,13 @@ def score_each(
     Args:
       members: parameters of each network.
     """
-    on_device = devices.replicate({block.name: pretrained[block.name] for block in network.blocks})
+    on_device = devices.spread({block.name: pretrained[block.name] for block in network.blocks})
     activations = Activations(network, on_device, source, default_budget())
     for params in members:
         kept = {name: on_device[name] for name in network.names if _are_equal(params[name], pretrained[name])}
         depth = lowest_trainable([name in kept for name in network.names])
         activations.expect([depth])
-        member = MemberParams(devices.replicate({**params, **kept}), frozenset(), depth)
+        member = MemberParams(devices.spread({**params, **kept}), frozenset(), depth)
         scores = score_members(network, member, activations, loss=loss, metric=metric)
         yield Scores(scores.values[0], scores.losses[0])
 

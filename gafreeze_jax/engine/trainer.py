@@ -129,8 +129,9 @@ class CohortTrainer:
         boundary = self.activations.boundary(cohort.depth if enter is None else enter)
         trained = jax.eval_shape(functools.partial(self.start, cohort, replicate))
         chunk = self.activations.chunk_shape(boundary, replicate.batches, num_steps)
-        trained = trained if cohort.axis is None else devices.shapes(trained, devices.MEMBERS)
-        pretrained, chunk, key = devices.shapes((self.pretrained, chunk, replicate.key))
+        trained = devices.shapes(trained, lambda leaf: devices.spec_of(leaf, cohort.axis))
+        pretrained = devices.shapes(self.pretrained, lambda leaf: devices.spec_of(leaf, None))
+        chunk, key = devices.shapes((chunk, replicate.key))
         shared = Shared(pretrained, chunk, key, *jax.eval_shape(lambda: (cohort.gates, cohort.rates)))
         return self.program(cohort, boundary), trained, shared
 

@@ -180,7 +180,8 @@ class SearchRun:
         """A run over all devices, with its display."""
         metric = MetricFormat(**problem.task.metric.facts())
         made = Display(space, metric=metric, quiet=options.quiet, verbose=options.verbose)
-        with devices.over_all_devices(num_members), contextlib.nullcontext(display) if display else made as display:
+        at_a_time = planning.num_at_a_time(problem.params, num_members)
+        with devices.over_all_devices(at_a_time), contextlib.nullcontext(display) if display else made as display:
             yield cls(
                 problem,
                 options,

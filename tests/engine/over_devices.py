@@ -1,6 +1,6 @@
 """Trains members or searches over all devices there are, for test_devices.py, also in processes of their own.
 
-python tests/engine/over_devices.py {train,share,rated,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
+python tests/engine/over_devices.py {train,share,parts,rated,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
 """
 
 import sys
@@ -13,6 +13,7 @@ import numpy as np
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Budget
 from gafreeze_jax.engine.cohort import Member, Plan
+from gafreeze_jax.engine.costs import bytes_of_cohort
 from gafreeze_jax.space import digits
 
 GENOMES = [(0, 0, 0), (1, 0, 1), (0, 1, 1)]
@@ -45,6 +46,22 @@ def share(folder: Path) -> None:
     with devices.over_all_devices(2):
         population = tasks.make_population(task, tasks.RECIPES["sgd"], plan=Plan(2), budget=Budget(0, 10**9))
         save(folder / "resnet.npz", population.evaluate(GENOMES[:2], tasks.make_run(task)))
+
+
+def parts(folder: Path) -> None:
+    """The same members, of which all devices hold parts, and the bytes of one trained member on each device."""
+    import test_population as tasks
+
+    devices.LARGE = 16
+    train(folder, 1)
+    with devices.over_all_devices(1):
+        population = tasks.make_population(tasks.TASKS["bert"], tasks.RECIPES["adamw"])
+        (member,) = population.evaluate(GENOMES[:1], tasks.make_run(tasks.TASKS["bert"]), until=1)
+        arrays = jax.tree.leaves((population.params, dict(member.params), member.state))
+        held = [shard for array in arrays for shard in array.addressable_shards]
+        of_devices = [sum(shard.data.nbytes for shard in held if shard.device == device) for device in jax.devices()]
+        counted = bytes_of_cohort(population, population.plan, GENOMES[:1], tasks.make_run(tasks.TASKS["bert"]))
+    np.savez(folder / "bytes.npz", of_devices=of_devices, all=sum(array.nbytes for array in arrays), counted=counted)
 
 
 def rated(folder: Path) -> None:
@@ -85,4 +102,4 @@ def search(folder: Path, *several: str) -> None:
 
 if __name__ == "__main__":
     what, where, *several = sys.argv[1:]
-    {"train": train, "share": share, "rated": rated, "search": search}[what](Path(where), *several)
+    {"train": train, "share": share, "parts": parts, "rated": rated, "search": search}[what](Path(where), *several)

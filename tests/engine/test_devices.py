@@ -76,7 +76,12 @@ def trained(request, tmp_path_factory):
 def test_members_train_on_eight_devices_as_on_one(trained, alone):
     """Each on a device of its own, or two at a time on four devices each."""
     what, folder = trained
-    for name in ("bert.npz", "resnet.npz") if what == "share" else ("bert.npz",):
+    assert_same(folder, alone, ("bert.npz", "resnet.npz") if what == "share" else ("bert.npz",))
+
+
+def assert_same(folder, alone, names):
+    """What two folders have is equal but for rounding."""
+    for name in names:
         ours, expected = np.load(folder / name), np.load(alone / name)
         assert set(ours) == set(expected)
         for key, array in expected.items():
@@ -98,6 +103,16 @@ def test_train_steps_exchange_nothing_but_sums_over_a_batch_that_devices_share(t
         of_gradients = re.findall(r"all-reduce\(.*replica_groups=([^ ]*),", "".join(programs["jit_backward"]))
         assert "[2,4]<=[8]" in of_gradients  # over the devices of a member
         assert "jit_update_block" not in exchanging
+
+
+def test_devices_that_share_a_member_hold_parts_of_it(alone, tmp_path):
+    end(start("parts", tmp_path, 8, dump=tmp_path / "programs"))
+    assert_same(tmp_path, alone, ("bert.npz",))
+    sizes = np.load(tmp_path / "bytes.npz")
+    assert (sizes["of_devices"] < 1.3 / 8 * sizes["all"]).all()
+    programs = {path.name.split(".")[1]: path.read_text() for path in (tmp_path / "programs").glob("*after_optimizations.txt")}
+    assert "all-gather" in programs["jit_forward"]
+    assert not COLLECTIVE.search(programs["jit_update_block"])
 
 
 def evaluations(folder):
