@@ -99,7 +99,7 @@ def parse(text: str) -> Plan:
       ValueError: if it is no such text.
 
     >>> parse("members=8,steps=50,freezing=traced")
-    Plan(members=8, steps=50, freezing='traced', calls=1)
+    Plan(members=8, steps=50, freezing='traced', calls=1, remat=False)
     """
     kinds = get_args(get_type_hints(Plan)["freezing"])
     plan = Plan()
