@@ -338,16 +338,12 @@ class Curve(NamedTuple):
 
 
 def make_population(prepared: Setup, settings: shared_options.Options, plan: Plan) -> Population:
-    problem = prepared.problem
     recipe = adamw_recipe(
         learning_rate=settings.learning_rate,
         head_learning_rate=settings.head_learning_rate,
-        num_steps=problem.replicate(0).num_steps,
+        num_steps=prepared.problem.replicate(0).num_steps,
     )
-    sources = problem.train, problem.validation
-    return Population(
-        problem.network, problem.params, recipe, *sources, loss=problem.task.loss, metric=problem.task.metric, plan=plan
-    )
+    return prepared.problem.make_population(recipe, plan=plan)
 
 
 def train(

@@ -30,7 +30,7 @@ from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import Metric
 from gafreeze_jax.runs import racing
 from gafreeze_jax.runs.baselines import BASELINES, Baseline, seeds_of
-from gafreeze_jax.runs.finalists import Finalist, retrain
+from gafreeze_jax.runs.finalists import Finalist, candidates, retrain
 from gafreeze_jax.space import Genome, Space, as_genome
 
 SEEDS = 6
@@ -139,13 +139,11 @@ def replay(trained: Trained, rng: np.random.Generator) -> dict[bool, tuple[Genom
     leaders = fittest(trained, search_seed, seen)[:NUM_LEADERS]
     groups = {baseline.name: space.at_rates(baseline.genomes(space)) for baseline in baselines if baseline.genomes}
     masks = {name: fittest(trained, search_seed, rows.tolist())[0] for name, rows in groups.items() if len(rows)}
-    mixed = [genome for genome in masks.values() if 0 < sum(space.frozen(genome)) < space.num_genes]
-    candidates = list(dict.fromkeys([*leaders, *mixed]))
     outcome = {}
     for with_racing in (True, False):
         lookup: Any = Lookup(trained, fresh)
         with mock.patch.object(racing, "FIRST_SEEDS", racing.FIRST_SEEDS if with_racing else len(fresh)):
-            found, _ = retrain(lookup, candidates, masks, [])
+            found, _ = retrain(lookup, candidates(space, leaders, masks.values()), masks, [])
         outcome[with_racing] = found.genome, lookup.flops
     return outcome
 

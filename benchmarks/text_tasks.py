@@ -23,7 +23,6 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from gafreeze_jax.engine.optimizer import adamw_recipe
-from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import label_sets, tags
 from gafreeze_jax.models import checkpoints
@@ -77,15 +76,7 @@ def train_ours(given: text.Options, data: Any, seed: int) -> float:
     problem, task = setup.problem, setup.problem.task
     replicate = problem.replicate(seed)
     rates = {"learning_rate": given.learning_rate, "head_learning_rate": given.head_learning_rate}
-    population = Population(
-        problem.network,
-        problem.params,
-        adamw_recipe(**rates, num_steps=replicate.num_steps),
-        problem.train,
-        problem.validation,
-        loss=task.loss,
-        metric=task.metric,
-    )
+    population = problem.make_population(adamw_recipe(**rates, num_steps=replicate.num_steps))
     (member,) = population.evaluate([(0,) * len(problem.network.names)], replicate)
     params = {name: member.params[name] for name in member.params}
     metric = task.metric

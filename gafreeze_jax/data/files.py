@@ -12,12 +12,13 @@ from typing import Any
 
 LARGE_UNPACKED = 2**26  # bytes; what gives more, and more than 100 times its size, is taken for a decompression bomb
 SPREADSHEET = "it is a spreadsheet or an archive under another name; save it as CSV (UTF-8)"
+POINTER = b"version https://git-lfs"  # begins a file that Git LFS has put in place of a large one
 OTHER_KINDS = {  # by how they begin
     b"PK\x03\x04": SPREADSHEET,  # zip, as all new ones are
     b"\xd0\xcf\x11\xe0": SPREADSHEET,
     b"\x1f\x8b": "it is a gzip file under another name; call it .gz",
     b"PAR1": "it is a Parquet file under another name; call it .parquet",
-    b"version https://git-lfs": "it is a pointer of Git LFS, to be replaced by git lfs pull",
+    POINTER: "it is a pointer of Git LFS, to be replaced by git lfs pull",
 }
 BOMB = "it would unpack to more than 100 times its size; if you trust it, store it uncompressed"
 
@@ -68,8 +69,8 @@ def read_utf8(path: Path) -> str:
 def hint_at_pointer(path: Path) -> str:
     """What to do about a file that Git LFS has put in place of a large one; "" if it is none."""
     with path.open("rb") as file:
-        is_pointer = file.read(100).startswith(b"version https://git-lfs")
-    return "; it is a pointer of Git LFS, to be replaced by git lfs pull" if is_pointer else ""
+        is_pointer = file.read(len(POINTER)) == POINTER
+    return f"; {OTHER_KINDS[POINTER]}" if is_pointer else ""
 
 
 def most_unpacked(size: int) -> int:

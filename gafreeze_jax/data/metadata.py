@@ -70,7 +70,7 @@ def read_tables(by_split: dict[str, Path], label_column: str | None, notes: list
 
 
 def _file_column(table: Path, columns: list[str]) -> str:
-    by_lower = {column.strip().lower(): column for column in columns}
+    by_lower = tables.by_lower(columns)
     found = next((by_lower[name] for name in FILE_COLUMNS if name in by_lower), None)
     if found is None:
         raise ValueError(f"{table}: no column of image files, such as {FILE_COLUMNS[0]}; the columns are {listed(columns)}")

@@ -185,7 +185,10 @@ def _describe_work(
     def bytes_of_member(remat: bool) -> int:
         return bytes_of_cohort(population, Plan(remat=remat), [space.all_trained], replicate)
 
-    remat = population.plan.remat or bytes_of_member(False) > memory
+    remat = population.plan.remat
+    per_member = bytes_of_member(remat)
+    if not remat and per_member > memory:
+        remat, per_member = True, bytes_of_member(True)
     flops = flops_per_step(population, space.all_trained, replicate)
     num_cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 0
     num_devices = devices.num_shards()
@@ -194,7 +197,7 @@ def _describe_work(
         num_steps=replicate.num_steps,
         at_a_time=at_a_time or replicate.num_steps,
         num_evaluations=min(num_evaluations, space.size),  # no mask is evaluated twice
-        num_members=int(np.clip(memory // bytes_of_member(remat), 1, -(-len(members) // num_devices))),
+        num_members=int(np.clip(memory // per_member, 1, -(-len(members) // num_devices))),
         tiny=flops < TINY_FLOPS,
         large=flops > LARGE_FLOPS * max(1, num_cores),
         num_cores=min(num_cores, 1) if devices.are_many() else num_cores,  # cohorts run one after the other

@@ -38,8 +38,8 @@ def as_block(module: nn.Module) -> Callable:
     """What a `Block` or a `Network`'s head calls, of a module that is called with an input, its context and `frozen`.
 
     Running statistics are handled where its parameters have some. Parameters of lower blocks that the module reads are in its
-    context, by the names of these blocks. Frozen parameters may be narrower than float32; modules
-    widen arrays of two axes or more where they use them, so that no second copy is kept.
+    context, by the names of these blocks. Frozen parameters may be narrower than float32; modules widen arrays of two axes or
+    more where they use them, so that no second copy is kept.
     """
     shared = reads(module)
 

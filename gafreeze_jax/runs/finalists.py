@@ -8,7 +8,7 @@ then, it says what the winner is worth. Finalists that are clearly worse drop ou
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -237,6 +237,16 @@ class Retraining:
         return ready
 
 
+def candidates(space: Space, leaders: Iterable[Genome], kinds: Iterable[Genome]) -> list[Genome]:
+    """A search's leaders, and the fittest of each kind of mask: a single seed does not decide between them.
+
+    Args:
+      kinds: of which those count that freeze something, and train something.
+    """
+    mixed = (genome for genome in kinds if 0 < sum(space.frozen(genome)) < space.num_genes)
+    return list(dict.fromkeys([*leaders, *mixed]))
+
+
 def retrain(
     retraining: Retraining, genomes: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
 ) -> tuple[Finalist, list[Finalist]]:
@@ -253,13 +263,13 @@ def retrain(
       The winner, named "found", the baselines, and what the winner is without its rates or without what it freezes.
     """
     first = min(racing.FIRST_SEEDS, len(retraining.seeds))
-    candidates = [retraining.mask(FOUND, genome) for genome in genomes]
+    contenders = [retraining.mask(FOUND, genome) for genome in genomes]
     rivals = [retraining.mask(name, genome) for name, genome in masks.items()]
-    started = retraining.train([*candidates, *rivals, *map(retraining.schedule, schedules)], first)
-    found = max(started[: len(candidates)], key=_rank_of_finalist)
+    started = retraining.train([*contenders, *rivals, *map(retraining.schedule, schedules)], first)
+    found = max(started[: len(contenders)], key=_rank_of_finalist)
     without = ablations(retraining.population.space, found.genome)
     parts = [retraining.mask(name, genome, is_ablation=True) for name, genome in without.items()]
-    finalists = [found, *started[len(candidates) :], *retraining.train(parts, first)]
+    finalists = [found, *started[len(contenders) :], *retraining.train(parts, first)]
     if len(retraining.seeds) > first:
         finalists = _race(retraining, finalists)
         retraining.on_race(finalists)

@@ -19,7 +19,7 @@ from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, seeds_of, train_all_at
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
-from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, retrain
+from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, candidates, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
 from gafreeze_jax.runs.narrator import FINALISTS, RANDOM_MASKS, SEARCHING, Narrator, num_overlapping
 from gafreeze_jax.runs.remarks import remarks_on_search
@@ -72,7 +72,8 @@ def run_search(
         schedules = [baseline for baseline in run.baselines if baseline.schedules is not None]
         leaders = found.leaders[:NUM_LEADERS]
         run.narrator.retraining(leaders, [*masks, *schedules], run.fresh_seeds)
-        winner, rivals, dropped = run.retrain(run.candidates(found), masks, schedules)
+        genomes = candidates(space, leaders, filter(run.is_allowed, found.groups.values()))
+        winner, rivals, dropped = run.retrain(genomes, masks, schedules)
         entries = {"search": facts | {"finalist_seeds": list(run.fresh_seeds)}}
         if options.objective == "pareto":
             entries["front"] = find_front(run.ledger, run.costs, problem.task.metric, options.seed)
@@ -307,7 +308,7 @@ class SearchRun:
             evaluator=JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal),
             ledger=ledger,
             count_trainable=self.count_trainable,
-            allowed=self._is_allowed,
+            allowed=self.is_allowed,
             elapsed=lambda: float(devices.of_first(ledger.seconds)),
             **given,
         )
@@ -316,7 +317,7 @@ class SearchRun:
         """Number of parameters that train, the head's included."""
         return self.problem.count_trainable(self.space.frozen(genome))
 
-    def _is_allowed(self, genome: Genome) -> bool:
+    def is_allowed(self, genome: Genome) -> bool:
         return self.options.max_flops is None or self.costs.share(genome) <= self.options.max_flops
 
     def _check_limit(self) -> None:
@@ -340,13 +341,8 @@ class SearchRun:
         genomes = self.genomes_of_baselines
         return {name: found.groups.get(name) or as_genome(rows[0]) for name, rows in genomes.items()}
 
-    def candidates(self, found: Found) -> list[Genome]:
-        """The leaders, and the fittest of each kind of mask: a single seed does not decide between them."""
-        mixed = [genome for genome in found.groups.values() if 0 < sum(self.space.frozen(genome)) < self.space.num_genes]
-        return list(dict.fromkeys([*found.leaders[:NUM_LEADERS], *filter(self._is_allowed, mixed)]))
-
     def retrain(
-        self, candidates: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
+        self, genomes: Sequence[Genome], masks: Mapping[str, Genome], schedules: Sequence[Baseline]
     ) -> tuple[Finalist, list[Finalist], list[Finalist]]:
         """The winner, the others that are still in at the end, and those that are not; see `finalists.retrain`."""
         self.narrator.begin(FINALISTS, self.steps_of_finalists())
@@ -362,7 +358,7 @@ class SearchRun:
             is_thorough=self.options.baselines == "all" or self.options.mask is not None,
             on_race=self.narrator.raced,
         )
-        found, others = retrain(retraining, candidates, masks, schedules)
+        found, others = retrain(retraining, genomes, masks, schedules)
         return found, [one for one in others if one.is_in], [one for one in others if not one.is_in]
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
