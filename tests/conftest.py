@@ -24,6 +24,11 @@ from gafreeze_jax.data.text import load_text
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are no names: those of a compressed file may differ from one test process to the next."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
     """Each takes several of the memory mappings that a process may have, 65,530 on Linux; all tests together need more.

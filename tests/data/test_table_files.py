@@ -153,7 +153,7 @@ def test_tables_that_cannot_be_read(tmp_path, content, message):
             b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99),
             "it is a spreadsheet or an archive under another name; save it as CSV",
         ),
-        (gzip.compress(b"text,label"), "it is a gzip file under another name; call it .gz"),
+        (gzip.compress(b"text,label", mtime=0), "it is a gzip file under another name; call it .gz"),
         (b"PAR1" + bytes(99), "it is a Parquet file under another name; call it .parquet"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS, to be replaced by git lfs pull"),
     ],

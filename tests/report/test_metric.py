@@ -15,7 +15,6 @@ from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs import results, verdict
 from gafreeze_jax.runs.baselines import LOWER_RATES
 from gafreeze_jax.runs.finalists import Finalist, Variant
-from gafreeze_jax.runs.results import Tested
 from gafreeze_jax.space import Space
 
 
@@ -37,7 +36,8 @@ def finalist(name, genome, error, **others):
     """Two seeds on 100 examples; the error on the validation split is a little lower."""
     scores = -error - np.tile(np.linspace(-0.1, 0.1, 100), (2, 1))
     member = Member(SPACE.parse(genome), {}, train_loss=0.3, score=0.25 - error, loss=0.4, steps=24)
-    return Tested(Finalist(name, member.genome, 3e9 + 1e9 * (name != "found"), (member,) * 2, **others), scores, 0.5, 20)
+    finalist = Finalist(name, member.genome, 3e9 + 1e9 * (name != "found"), (member,) * 2, **others)
+    return results.Tested(finalist, scores, 0.5, 20)
 
 
 @pytest.fixture
