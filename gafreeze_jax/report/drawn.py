@@ -1,5 +1,6 @@
 """The charts of a run, by name."""
 
+import functools
 from xml.etree.ElementTree import Element
 
 from matplotlib.figure import Figure
@@ -20,8 +21,16 @@ CHARTS = {
 }  # and what of a run they need
 
 
+@functools.lru_cache(maxsize=len(CHARTS))  # the page shows what plots/ holds
 def draw(run: RunFolder, name: str) -> Figure:
-    """A chart of a run that has what it shows."""
+    """A chart of a run that has what it shows, laid out."""
+    figure = _draw(run, name)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # once is enough for all formats
+    return figure
+
+
+def _draw(run: RunFolder, name: str) -> Figure:
     match name:
         case "progress":
             return charts.progress(run.generations, run.baselines, space=run.space, num_steps=run.num_steps, metric=run.metric)
