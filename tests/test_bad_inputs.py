@@ -357,8 +357,10 @@ CASES = {
     "half a character": Case(run_bert, data(r'{"text": "\ud83d", "label": 1}', "data.jsonl"), "has half a surrogate pair"),
     "infinite scores": Case(run_bert, data("text,score\na,inf\nb,0.5\n"), "line 2: column 'score' must hold finite numbers"),
     "a metric of another task": Case(run_bert, given(metric="rmse"), "--metric rmse is not for one of two labels; choose"),
-    "numbers for GPT-2": Case(
-        run_gpt2, data("text,score\n" + "a,1.5\nb,0.5\n" * 9, task="classify"), "are a number for each text, which run_bert.py"
+    "classes of numbers by GPT-2": Case(
+        run_gpt2,
+        data("text,score\n" + "a,1.5\nb,0.5\n" * 9, task="classify", metric="accuracy"),
+        "--metric accuracy is not for a number for each text; choose spearman or pearson or",
     ),
     "the next token by F1": Case(run_gpt2, given(metric="macro-f1"), "--metric macro-f1 is not for the next token; choose"),
     "labels of 5,000 digits": Case(

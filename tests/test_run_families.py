@@ -48,9 +48,18 @@ def test_several_labels_and_numbers_have_the_head_of_one_label(model_type, tmp_p
         assert list(model.config.id2label.values()) == list(setup.facts["label_names"])
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "modernbert", "albert"])  # bytes as words, bytes, and sentence pieces
+@pytest.mark.parametrize(
+    "model_type", ["roberta", "modernbert", "albert", "llama", "gpt_neox"]
+)  # bytes as words, bytes, and sentence pieces
 def test_pytorch_gives_words_the_same_tags(model_type, tmp_path):
-    test_kinds.assert_pytorch_computes_the_same("tags", family_folders.write_texts_model(tmp_path, model_type), tmp_path)
+    module = text if model_type in family_folders.ENCODERS else language_model
+    folder = family_folders.write_texts_model(tmp_path, model_type)
+    test_kinds.assert_pytorch_computes_the_same("tags", folder, tmp_path, module)
+
+
+@pytest.mark.parametrize("kind", ["labels", "number", "tags"])
+def test_pytorch_gives_texts_the_same_with_a_gpt2(kind, small_gpt2, tmp_path):
+    test_kinds.assert_pytorch_computes_the_same(kind, small_gpt2, tmp_path, language_model)
 
 
 @pytest.mark.parametrize(("model_type", "first"), [("roberta", "\u0120"), ("modernbert", "\u0120"), ("xlm-roberta", "\u2581")])

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import gpt2, layers, products
-from gafreeze_jax.models.base import Head, Part
+from gafreeze_jax.models import layers, products
+from gafreeze_jax.models.base import Head, Part, module_head
 
 with needs("text"):
     import flax.linen as nn
@@ -52,13 +52,59 @@ def output_layer(config: Any, dtype: Any) -> Iterator[Part]:
     yield Part("output", OutputLayer(config, dtype), per_example=False)
 
 
+class TokenHead(nn.Module):
+    """A class for each token: [N, D] -> logits [N, C].
+
+    Attributes:
+      layer: its name in the tree.
+    """
+
+    config: Any
+    num_classes: int
+    layer: str
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
+        cfg = self.config
+        rate = 0.1 if cfg.classifier_dropout is None else cfg.classifier_dropout  # as in transformers
+        x = layers.dropout(self, x.astype(jnp.float32), rate, frozen)
+        return layers.Dense(self.num_classes, jnp.float32, cfg.initializer_range, name=self.layer)(x)
+
+
 def _logits(params, x, context, *, frozen, key):
     """Nothing is left for the head to do."""
     return x
 
 
+def _score(params, x, context, *, frozen, key):
+    """The classifier: [B, D] -> logits [B, C]."""
+    return x.astype(jnp.float32) @ params["score"]["kernel"]
+
+
+@functools.cache  # so that equal networks are equal
+def _next_token(dtype: Any) -> Callable:
+    """The output layer, which is the word vectors: [N, D] -> logits [N, V]."""
+
+    def apply(params, x, context, *, frozen, key):
+        return products.matmul(dtype, x.astype(jnp.float32), params["embeddings"]["word"].T)
+
+    return apply
+
+
 def make_logits(config: Any, num_classes: None, dtype: Any) -> Callable:
     return _logits
+
+
+def make_next_token(config: Any, num_classes: None, dtype: Any) -> Callable:
+    return _next_token(dtype)
+
+
+def make_score(config: Any, num_classes: int, dtype: Any) -> Callable:
+    return _score
+
+
+def init_nothing(key: Array, config: Any, num_classes: None) -> dict:
+    return {}
 
 
 def init_score(key: Array, config: Any, num_classes: int) -> dict:
@@ -66,13 +112,21 @@ def init_score(key: Array, config: Any, num_classes: int) -> dict:
     return {"score": {"kernel": config.initializer_range * jax.random.normal(key, (config.hidden_size, num_classes))}}
 
 
-def heads(stem: str) -> dict[str, Head]:
-    """The heads of networks whose names begin with `stem` in PyTorch."""
-    lm = functools.partial(Head, architecture=f"{stem}ForCausalLM", init=gpt2.init_nothing, per_example=False)
-    untied = lm(make=make_logits, blocks=output_layer)
+def heads(stem: str, *, lm: str | None = None, token_layer: str = "score", can_be_untied: bool = True) -> dict[str, Head]:
+    """The heads of networks whose names begin with `stem` in PyTorch.
+
+    Args:
+      lm: name of the language model; `stem` with ForCausalLM by default.
+      token_layer: name of the layer that classifies tokens.
+      can_be_untied: whether a language model may have an output layer of its own.
+    """
+    next_token = functools.partial(Head, architecture=lm or f"{stem}ForCausalLM", init=init_nothing, per_example=False)
+    untied = next_token(make=make_logits, blocks=output_layer) if can_be_untied else None
+    of_tokens = functools.partial(TokenHead, layer=token_layer)
     return {
-        "lm": lm(make=gpt2.make_next_token, shared=("embeddings",), tied=True, untied=untied),
+        "lm": next_token(make=make_next_token, shared=("embeddings",), tied=True, untied=untied),
         "classify": Head(
-            architecture=f"{stem}ForSequenceClassification", make=gpt2.make_score, init=init_score, output="head/score"
+            architecture=f"{stem}ForSequenceClassification", make=make_score, init=init_score, output="head/score"
         ),
+        "tokens": module_head(f"{stem}ForTokenClassification", of_tokens, f"head/{token_layer}", per_example=False),
     }

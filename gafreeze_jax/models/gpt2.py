@@ -1,22 +1,20 @@
 """GPT-2 (Radford et al. 2019): the embeddings, one block per block, the final norm.
 
-It models language, with the word vectors as its output layer too, or classifies texts by their last token. Token arrays are
-flat, `[tokens, features]`, and texts share rows (see `data/tokens.py`); a token sees earlier ones of its own text. For
-classification the last block and the final norm are computed for the last token of every text alone.
+It models language, with the word vectors as its output layer too, or classifies texts by their last token, or each token.
+Token arrays are flat, `[tokens, features]`, and texts share rows (see `data/tokens.py`); a token sees earlier ones of its own
+text. To classify texts, the last block and the final norm are computed for the last token of every text alone.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import configs, layers, products
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models import checkpoints, configs, decoders, layers, products
+from gafreeze_jax.models.base import Family, Layout, Part
 from gafreeze_jax.models.checkpoints import Table, norm
 
 with needs("text"):
@@ -30,9 +28,9 @@ def dense(name: str, path: str) -> Table:
 
 LAYOUT = Layout(
     prefix="transformer.",
-    bare=("score.",),
+    bare=("score.", "classifier."),
     # Buffers; the output layer, which is the word vectors; heads of other tasks.
-    ignored=r"h\.\d+\.attn\.(masked_)?bias|(lm|v|multiple_choice)_head\..*|score\.weight|(classifier|qa_outputs)\..*",
+    ignored=r"h\.\d+\.attn\.(masked_)?bias|(lm|v|multiple_choice)_head\..*|score\.weight|classifier\.(weight|bias)|qa_outputs\..*",
     tied=("lm_head.weight", "wte.weight"),
     table=(
         ("wte.weight", "embeddings/word", None),
@@ -45,6 +43,7 @@ LAYOUT = Layout(
         *dense("h.{}.mlp.c_proj", "block_{}/mlp/down"),
         *norm("ln_f", "final_norm/norm"),
         ("score.weight", "head/score/kernel", (1, 0)),
+        *checkpoints.dense("classifier", "head/classifier"),
     ),
 )
 
@@ -70,7 +69,12 @@ class GPT2Config:
     resid_pdrop: float = configs.field(configs.RATE, 0.1)
     scale_attn_weights: bool = configs.field(configs.FLAG, True)
     scale_attn_by_inverse_layer_idx: bool = configs.field(configs.FLAG, False)
+    classifier_dropout: float | None = configs.field(configs.or_null(configs.RATE), None)
     tie_word_embeddings: bool = configs.field(configs.FLAG, True)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.n_embd
 
     @property
     def max_tokens(self) -> int:
@@ -164,38 +168,6 @@ class GPT2FinalNorm(nn.Module):
         return layers.norm(self.config.layer_norm_epsilon, x.dtype, "norm")(x)
 
 
-def _score(params, x, context, *, frozen, key):
-    """The classifier: [B, D] -> logits [B, C]."""
-    return x.astype(jnp.float32) @ params["score"]["kernel"]
-
-
-@functools.cache  # so that equal networks are equal
-def _next_token(dtype: Any) -> Callable:
-    """The output layer, which is the word vectors: [N, D] -> logits [N, V]."""
-
-    def apply(params, x, context, *, frozen, key):
-        return products.matmul(dtype, x.astype(jnp.float32), params["embeddings"]["word"].T)
-
-    return apply
-
-
-def make_score(config: GPT2Config, num_classes: int, dtype: Any) -> Callable:
-    return _score
-
-
-def make_next_token(config: GPT2Config, num_classes: None, dtype: Any) -> Callable:
-    return _next_token(dtype)
-
-
-def init_score(key: Array, config: GPT2Config, num_classes: int) -> dict:
-    """A fresh classifier."""
-    return {"score": {"kernel": config.initializer_range * jax.random.normal(key, (config.n_embd, num_classes))}}
-
-
-def init_nothing(key: Array, config: GPT2Config, num_classes: None) -> dict:
-    return {}
-
-
 def blocks(config: GPT2Config, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("embeddings", GPT2Embeddings(config, dtype), per_example=False)
     for i in range(config.n_layer):
@@ -213,15 +185,5 @@ FAMILY = Family(
     problems=problems,
     layout=LAYOUT,
     blocks=blocks,
-    heads={
-        "lm": Head(
-            architecture="GPT2LMHeadModel",
-            make=make_next_token,
-            init=init_nothing,
-            per_example=False,
-            shared=("embeddings",),
-            tied=True,
-        ),
-        "classify": Head(architecture="GPT2ForSequenceClassification", make=make_score, init=init_score, output="head/score"),
-    },
+    heads=decoders.heads("GPT2", lm="GPT2LMHeadModel", token_layer="classifier", can_be_untied=False),
 )

@@ -21,9 +21,9 @@ with needs("text"):
 
 LAYOUT = Layout(
     prefix="gpt_neox.",
-    bare=("score.", "embed_out."),
+    bare=("score.", "classifier.", "embed_out."),
     # Heads of other tasks; buffers.
-    ignored=r"embed_out\.weight|(score|classifier|qa_outputs)\..*|layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\..*)",
+    ignored=r"embed_out\.weight|score\.weight|classifier\.(weight|bias)|qa_outputs\..*|layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\..*)",
     tied=("embed_out.weight", "embed_in.weight"),
     renamed=(("embed_out", "lm_head"),),
     table=(
@@ -37,6 +37,7 @@ LAYOUT = Layout(
         *norm("final_layer_norm", "final_norm/norm"),
         ("embed_out.weight", "output/dense/kernel", (1, 0)),
         ("score.weight", "head/score/kernel", (1, 0)),
+        *dense("classifier", "head/classifier"),
     ),
 )
 
@@ -58,6 +59,7 @@ class GPTNeoXConfig:
     initializer_range: float = configs.field(configs.POSITIVE, 0.02)
     attention_dropout: float = configs.field(configs.RATE, 0.0)
     hidden_dropout: float = configs.field(configs.RATE, 0.0)
+    classifier_dropout: float | None = configs.field(configs.or_null(configs.RATE), None)
     attention_bias: bool = configs.field(configs.FLAG, True)
     use_parallel_residual: bool = configs.field(configs.FLAG, True)
     tie_word_embeddings: bool = configs.field(configs.FLAG, False)
@@ -206,5 +208,5 @@ FAMILY = Family(
     problems=problems,
     layout=LAYOUT,
     blocks=blocks,
-    heads=decoders.heads("GPTNeoX"),
+    heads=decoders.heads("GPTNeoX", token_layer="classifier"),
 )

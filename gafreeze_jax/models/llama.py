@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023) and networks of its architecture: Mistral, Qwen2 and Qwen3; SmolLM2 is a Llama.
 
 Norms by the root mean square, rotary positions, heads of keys that serve several of the queries, gated MLPs. They model
-language, by the word vectors or an output layer, which is a gene, or classify texts by their last token.
+language, by the word vectors or an output layer, which is a gene, or classify texts by their last token, or each token.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ LAYOUT = Layout(
     prefix="model.",
     bare=("score.", "lm_head."),
     # Heads of other tasks; buffers.
-    ignored=r"lm_head\.weight|score\.weight|qa_outputs\..*|layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    ignored=r"lm_head\.weight|score\.(weight|bias)|qa_outputs\..*|layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
     tied=("lm_head.weight", "embed_tokens.weight"),
     table=(
         ("embed_tokens.weight", "embeddings/word", None),
@@ -47,7 +47,7 @@ LAYOUT = Layout(
         *dense("layers.{}.mlp.down_proj", "block_{}/mlp/down"),
         *scale("norm", "final_norm/norm"),
         ("lm_head.weight", "output/dense/kernel", (1, 0)),
-        ("score.weight", "head/score/kernel", (1, 0)),
+        *dense("score", "head/score"),
     ),
 )
 
@@ -75,6 +75,7 @@ class LlamaConfig:
     rms_norm_eps: float = configs.field(configs.POSITIVE, 1e-6)
     initializer_range: float = configs.field(configs.POSITIVE, 0.02)
     attention_dropout: float = configs.field(configs.RATE, 0.0)
+    classifier_dropout: float | None = configs.field(configs.or_null(configs.RATE), None)
     attention_bias: bool = configs.field(configs.FLAG, False)
     mlp_bias: bool = configs.field(configs.FLAG, False)
     tie_word_embeddings: bool = configs.field(configs.FLAG, False)

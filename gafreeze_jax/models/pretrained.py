@@ -88,6 +88,11 @@ class Pretrained:
         return self.model.family.heads[self.model.head].output
 
     @property
+    def has_bias(self) -> bool:
+        """Whether this layer has one."""
+        return f"{self.output}/bias" in leaf_paths(self.params)
+
+    @property
     def read_leaves(self) -> dict[str, np.ndarray]:
         """The leaves that are from the checkpoint, by path."""
         leaves = zip(leaf_paths(self.params), jax.tree.leaves(self.params), strict=True)

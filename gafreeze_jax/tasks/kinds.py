@@ -83,9 +83,14 @@ class Scale(NamedTuple):
     deviation: float = 1.0
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Scale":
-        """That of numbers [N]."""
-        return cls(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)))
+    def of(cls, values: np.ndarray, *, has_bias: bool = True) -> "Scale":
+        """That of numbers [N].
+
+        Args:
+          has_bias: whether the output layer has one. Without it the mean stays in the numbers, as `put_into` could not add it.
+        """
+        mean = float(values.mean(dtype=np.float64)) if has_bias else 0.0
+        return cls(mean, float(values.std(dtype=np.float64)))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         return ((values.astype(np.float64) - self.mean) / self.deviation).astype(np.float32)
@@ -101,8 +106,8 @@ class Scale(NamedTuple):
         name, _, rest = output.partition("/")
         if name:
             return {**params, name: self.put_into(params[name], rest)}
-        scaled = {"kernel": params["kernel"] * self.deviation, "bias": params["bias"] * self.deviation + self.mean}
-        return {name: np.asarray(leaf, np.float32) for name, leaf in scaled.items()}
+        means = {"kernel": 0.0, "bias": self.mean}
+        return {name: np.asarray(leaf * self.deviation + means[name], np.float32) for name, leaf in params.items()}
 
 
 def make_task(

@@ -29,17 +29,18 @@ class Options(options.Options):
     places: ClassVar = {"model": ("pydoc",), "data": ("reviews", "pydoc", "hub", "tfds")}
 
     task: Literal["lm", "classify"] = "lm"
-    """lm: predict the next token; an example is a window of text, the fitness the share of tokens predicted. classify: tell
-    the class of a text."""
+    """lm: predict the next token; an example is a window of text, the fitness the share of tokens predicted. classify: give a
+    text one label of a few, several labels, a number, or a tag for each word, recognised from the labels."""
     metric: kinds.MetricName = "auto"
-    """What the search maximizes, and reports compare. auto: accuracy, for lm of tokens; macro-f1 for several labels a text."""
+    """What the search maximizes, and reports compare. auto: accuracy, for lm of tokens; macro-f1 for several labels a text,
+    spearman for numbers, entity-f1 for tags of entities, token-accuracy for other tags."""
     model: str = "pydoc"
     """pydoc (a small one, pretrained here on the bytes of the Python language's reference), a folder in the Hugging Face
     layout, or a hub name such as openai-community/gpt2. Networks may also be Llama, Mistral, Qwen2, Qwen3 or GPT-NeoX."""
     data: str = "reviews"
     """reviews (embedded). For lm also pydoc, a .txt file (or .gz), or a folder with a train file and, if there are any,
-    validation and test files. For classify also a .csv, .tsv, .jsonl or .parquet file (or .gz), a folder of them, hub:NAME or
-    tfds:NAME."""
+    validation and test files. For classify also a .csv, .tsv, .jsonl, .parquet or .conll file (or .gz), a folder of them,
+    hub:NAME or tfds:NAME."""
     max_tokens: int = 128
     """Of a window; longer texts to classify are cut."""
     learning_rate: float = 3e-3
@@ -144,9 +145,8 @@ def prepare(given: Options) -> Setup:
     options.check(given, max_tokens=8)
     if given.task == "lm":
         return _prepare_language_modelling(given)
-    data = text.load_data(given, ("label", "labels"))  # its head has no bias for the mean of numbers
-    folder = find_model(given)
-    return text.prepare_classification(given, folder, data, KIND, pad=True)
+    data = text.load_data(given)
+    return text.prepare_classification(given, find_model(given), data, KIND, pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:

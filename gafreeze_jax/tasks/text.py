@@ -67,14 +67,10 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
     return prepare_classification(given, folder, data, KIND, trim=trim)
 
 
-def load_data(given: Any, kinds_of_task: Sequence[targets.Kind] = tuple(targets.IN_WORDS)) -> text.TextData:
-    """The data of the options; their task is one of some kinds.
-
-    Raises:
-      ValueError: if it is of another.
-    """
+def load_data(given: Any) -> text.TextData:
+    """The data of the options."""
     asked = given.task if given.task in targets.IN_WORDS else None
-    data = text.load_text(
+    return text.load_text(
         given.data,
         text_columns=given.text_columns,
         label_column=given.label_column,
@@ -82,9 +78,6 @@ def load_data(given: Any, kinds_of_task: Sequence[targets.Kind] = tuple(targets.
         max_validation=given.validation_examples,
         kind=asked,
     )
-    if data.kind not in kinds_of_task:
-        raise ValueError(f"{given.data}: the labels are {targets.IN_WORDS[data.kind]}, which run_bert.py learns")
-    return data
 
 
 def prepare_classification(
@@ -101,7 +94,9 @@ def prepare_classification(
     checkpoint = pretrained.read(folder, pretrained.families_of(kind))
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
-    scale = kinds.Scale() if data.kind != "number" or head.kept else kinds.Scale.of(data.train.labels)
+    scale = kinds.Scale()
+    if data.kind == "number" and not head.kept:
+        scale = kinds.Scale.of(data.train.labels, has_bias=loaded.has_bias)
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)

@@ -16,7 +16,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
 CASES = [(name, number) for name in DECODERS for number in range(len(parity.CONFIGS[name]))]
-AUTO = {"lm": "AutoModelForCausalLM", "classify": "AutoModelForSequenceClassification"}
+AUTO = {
+    "lm": "AutoModelForCausalLM",
+    "classify": "AutoModelForSequenceClassification",
+    "tokens": "AutoModelForTokenClassification",
+}
 
 
 def write(folder, name, number, head):
@@ -28,7 +32,7 @@ def write(folder, name, number, head):
 
 
 def run_torch(model, texts, head):
-    return parity.run_torch(model, texts, per_token=head == "lm")
+    return parity.run_torch(model, texts, per_token=head != "classify")
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
@@ -41,7 +45,17 @@ def test_logits_equal_pytorch(name, number, tmp_path):
     np.testing.assert_allclose(ours, run_torch(model, texts, head).detach().numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "head"), [("llama", "classify"), ("mistral", "lm"), ("qwen3", "lm"), ("gpt_neox", "lm")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("llama", "classify"),
+        ("mistral", "lm"),
+        ("qwen3", "lm"),
+        ("gpt_neox", "lm"),
+        ("qwen2", "tokens"),
+        ("gpt_neox", "tokens"),
+    ],
+)
 def test_gradients_equal_pytorch_and_it_loads_what_is_saved(name, head, tmp_path):
     model, texts = write(tmp_path / "model", name, 0, head)
     loaded = pretrained.load(tmp_path / "model", head)
