@@ -83,6 +83,16 @@ def test_outputs_and_gradients_are_those_of_the_function(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, of_genes)
 
 
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "time-major"])  # whose loop is one operation
+def test_outputs_are_bit_identical_op_by_op(name):
+    animal, network, _ = cut_animal(name)
+    params, inputs = jax.tree.map(jnp.asarray, (animal.params, animal.inputs))  # NumPy would add up in another order
+    of_genes = from_function.split(params, animal.genes)
+    run(network, of_genes, inputs)  # traces it
+    with jax.disable_jit():
+        np.testing.assert_array_equal(run(network, of_genes, inputs), infer(animal._replace(params=params), inputs))
+
+
 def test_equal_layers_share_compiled_code_and_so_do_masks():
     animal, network, _ = cut_animal("post-norm")
     params = from_function.split(animal.params, animal.genes)
