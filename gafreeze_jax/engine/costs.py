@@ -29,18 +29,30 @@ def flops_per_step(
     Args:
       enter: the block from whose kept input it starts; default: the genome's lowest trainable one.
     """
+    return sum(map(_flops_of_piece, _pieces(population, genome, replicate, enter)))
+
+
+def convolves(population: Population, genome: Genome, replicate: Replicate) -> bool:
+    """Whether a member's training step leaves convolutions to XLA."""
+    return any("conv_general_dilated" in str(piece) for piece in _pieces(population, genome, replicate))
+
+
+def _pieces(
+    population: Population, genome: Genome | np.ndarray, replicate: Replicate, enter: int | None = None
+) -> tuple[jex.core.ClosedJaxpr, ...]:
+    """Those parts of a member's training step that are compiled by themselves."""
     plan = Plan(steps=1, remat=population.plan.remat)
     (cohort,) = make_cohorts(plan, population.space, untrained([as_genome(genome)]))
     program, *arguments = population.trainer.shapes(cohort, replicate, enter=enter)
     leaves, tree = jax.tree.flatten(arguments)
-    return _flops_of_step(program, tuple(leaves), tree)
+    return _pieces_of_step(program, tuple(leaves), tree)
 
 
 @functools.cache  # genomes that freeze the same share a program, as they do where it is compiled
-def _flops_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], tree: Any) -> float:
+def _pieces_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], tree: Any) -> tuple[jex.core.ClosedJaxpr, ...]:
     step = jax.make_jaxpr(functools.partial(train_step, program))(*tree.unflatten(leaves), 0, 0)
     pieces = (equation.params.get("jaxpr") for equation in step.eqns)
-    return sum(_flops_of_piece(piece) for piece in pieces if isinstance(piece, jex.core.ClosedJaxpr))
+    return tuple(piece for piece in pieces if isinstance(piece, jex.core.ClosedJaxpr))
 
 
 @functools.cache  # steps of different genomes share most pieces

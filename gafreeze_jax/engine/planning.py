@@ -26,7 +26,7 @@ from gafreeze_jax.engine.cohort import (
     sorted_members,
     untrained,
 )
-from gafreeze_jax.engine.costs import bytes_of_cohort, flops_per_step
+from gafreeze_jax.engine.costs import bytes_of_cohort, convolves, flops_per_step
 from gafreeze_jax.engine.population import Population, ran_out_of_memory
 
 HANDING_OUT_SECONDS = 1e-4  # Python's share in running one compiled block, on slow CPU cores
@@ -204,6 +204,7 @@ def _describe_work(
         in_blocks=any(block.apply is not None for block in population.network.blocks),
         num_devices=num_devices,
         remat=remat,
+        convolves=num_cores > 0 and convolves(population, space.all_trained, replicate),
     )
     return work, flops
 
@@ -233,6 +234,7 @@ class Work(NamedTuple):
       num_genes, num_steps, num_evaluations: G; of one member; at most.
       at_a_time: steps that a program does at most.
       num_members: that fit a device's memory together.
+      convolves: whether a CPU convolves by XLA, which takes many times as long in a loop, or for stacked members.
       tiny: whether handing out a step block by block takes longer than doing it.
       large: whether handing it out takes no time to speak of.
       num_cores: on a CPU, where stacked members do not run faster than one by one, but for what is saved in handing out, and
@@ -253,6 +255,7 @@ class Work(NamedTuple):
     in_blocks: bool = True
     num_devices: int = 1
     remat: bool = False
+    convolves: bool = False
 
     def seconds(self, trial: Trial) -> float:
         """How long the search would take with the plan of a trial; what that has compiled is there already."""
@@ -275,15 +278,16 @@ def candidates(work: Work) -> list[Plan]:
 def _candidates_of_device(work: Work) -> list[Plan]:
     all_in_one = Plan(work.num_members, work.at_a_time, "traced")
     if not work.in_blocks:
-        alone = work.num_cores > 0 and not work.tiny  # convolutions are slow on CPUs when they are stacked or scanned
+        alone = work.num_cores > 0 and (work.convolves or not work.tiny)
         first = Plan(1, 1, "traced") if alone else all_in_one
         return [first, first._replace(members=1, freezing="static")]
-    if work.tiny:
+    if work.tiny and not work.convolves:
         return [all_in_one, Plan(), Plan(1, 1, "traced"), Plan(1, work.at_a_time, "static")]
     if work.num_cores:
         single, *several = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
         staged = [Plan(calls=num) for num in several or [single]]  # one call at a time leaves even two cores idle
-        return staged if work.large else [*staged, Plan(1, 1, "traced"), Plan(1, 1, "static"), all_in_one]
+        others = [Plan(1, 1, "traced"), Plan(1, 1, "static")]
+        return staged if work.large else [*staged, *others] if work.convolves else [*staged, *others, all_in_one]
     return [*(Plan(num) for num in _powers(GROWTH, work.num_members)), all_in_one]
 
 

@@ -266,9 +266,9 @@ def test_what_a_block_keeps_has_no_copies_of_its_weights(axis):
 def test_what_freezes_the_same_is_counted_once(monkeypatch):
     members, run = make_population("dense")
     expected = [costs.flops_per_step(members, genome, run) for genome in tasks.ALL_MASKS]
-    costs._flops_of_step.cache_clear()
+    costs._pieces_of_step.cache_clear()
     costs.step_flops(members, run)
-    assert costs._flops_of_step.cache_info().misses == 3 * NUM_BLOCKS
+    assert costs._pieces_of_step.cache_info().misses == 3 * NUM_BLOCKS
     monkeypatch.setattr(jax.stages.Traced, "lower", None)
     prefixes = [costs.flops_per_step(members, genome, run) for genome in members.space.prefixes()]
     assert prefixes == [expected[int(members.space.index(genome))] for genome in members.space.prefixes()]

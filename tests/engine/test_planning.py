@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import test_population as tasks
 
-from gafreeze_jax.engine import planning
+from gafreeze_jax.engine import costs, planning
 from gafreeze_jax.engine.cohort import Plan
 from gafreeze_jax.engine.costs import bytes_of_cohort
 from gafreeze_jax.engine.planning import Trial, Work
@@ -83,8 +83,22 @@ def test_static_programs_of_whole_steps_are_paid_for_every_mask():
     assert BIG.seconds(trial) == pytest.approx(10 * 57 + 60 * 24 * 0.3)
 
 
+def test_convolutions_by_xla_are_never_in_a_loop():
+    """Once such a program was timed for 31 s, for a search of 18 s."""
+    work = BIG._replace(convolves=True)
+    for tiny in (False, True):
+        plans = planning.candidates(work._replace(tiny=tiny))
+        assert plans[0].steps == 0
+        assert max(plan.steps for plan in plans) == 1
+        assert planning.candidates(work._replace(tiny=tiny, in_blocks=False))[0] == Plan(1, 1, "traced")
+    for name, convolves in (("convolutional", True), ("bert", False)):
+        task = tasks.TASKS[name]
+        members = tasks.make_population(task, tasks.RECIPES["sgd"])
+        assert costs.convolves(members, members.space.all_trained, tasks.make_run(task)) == convolves
+
+
 def test_a_tiny_network_runs_all_members_in_one_program():
-    task = tasks.TASKS["convolutional"]
+    task = tasks.TASKS["bert"]
     members = tasks.make_population(task, tasks.RECIPES["sgd"])
     choice = planning.choose(members, tasks.ALL_MASKS, tasks.make_run(task), num_evaluations=50)
     assert choice.plan == Plan(len(tasks.ALL_MASKS), tasks.NUM_STEPS, "traced")
@@ -111,6 +125,7 @@ def test_the_memory_of_a_call_is_what_xla_says(num_members):
 
 
 def test_members_of_one_program_are_as_many_as_xla_says_fit(monkeypatch):
+    monkeypatch.setattr(planning, "convolves", lambda *arguments: False)
     task = with_many_classes()
     members, run = tasks.make_population(task, tasks.RECIPES["sgd"]), tasks.make_run(task)
     in_one = lambda num: bytes_of_cohort(members, Plan(num, tasks.NUM_STEPS, "traced"), tasks.ALL_MASKS[:num], run)  # noqa: E731
