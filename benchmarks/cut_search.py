@@ -1,0 +1,199 @@
+"""How long does a whole search take with a network that `cut` took apart, beside the same network as a chain made by hand?
+
+    python benchmarks/cut_search.py [--rounds 3]
+
+A BERT (6 layers of width 384, 64 tokens a text) and CIFAR's ResNet-20, with random parameters, images and texts of equal
+length, so that there is no padding. Each search runs in a process of its own with an empty compile cache, by turns; of several
+rounds the fastest counts, as other work on the machine only adds to it. Printed are the seconds of the whole run, and of its
+phases. Takes about 10 minutes on 2 cores.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cut_bert
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from machine import describe_machine
+from steps import make_texts
+
+from gafreeze_jax import cut, masking, options
+from gafreeze_jax.data import tokens
+from gafreeze_jax.engine.network import STATISTICS, Dataset, Network, Source, parameters
+from gafreeze_jax.models import base, bert, from_function, resnet
+from gafreeze_jax.runs import results
+from gafreeze_jax.runs.main import carry_out
+from gafreeze_jax.tasks.base import Problem, Setup, block_genes, make_problem
+
+NUM_TRAIN, NUM_SCORED, NUM_CLASSES = 128, 64, 2
+NetworkName = Literal["bert", "resnet"]
+Way = Literal["by hand", "cut"]
+WAYS: tuple[Way, ...] = ("by hand", "cut")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time searches."""
+
+    networks: tuple[NetworkName, ...] = ("bert", "resnet")
+    rounds: int = 3
+    layers: int = 6
+    """Of the BERT; ResNet has three blocks for each two of them."""
+    hidden: int = 384
+    tokens: int = 64
+    gens: int = 3
+    only: Way | None = None
+    """Search once, in this process, and print the seconds as JSON."""
+    out: Path | None = None
+    """JSON file to write."""
+
+
+def bert_setup(given: Options, run: options.Options, way: Way) -> Setup:
+    config = bert.BertConfig(
+        vocab_size=1000,
+        hidden_size=given.hidden,
+        num_hidden_layers=given.layers,
+        num_attention_heads=4,
+        intermediate_size=4 * given.hidden,
+    )
+    model = base.Model(bert.FAMILY, config, num_classes=NUM_CLASSES)
+    by_hand, params = model.make_network(), model.init_params(jax.random.key(0))
+    train, validation = (make_texts(num, given.tokens, config.vocab_size) for num in (NUM_TRAIN, NUM_SCORED))
+    if way == "by hand":
+        problem = Problem(
+            network=by_hand,
+            params=params,
+            train=_source(train),
+            validation=_source(validation),
+            make_head=model.init_head,
+            make_batches=tokens.batch_maker(train, run.batch_size, run.epochs),
+            genes=(genes := block_genes(by_hand, params)),
+            count_trainable=lambda mask: masking.count_trainable(params, genes, mask),
+        )
+    else:
+        rules = {"embeddings/.*": "embeddings", r"(layer_\d+)/.*": r"\1", "head/.*": None}
+        rows = [Dataset(texts.inputs["ids"].reshape(-1, given.tokens), _labels(texts.lengths)) for texts in (train, validation)]
+        problem = cut_problem(cut_bert.as_function(by_hand), params, rules, rows[0], rows[1], run)
+    return as_setup(problem)
+
+
+def _source(texts: tokens.Tokens) -> Source:
+    return Source(Dataset(texts.inputs, _labels(texts.lengths)), tokens.scoring_batches(texts))
+
+
+def _labels(examples: Any) -> np.ndarray:
+    return np.arange(len(examples), dtype=np.int32) % NUM_CLASSES
+
+
+def resnet_setup(given: Options, run: options.Options, way: Way) -> Setup:
+    model = base.Model(resnet.FAMILY, resnet.cifar_config(2 + 3 * given.layers), num_classes=NUM_CLASSES)
+    by_hand, params = model.make_network(), model.init_params(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (num, 32, 32, 3)).astype(np.uint8) for num in (NUM_TRAIN, NUM_SCORED)]
+    train, validation = (Dataset(pixels, _labels(pixels)) for pixels in images)
+    if way == "by hand":
+        return as_setup(make_problem(by_hand, params, train, validation, run))
+    rules = {r".*/(stem|layer\d_\d)/.*": r"\1", ".*/head/.*": None}
+    statistics = {name: of_block[STATISTICS] for name, of_block in params.items() if STATISTICS in of_block}
+    variables = {"params": {name: parameters(of_block) for name, of_block in params.items()}, STATISTICS: statistics}
+    return as_setup(cut_problem(_resnet_function(by_hand), variables, rules, train, validation, run))
+
+
+def _resnet_function(network: Network) -> Any:
+    """The chain as one function of all its parameters and running statistics."""
+
+    def apply(variables, images, key):
+        x, context, new = images, {"weights": jnp.ones(len(images))}, {}
+        for block in network.blocks:
+            assert block.apply is not None
+            params = {**variables["params"][block.name], STATISTICS: variables[STATISTICS][block.name]}
+            x = block.apply(params, x, context, frozen=key is None, key=key)
+            if key is not None:
+                x, new[block.name] = x
+        logits = network.head(variables["params"]["head"], x, context, frozen=key is None, key=key)
+        return logits if key is None else (logits, new)
+
+    return apply
+
+
+def cut_problem(
+    function: Any, params: Any, rules: Mapping[str, str | None], train: Dataset, validation: Dataset, run: options.Options
+) -> Problem:
+    example = jax.tree.map(lambda leaf: leaf[:2], train.inputs)
+    genes = from_function.in_order_of_use(function, params, masking.make_genes(params, rules), example)
+    network = cut(function, params, genes, example)
+    assert all(block.apply is not None for block in network.blocks)
+    return make_problem(network, from_function.split(params, genes), train, validation, run, genes=genes)
+
+
+def as_setup(problem: Problem) -> Setup:
+    return Setup(
+        problem=problem,
+        about=[],
+        network=problem.network,
+        test=problem.validation,
+        num_test=NUM_SCORED,
+        restore=lambda params: params,
+        save=lambda folder, params: None,
+    )
+
+
+def search(given: Options, way: Way) -> dict[str, float]:
+    """Seconds of a search, of the whole run and of its phases."""
+    setup_of = {"bert": bert_setup, "resnet": resnet_setup}[given.networks[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        run = options.Options(
+            gens=given.gens, epochs=2, batch_size=16, train_examples=NUM_TRAIN, out=Path(folder) / "run", quiet=True
+        )
+        carry_out("benchmark", lambda run: setup_of(given, run, way), run)
+        result = json.loads((Path(folder) / "run" / "result.json").read_text(encoding="utf-8"))
+    return {"all": result["seconds"], **result["seconds_of_phases"]}
+
+
+def search_alone(given: Options, network: str, way: Way) -> dict[str, float]:
+    """The same, in a process of its own that has nothing compiled."""
+    with tempfile.TemporaryDirectory() as cache:
+        words = ["--networks", network, "--only", way, "--layers", given.layers, "--hidden", given.hidden]
+        words += ["--tokens", given.tokens, "--gens", given.gens]
+        done = subprocess.run(
+            [sys.executable, __file__, *map(str, words)],
+            env=os.environ | {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": cache},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(given: Options) -> None:
+    if given.only is not None:
+        print(json.dumps(search(given, given.only)))
+        return
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for network in given.networks:
+        taken: dict[Way, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for _ in range(given.rounds):
+            for way in WAYS:
+                taken[way].append(search_alone(given, network, way))
+        rows[network] = {way: min(runs, key=lambda run: run["all"]) for way, runs in taken.items()}
+        by_hand, by_cut = (rows[network][way] for way in WAYS)
+        print(f"{network}: a search takes {by_cut['all'] / by_hand['all']:.2f} times as long where the network was cut")
+        print(f"{'seconds':>26} {'by hand':>9} {'cut':>9}")
+        for phase in by_hand:
+            print(f"{phase:>26} {by_hand[phase]:9.1f} {by_cut[phase]:9.1f}", flush=True)
+    if given.out is not None:
+        facts = {"options": asdict(given) | {"out": None}, "machine": describe_machine(), "rows": rows}
+        results.write_json(given.out, facts)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
