@@ -81,8 +81,13 @@ def explain(folder: Path) -> str:
         return ""
     if "adapter_config.json" in names:
         return _explain_adapter(folder)
+    if own := [name for name in names if name.startswith("consolidated.")]:
+        return f"{own[0]} has its maker's own names for tensors; give the model in the Hugging Face layout, with {WEIGHTS}"
     if others := [name for name in names if name.endswith((".safetensors", ".json")) and ".safetensors" in name]:
         return _explain_safetensors(folder, others)
+    if parts := next(iter(sorted(path.parent for path in folder.glob("**/*.distcp") if "optim" not in path.parent.name)), None):
+        merge = shlex.join(["accelerate", "merge-weights", str(parts), str(folder)])
+        return f"it holds the parts of PyTorch's FSDP. To merge them, with accelerate and PyTorch: {merge}"
     pickles = [name for name in names if Path(name).suffix in PICKLES]
     if weights := [name for name in pickles if not LEFTOVERS.fullmatch(name)]:
         return refusal(folder / ("pytorch_model.bin" if "pytorch_model.bin" in weights else weights[0]))

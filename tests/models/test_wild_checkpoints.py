@@ -1,6 +1,7 @@
 """Checkpoints as people have them: tied and wrapped tensors, heads of other tasks, old configs, other formats."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -271,6 +272,15 @@ FORMATS = {
         ["global_step9/mp_rank_00_model_states.pt", "zero_to_fp32.py"],
         "it holds the parts of DeepSpeed's training; the program zero_to_fp32.py in it writes whole weights",
     ),
+    "FSDP": (
+        ["optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/__0_0.distcp", "scheduler.bin"],
+        "it holds the parts of PyTorch's FSDP. To merge them, with accelerate and PyTorch: accelerate merge-weights /",
+    ),
+    "Meta's": (
+        ["consolidated.00.pth", "params.json"],
+        "consolidated.00.pth has its maker's own names for tensors; give the model in the Hugging Face layout",
+    ),
+    "Mistral's": (["consolidated.safetensors"], "consolidated.safetensors has its maker's own names for tensors"),
     "the hub's cache": (["snapshots/0a1b/config.json"], "models are in its folders snapshots/0a1b; give one of them"),
     "GGUF": (["model-q4.gguf"], "model-q4.gguf (GGUF) cannot be trained; give the model that it was made from"),
     "ONNX": (["model.onnx"], "model.onnx (ONNX) cannot be trained"),
@@ -366,6 +376,18 @@ def test_the_command_for_the_folder_of_a_trainer(name, entry, old, plain):
     for other in TRAINING:
         (folder / other).write_bytes(b"not to be read")
     follow(refuse(folder))
+    assert_same(load(folder), plain["bert"])
+
+
+def test_the_command_for_the_parts_of_fsdp(old, plain, monkeypatch):
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("accelerate")
+    import torch.distributed.checkpoint as parts
+
+    folder, tensors = old
+    state = {"model": {name: torch.tensor(tensor) for name, tensor in tensors.items()}}
+    parts.save(state, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    follow(refuse(folder), start="To merge them, with accelerate and PyTorch: ")
     assert_same(load(folder), plain["bert"])
 
 
