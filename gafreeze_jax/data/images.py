@@ -25,6 +25,7 @@ with needs("images"):
     from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # pillow goes by content; for others it runs a program, or libtiff prints
+ARRAYS, LABELS = ("images",), "labels"  # of a .npz file: what it has of an image, and what else
 LONGEST_REASON = 200  # characters of what NumPy says
 MOST_PIXELS = 4096  # of a side of the images that a network takes
 MOST_ELONGATED = 100
@@ -105,10 +106,11 @@ def load_images(
 
     Args:
       source: "digits" (embedded: scikit-learn's) or some of them (`digits.read`); "tfds:NAME"; a .npz file with
-        `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N]; a folder with a train.npz and, where there are any,
-        validation and test files; or a folder of class folders, or of such folders for each split (`folders.read_folders`),
-        with JPEG, PNG, WebP, GIF or BMP files; or a folder of these with a table of their labels, or of such folders for each
-        split (`metadata`). Splits that are missing are cut from the training images, stratified by label.
+        `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N], or [N, C] of 0 and 1; a folder with a train.npz and, where
+        there are any, validation and test files; or a folder of class folders, or of such folders for each split
+        (`folders.read_folders`), with JPEG, PNG, WebP, GIF or BMP files; or a folder of these with a table of their labels, or
+        of such folders for each split (`metadata`). Splits that are missing are cut from the training images, stratified by
+        label.
       label_column: of a table of labels; found by convention if None.
       kind: what the labels are; recognised from a table if None, else they are classes.
       max_train, max_validation: use at most this many images of a split, drawn stratified by label.
@@ -130,7 +132,10 @@ def load_images(
         whole = splits.complete(source, raw, notes, unit="images")
         *parts, label_names = splits.limit(source, whole, notes, max_train, max_validation)
     elif column is None:
-        raise ValueError(f"{source}: its labels are classes; for --task {kind} give a folder with a table, {metadata.EXPECTED}")
+        raise ValueError(
+            f"{source}: its labels are classes; for --task {kind} give a .npz file with such labels, or a folder with a table, "
+            f"{metadata.EXPECTED}"
+        )
     else:
         limits = {"max_train": max_train, "max_validation": max_validation}
         pictures, values, label_names = targets.load(source, kind, raw, column, notes, **limits)
@@ -206,13 +211,14 @@ def augment(key: Array, images: Array) -> Array:
 def _read(
     source: str, label_column: str | None, skip_broken: bool, notes: list[str]
 ) -> tuple[dict[str, Rows[Picture]], str | None]:
-    """The images of each split, and the column of their labels, if these are in a table."""
+    """The images of each split, and the column or array of their labels; None where these are sure to be classes."""
     path, is_file = Path(source), not (digits.is_digits(source) or source.startswith("tfds:"))
     if is_file and path.is_dir() and (found := metadata.find_tables(path)):
         return cast(tuple[dict[str, Rows[Picture]], str], metadata.read_tables(found, label_column, notes))
     if label_column is not None:
         raise ValueError(f"{source}: --label-column is for a folder with a table, {metadata.EXPECTED}")
-    return _read_classes(source, skip_broken, notes), None
+    raw = _read_classes(source, skip_broken, notes)
+    return raw, LABELS if raw["train"].columns == ARRAYS else None
 
 
 def _read_classes(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
@@ -262,16 +268,29 @@ def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:
         problems.append(f"images must be [N, H, W] or [N, H, W, C], got {list(images.shape)}")
     elif images.ndim == 4 and images.shape[-1] not in (1, 3):
         problems.append(f"images must have 1 or 3 channels, as the last axis, got shape {list(images.shape)}")
-    if labels.dtype.kind not in "iuU":
-        problems.append(f"labels must be integers or strings, got {labels.dtype}")
-    if labels.shape != images.shape[:1]:
-        problems.append(f"labels must be [{len(images) if images.ndim else 'N'}], one for each image, got {list(labels.shape)}")
+    if labels.dtype.kind not in "iuUfb":
+        problems.append(f"labels must be numbers or strings, got {labels.dtype}")
+    if labels.shape[:1] != images.shape[:1] or labels.ndim > 2:
+        num = len(images) if images.ndim else "N"
+        problems.append(f"labels must be [{num}], one for each image, or [{num}, C] of 0 and 1, got {list(labels.shape)}")
+    elif labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
+        problems.append(f"labels [N, C] must be 0 or 1 for each of C classes, got {np.setdiff1d(labels, (0, 1))[0]}")
     elif labels.dtype.kind == "i" and (labels < 0).any() and not (labels == -1).all():
         row = int(np.argmax(labels < 0))
         problems.append(f"labels must not be negative, got {labels[row]} in row {row}")
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems))
-    return Rows(list(images), labels.tolist())
+    places = [f"{path}: row {row}" for row in range(len(images))]
+    return Rows(list(images), _labels_of_array(labels), ARRAYS, places)
+
+
+def _labels_of_array(labels: np.ndarray) -> list[Any]:
+    """From [N], classes or numbers; from [N, C] of 0 and 1, the class of each row, or lists where not all rows have one."""
+    if labels.ndim == 2:
+        is_one_hot = (labels.sum(1) == 1).all()
+        return labels.argmax(1).tolist() if is_one_hot else [list(map(str, np.flatnonzero(row))) for row in labels]
+    is_whole = labels.dtype.kind in "fb" and np.array_equal(labels, np.floor(labels))
+    return labels.astype(int).tolist() if is_whole else labels.tolist()
 
 
 def _read_tfds(source: str) -> dict[str, Rows[Picture]]:

@@ -82,6 +82,27 @@ def test_labels_of_arrays_may_be_words(tmp_path):
     assert data.label_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("labels", [np.arange(20.0) % 2, np.arange(20) % 2 == 1, np.eye(2)[np.arange(20) % 2]])
+def test_classes_of_arrays_may_be_floats_flags_and_one_hot(labels, tmp_path):
+    data = load_images(str(write_npz(tmp_path / "a.npz", labels=labels)), FRAME)
+    assert (data.kind, data.label_names) == ("label", ("0", "1"))
+
+
+def test_arrays_of_numbers_and_of_several_labels(tmp_path):
+    numbers = np.linspace(-1, 1, 20)
+    data = load_images(str(write_npz(tmp_path / "a.npz", labels=numbers)), FRAME)
+    assert data.kind == "number"
+    every = np.concatenate([data.train.labels, data.validation.labels, data.test.labels])
+    np.testing.assert_allclose(np.sort(every), numbers, rtol=1e-6)
+    data = load_images(str(write_npz(tmp_path / "b.npz", labels=np.arange(20))), FRAME, kind="number")
+    assert sorted(np.concatenate([split.labels for split in data[:3]])) == list(range(20))
+
+    flags = np.random.default_rng(0).integers(0, 2, (20, 3))
+    data = load_images(str(write_npz(tmp_path / "c.npz", labels=flags)), FRAME)
+    assert (data.kind, data.label_names) == ("labels", ("0", "1", "2"))
+    assert sum(split.labels.sum(0) for split in data[:3]).tolist() == flags.sum(0).tolist()
+
+
 def test_folder_of_arrays(tmp_path):
     for name, num in (("train", 20), ("val", 6), ("test", 4)):
         write_npz(tmp_path / f"{name}.npz", num)
@@ -221,9 +242,13 @@ BAD_ARRAYS = {
     "none": ({"images": pictures(0, 8, 8), "labels": np.zeros(0, int)}, "got [0, 8, 8]"),
     "two channels": ({"images": pictures(20, 8, 8, 2)}, "images must have 1 or 3 channels, as the last axis, got shape"),
     "channels first": ({"images": pictures(20, 3, 8, 8)}, "images must have 1 or 3 channels, as the last axis, got shape"),
-    "fewer labels": ({"labels": np.arange(19) % 2}, "labels must be [20], one for each image, got [19]"),
-    "one-hot labels": ({"labels": np.zeros((20, 2), int)}, "labels must be [20], one for each image, got [20, 2]"),
-    "float labels": ({"labels": np.zeros(20)}, "labels must be integers or strings, got float64"),
+    "fewer labels": ({"labels": np.arange(19) % 2}, "labels must be [20], one for each image, or [20, C] of 0 and 1, got [19]"),
+    "labels of pixels": ({"labels": np.zeros((20, 8, 8), int)}, "or [20, C] of 0 and 1, got [20, 8, 8]"),
+    "columns of numbers": ({"labels": np.full((20, 2), 3)}, "labels [N, C] must be 0 or 1 for each of C classes, got 3"),
+    "no number": (
+        {"labels": np.append(np.nan, np.linspace(0.1, 1, 19))}, "row 0: column 'labels' must hold finite numbers, got nan",
+    ),
+    "dates as labels": ({"labels": np.zeros(20, "datetime64[s]")}, "labels must be numbers or strings, got datetime64[s]"),
     "labels out of range": ({"labels": np.arange(20) % 2 - 1}, "labels must not be negative, got -1 in row 0"),
     "one class": ({"labels": np.zeros(20, int)}, "the training images have only one class, '0'"),
     "pickle": ({"labels": np.array([{}] * 20)}, "not a whole .npz file of plain arrays"),
@@ -245,7 +270,7 @@ def test_bad_arrays(name, tmp_path):
 
 def test_all_problems_of_arrays_are_named_at_once(tmp_path):
     path = write_npz(tmp_path / "set.npz", images=np.zeros((20, 8, 8, 2)), labels=np.zeros(3))
-    with pytest.raises(ValueError, match=r"uint8.*channels.*integers.*\[20\]"):
+    with pytest.raises(ValueError, match=r"uint8.*channels.*\[20\]"):
         load_images(str(path), FRAME)
 
 
