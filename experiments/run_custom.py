@@ -4,7 +4,8 @@
     python experiments/run_custom.py --network cnn      # convolutions and dense layers
     python experiments/run_custom.py --data mock        # 10 random features, 3 classes: dense layers 10-32-16-8-3
 
-Each is pretrained on one task (digits 0 to 4), and fine-tuned on another with few examples (digits 5 to 9). It ends in seconds.
+Each is pretrained on one task and fine-tuned on another with few examples (of the digits, 0 to 4 and 5 to 9). It ends in
+seconds.
 """
 
 import dataclasses

@@ -57,7 +57,7 @@ def predict(
     skip_broken: bool = False,
     all_probabilities: bool = False,
 ) -> None:
-    """Has the model of a run label a file: a CSV with a line for each input, its label and the label's probability.
+    """Labels a file with the model of a run: a CSV with a line for each input, its label and the label's probability.
 
     Where the run has learned several labels, numbers or tags, these are written, and the entities that tags mark. For a
     language model, writes the perplexity of a text.
@@ -68,7 +68,7 @@ def predict(
         such files, for images; .txt for a language model. Labels in it are not read.
       out: file to write. Default: the terminal.
       text_columns: name of the text column, or of two for pairs of texts. Default: as in the run.
-      skip_broken: leave out files that cannot be read as images, in place of stopping.
+      skip_broken: leave out files that cannot be read as images, instead of stopping.
       all_probabilities: also write the probability of each class.
     """
     from gafreeze_jax.runs import reuse
@@ -108,13 +108,13 @@ class Changes:
     label_column: str | None = None
     """Name of the label column."""
     skip_broken: bool = False
-    """Leave out files that cannot be read as images, in place of stopping."""
+    """Leave out files that cannot be read as images, instead of stopping."""
 
 
 def apply(
     run: Positional[Path], /, changes: OmitArgPrefixes[Changes], seeds: int | None = None, out: Path | None = None
 ) -> None:
-    """Fine-tunes with the mask that a run has found on other data, beside training everything at three learning rates.
+    """Fine-tunes with the mask that a run has found on other data, beside training everything at several learning rates.
 
     Says in one sentence whether the mask transfers, and leaves the same files as a run.
 

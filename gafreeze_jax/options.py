@@ -28,7 +28,8 @@ class Options:
     gens: int = 10
     """Generations of the genetic algorithm."""
     population: int = 3
-    """Members of a generation. The first one has more if the masks that it holds, such as all prefix masks, are more."""
+    """Members of a generation. Generations are larger if the masks that every search evaluates, such as all prefix masks, would
+    not fit into --gens of them otherwise."""
     out: str | Path | None = None
     """Folder for the results, also such as gs://bucket/run. An unfinished run of the same options in it is resumed.
     Default: a new one under runs/."""
@@ -63,11 +64,12 @@ class Options:
     halving: bool = True
     """Stop poor masks after a quarter or half of their steps, where that is 16 or more."""
     max_evaluations: float | None = None
-    """Search for at most the training steps of this many full evaluations."""
+    """Search for at most the training steps of this many full evaluations. The masks that every search evaluates, such as all
+    prefix masks, are evaluated in any case."""
     max_minutes: float | None = None
-    """Begin no generation after this many minutes of evaluations."""
+    """Begin no generation after this many minutes of evaluations, and those of the masks that every search evaluates."""
     patience: int | None = None
-    """Stop after this many generations without a fitter mask."""
+    """Stop after this many generations without a fitter mask, when the masks that every search evaluates are done."""
     finalist_seeds: int = 5
     """Fresh seeds with which the most promising masks and the baselines are trained at the end. Those that are clearly worse on
     the validation split after two of them drop out."""
@@ -76,14 +78,15 @@ class Options:
     steps, the best third, gradual unfreezing, auto-RGN, layer-wise decay of the learning rate, linear probing followed by
     fine-tuning, greedy selection, and layers chosen by signal-to-noise ratio or by gradients."""
     mask: str | Path | None = None
-    """A mask.json, such as a run's: train with this mask, and everything at three learning rates, instead of searching."""
+    """A mask.json, such as a run's: instead of searching, train with this mask, and everything at the full rate, half and a
+    quarter of it, and the other --rates."""
     plan: str = "auto"
     """How members are trained. auto: measured. Or for example members=4,steps=0,freezing=static,calls=1: how many are stacked
-    in a call, how many steps a compiled program does (0 = it does a layer), whether masks are compiled in or traced, and how
-    many calls run at the same time."""
+    in a call, how many steps a compiled program does (0 = each program runs one layer), whether masks are compiled in or
+    traced, and how many calls run at the same time."""
     micro_batch: int | None = None
-    """Examples that go through the network at a time, and need memory: a step adds up the gradients of slices of its batch.
-    Dropout, and batch normalisation, are then those of slices. Default: all of a batch."""
+    """How many examples go through the network at a time, which limits the memory needed: a step adds up the gradients of
+    slices of its batch. Dropout, and batch normalisation, are then those of slices. Default: all of a batch."""
     remat: bool = False
     """Compute each layer again in the backward pass instead of keeping what that needs: less memory, about a third more time.
     A run does so by itself if no member fits otherwise."""

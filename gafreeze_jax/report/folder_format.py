@@ -5,7 +5,7 @@
   members/         finalists, until the run is finished; see `finalist_store.FinalistStore`
   result.json      what the run found
   test_predictions.csv  what its model predicts for the test examples, beside the truth
-  SHA256SUMS       checksums of the other files, for `sha256sum -c`; written last, so a run that has it is finished
+  SHA256SUMS       checksums of what cannot be made again, for `sha256sum -c`; written last, so a run that has it is finished
 
 Folders are local or remote, such as gs://bucket/run.
 """

@@ -48,7 +48,9 @@ def finish(
     best = result.found.best
     settled = metrics[id(best)]
     if settled.threshold is not None:
-        setup = setup._replace(facts={**setup.facts, "learned": {**setup.facts["learned"], "threshold": settled.threshold}})
+        setup = setup._replace(
+            facts={**setup.facts, "learned": {**setup.facts.get("learned", {}), "threshold": settled.threshold}}
+        )
     params = setup.restore(best.params)
     setup.save(out / "model", params)
     write_predictions(setup, test, params, out, settled.threshold)

@@ -58,7 +58,7 @@ class Options(options.Options):
     """Move training images by up to an eighth of their size at random, and mirror half of them. Nothing that frozen blocks
     compute can be kept then."""
     skip_broken: bool = False
-    """Leave out files that cannot be read as images, in place of stopping."""
+    """Leave out files that cannot be read as images, instead of stopping."""
     train_examples: int = 40
     """Train members on at most this many examples, drawn stratified by label."""
     epochs: int = 20

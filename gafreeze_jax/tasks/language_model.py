@@ -57,7 +57,8 @@ class Options(options.Options):
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts, to classify. Default: found by convention."""
     label_column: str | None = None
-    """Name of the label column. Default: found by convention."""
+    """Name of the label column, or of columns of 0 and 1 that are a label each, with commas between, to classify. Default:
+    found by convention."""
 
 
 SMALL = {

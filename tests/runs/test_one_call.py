@@ -5,10 +5,12 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gafreeze_jax
 from gafreeze_jax import masking
+from gafreeze_jax.metrics import label_sets
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(60, 4)).astype(np.float32)
@@ -50,6 +52,18 @@ def test_a_run_in_one_call(tmp_path):
     assert "gafreeze_jax.search" in (found.folder / "report.html").read_text()
     again = gafreeze_jax.search(apply, PARAMS, RULES, train, parts(20, 30, 40, 60), options=options)
     np.testing.assert_array_equal(again.model["head"], found.model["head"])
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_several_labels_in_one_call(tmp_path):
+    """Their metric has a threshold, which is chosen on validation."""
+    data = [(inputs, np.eye(2)[targets]) for inputs, targets in parts(0, 20, 40, 60)]
+    loss = lambda outputs, targets: optax.sigmoid_binary_cross_entropy(outputs, targets).mean(-1)  # noqa: E731
+    options = OPTIONS | {"out": tmp_path / "run", "plan": "members=8,steps=3,freezing=traced"}
+    found = gafreeze_jax.search(apply, PARAMS, RULES, *data, loss=loss, metric=label_sets.MACRO_F1, options=options)
+    result = json.loads((found.folder / "result.json").read_text())
+    assert 0 <= result["learned"]["threshold"] <= 1
+    assert 0 <= result["results"]["found"]["test_macro-F1"] <= 1
 
 
 @pytest.mark.parametrize(
