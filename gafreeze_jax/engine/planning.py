@@ -286,8 +286,9 @@ def _candidates_of_device(work: Work) -> list[Plan]:
     if work.num_cores:
         single, *several = _powers(GROWTH_OF_CALLS, min(work.num_cores, work.num_members))
         staged = [Plan(calls=num) for num in several or [single]]  # one call at a time leaves even two cores idle
-        others = [Plan(1, 1, "traced"), Plan(1, 1, "static")]
-        return staged if work.large else [*staged, *others] if work.convolves else [*staged, *others, all_in_one]
+        if work.large:
+            return staged
+        return [*staged, Plan(1, 1, "traced"), Plan(1, 1, "static"), *([] if work.convolves else [all_in_one])]
     return [*(Plan(num) for num in _powers(GROWTH, work.num_members)), all_in_one]
 
 
