@@ -132,7 +132,7 @@ def prepare(given: Options) -> Setup:
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     dtype = options.compute_dtype(given.dtype)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
-    scale = kinds.Scale() if data.kind != "number" or head.kept else kinds.Scale.of(data.train.labels)
+    scale = kinds.make_scale(data.kind, data.train.labels, head_is_kept=head.kept, has_bias=loaded.has_bias)
     labels = (scale.apply(split.labels) if data.kind == "number" else split.labels for split in data[:3])
     train, validation, test = (Dataset(split.images, of_split) for split, of_split in zip(data[:3], labels, strict=True))
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)

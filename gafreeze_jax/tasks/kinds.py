@@ -110,6 +110,11 @@ class Scale(NamedTuple):
         return {name: np.asarray(leaf * self.deviation + means[name], np.float32) for name, leaf in params.items()}
 
 
+def make_scale(kind: Kind, values: Any, *, head_is_kept: bool, has_bias: bool) -> Scale:
+    """What labels are standardised with: numbers, unless a kept head gives them in their own units already."""
+    return Scale.of(values, has_bias=has_bias) if kind == "number" and not head_is_kept else Scale()
+
+
 def make_task(
     kind: Kind,
     label_names: Sequence[str],

@@ -94,9 +94,7 @@ def prepare_classification(
     checkpoint = pretrained.read(folder, pretrained.families_of(kind))
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
-    scale = kinds.Scale()
-    if data.kind == "number" and not head.kept:
-        scale = kinds.Scale.of(data.train.labels, has_bias=loaded.has_bias)
+    scale = kinds.make_scale(data.kind, data.train.labels, head_is_kept=head.kept, has_bias=loaded.has_bias)
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)

@@ -125,7 +125,7 @@ def test_tables_that_cannot_be_used(header, rows, given, message, tmp_path):
 
 @pytest.mark.parametrize("given", [{"kind": "number"}, {"label_column": "y"}])
 def test_what_needs_a_table_says_so(given, tmp_path):
-    with pytest.raises(ValueError, match=r"(give|for) a folder with a table"):
+    with pytest.raises(ValueError, match=r"(or|for) a folder with a table"):
         load_images("digits", Frame(8, 1), **given)
 
 
