@@ -450,8 +450,12 @@ CASES = {
     ),
     "flat images": Case(run_resnet, arrays(images=np.zeros((40, 64), np.uint8)), "must be [N, H, W] or [N, H, W, C]"),
     "images without height": Case(run_resnet, arrays(images=np.zeros((40, 0, 8), np.uint8)), "got [40, 0, 8]"),
-    "too few labels": Case(run_resnet, arrays(labels=np.arange(39) % 2), "must be [40], one for each image, or [40, C] of 0 and 1, got [39]"),
-    "labels that are points in time": Case(run_resnet, arrays(labels=np.zeros(40, "M8[s]")), "labels must be numbers or strings, got"),
+    "too few labels": Case(
+        run_resnet, arrays(labels=np.arange(39) % 2), "must be [40], one for each image, or [40, C] of 0 and 1, got [39]"
+    ),
+    "labels that are points in time": Case(
+        run_resnet, arrays(labels=np.zeros(40, "M8[s]")), "labels must be numbers or strings, got datetime64[s]"
+    ),
     "a single array": Case(run_resnet, data(array_that_claims((0,)), "data.npz"), "not a whole .npz file of plain arrays"),
     "no arrays in a zip file": Case(run_resnet, zipped({"images": "a", "labels": "b"}), "images must be"),
     "a path in a zip file": Case(run_resnet, zipped({"../../images.npy": array_that_claims((0,))}), "no array 'images'"),
