@@ -25,6 +25,8 @@ from gafreeze_jax.engine.passes import infer
 from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.models import base, bert, from_function
 
+RULES = {"embeddings/.*": "embeddings", r"(layer_\d+)/.*": r"\1", "head/.*": None}  # for the genes of the chain
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -85,7 +87,7 @@ def main(options: Options) -> None:
     model = base.Model(bert.FAMILY, config, num_classes=2)
     by_hand, params = model.make_network(), model.init_params(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 1000, (options.batch_size, options.tokens)).astype(np.int32)
-    genes = masking.make_genes(params, {"embeddings/.*": "embeddings", r"(layer_\d+)/.*": r"\1", "head/.*": None})
+    genes = masking.make_genes(params, RULES)
     start = time.process_time()
     network = cut(as_function(by_hand), params, genes, ids)
     print(describe_machine())

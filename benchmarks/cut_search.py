@@ -80,9 +80,8 @@ def bert_setup(given: Options, run: options.Options, way: Way) -> Setup:
             count_trainable=lambda mask: masking.count_trainable(params, genes, mask),
         )
     else:
-        rules = {"embeddings/.*": "embeddings", r"(layer_\d+)/.*": r"\1", "head/.*": None}
         rows = [Dataset(texts.inputs["ids"].reshape(-1, given.tokens), _labels(texts.lengths)) for texts in (train, validation)]
-        problem = cut_problem(cut_bert.as_function(by_hand), params, rules, rows[0], rows[1], run)
+        problem = cut_problem(cut_bert.as_function(by_hand), params, cut_bert.RULES, rows[0], rows[1], run)
     return as_setup(problem)
 
 

@@ -91,7 +91,7 @@ class Encoder:
 
     def __init__(self, given: text.Options, data: Any, folder: Path):
         self._tokenizer, self._kind = transformers.AutoTokenizer.from_pretrained(folder), data.kind
-        self._scale = kinds.Scale.of(data.train.labels) if data.kind == "number" else kinds.Scale()
+        self._scale = kinds.make_scale(data.kind, data.train.labels, head_is_kept=False, has_bias=True)
         self._limits = {"truncation": True, "max_length": given.max_tokens, "padding": True, "return_tensors": "pt"}
 
     def __call__(self, split: Any, rows: np.ndarray) -> dict[str, torch.Tensor]:

@@ -112,7 +112,7 @@ def load_images(
         of such folders for each split (`metadata`). Splits that are missing are cut from the training images, stratified by
         label.
       label_column: of a table of labels; found by convention if None.
-      kind: what the labels are; recognised from a table if None, else they are classes.
+      kind: what the labels are; recognised from a table or a .npz file if None; elsewhere they are classes.
       max_train, max_validation: use at most this many images of a split, drawn stratified by label.
       skip_broken: leave out files that cannot be read; else they are an error.
 

@@ -34,7 +34,7 @@ def flops_per_step(
 
 def convolves(population: Population, genome: Genome, replicate: Replicate) -> bool:
     """Whether a member's training step leaves convolutions to XLA."""
-    return any("conv_general_dilated" in str(piece) for piece in _pieces(population, genome, replicate))
+    return any("conv_general_dilated" in str(piece) for piece in set(_pieces(population, genome, replicate)))
 
 
 def _pieces(

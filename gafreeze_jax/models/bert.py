@@ -227,21 +227,9 @@ class BertHead(nn.Module):
         return dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
 
 
-class BertTokenHead(nn.Module):
-    """A classifier of every token, without a pooler: [N, D] -> logits [N, C].
-
-    Attributes:
-      layer: its name in the tree.
-    """
-
-    config: BertConfig
-    num_classes: int
-    layer: str = "classifier"
-
-    @nn.compact
-    def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
-        x = layers.dropout(self, x.astype(jnp.float32), self.config.token_head_dropout, frozen)
-        return dense(self.num_classes, self.config, jnp.float32, self.layer)(x)
+def token_head(config: BertConfig, num_classes: int, layer: str = "classifier") -> layers.TokenHead:
+    """A classifier of every token, without a pooler."""
+    return layers.TokenHead(num_classes, config.initializer_range, config.token_head_dropout, layer)
 
 
 def blocks(
@@ -269,7 +257,7 @@ def heads(stem: str, token_layer: str = "classifier") -> dict[str, Head]:
     Args:
       token_layer: name of the layer that classifies tokens, where its tensors are not called as those of a text's classifier.
     """
-    of_tokens = functools.partial(BertTokenHead, layer=token_layer)
+    of_tokens = functools.partial(token_head, layer=token_layer)
     return {
         "classify": module_head(f"{stem}ForSequenceClassification", BertHead, "head/classifier"),
         "tokens": module_head(f"{stem}ForTokenClassification", of_tokens, f"head/{token_layer}", per_example=False),

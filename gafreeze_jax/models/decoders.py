@@ -52,23 +52,10 @@ def output_layer(config: Any, dtype: Any) -> Iterator[Part]:
     yield Part("output", OutputLayer(config, dtype), per_example=False)
 
 
-class TokenHead(nn.Module):
-    """A class for each token: [N, D] -> logits [N, C].
-
-    Attributes:
-      layer: its name in the tree.
-    """
-
-    config: Any
-    num_classes: int
-    layer: str
-
-    @nn.compact
-    def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
-        cfg = self.config
-        rate = 0.1 if cfg.classifier_dropout is None else cfg.classifier_dropout  # as in transformers
-        x = layers.dropout(self, x.astype(jnp.float32), rate, frozen)
-        return layers.Dense(self.num_classes, jnp.float32, cfg.initializer_range, name=self.layer)(x)
+def token_head(config: Any, num_classes: int, layer: str) -> layers.TokenHead:
+    """A classifier of every token."""
+    rate = 0.1 if config.classifier_dropout is None else config.classifier_dropout  # as in transformers
+    return layers.TokenHead(num_classes, config.initializer_range, rate, layer)
 
 
 def _logits(params, x, context, *, frozen, key):
@@ -122,7 +109,7 @@ def heads(stem: str, *, lm: str | None = None, token_layer: str = "score", can_b
     """
     next_token = functools.partial(Head, architecture=lm or f"{stem}ForCausalLM", init=init_nothing, per_example=False)
     untied = next_token(make=make_logits, blocks=output_layer) if can_be_untied else None
-    of_tokens = functools.partial(TokenHead, layer=token_layer)
+    of_tokens = functools.partial(token_head, layer=token_layer)
     return {
         "lm": next_token(make=make_next_token, shared=("embeddings",), tied=True, untied=untied),
         "classify": Head(

@@ -101,8 +101,8 @@ def head(config: DistilBertConfig, num_classes: int) -> bert.BertHead:
     return bert.BertHead(config.as_bert(), num_classes)
 
 
-def token_head(config: DistilBertConfig, num_classes: int) -> bert.BertTokenHead:
-    return bert.BertTokenHead(config.as_bert(), num_classes)
+def token_head(config: DistilBertConfig, num_classes: int) -> layers.TokenHead:
+    return bert.token_head(config.as_bert(), num_classes)
 
 
 FAMILY = Family(

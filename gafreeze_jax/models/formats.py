@@ -85,7 +85,7 @@ def explain(folder: Path) -> str:
         return f"{own[0]} has its maker's own names for tensors; give the model in the Hugging Face layout, with {WEIGHTS}"
     if others := [name for name in names if name.endswith((".safetensors", ".json")) and ".safetensors" in name]:
         return _explain_safetensors(folder, others)
-    if parts := next(iter(sorted(path.parent for path in folder.glob("**/*.distcp") if "optim" not in path.parent.name)), None):
+    if parts := min((path.parent for path in folder.glob("**/*.distcp") if "optim" not in path.parent.name), default=None):
         merge = shlex.join(["accelerate", "merge-weights", str(parts), str(folder)])
         return f"it holds the parts of PyTorch's FSDP. To merge them, with accelerate and PyTorch: {merge}"
     pickles = [name for name in names if Path(name).suffix in PICKLES]

@@ -112,6 +112,25 @@ class Dense(nn.Module):
         return y + bias[None].astype(y.dtype)
 
 
+class TokenHead(nn.Module):
+    """A class for each token: [N, D] -> logits [N, C] float32.
+
+    Attributes:
+      stddev: of the initial kernel.
+      layer: its name in the tree.
+    """
+
+    num_classes: int
+    stddev: float
+    dropout_rate: float
+    layer: str
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
+        x = dropout(self, x.astype(jnp.float32), self.dropout_rate, frozen)
+        return Dense(self.num_classes, jnp.float32, self.stddev, name=self.layer)(x)
+
+
 def norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True) -> nn.Module:
     """A layer norm that is computed again in the backward pass, which is as fast as keeping what its gradient needs."""
     return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_bias=use_bias, use_fast_variance=False, name=name)

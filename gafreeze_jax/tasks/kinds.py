@@ -83,7 +83,7 @@ class Scale(NamedTuple):
     deviation: float = 1.0
 
     @classmethod
-    def of(cls, values: np.ndarray, *, has_bias: bool = True) -> "Scale":
+    def of(cls, values: np.ndarray, *, has_bias: bool) -> "Scale":
         """That of numbers [N].
 
         Args:

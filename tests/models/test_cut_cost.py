@@ -72,7 +72,7 @@ def test_a_cut_bert_has_as_many_programs_and_calls_as_by_hand():
     model = base.Model(bert.FAMILY, config, num_classes=2)
     by_hand, params = model.make_network(), model.init_params(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 20, (2, 6)).astype(np.int32)
-    genes = masking.make_genes(params, {"embeddings/.*": "embeddings", r"(layer_\d+)/.*": r"\1", "head/.*": None})
+    genes = masking.make_genes(params, cut_bert.RULES)
     network = cut(cut_bert.as_function(by_hand), params, genes, ids)
     x, context = cut_bert.packed(jnp.asarray(ids))
     masks = [[i < depth for i in range(5)] for depth in range(6)] + [[False, True, False, True, True]]
