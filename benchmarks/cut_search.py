@@ -28,6 +28,7 @@ from steps import make_texts
 
 from gafreeze_jax import cut, masking, options
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine import process
 from gafreeze_jax.engine.network import STATISTICS, Dataset, Network, Source, parameters
 from gafreeze_jax.models import base, bert, from_function, resnet
 from gafreeze_jax.runs import results
@@ -175,6 +176,7 @@ def search_alone(given: Options, network: str, way: Way) -> dict[str, float]:
 
 def main(given: Options) -> None:
     if given.only is not None:
+        process.keep_memory()
         print(json.dumps(search(given, given.only)))
         return
     rows: dict[str, dict[str, dict[str, float]]] = {}

@@ -28,6 +28,7 @@ from steps import make_texts
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import make_batches
+from gafreeze_jax.engine import process
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
@@ -189,6 +190,7 @@ def milliseconds_per_step(sides: dict[str, dict[str, Train]], rounds: int) -> di
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     print(f"{'':12} {'everything trained':>28} {'lower half frozen':>28}")
     print(f"{'ms a step':12} {'ours':>9} {'PyTorch':>9} {'ratio':>8} {'ours':>9} {'PyTorch':>9} {'ratio':>8}")
     rows = {}

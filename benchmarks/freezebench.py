@@ -41,7 +41,7 @@ from tables import TABLES, Table, load_table, save_table
 
 from gafreeze_jax import options as shared_options
 from gafreeze_jax.data import images
-from gafreeze_jax.engine import costs, planning
+from gafreeze_jax.engine import costs, planning, process
 from gafreeze_jax.engine.cohort import Member, Plan, Replicate, untrained
 from gafreeze_jax.engine.network import Block, Dataset, Network, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
@@ -387,7 +387,8 @@ def empty_table(prepared: Setup, bench: Bench, genes: Grouping, options: Options
 
 
 def main(options: Options) -> None:
-    planning.keep_compiled_programs()
+    process.keep_memory()
+    process.keep_compiled_programs()
     path, bench = options.tables / f"{options.table}.npz", BENCHES[options.table]
     plan = "members=64" if jax.default_backend() != "cpu" else "calls=2"
     try:

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import tyro
 
-from gafreeze_jax.engine import costs, planning
+from gafreeze_jax.engine import costs, planning, process
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import Metric
@@ -163,7 +163,8 @@ def summarize(trained: Trained, outcomes: Sequence[dict[bool, tuple[Genome, floa
 
 
 def main(options: Options) -> None:
-    planning.keep_compiled_programs()
+    process.keep_memory()
+    process.keep_compiled_programs()
     trained = train_all(options)
     rng = np.random.default_rng(0)
     found = summarize(trained, [replay(trained, rng) for _ in range(options.replays)])

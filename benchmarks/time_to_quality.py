@@ -44,7 +44,7 @@ from rivals import RIVALS
 from search_quality import BUDGETS, Replayed, Trained, Variant, ask_rival, quality_of, run_ours, spaces_of
 from tables import TABLES, Table, load_table
 
-from gafreeze_jax.engine import planning
+from gafreeze_jax.engine import planning, process
 from gafreeze_jax.models import pretrained
 from gafreeze_jax.runs import results
 from gafreeze_jax.search.costs import StepFlops
@@ -321,6 +321,7 @@ def print_rows(name: str, rows: Sequence[Mapping[str, Any]], goal: float) -> Non
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     makers = {"minilm": bert_sides, "resnet20": resnet_sides}
     machine = pytorch_bert.describe_machine()
     print(pytorch_bert.machine_line(machine), flush=True)

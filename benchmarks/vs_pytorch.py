@@ -36,7 +36,7 @@ import tyro
 from gafreeze_jax import masking
 from gafreeze_jax.data import text, tokens
 from gafreeze_jax.data.batches import balanced_batches
-from gafreeze_jax.engine import planning
+from gafreeze_jax.engine import planning, process
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
@@ -282,6 +282,7 @@ def search(task: Task, options: Options) -> dict[str, Any]:
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     if options.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     result = search(load_task(options), options)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import jax
 import numpy as np
 
-from gafreeze_jax import user_cache
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import device_memory
 from gafreeze_jax.engine.cohort import (
@@ -79,17 +78,6 @@ def from_json(plan: Mapping[str, Any]) -> Choice:
     """What `as_json` was made from."""
     trials = [Trial(**trial | {"plan": Plan(**trial["plan"])}) for trial in plan["trials"]]
     return Choice(Plan(**plan["chosen"]), plan["reason"], tuple(trials))
-
-
-def keep_compiled_programs() -> None:
-    """Has JAX keep compiled programs on disk, so that later runs needn't compile them again.
-
-    They lie in `user_cache.folder()`; a folder set by JAX's own
-    `JAX_COMPILATION_CACHE_DIR` takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache.folder()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def parse(text: str) -> Plan:

@@ -1,6 +1,7 @@
 """Convolutions of images, computed in the way that is fast where they run."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax import Array
 from gafreeze_jax.models import products
 
 FEW_CHANNELS = 128  # up to which copying pixels costs more than it saves (`benchmarks/convolutions.py`)
+ROWS_ADDED_UP = 4  # at once: more would be hardly faster, and take longer to compile
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
@@ -23,11 +25,10 @@ def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32)
     # XLA's own is slow on CPUs when it is run backwards, mapped over kernels or in a loop (twenty times in a `lax.scan`).
     if jax.default_backend() != "cpu":
         return convolve_by_xla(x, kernel, stride, dtype)
+    # Copying again for the backward pass takes no time and saves much memory.
     if kernel.shape[0] > 1 and stride == 1 and kernel.shape[2] <= FEW_CHANNELS:
-        by_product = functools.partial(convolve_by_rows, dtype=dtype)
-    else:
-        by_product = functools.partial(convolve_by_patches, stride=stride, dtype=dtype)
-    return jax.checkpoint(by_product)(x, kernel)  # copying again for the backward pass takes no time and saves much memory
+        return convolve_by_rows(jnp.dtype(dtype), x, kernel)
+    return jax.checkpoint(functools.partial(convolve_by_patches, stride=stride, dtype=dtype))(x, kernel)
 
 
 def convolve_depthwise(x: Array, kernel: Array) -> Array:
@@ -38,16 +39,45 @@ def convolve_depthwise(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(
             x, kernel.astype(x.dtype), *window, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
         )
-    return jax.checkpoint(_add_shifted)(x, kernel)
+    return add_shifted(x, kernel)
 
 
-def _add_shifted(x: Array, kernel: Array) -> Array:
+@jax.custom_vjp
+def add_shifted(x: Array, kernel: Array) -> Array:
+    """A depthwise convolution as a sum of shifted images.
+
+    By JAX's own rule for derivatives XLA:CPU would form the sums of the kernel's gradient one element at a time.
+    """
     (size, *_), (_, height, width, _) = kernel.shape, x.shape
-    margin = size // 2
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    taps = ((i, j) for i in range(size) for j in range(size))
+    padded = _pad(x, size // 2, size // 2)
+    taps = itertools.product(range(size), repeat=2)
     parts = (padded[:, i : i + height, j : j + width] * kernel[i, j][None, None] for i, j in taps)
     return functools.reduce(jnp.add, parts)
+
+
+def _add_shifted_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    size, width = len(kernel), x.shape[2]
+    missing = -x.shape[1] % ROWS_ADDED_UP
+    padded = jnp.pad(_pad(x, size // 2, size // 2), ((0, 0), (0, missing), (0, 0), (0, 0)))
+    groups = jnp.pad(cotangent, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    num_rows = groups.shape[1]
+
+    def products(i: int, j: int) -> Array:
+        """Of the shifted image and the cotangent, added up over every few rows."""
+        parts = (
+            padded[:, i + first : i + num_rows : ROWS_ADDED_UP, j : j + width] * groups[:, first::ROWS_ADDED_UP]
+            for first in range(ROWS_ADDED_UP)
+        )
+        return functools.reduce(jnp.add, parts)
+
+    # The barrier keeps the sums, which are fast by themselves, out of the loops of the products.
+    taps = jax.lax.optimization_barrier([products(i, j) for i, j in itertools.product(range(size), repeat=2)])
+    of_kernel = jnp.stack([tap.astype(jnp.float32).sum((0, 1, 2)) for tap in taps]).reshape(kernel.shape)
+    return add_shifted(cotangent, kernel[::-1, ::-1]), of_kernel.astype(kernel.dtype)
+
+
+add_shifted.defvjp(lambda x, kernel: (add_shifted(x, kernel), (x, kernel)), _add_shifted_backward)
 
 
 def convolve_patches(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:
@@ -69,9 +99,9 @@ def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.f
 
 def convolve_by_patches(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
     """One matrix product of all k x k patches, which are shifted copies of the image side by side."""
-    (size, _, _, outputs), margin = kernel.shape, kernel.shape[0] // 2
+    size, _, _, outputs = kernel.shape
     height, width = (-(-length // stride) for length in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    padded = _pad(x, size // 2, size // 2)
 
     def span(first: int, num: int) -> slice:
         return slice(first, first + (num - 1) * stride + 1, stride)
@@ -80,18 +110,50 @@ def convolve_by_patches(x: Array, kernel: Array, stride: int = 1, dtype: Any = j
     return _product(patches, kernel.reshape(-1, outputs), dtype)
 
 
-def convolve_by_rows(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def convolve_by_rows(dtype: Any, x: Array, kernel: Array) -> Array:
     """With stride 1: copies are shifted sideways only, and what a row gives to those above and below is added up afterwards.
 
-    It copies a third of what patches do.
+    It copies a third of what patches do. By JAX's own rule for derivatives XLA:CPU would compute the cotangent anew for each
+    of its shifted copies.
     """
-    (size, _, inputs, outputs), margin = kernel.shape, kernel.shape[0] // 2
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    rows = jnp.concatenate([padded[:, :, j : j + width] for j in range(size)], -1)
-    given = _product(rows, kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs), dtype)
-    parts = (given[:, i : i + height, :, i * outputs : (i + 1) * outputs] for i in range(size))
+    size, _, _, outputs = kernel.shape
+    given = _product(_side_by_side(x, size), _of_rows(kernel), dtype)
+    parts = (given[:, i : i + x.shape[1], :, i * outputs : (i + 1) * outputs] for i in range(size))
     return functools.reduce(jnp.add, parts)
+
+
+def _side_by_side(x: Array, size: int) -> Array:
+    """Rows shifted sideways, and empty ones above and below: [B, H, W, C] -> [B, H + size - 1, W, size * C]."""
+    padded = _pad(x, size // 2, size // 2)
+    return jnp.concatenate([padded[:, :, j : j + x.shape[2]] for j in range(size)], -1)
+
+
+def _of_rows(kernel: Array) -> Array:
+    """[k, k, I, O] -> [k * I, k * O]."""
+    size, _, inputs, outputs = kernel.shape
+    return kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
+
+
+def _rows_backward(dtype: Any, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    (size, _, inputs, _), (_, height, width, _) = kernel.shape, x.shape
+    margin = size // 2
+    padded = _pad(cotangent, size - 1, 0)
+    given = jnp.concatenate([padded[:, size - 1 - i :][:, : height + size - 1] for i in range(size)], -1)
+    _, pullback = jax.vjp(lambda rows, kernel: _product(rows, _of_rows(kernel), dtype), _side_by_side(x, size), kernel)
+    of_rows, of_kernel = pullback(given)
+    padded = _pad(of_rows[:, margin : margin + height], 0, margin)
+    parts = (padded[:, :, size - 1 - j :][:, :, :width, j * inputs : (j + 1) * inputs] for j in range(size))
+    return functools.reduce(jnp.add, parts), of_kernel
+
+
+convolve_by_rows.defvjp(lambda dtype, x, kernel: (convolve_by_rows(dtype, x, kernel), (x, kernel)), _rows_backward)
+
+
+def _pad(x: Array, rows: int, columns: int) -> Array:
+    """With zeros on all sides: [B, H, W, C] -> [B, H + 2 rows, W + 2 columns, C]."""
+    return jnp.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
 
 
 def _product(x: Array, kernel: Array, dtype: Any) -> Array:

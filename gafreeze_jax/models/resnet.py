@@ -207,17 +207,46 @@ def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> A
     return y.astype(x.dtype)
 
 
-@jax.checkpoint  # so that the input is all that is kept
+@jax.custom_vjp
 def normalise_by_batch(
     x: Array, weights: Array, frozen: Any, mean: Array, var: Array, scale: Array, bias: Array
 ) -> tuple[Array, Array, Array]:
-    """Normalises by the batch's mean and variance, or by those given where `frozen`; returns the batch's as well."""
-    exact = x.astype(jnp.float32)
-    share = weights / (jnp.maximum(weights.sum(), 1) * np.prod(x.shape[1:3]))
+    """Normalises by the batch's mean and variance, or by those given where `frozen`; returns the batch's as well.
+
+    Gradients are those of the output, by x, scale and bias. They are written out because JAX's own would compute the
+    statistics once more; the input is all that is kept.
+    """
+    exact, share = x.astype(jnp.float32), _shares(x, weights)
     batch_mean = jnp.einsum("b,bhwc->c", share, exact)
     batch_var = jnp.einsum("b,bhwc->c", share, jnp.square(exact - batch_mean[None, None, None]))
     used = jnp.where(frozen, mean, batch_mean), jnp.where(frozen, var, batch_var)
     return normalise(x, *used, scale, bias), batch_mean, batch_var
+
+
+def _shares(x: Array, weights: Array) -> Array:
+    """Of each pixel in the mean over a batch, by example: [B]."""
+    return weights / (jnp.maximum(weights.sum(), 1) * np.prod(x.shape[1:3]))
+
+
+def _normalise_by_batch_forward(x, weights, frozen, mean, var, scale, bias):
+    y, batch_mean, batch_var = normalise_by_batch(x, weights, frozen, mean, var, scale, bias)
+    used = jnp.where(frozen, mean, batch_mean), jnp.where(frozen, var, batch_var)
+    return (y, batch_mean, batch_var), (x, weights, frozen, *used, scale)
+
+
+def _normalise_by_batch_backward(residuals, cotangents):
+    x, weights, frozen, mean, var, scale = residuals
+    cotangent = cotangents[0].astype(jnp.float32)
+    inverse = jax.lax.rsqrt(var + EPSILON)
+    centred = (x.astype(jnp.float32) - mean[None, None, None]) * inverse[None, None, None]
+    of_bias, of_scale = (terms.sum((1, 2)).sum(0) for terms in (cotangent, cotangent * centred))
+    through_mean, through_var = (jnp.where(frozen, 0, gradient)[None, None, None] for gradient in (of_bias, of_scale))
+    through_statistics = _shares(x, weights)[:, None, None, None] * (through_mean + centred * through_var)
+    of_x = (scale * inverse)[None, None, None] * (cotangent - through_statistics)
+    return of_x.astype(x.dtype), None, None, None, None, of_scale, of_bias
+
+
+normalise_by_batch.defvjp(_normalise_by_batch_forward, _normalise_by_batch_backward)
 
 
 def max_pool(x: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from gafreeze_jax import masking
-from gafreeze_jax.engine import devices, planning
+from gafreeze_jax.engine import devices, process
 from gafreeze_jax.masking.mask_file import load_mask
 from gafreeze_jax.options import OptionError, Options, check, with_absolute_paths
 from gafreeze_jax.report import summary
@@ -43,6 +43,7 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
       go_on: the command that goes on with an interrupted run, up to the run's folder.
     """
     start = time.perf_counter()
+    process.keep_memory()
     path = None
     go_on = go_on or f"python {sys.argv[0]} --resume"
     with stoppable(lambda: f"To resume: {go_on} {path}" if path else "Nothing was done yet."):
@@ -96,7 +97,7 @@ def _begin(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, p
     check(options)
     if options.tensorboard and "://" in str(path):
         raise ValueError(f"--tensorboard needs a local folder, got {path}")
-    planning.keep_compiled_programs()
+    process.keep_compiled_programs()
     setup = prepare(options)
     held_out, mask = HeldOut(setup.test), None if options.mask is None else _read_rates(options.mask, setup.problem)
     space = space_of_mask(setup.problem, mask)[0] if mask else setup.problem.space(options)

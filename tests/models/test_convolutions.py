@@ -11,7 +11,10 @@ from gafreeze_jax.models import convolutions
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-WAYS = {"rows": convolutions.convolve_by_rows, "patches": convolutions.convolve_by_patches}
+WAYS = {
+    "rows": functools.partial(convolutions.convolve_by_rows, jnp.dtype(jnp.float32)),
+    "patches": convolutions.convolve_by_patches,
+}
 
 
 def random(*shape):
@@ -47,6 +50,22 @@ def test_convolutions_agree_for_stacked_members(way):
     x, kernels = random(4, 2, 6, 6, 3), random(4, 3, 3, 3, 5)
     ours, expected = (jax.vmap(convolve)(x, kernels) for convolve in (WAYS[way], convolutions.convolve_by_xla))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 5), (1, 1), (9, 2)])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("members", [1, 2])
+def test_depthwise_convolutions_agree(members, size, height, width, monkeypatch):
+    x, kernels = random(members, 3, height, width, 5), random(members, size, size, 1, 5)
+
+    def each(x, kernels):
+        return jax.vmap(convolutions.convolve_depthwise)(x, kernels)
+
+    ours = values_and_gradients(each, x, kernels)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    by_xla = values_and_gradients(functools.partial(each), x, kernels)  # another function, so traced anew
+    for one, other in zip(ours, by_xla, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("channels", "size", "stride"), [(4, 3, 1), (200, 3, 1), (4, 3, 2), (4, 1, 1)])

@@ -286,6 +286,28 @@ def test_bfloat16_computes_nearly_the_same(backend, monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0.05, atol=0.05), rounded, exact)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 0, 1, 0), (0, 0, 0, 0)])
+def test_gradients_of_batch_normalisation_are_those_of_its_formula(weights, frozen):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.array(rng.normal(2, 3, (4, 3, 2, 5)), jnp.float32) for _ in range(2))
+    mean, var, scale, bias = (jnp.array(rng.uniform(0.5, 2, 5), jnp.float32) for _ in range(4))
+    weights = jnp.array(weights, jnp.float32)
+
+    def ours(x, scale, bias):
+        return resnet.normalise_by_batch(x, weights, jnp.array(frozen), mean, var, scale, bias)[0]
+
+    def formula(x, scale, bias):
+        examples = jnp.concatenate([row[None] for row, weight in zip(x, weights, strict=True) if weight] or [0 * x])
+        used = (mean, var) if frozen else (examples.mean((0, 1, 2)), examples.var((0, 1, 2)))
+        return resnet.normalise(x, *used, scale, bias)
+
+    if not weights.any():
+        cotangent = jnp.zeros_like(cotangent)  # as the loss of a batch without examples has it
+    for one, other in zip(*(jax.vjp(function, x, scale, bias)[1](cotangent) for function in (ours, formula)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(7, 8), (1, 2)])
 def test_pooling_equals_that_of_xla(size):
     def reduce_window(x):
