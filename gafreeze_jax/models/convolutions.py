@@ -10,8 +10,9 @@ from jax import Array
 
 from gafreeze_jax.models import products
 
-FEW_CHANNELS = 128  # up to which copying pixels costs more than it saves (`benchmarks/convolutions.py`)
-ROWS_ADDED_UP = 4  # at once: more would be hardly faster, and take longer to compile
+# Up to so many channels, and from so many rows, copying more pixels costs more than it saves (`benchmarks/convolutions.py`).
+FEW_CHANNELS, MANY_ROWS = 128, 16
+ROWS_ADDED_UP = 8  # at once: more would be hardly faster, and take longer to compile
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
@@ -26,7 +27,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32)
     if jax.default_backend() != "cpu":
         return convolve_by_xla(x, kernel, stride, dtype)
     # Copying again for the backward pass takes no time and saves much memory.
-    if kernel.shape[0] > 1 and stride == 1 and kernel.shape[2] <= FEW_CHANNELS:
+    if kernel.shape[0] > 1 and stride == 1 and kernel.shape[2] <= FEW_CHANNELS and x.shape[1] >= MANY_ROWS:
         return convolve_by_rows(jnp.dtype(dtype), x, kernel)
     return jax.checkpoint(functools.partial(convolve_by_patches, stride=stride, dtype=dtype))(x, kernel)
 
@@ -63,18 +64,20 @@ def _add_shifted_backward(residuals: tuple[Array, Array], cotangent: Array) -> t
     groups = jnp.pad(cotangent, ((0, 0), (0, missing), (0, 0), (0, 0)))
     num_rows = groups.shape[1]
 
-    def products(i: int, j: int) -> Array:
-        """Of the shifted image and the cotangent, added up over every few rows."""
+    def of_tap(i: int, j: int) -> Array:
+        """Products of the shifted image and the cotangent, added up over every few rows."""
         parts = (
             padded[:, i + first : i + num_rows : ROWS_ADDED_UP, j : j + width] * groups[:, first::ROWS_ADDED_UP]
             for first in range(ROWS_ADDED_UP)
         )
         return functools.reduce(jnp.add, parts)
 
-    # The barrier keeps the sums, which are fast by themselves, out of the loops of the products.
-    taps = jax.lax.optimization_barrier([products(i, j) for i, j in itertools.product(range(size), repeat=2)])
-    of_kernel = jnp.stack([tap.astype(jnp.float32).sum((0, 1, 2)) for tap in taps]).reshape(kernel.shape)
-    return add_shifted(cotangent, kernel[::-1, ::-1]), of_kernel.astype(kernel.dtype)
+    def of_row(i: int) -> Array:
+        # The barrier keeps the sum, which is fast by itself, out of the loops of the products.
+        return jax.lax.optimization_barrier(jnp.stack([of_tap(i, j) for j in range(size)])).sum((1, 2, 3))
+
+    of_kernel = jnp.stack([of_row(i) for i in range(size)]).reshape(kernel.shape)
+    return add_shifted(cotangent, kernel[::-1, ::-1]), of_kernel
 
 
 add_shifted.defvjp(lambda x, kernel: (add_shifted(x, kernel), (x, kernel)), _add_shifted_backward)

@@ -68,11 +68,13 @@ def test_depthwise_convolutions_agree(members, size, height, width, monkeypatch)
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("channels", "size", "stride"), [(4, 3, 1), (200, 3, 1), (4, 3, 2), (4, 1, 1)])
+@pytest.mark.parametrize(
+    ("rows", "channels", "size", "stride"), [(16, 4, 3, 1), (6, 4, 3, 1), (16, 200, 3, 1), (6, 4, 3, 2), (6, 4, 1, 1)]
+)
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_whatever_is_chosen_agrees(dtype, backend, channels, size, stride, monkeypatch):
-    x, kernel = random(2, 6, 6, channels), random(size, size, channels, 5) / np.sqrt(size**2 * channels)
+def test_whatever_is_chosen_agrees(dtype, backend, rows, channels, size, stride, monkeypatch):
+    x, kernel = random(2, rows, 6, channels), random(size, size, channels, 5) / np.sqrt(size**2 * channels)
     expected = values_and_gradients(lambda x, kernel: convolutions.convolve_by_xla(x, kernel, stride), x, kernel)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     ours = values_and_gradients(lambda x, kernel: convolutions.convolve(x, kernel, stride, dtype).astype(x.dtype), x, kernel)
