@@ -2,10 +2,11 @@
 
     python benchmarks/cut_search.py [--rounds 3]
 
-A BERT (6 layers of width 384, 64 tokens a text) and CIFAR's ResNet-20, with random parameters, images and texts of equal
-length, so that there is no padding. Each search runs in a process of its own with an empty compile cache, by turns; of several
-rounds the fastest counts, as other work on the machine only adds to it. Printed are the seconds of the whole run, and of its
-phases. Takes about 10 minutes on 2 cores.
+The networks are a BERT (6 layers of width 384, 64 tokens a text), whose chain is composed into one function and cut again, and
+CIFAR's ResNet-20, an ordinary Flax module where it is cut. They have random parameters, and images and texts of equal length,
+so that there is no padding. Each search runs in a process of its own with an empty compile cache, by turns; of several rounds
+the fastest counts, as other work on the machine only adds to it. Printed are the seconds of the whole run, and of its phases.
+Takes about 10 minutes on 2 cores.
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cut_bert
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +31,8 @@ from steps import make_texts
 from gafreeze_jax import cut, masking, options
 from gafreeze_jax.data import tokens
 from gafreeze_jax.engine import process
-from gafreeze_jax.engine.network import STATISTICS, Dataset, Network, Source, parameters
-from gafreeze_jax.models import base, bert, from_function, resnet
+from gafreeze_jax.engine.network import Dataset, Source
+from gafreeze_jax.models import base, bert, from_function, modules, resnet
 from gafreeze_jax.runs import results
 from gafreeze_jax.runs.main import carry_out
 from gafreeze_jax.tasks.base import Problem, Setup, block_genes, make_problem
@@ -95,34 +97,50 @@ def _labels(examples: Any) -> np.ndarray:
 
 
 def resnet_setup(given: Options, run: options.Options, way: Way) -> Setup:
-    model = base.Model(resnet.FAMILY, resnet.cifar_config(2 + 3 * given.layers), num_classes=NUM_CLASSES)
-    by_hand, params = model.make_network(), model.init_params(jax.random.key(0))
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (num, 32, 32, 3)).astype(np.uint8) for num in (NUM_TRAIN, NUM_SCORED)]
     train, validation = (Dataset(pixels, _labels(pixels)) for pixels in images)
     if way == "by hand":
-        return as_setup(make_problem(by_hand, params, train, validation, run))
-    rules = {r".*/(stem|layer\d_\d)/.*": r"\1", ".*/head/.*": None}
-    statistics = {name: of_block[STATISTICS] for name, of_block in params.items() if STATISTICS in of_block}
-    variables = {"params": {name: parameters(of_block) for name, of_block in params.items()}, STATISTICS: statistics}
-    return as_setup(cut_problem(_resnet_function(by_hand), variables, rules, train, validation, run))
+        model = base.Model(resnet.FAMILY, resnet.cifar_config(2 + 3 * given.layers), num_classes=NUM_CLASSES)
+        return as_setup(make_problem(model.make_network(), model.init_params(jax.random.key(0)), train, validation, run))
+    module = ResNet(given.layers // 2)
+    function = modules.as_function(module, module.init(jax.random.key(0), images[0][:1]))
+    rules = {r".*/(stem|layer\d_\d)[_/].*": r"\1", ".*/head/.*": None}
+    return as_setup(cut_problem(function.apply, function.params, rules, train, validation, run))
 
 
-def _resnet_function(network: Network) -> Any:
-    """The chain as one function of all its parameters and running statistics."""
+class ResidualBlock(nn.Module):
+    """Of CIFAR's ResNets, as anybody would write it."""
 
-    def apply(variables, images, key):
-        x, context, new = images, {"weights": jnp.ones(len(images))}, {}
-        for block in network.blocks:
-            assert block.apply is not None
-            params = {**variables["params"][block.name], STATISTICS: variables[STATISTICS][block.name]}
-            x = block.apply(params, x, context, frozen=key is None, key=key)
-            if key is not None:
-                x, new[block.name] = x
-        logits = network.head(variables["params"]["head"], x, context, frozen=key is None, key=key)
-        return logits if key is None else (logits, new)
+    features: int
+    stride: int
 
-    return apply
+    @nn.compact
+    def __call__(self, x, train):
+        h = x
+        for number, stride in enumerate((self.stride, 1), start=1):
+            h = nn.relu(h) if number > 1 else h
+            h = nn.Conv(self.features, (3, 3), stride, padding=1, use_bias=False, name=f"conv{number}")(h)
+            h = nn.BatchNorm(not train, momentum=0.9, name=f"norm{number}")(h)
+        missing = (self.features - x.shape[-1]) // 2
+        return nn.relu(h + jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (missing, missing))))
+
+
+class ResNet(nn.Module):
+    """CIFAR's ResNet with a number of blocks in each stage."""
+
+    depth: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.astype(jnp.float32) / 127.5 - 1
+        x = nn.Conv(16, (3, 3), padding=1, use_bias=False, name="stem_conv")(x)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="stem_norm")(x))
+        for stage, features in enumerate((16, 32, 64), start=1):
+            for number in range(self.depth):
+                stride = 2 if stage > 1 and number == 0 else 1
+                x = ResidualBlock(features, stride, name=f"layer{stage}_{number}")(x, train)
+        return nn.Dense(NUM_CLASSES, name="head")(x.mean((1, 2)))
 
 
 def cut_problem(

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,9 @@ def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32)
     # Copying again for the backward pass takes no time and saves much memory.
     if kernel.shape[0] > 1 and stride == 1 and kernel.shape[2] <= FEW_CHANNELS and x.shape[1] >= MANY_ROWS:
         return convolve_by_rows(jnp.dtype(dtype), x, kernel)
-    return jax.checkpoint(functools.partial(convolve_by_patches, stride=stride, dtype=dtype))(x, kernel)
+    margin = kernel.shape[0] // 2
+    by_patches = functools.partial(convolve_by_patches, strides=(stride,) * 2, padding=((margin, margin),) * 2, dtype=dtype)
+    return jax.checkpoint(by_patches)(x, kernel)
 
 
 def convolve_depthwise(x: Array, kernel: Array) -> Array:
@@ -100,16 +103,23 @@ def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.f
     )
 
 
-def convolve_by_patches(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
-    """One matrix product of all k x k patches, which are shifted copies of the image side by side."""
-    size, _, _, outputs = kernel.shape
-    height, width = (-(-length // stride) for length in x.shape[1:3])
-    padded = _pad(x, size // 2, size // 2)
+def convolve_by_patches(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], dtype: Any = jnp.float32
+) -> Array:
+    """One matrix product of all patches, which are shifted copies of the image side by side.
 
-    def span(first: int, num: int) -> slice:
-        return slice(first, first + (num - 1) * stride + 1, stride)
+    [B, ..., I] and [k, ..., I, O] -> [B, ..., O], with any number of axes between.
 
-    patches = jnp.concatenate([padded[:, span(i, height), span(j, width)] for i in range(size) for j in range(size)], -1)
+    Args:
+      strides, padding: of each of these axes.
+    """
+    *sizes, _, outputs = kernel.shape
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*margins, 0) for margins in padding), (0, 0, 0)])
+    spans = []
+    for length, size, stride in zip(padded.shape[1:-1], sizes, strides, strict=True):
+        num = (length - size) // stride + 1
+        spans.append([slice(first, first + (num - 1) * stride + 1, stride) for first in range(size)])
+    patches = jnp.concatenate([padded[:, *places] for places in itertools.product(*spans)], -1)
     return _product(patches, kernel.reshape(-1, outputs), dtype)
 
 
@@ -160,5 +170,5 @@ def _pad(x: Array, rows: int, columns: int) -> Array:
 
 
 def _product(x: Array, kernel: Array, dtype: Any) -> Array:
-    """[B, H, W, I] and [I, O] -> [B, H, W, O]."""
+    """[..., I] and [I, O] -> [..., O]."""
     return products.matmul(dtype, x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 from gafreeze_jax.engine.network import INPUTS, STATISTICS, PyTree, has_statistics
 from gafreeze_jax.masking.genes import Genes
+from gafreeze_jax.models.cutting import convolutions
 from gafreeze_jax.models.cutting import program as programs
 from gafreeze_jax.models.cutting.boundaries import Crossing
 from gafreeze_jax.models.cutting.program import HEAD, Atom, FlatProgram, is_statistic, shaped
@@ -59,6 +61,7 @@ class Slice(NamedTuple):
 
     Attributes:
       closed: these equations; its arguments are the given values and the keys.
+      compiled: the same, as it is fast in a compiled program.
       keys: a number and a shape for each key that is read. How the function makes its keys is not part of a slice: each gets
         one of its own, so that equal layers are equal.
       draws: places of the equations that read them.
@@ -66,6 +69,7 @@ class Slice(NamedTuple):
     """
 
     closed: ClosedJaxpr
+    compiled: ClosedJaxpr
     keys: list[tuple[int, tuple[int, ...]]]
     draws: frozenset[int]
     read: frozenset[Var]
@@ -92,7 +96,13 @@ def make_slice(program: FlatProgram, given: Sequence[Var], wanted: Sequence[Atom
     info = DebugInfo("cut", "piece", None, None)
     jaxpr = Jaxpr([*constants], [*given, *order], [*wanted], equations[::-1], debug_info=info)
     closed = ClosedJaxpr(jaxpr, [*constants.values()])
-    return Slice(closed, [(i, shaped(var).shape) for i, var in enumerate(order)], frozenset(draws), frozenset(needed & stop))
+    return Slice(
+        closed,
+        convolutions.by_products(closed),
+        keys=[(i, shaped(var).shape) for i, var in enumerate(order)],
+        draws=frozenset(draws),
+        read=frozenset(needed & stop),
+    )
 
 
 def _is_key(var: Any) -> bool:
@@ -153,13 +163,16 @@ class Piece:
         """What leaves it, and new running statistics; without a key in inference mode."""
         training = key is not None
         below, above = self._below[training], self._above[training]
-        closed, keys, *_ = self.slice(len(jax.tree.leaves(x)[0]), training)
+        slice_ = self.slice(len(jax.tree.leaves(x)[0]), training)
         entering = (
             jax.tree.leaves(x) if below is None else [of.batch.from_rows(rows) for of, rows in zip(below, x, strict=True)]
         )
         inputs = jax.tree.leaves(context[INPUTS]) if self.reads_inputs else []
-        drawn = [_make_keys(key, i, shape) for i, shape in keys]
-        results = jaxpr_as_fun(closed)(*jax.tree.leaves(params), *entering, *inputs, *drawn)
+        drawn = [_make_keys(key, i, shape) for i, shape in slice_.keys]
+        args = [*jax.tree.leaves(params), *entering, *inputs, *drawn]
+        # Run one operation at a time, a piece computes what the function does to the bit.
+        is_compiled = any(isinstance(arg, Tracer) for arg in args)
+        results = jaxpr_as_fun(slice_.compiled if is_compiled else slice_.closed)(*args)
         if above is None:
             return results[0], ()
         leaving, statistics = results[: len(above)], results[len(above) :]
