@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
 from gafreeze_jax.models import products
 
-# Up to so many channels, and from so many rows, copying more pixels costs more than it saves (`benchmarks/convolutions.py`).
+# With at most this many input channels and at least this many rows, copying whole patches costs more than it saves.
 FEW_CHANNELS, MANY_ROWS = 128, 16
 ROWS_ADDED_UP = 8  # at once: more would be hardly faster, and take longer to compile
 
@@ -59,9 +60,17 @@ def add_shifted(x: Array, kernel: Array) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
-def _add_shifted_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _add_shifted_backward(residuals, cotangent):
     x, kernel = residuals
-    size, width = len(kernel), x.shape[2]
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    of_kernel = None if x is None else _gradient_of_taps(x, cotangent, len(kernel)).reshape(kernel.shape)
+    return add_shifted(cotangent, kernel[::-1, ::-1]), of_kernel
+
+
+def _gradient_of_taps(x: Array, cotangent: Array, size: int) -> Array:
+    """Sums of products of the cotangent and each shifted image: [size, size, C]."""
+    width = x.shape[2]
     missing = -x.shape[1] % ROWS_ADDED_UP
     padded = jnp.pad(_pad(x, size // 2, size // 2), ((0, 0), (0, missing), (0, 0), (0, 0)))
     groups = jnp.pad(cotangent, ((0, 0), (0, missing), (0, 0), (0, 0)))
@@ -79,11 +88,19 @@ def _add_shifted_backward(residuals: tuple[Array, Array], cotangent: Array) -> t
         # The barrier keeps the sum, which is fast by itself, out of the loops of the products.
         return jax.lax.optimization_barrier(jnp.stack([of_tap(i, j) for j in range(size)])).sum((1, 2, 3))
 
-    of_kernel = jnp.stack([of_row(i) for i in range(size)]).reshape(kernel.shape)
-    return add_shifted(cotangent, kernel[::-1, ::-1]), of_kernel
+    return jnp.stack([of_row(i) for i in range(size)])
 
 
-add_shifted.defvjp(lambda x, kernel: (add_shifted(x, kernel), (x, kernel)), _add_shifted_backward)
+def _kept(x: Any, kernel: Any) -> tuple[Array | None, Array]:
+    """What gradients need: the image only for that of the kernel."""
+    return x.value if kernel.perturbed else None, kernel.value
+
+
+def _add_shifted_forward(x, kernel):
+    return add_shifted(x.value, kernel.value), _kept(x, kernel)
+
+
+add_shifted.defvjp(_add_shifted_forward, _add_shifted_backward, symbolic_zeros=True)
 
 
 def convolve_patches(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:
@@ -148,20 +165,27 @@ def _of_rows(kernel: Array) -> Array:
     return kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
 
 
-def _rows_backward(dtype: Any, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    (size, _, inputs, _), (_, height, width, _) = kernel.shape, x.shape
+def _rows_forward(dtype, x, kernel):
+    return convolve_by_rows(dtype, x.value, kernel.value), _kept(x, kernel)
+
+
+def _rows_backward(dtype, residuals, cotangent):
+    kept, kernel = residuals
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    (size, _, inputs, _), (_, height, width, _) = kernel.shape, cotangent.shape
     margin = size // 2
+    x = jnp.zeros((*cotangent.shape[:-1], inputs), cotangent.dtype) if kept is None else kept
     padded = _pad(cotangent, size - 1, 0)
     given = jnp.concatenate([padded[:, size - 1 - i :][:, : height + size - 1] for i in range(size)], -1)
     _, pullback = jax.vjp(lambda rows, kernel: _product(rows, _of_rows(kernel), dtype), _side_by_side(x, size), kernel)
     of_rows, of_kernel = pullback(given)
     padded = _pad(of_rows[:, margin : margin + height], 0, margin)
     parts = (padded[:, :, size - 1 - j :][:, :, :width, j * inputs : (j + 1) * inputs] for j in range(size))
-    return functools.reduce(jnp.add, parts), of_kernel
+    return functools.reduce(jnp.add, parts), None if kept is None else of_kernel
 
 
-convolve_by_rows.defvjp(lambda dtype, x, kernel: (convolve_by_rows(dtype, x, kernel), (x, kernel)), _rows_backward)
+convolve_by_rows.defvjp(_rows_forward, _rows_backward, symbolic_zeros=True)
 
 
 def _pad(x: Array, rows: int, columns: int) -> Array:

@@ -213,8 +213,8 @@ def normalise_by_batch(
 ) -> tuple[Array, Array, Array]:
     """Normalises by the batch's mean and variance, or by those given where `frozen`; returns the batch's as well.
 
-    Gradients are those of the output, by x, scale and bias. They are written out because JAX's own would compute the
-    statistics once more; the input is all that is kept.
+    Gradients by x, scale and bias are written out, so that the input is all that is kept and the statistics are not computed
+    again. None pass through the two statistics that are returned.
     """
     exact, share = x.astype(jnp.float32), _shares(x, weights)
     batch_mean = jnp.einsum("b,bhwc->c", share, exact)

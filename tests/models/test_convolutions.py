@@ -58,6 +58,18 @@ def test_convolutions_agree_for_stacked_members(way):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_frozen_kernel_keeps_no_images(depthwise):
+    """Below it gradients pass through; what it keeps for them is itself."""
+    convolve = convolutions.convolve_depthwise if depthwise else convolutions.convolve
+    x, kernel = jnp.array(random(2, 16, 6, 4)), jnp.array(random(3, 3, 1 if depthwise else 4, 4))
+    of_both = jax.vjp(convolve, x, kernel)[1]
+    of_x = jax.vjp(lambda x: convolve(x, kernel), x)[1]
+    np.testing.assert_array_equal(of_x(x)[0], of_both(x)[0])
+    assert sum(leaf.size for leaf in jax.tree.leaves(of_x)) <= kernel.size
+    assert sum(leaf.size for leaf in jax.tree.leaves(of_both)) <= x.size + kernel.size
+
+
 @pytest.mark.parametrize(("height", "width"), [(6, 5), (1, 1), (9, 2)])
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize("members", [1, 2])

@@ -38,6 +38,8 @@ LEFT = {
     "depthwise with stride": ((2, 7, 6, 4), (3, 3, 1, 4), (2, 2), "SAME", {"feature_group_count": 4}),
     "depthwise, twice as many": ((2, 7, 6, 4), (3, 3, 1, 8), (1, 1), "SAME", {"feature_group_count": 4}),
     "depthwise with a large kernel": ((1, 9, 9, 2), (9, 9, 1, 2), (1, 1), "SAME", {"feature_group_count": 2}),
+    "a kernel larger than the image": ((2, 2, 2, 3), (3, 3, 3, 4), (1, 1), "VALID", {}),
+    "no images": ((0, 7, 6, 3), (3, 3, 3, 4), (1, 1), "SAME", {}),
     "groups of the batch": ((4, 7, 6, 3), (3, 3, 3, 4), (1, 1), "SAME", {"batch_group_count": 2}),
     "a large kernel": ((1, 16, 16, 2), (9, 9, 2, 3), (1, 1), "SAME", {}),
 }

@@ -61,7 +61,6 @@ class Slice(NamedTuple):
 
     Attributes:
       closed: these equations; its arguments are the given values and the keys.
-      compiled: the same, as it is fast in a compiled program.
       keys: a number and a shape for each key that is read. How the function makes its keys is not part of a slice: each gets
         one of its own, so that equal layers are equal.
       draws: places of the equations that read them.
@@ -69,7 +68,6 @@ class Slice(NamedTuple):
     """
 
     closed: ClosedJaxpr
-    compiled: ClosedJaxpr
     keys: list[tuple[int, tuple[int, ...]]]
     draws: frozenset[int]
     read: frozenset[Var]
@@ -96,13 +94,7 @@ def make_slice(program: FlatProgram, given: Sequence[Var], wanted: Sequence[Atom
     info = DebugInfo("cut", "piece", None, None)
     jaxpr = Jaxpr([*constants], [*given, *order], [*wanted], equations[::-1], debug_info=info)
     closed = ClosedJaxpr(jaxpr, [*constants.values()])
-    return Slice(
-        closed,
-        convolutions.by_products(closed),
-        keys=[(i, shaped(var).shape) for i, var in enumerate(order)],
-        draws=frozenset(draws),
-        read=frozenset(needed & stop),
-    )
+    return Slice(closed, [(i, shaped(var).shape) for i, var in enumerate(order)], frozenset(draws), frozenset(needed & stop))
 
 
 def _is_key(var: Any) -> bool:
@@ -136,6 +128,7 @@ class Piece:
         self._traced, self.names, self._below, self._above = traced, tuple(names), tuple(below), tuple(above)
         self.size = size
         self.slice = functools.cache(self._slice)
+        self._fast = functools.cache(lambda size, training: convolutions.by_products(self.slice(size, training).closed))
         leaves = jax.tree.leaves(self._parameters(traced.program(size, False)))
         self.num_parameters = sum(var.aval.size for var in leaves)
         self.modes = [bool(mode) for mode in range(len(self._below))]
@@ -163,16 +156,17 @@ class Piece:
         """What leaves it, and new running statistics; without a key in inference mode."""
         training = key is not None
         below, above = self._below[training], self._above[training]
-        slice_ = self.slice(len(jax.tree.leaves(x)[0]), training)
+        size = len(jax.tree.leaves(x)[0])
+        closed, keys, *_ = self.slice(size, training)
         entering = (
             jax.tree.leaves(x) if below is None else [of.batch.from_rows(rows) for of, rows in zip(below, x, strict=True)]
         )
         inputs = jax.tree.leaves(context[INPUTS]) if self.reads_inputs else []
-        drawn = [_make_keys(key, i, shape) for i, shape in slice_.keys]
+        drawn = [_make_keys(key, i, shape) for i, shape in keys]
         args = [*jax.tree.leaves(params), *entering, *inputs, *drawn]
         # Run one operation at a time, a piece computes what the function does to the bit.
-        is_compiled = any(isinstance(arg, Tracer) for arg in args)
-        results = jaxpr_as_fun(slice_.compiled if is_compiled else slice_.closed)(*args)
+        is_traced = any(isinstance(arg, Tracer) for arg in args)
+        results = jaxpr_as_fun(self._fast(size, training) if is_traced else closed)(*args)
         if above is None:
             return results[0], ()
         leaving, statistics = results[: len(above)], results[len(above) :]
