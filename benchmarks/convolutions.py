@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gafreeze_jax.engine import process
 from gafreeze_jax.models import convolutions
 
 ROUNDS = 5  # of which the fastest counts
@@ -82,6 +83,7 @@ def seconds(way: Callable[..., Array], batch: int, shape: Shape, members: int) -
 
 
 def main() -> None:
+    process.keep_memory()
     print(f"{'milliseconds':12} {'members':>8}" + "".join(f"{way:>12}" for way in WAYS))
     for name, (batch, shapes) in NETWORKS.items():
         for members in (1, MEMBERS):

@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine import process
 from gafreeze_jax.engine.cohort import Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
@@ -61,6 +62,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     jax.config.update("jax_platforms", "cpu")
     folder = checkpoints.find_model("minilm")
     loaded = pretrained.load(folder, num_classes=NUM_CLASSES)

@@ -19,7 +19,7 @@ import tyro
 from machine import describe_machine
 
 from gafreeze_jax import cut, masking
-from gafreeze_jax.engine import backprop
+from gafreeze_jax.engine import backprop, process
 from gafreeze_jax.engine.network import INPUTS, Network, Step
 from gafreeze_jax.engine.passes import infer
 from gafreeze_jax.metrics import cross_entropy
@@ -77,6 +77,7 @@ def seconds(network: Network, params: Any, x: Any, context: Any, depth: int, rep
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     config = bert.BertConfig(
         vocab_size=1000,
         hidden_size=options.hidden,

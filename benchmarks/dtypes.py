@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 from jax import Array
 
+from gafreeze_jax.engine import process
 from gafreeze_jax.models.products import matmul
 from gafreeze_jax.runs import results
 
@@ -60,6 +61,7 @@ def time_step(dtype: str, inputs: tuple[Array, ...]) -> float:
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     shapes = (NUM_TOKENS, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH)
     keys = jax.random.split(jax.random.key(0), len(shapes))
     inputs = tuple(jax.random.normal(key, shape) / 20 for key, shape in zip(keys, shapes, strict=True))

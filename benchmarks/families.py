@@ -5,7 +5,8 @@
 Networks have 4 layers of width 128 and random weights; a step is 8 texts of 32 tokens, or 8 images of 32 x 32 pixels, in
 float32. Both sides do the same: forward, backward, clipping by the norm, AdamW; once with everything trained, once with the
 embeddings and the lower half of the layers frozen. The four take turns, and of each the best of several rounds counts, as other
-work on the machine only adds to it. Needs torch. Takes about 10 minutes on 2 cores, of which most compiles.
+work on the machine only adds to it. Both sides share a process that keeps freed memory. Needs torch. Takes about 20 minutes on
+2 cores.
 
 Prints a line for each family. Families that compute as another one does are left out.
 """

@@ -26,7 +26,7 @@ import tyro
 from steps import MOST_STEPS, NUM_CLASSES, make_texts, seconds_per_step, step_flops
 
 from gafreeze_jax.data import tokens
-from gafreeze_jax.engine import costs, planning
+from gafreeze_jax.engine import costs, planning, process
 from gafreeze_jax.engine.cache import device_memory
 from gafreeze_jax.engine.cohort import Plan, Replicate
 from gafreeze_jax.engine.network import Dataset, Source
@@ -152,6 +152,7 @@ def time_pytorch(work: Work, device: str, *, compiled: bool = False) -> float:
 
 
 def main(options: Options) -> None:
+    process.keep_memory()
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     work = Work(MINILM, 8, 32, "float32") if on_cpu else Work(BERT_BASE, 32, 128, "bfloat16")

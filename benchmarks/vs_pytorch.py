@@ -13,7 +13,8 @@ Prints a line per generation, then the seconds of three arms, which genome each 
   else would be done in it.
 - gafreeze_jax: genomes seen before are not evaluated again. Compiling and choosing a plan are counted.
 
-Loading and tokenizing are not counted on either side. See pytorch_bert.py for what PyTorch does.
+Loading and tokenizing are not counted on either side, and both share a process that keeps freed memory. See pytorch_bert.py for
+what PyTorch does.
 """
 
 # pyright: reportMissingImports=false
