@@ -49,8 +49,7 @@ NETWORKS = {
 
 
 def by_patches(x: Array, kernel: Array, stride: int) -> Array:
-    margin = len(kernel) // 2
-    return convolutions.convolve_by_patches(x, kernel, (stride,) * 2, ((margin, margin),) * 2)
+    return convolutions.convolve_by_patches(x, kernel, *convolutions.centred_window(len(kernel), stride))
 
 
 WAYS: dict[str, Callable[..., Array]] = {

@@ -3,8 +3,7 @@
     python benchmarks/time_to_quality.py --texts FOLDER --images FOLDER --weights resnet20-cifar10.safetensors
 
 FOLDERs have train and test files, such as SST-2's and CIFAR-10's. Both sides share a process, which keeps freed memory. Needs
-torch and pygad. Takes about 15 minutes on 2 idle
-cores.
+torch and pygad. Takes about 15 minutes on 2 idle cores.
 
 Two things are put together:
 

@@ -31,16 +31,14 @@ def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32)
     # Copying again for the backward pass takes no time and saves much memory.
     if kernel.shape[0] > 1 and stride == 1 and kernel.shape[2] <= FEW_CHANNELS and x.shape[1] >= MANY_ROWS:
         return convolve_by_rows(jnp.dtype(dtype), x, kernel)
-    margin = kernel.shape[0] // 2
-    by_patches = functools.partial(convolve_by_patches, strides=(stride,) * 2, padding=((margin, margin),) * 2, dtype=dtype)
-    return jax.checkpoint(by_patches)(x, kernel)
+    strides, padding = centred_window(kernel.shape[0], stride)
+    return jax.checkpoint(functools.partial(convolve_by_patches, strides=strides, padding=padding, dtype=dtype))(x, kernel)
 
 
 def convolve_depthwise(x: Array, kernel: Array) -> Array:
     """A convolution of each channel by itself, padded as `convolve` does: [B, H, W, C] and [k, k, 1, C] -> [B, H, W, C]."""
     if jax.default_backend() != "cpu":
-        margin = kernel.shape[0] // 2
-        window = (1, 1), ((margin, margin), (margin, margin))
+        window = centred_window(kernel.shape[0])
         return jax.lax.conv_general_dilated(
             x, kernel.astype(x.dtype), *window, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
         )
@@ -113,11 +111,15 @@ def convolve_patches(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array
 
 
 def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
-    margin = kernel.shape[0] // 2
-    window = (stride, stride), ((margin, margin), (margin, margin))
+    window = centred_window(kernel.shape[0], stride)
     return jax.lax.conv_general_dilated(
         x.astype(dtype), kernel.astype(dtype), *window, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def centred_window(size: int, stride: int = 1) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
+    """Strides and padding of a square kernel whose middle stands on each pixel, or on every `stride`-th."""
+    return (stride, stride), ((size // 2, size // 2),) * 2
 
 
 def convolve_by_patches(
@@ -132,11 +134,12 @@ def convolve_by_patches(
     """
     *sizes, _, outputs = kernel.shape
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*margins, 0) for margins in padding), (0, 0, 0)])
-    spans = []
-    for length, size, stride in zip(padded.shape[1:-1], sizes, strides, strict=True):
-        num = (length - size) // stride + 1
-        spans.append([slice(first, first + (num - 1) * stride + 1, stride) for first in range(size)])
-    patches = jnp.concatenate([padded[:, *places] for places in itertools.product(*spans)], -1)
+    patches = padded
+    for axis in range(len(sizes), 0, -1):  # one after the other, which takes fewer copies to compile
+        size, stride = sizes[axis - 1], strides[axis - 1]
+        end = padded.shape[axis] - size + 1
+        shifted = [jax.lax.slice_in_dim(patches, first, first + end, stride, axis) for first in range(size)]
+        patches = jnp.concatenate(shifted, -1)
     return _product(patches, kernel.reshape(-1, outputs), dtype)
 
 

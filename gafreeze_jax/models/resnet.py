@@ -216,11 +216,7 @@ def normalise_by_batch(
     Gradients by x, scale and bias are written out, so that the input is all that is kept and the statistics are not computed
     again. None pass through the two statistics that are returned.
     """
-    exact, share = x.astype(jnp.float32), _shares(x, weights)
-    batch_mean = jnp.einsum("b,bhwc->c", share, exact)
-    batch_var = jnp.einsum("b,bhwc->c", share, jnp.square(exact - batch_mean[None, None, None]))
-    used = jnp.where(frozen, mean, batch_mean), jnp.where(frozen, var, batch_var)
-    return normalise(x, *used, scale, bias), batch_mean, batch_var
+    return _normalise_by_batch_forward(x, weights, frozen, mean, var, scale, bias)[0]
 
 
 def _shares(x: Array, weights: Array) -> Array:
@@ -229,9 +225,11 @@ def _shares(x: Array, weights: Array) -> Array:
 
 
 def _normalise_by_batch_forward(x, weights, frozen, mean, var, scale, bias):
-    y, batch_mean, batch_var = normalise_by_batch(x, weights, frozen, mean, var, scale, bias)
+    exact, share = x.astype(jnp.float32), _shares(x, weights)
+    batch_mean = jnp.einsum("b,bhwc->c", share, exact)
+    batch_var = jnp.einsum("b,bhwc->c", share, jnp.square(exact - batch_mean[None, None, None]))
     used = jnp.where(frozen, mean, batch_mean), jnp.where(frozen, var, batch_var)
-    return (y, batch_mean, batch_var), (x, weights, frozen, *used, scale)
+    return (normalise(x, *used, scale, bias), batch_mean, batch_var), (x, weights, frozen, *used, scale)
 
 
 def _normalise_by_batch_backward(residuals, cotangents):

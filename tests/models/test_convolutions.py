@@ -13,8 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def by_patches(x, kernel, stride=1):
-    margin = len(kernel) // 2
-    return convolutions.convolve_by_patches(x, kernel, (stride,) * 2, ((margin, margin),) * 2)
+    return convolutions.convolve_by_patches(x, kernel, *convolutions.centred_window(len(kernel), stride))
 
 
 WAYS = {
