@@ -119,7 +119,8 @@ def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.f
 
 def centred_window(size: int, stride: int = 1) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
     """Strides and padding of a square kernel whose middle stands on each pixel, or on every `stride`-th."""
-    return (stride, stride), ((size // 2, size // 2),) * 2
+    margin = size // 2
+    return (stride, stride), ((margin, margin), (margin, margin))
 
 
 def convolve_by_patches(

@@ -13,17 +13,19 @@ ROOT = Path(__file__).parents[2]
 STEPS, BYTES = 16, 2048 * 2048 * 4
 COUNT_FAULTS = f"""
 import resource, sys
+from concurrent.futures import ThreadPoolExecutor
 from gafreeze_jax.engine import process
 if sys.argv[1] == "keep":
     process.keep_memory()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: (x @ x @ x)[0, 0])  # needs as much as x twice over
 x = jnp.ones((2048, 2048))
-for _ in range(8):
-    step(x).block_until_ready()
+def train(num):
+    with ThreadPoolExecutor(2) as pool:  # as cohorts do
+        list(pool.map(lambda _: step(x).block_until_ready(), range(num)))
+train(8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range({STEPS}):
-    step(x).block_until_ready()
+train({STEPS})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -40,5 +42,5 @@ def test_a_step_gets_the_memory_that_the_last_one_has_freed():
     given_back, kept = count_faults("give back"), count_faults("keep")
     assert given_back > STEPS * BYTES / 4096, "the system keeps it anyway, so this shows nothing"
     # A step that starts before the last one has freed everything asks the system for more: now and then, so not for all steps.
-    assert kept < given_back / 4
-    assert count_faults("give back", **{variable[1]: variable[2]}) < given_back / 4
+    assert kept < given_back / 2
+    assert count_faults("give back", **{variable[1]: variable[2]}) < given_back / 2
