@@ -178,4 +178,7 @@ def _as_bools(network: Network, mask: Mask) -> list[bool]:
     if isinstance(mask, Mapping) or len(mask) != len(names):
         got = listed(mask) if isinstance(mask, Mapping) else len(mask)
         raise ValueError(f"mask: expected {len(names)} genes, {listed(names)}; got {got}")
+    if not all(isinstance(gene, (bool, np.bool_, int, np.integer)) and gene in (0, 1) for gene in mask):
+        got = listed(map(str, mask))
+        raise ValueError(f"mask: expected 1 for each frozen gene and 0 for the others; got {got} (of rates, 0 is frozen)")
     return [bool(gene) for gene in mask]

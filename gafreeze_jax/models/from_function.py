@@ -22,6 +22,8 @@ from gafreeze_jax.models.cutting import chain, levels
 from gafreeze_jax.models.cutting.pieces import ALWAYS, LEAVES, Traced, block_tree
 from gafreeze_jax.models.cutting.program import is_statistic
 
+KEY_NAMES = ("key", "rng")  # of a function's third argument, if it has a default
+
 
 def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> Network:
     """A function as a chain of blocks, one per gene; its parameters go through `split`.
@@ -35,9 +37,10 @@ def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree)
 
     Args:
       apply: `apply(params, inputs)`, or `apply(params, inputs, key)` with a key for dropout, None in inference mode; it gives
-        outputs [B, ...]. If the tree has running statistics, at "batch_stats" beside "params" as in Flax, it gives
-        `(outputs, new statistics)` with a key.
-      params: arrays, or their shapes.
+        one array of outputs [B, ...]. If the tree has running statistics, at "batch_stats" beside "params" as in Flax, it gives
+        `(outputs, new statistics)` with a key. A third argument that has a default is left alone, unless it is called `key` or
+        `rng`.
+      params: arrays of floats, or their shapes. Those narrower than float32 train as float32.
       genes: of `params`.
       inputs: an example batch, a tree of arrays [B, ...], or their shapes. Other batches may have any size.
 
@@ -45,8 +48,13 @@ def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree)
       The network. Where genes cannot be cut off, they stay in the head in one piece, with a warning that names the equation.
 
     Raises:
-      ValueError: if running statistics belong to no block.
+      ValueError: if parameters are no floats, outputs no array, or running statistics belong to no block.
     """
+    for path, leaf in zip(genes.paths, genes.leaves(params), strict=True):
+        if not is_statistic(path) and not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"{path}: {dtype} cannot be trained; leave it out of the parameters, for the function to close over"
+            )
     with_statistics = {name for name, paths in _paths(genes).items() if any(map(is_statistic, paths))}
     if ALWAYS in with_statistics:
         raise ValueError("running statistics cannot be among what always trains: give each batch normalisation a gene")
@@ -61,7 +69,14 @@ def cut(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree)
         raise ValueError(f"running statistics of {listed(sorted(without_block))} need a block of their own, but {why}")
     blocks = [Block(name, piece) for name, piece in zip(genes.names, found.blocks, strict=False)]
     blocks += [Block(name, None) for name in genes.names[num:]]
-    return Network(tuple(blocks), found.head, shared, any(piece.reads_inputs for piece in (*found.blocks, found.head)))
+    reads_inputs = any(piece.reads_inputs for piece in (*found.blocks, found.head))
+    masters = jnp.float32 if any(map(_is_narrow, genes.leaves(params))) else None
+    return Network(tuple(blocks), found.head, shared, reads_inputs, masters)
+
+
+def _is_narrow(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def in_order_of_use(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> Genes:
@@ -79,19 +94,27 @@ def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTr
         params = jax.tree.unflatten(genes.treedef, leaves)
         results = apply(params, inputs, key) if takes_key else apply(params, inputs)
         if not has_statistics:
-            return results, ()
+            return _checked_outputs(results), ()
         outputs, new = results if isinstance(results, tuple) else (results, None)
-        return outputs, () if key is None else _checked_statistics(new, params[STATISTICS])
+        return _checked_outputs(outputs), () if key is None else _checked_statistics(new, params[STATISTICS])
 
     return Traced(normal_form, leaves, genes, inputs), 2 * jax.tree.leaves(inputs)[0].shape[0], takes_key
 
 
 def _takes_key(apply: Callable[..., Any]) -> bool:
+    signature = inspect.signature(apply)
     try:
-        inspect.signature(apply).bind(None, None, None)
+        third = list(signature.bind(None, None, None).arguments)[2:]
     except TypeError:
         return False
-    return True
+    return any(signature.parameters[name].default is inspect.Parameter.empty or name in KEY_NAMES for name in third)
+
+
+def _checked_outputs(outputs: Any) -> Any:
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(outputs)):
+        places = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(outputs)]
+        raise ValueError(f"the function must give one array of outputs, got {listed(places)}; return what the loss reads")
+    return outputs
 
 
 def _checked_statistics(new: Any, old: PyTree) -> PyTree:

@@ -68,11 +68,14 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
 
 
 def carry_out(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT) -> Path:
-    """`main` for a caller that goes on: errors are raised. Returns the run's folder; a finished run is left as it is."""
+    """`main` for a caller that goes on: errors are raised, also if the folder holds a run of another model or other data.
+
+    Returns the run's folder; a finished run is left as it is.
+    """
     start = time.perf_counter()
     options, path, finished = choose_folder(kind, with_absolute_paths(options))
+    begun = _begin(kind, prepare, options, path)
     if not finished:
-        begun = _begin(kind, prepare, options, path)
         try:
             entries = _run(begun, options, start=start)
         except OptionError:

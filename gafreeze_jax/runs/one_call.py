@@ -12,6 +12,7 @@ import numpy as np
 
 from gafreeze_jax import masking
 from gafreeze_jax.engine.network import Dataset, Loss, PyTree
+from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes, Rules
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
 from gafreeze_jax.models import checkpoints, from_function, modules
@@ -72,6 +73,10 @@ def search(
     options = options if isinstance(options, Options) else _make_options(options or {})
     function = modules.as_function(apply, params)
     sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
+    if loss is cross_entropy and not np.issubdtype(kind := sets[0].targets.dtype, np.integer):
+        raise ValueError(
+            f"train: targets are {kind}; the default loss takes class numbers, so give loss= and metric= for others"
+        )
     sets += _halves(sets.pop(), options.seed) if test is None else [_as_dataset(test, "test")]
     genes = genes if isinstance(genes, Genes) else masking.make_genes(function.params, genes)
     example = jax.tree.map(lambda leaf: leaf[:2], sets[0].inputs)
@@ -126,11 +131,23 @@ def _as_dataset(data: Any, name: str) -> Dataset:
       ValueError: if it is neither.
     """
     if isinstance(data, tuple) and len(data) == 2:
-        return Dataset(*jax.tree.map(np.asarray, data))
-    batches = [jax.tree.map(np.asarray, tuple(batch)) for batch in data] if isinstance(data, Iterable) else []
+        return _of_arrays(data, f"{name}: expected arrays [N, ...] of inputs and targets; got single numbers, as in lists")
+    batches = list(data) if isinstance(data, Iterable) else []
+    if batches and isinstance(batches[0], Mapping):
+        raise ValueError(f"{name}: expected batches (inputs, targets); got dicts with {listed(map(str, batches[0]))}")
     if not batches or any(len(batch) != 2 for batch in batches):
         raise ValueError(f"{name}: expected (inputs, targets), or an iterable of such batches; got {type(data).__name__}")
+    batches = [
+        _of_arrays(batch, f"{name}: expected batches of several examples each, [B, ...]; got single ones") for batch in batches
+    ]
     return Dataset(*jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches))
+
+
+def _of_arrays(pair: Any, otherwise: str) -> Dataset:
+    arrays = jax.tree.map(np.asarray, tuple(pair))
+    if any(leaf.ndim == 0 for leaf in jax.tree.leaves(arrays)):
+        raise ValueError(otherwise)
+    return Dataset(*arrays)
 
 
 def _halves(data: Dataset, seed: int) -> list[Dataset]:

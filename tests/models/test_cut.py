@@ -11,7 +11,7 @@ import optax
 import pytest
 from zoo import ZOO
 
-from gafreeze_jax import explain, frozen_prefix, masking, value_and_grad
+from gafreeze_jax import cut, explain, frozen_prefix, make_genes, masking, value_and_grad
 from gafreeze_jax.engine import backprop, passes
 from gafreeze_jax.engine.cache import Budget
 from gafreeze_jax.engine.network import INPUTS, STATISTICS, Step
@@ -244,3 +244,77 @@ def test_a_loop_with_running_statistics():
     assert jax.tree.structure(parts) == jax.tree.structure(jax.tree.map(jnp.asarray, start))
     moved = {name: not np.array_equal(parts[name][STATISTICS][0], start[name][STATISTICS][0]) for name in network.names}
     assert moved == {"layer_0": False, "layer_1": True, "layer_2": False}
+
+
+TWO_LAYERS = {"layers": [np.eye(4, dtype=np.float32)] * 2, "out": np.ones((4, 2), np.float32)}
+RULES = {r"layers/(\d)": r"layer_\1", "out": None, "other": None}
+
+
+def two_layers(params, x):
+    for kernel in params["layers"]:
+        x = jnp.tanh(x @ kernel)
+    return x @ params["out"]
+
+
+def cut_two_layers(apply, params=TWO_LAYERS):
+    genes = make_genes(params, {pattern: gene for pattern, gene in RULES.items() if pattern in params or gene})
+    return cut(apply, params, genes, np.ones((2, 4), np.float32)), from_function.split(params, genes)
+
+
+@pytest.mark.parametrize(
+    ("apply", "params", "message"),
+    [
+        (lambda params, x: {"a": x, "b": two_layers(params, x)}, {}, r"one array of outputs, got \['a'\], \['b'\]"),
+        (lambda params, x: (two_layers(params, x), x), {}, r"one array of outputs, got \[0\], \[1\]"),
+        (two_layers, {"other": np.arange(3, dtype=np.int32)}, "other: int32 cannot be trained"),
+    ],
+)
+def test_what_cannot_be_cut_is_told(apply, params, message):
+    with pytest.raises(ValueError, match=message):
+        cut_two_layers(apply, TWO_LAYERS | params)
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda params, x, scale=2.0: scale * two_layers(params, x),
+        lambda params, x, train=False: (1 if train else 2) * two_layers(params, x),
+        lambda params, *inputs: 2 * two_layers(params, *inputs),
+    ],
+)
+def test_a_third_argument_with_a_default_is_no_key(apply):
+    network, params = cut_two_layers(apply)
+    x = np.ones((3, 4), np.float32)
+    np.testing.assert_allclose(run(network, params, x), 2 * two_layers(TWO_LAYERS, x), rtol=1e-6)
+
+
+def test_a_function_that_depends_on_the_size_of_batches():
+    network, params = cut_two_layers(lambda params, x: two_layers(params, x if len(x) > 1 else jnp.sin(x)))
+    run(network, params, np.ones((2, 4), np.float32))
+    with pytest.raises(ValueError, match="batches of 1 rows take other operations than those of 4"):
+        run(network, params, np.ones((1, 4), np.float32))
+
+
+@pytest.mark.parametrize("mask", ["10", [2, 0], [0.0, 1.0], {"layer_0": 0.0, "layer_1": 1.0}], ids=str)
+def test_rates_are_not_taken_for_masks(mask):
+    network, _ = cut_two_layers(two_layers)
+    with pytest.raises(ValueError, match="mask: expected 1 for each frozen gene and 0 for the others; got"):
+        value_and_grad(network, mask, cross_entropy)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_parameters_train_as_float32(dtype):
+    """They enter the function as they were."""
+    narrow = TWO_LAYERS | {"layers": [jnp.asarray(kernel, dtype) for kernel in TWO_LAYERS["layers"]]}
+
+    def apply(params, x):
+        assert all(kernel.dtype == dtype for kernel in params["layers"])
+        return two_layers(params, x)
+
+    network, params = cut_two_layers(apply, narrow)
+    mask, x, targets = [1, 0], np.ones((3, 4), np.float32), np.zeros(3, int)
+    trained = frozen_prefix(network, params, mask).trained(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
+    loss, gradients, *_ = value_and_grad(network, mask, cross_entropy)(params | trained, x, targets)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(loss, cross_entropy(apply(narrow, x), targets).mean(), rtol=1e-2)

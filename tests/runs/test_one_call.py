@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +56,47 @@ def test_a_run_in_one_call(tmp_path):
     assert "gafreeze_jax.search" in (found.folder / "report.html").read_text()
     again = gafreeze_jax.search(apply, PARAMS, RULES, train, parts(20, 30, 40, 60), options=options)
     np.testing.assert_array_equal(again.model["head"], found.model["head"])
+    others = {"the model": (PARAMS | {"head": -PARAMS["head"]}, train), "the data": (PARAMS, parts(1, 21)[0])}
+    for what, (params, data) in others.items():
+        with pytest.raises(ValueError, match=f"{what} .* changed since this run started; choose a new folder"):
+            gafreeze_jax.search(apply, params, RULES, data, parts(20, 30, 40, 60), options=options)
+
+
+SEARCH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_one_call as tests
+import gafreeze_jax
+options = tests.OPTIONS | {"population": 4, "out": sys.argv[2]}
+found = gafreeze_jax.search(tests.apply, tests.PARAMS, tests.RULES, *tests.parts(0, 20, 40, 60), options=options)
+print(found.rates, [round(float(value), 3) for value in found.model["head"].ravel()])
+"""
+
+
+def test_a_search_over_several_devices(tmp_path):
+    """The function is traced for a mesh of devices, too."""
+    printed = {}
+    for num in (1, 2):
+        command = [sys.executable, "-c", SEARCH, str(Path(__file__).parent), str(tmp_path / str(num))]
+        devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num}", "PJRT_NPROC": "4"}
+        done = subprocess.run(command, env=os.environ | devices, stdout=subprocess.PIPE, text=True, check=True)
+        printed[num] = done.stdout.splitlines()[-1]
+    assert printed[1] == printed[2]
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_narrow_parameters_in_one_call(tmp_path):
+    params = PARAMS | {"body": [jnp.asarray(kernel, jnp.bfloat16) for kernel in PARAMS["body"]]}
+    options = OPTIONS | {
+        "out": tmp_path / "run",
+        "plan": "members=8,steps=3,freezing=traced",
+        "epochs": 3,
+        "learning_rate": 0.1,
+    }
+    found = gafreeze_jax.search(apply, params, RULES, *parts(0, 20, 40, 60), options=options)
+    for kernel, old, rate in zip(found.model["body"][::-1], params["body"], found.rates.values(), strict=True):
+        assert kernel.dtype == jnp.bfloat16
+        assert np.array_equal(kernel, old) == (rate == 0)
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -75,6 +120,14 @@ def test_several_labels_in_one_call(tmp_path):
         ({"options": OPTIONS | {"gens": 0}}, "gens must be at least 1, got 0"),
         ({"options": {"epoch": 3}}, "no option epoch; did you mean epochs?"),
         ({"params": None}, "a function needs its parameters"),
+        (
+            {"train": [{"image": INPUTS, "label": TARGETS}]},
+            r"train: expected batches \(inputs, targets\); got dicts with image, label",
+        ),
+        ({"train": list(zip(INPUTS, TARGETS, strict=True))}, r"train: expected batches of several examples each, \[B, ...\]"),
+        ({"train": (INPUTS.tolist(), TARGETS.tolist())}, r"train: expected arrays \[N, ...\] of inputs and targets"),
+        ({"train": (INPUTS, TARGETS * 1.0)}, "train: targets are float64; the default loss takes class numbers"),
+        ({"train": (INPUTS, TARGETS.astype(str))}, "train: targets are <U.*; the default loss takes class numbers"),
     ],
 )
 def test_what_is_wrong_is_told(changes, message, tmp_path, monkeypatch):

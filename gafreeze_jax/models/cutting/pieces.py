@@ -33,6 +33,12 @@ def block_tree(leaves: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {LEAVES: others} | ({STATISTICS: statistics} if statistics else {})
 
 
+def cache_by_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps results, also by the mesh over which members or batches are sharded just then: equations are bound to it."""
+    cached = functools.cache(lambda mesh, *args: function(*args))
+    return lambda *args: cached(jax.sharding.get_abstract_mesh(), *args)
+
+
 class Traced:
     """A function, flattened for batches of those sizes that are asked for.
 
@@ -46,7 +52,7 @@ class Traced:
 
     def __init__(self, apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree):
         self._apply, self._params, self._genes, self._inputs = apply, params, genes, inputs
-        self.program = functools.cache(self._program)
+        self.program = cache_by_mesh(self._program)
 
     def _program(self, size: int, training: bool) -> FlatProgram:
         def of_size(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -127,8 +133,8 @@ class Piece:
     ):
         self._traced, self.names, self._below, self._above = traced, tuple(names), tuple(below), tuple(above)
         self.size = size
-        self.slice = functools.cache(self._slice)
-        self._fast = functools.cache(lambda size, training: convolutions.by_products(self.slice(size, training).closed))
+        self.slice = cache_by_mesh(self._slice)
+        self._fast = cache_by_mesh(lambda size, training: convolutions.by_products(self.slice(size, training).closed))
         leaves = jax.tree.leaves(self._parameters(traced.program(size, False)))
         self.num_parameters = sum(var.aval.size for var in leaves)
         self.modes = [bool(mode) for mode in range(len(self._below))]
@@ -163,18 +169,25 @@ class Piece:
         )
         inputs = jax.tree.leaves(context[INPUTS]) if self.reads_inputs else []
         drawn = [_make_keys(key, i, shape) for i, shape in keys]
-        args = [*jax.tree.leaves(params), *entering, *inputs, *drawn]
+        leaves = jax.tree.leaves(params)  # those that train may be wider than the function takes them
+        narrowed = [leaf.astype(var.aval.dtype) for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)]
+        args = [*narrowed, *entering, *inputs, *drawn]
         # Run one operation at a time, a piece computes what the function does to the bit.
         is_traced = any(isinstance(arg, Tracer) for arg in args)
         results = jaxpr_as_fun(self._fast(size, training) if is_traced else closed)(*args)
         if above is None:
             return results[0], ()
         leaving, statistics = results[: len(above)], results[len(above) :]
-        return tuple(of.batch.to_rows(array) for of, array in zip(above, leaving, strict=True)), tuple(statistics)
+        kept = [new.astype(old.dtype) for new, old in zip(statistics, params.get(STATISTICS, ()), strict=True)]
+        return tuple(of.batch.to_rows(array) for of, array in zip(above, leaving, strict=True)), tuple(kept)
 
     def _slice(self, size: int, training: bool) -> Slice:
-        program = self._traced.program(size, training)
+        program, compared = (self._traced.program(rows, training) for rows in (size, self.size))
         below, above = self._below[training], self._above[training]
+        if (below or above) and operations(program) != operations(compared):
+            raise ValueError(
+                f"batches of {size} rows take other operations than those of {self.size}, by which the function was cut"
+            )
         given = jax.tree.leaves(self._parameters(program))
         given += [] if below is None else [value(program, crossing) for crossing in below]
         given += program.inputs if below is None or self.reads_inputs else ()
@@ -186,6 +199,10 @@ class Piece:
         if self.names[0] != HEAD:
             return block_tree(program.parameters[self.names[0]])
         return {ALWAYS: program.parameters[HEAD]} | {name: block_tree(program.parameters[name]) for name in self.names[1:]}
+
+
+def operations(program: FlatProgram) -> list[str]:
+    return [equation.primitive.name for equation in program.equations]
 
 
 def value(program: FlatProgram, crossing: Crossing) -> Var:
