@@ -156,7 +156,9 @@ class Piece:
         else:
             inferred = self._run(params, x, context, None)[0], old
             y, statistics = jax.tree.map(functools.partial(jnp.where, frozen), inferred, self._run(params, x, context, key))
-        return (y, statistics) if old and frozen is not True else y
+        if not old or frozen is True:
+            return y
+        return y, tuple(jnp.asarray(new, like) for new, like in zip(statistics, map(jnp.result_type, old), strict=True))
 
     def _run(self, params: PyTree, x: PyTree, context: PyTree, key: Array | None) -> tuple[Any, tuple[Array, ...]]:
         """What leaves it, and new running statistics; without a key in inference mode."""
@@ -178,8 +180,7 @@ class Piece:
         if above is None:
             return results[0], ()
         leaving, statistics = results[: len(above)], results[len(above) :]
-        kept = [new.astype(old.dtype) for new, old in zip(statistics, params.get(STATISTICS, ()), strict=True)]
-        return tuple(of.batch.to_rows(array) for of, array in zip(above, leaving, strict=True)), tuple(kept)
+        return tuple(of.batch.to_rows(array) for of, array in zip(above, leaving, strict=True)), tuple(statistics)
 
     def _slice(self, size: int, training: bool) -> Slice:
         program, compared = (self._traced.program(rows, training) for rows in (size, self.size))
