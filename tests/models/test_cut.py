@@ -83,6 +83,28 @@ def test_outputs_and_gradients_are_those_of_the_function(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, of_genes)
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_a_mask_leaves_out_the_gradients_of_what_it_freezes(name):
+    """Others are as with everything trained, also below frozen blocks."""
+    animal, network, _ = cut_animal(name)
+    num, params = len(network.blocks), from_function.split(animal.params, animal.genes)
+    targets = np.arange(len(jax.tree.leaves(animal.inputs)[0])) % 3
+    step = Step(animal.inputs, targets, jnp.ones(len(targets)), {INPUTS: animal.inputs})
+    masks = [[place % 2 == parity for place in range(num)] for parity in (0, 1)]
+
+    @jax.jit
+    def gradients_of_masks(params):
+        run = [backprop.value_and_grad(network, cross_entropy, mask) for mask in ([False] * num, *masks)]
+        return [gradients_for(params, step).gradients for gradients_for in run]
+
+    everything, *of_masks = gradients_of_masks(params)
+    for mask, gradients in zip(masks, of_masks, strict=True):
+        trained = {name for name, frozen in zip(network.names, mask, strict=True) if not frozen} | {"head"}
+        assert trained - set(network.shared) <= gradients.keys() <= trained | set(network.shared)
+        for name in trained & gradients.keys():
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients[name], everything[name])
+
+
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "time-major"])  # whose loop is one operation
 def test_outputs_are_bit_identical_op_by_op(name):
     animal, network, _ = cut_animal(name)
@@ -286,6 +308,38 @@ def test_a_third_argument_with_a_default_is_no_key(apply):
     network, params = cut_two_layers(apply)
     x = np.ones((3, 4), np.float32)
     np.testing.assert_allclose(run(network, params, x), 2 * two_layers(TWO_LAYERS, x), rtol=1e-6)
+
+
+def other_equations_for_small_batches(params, x):
+    return two_layers(params, x if len(x) > 5 else jnp.sin(x))
+
+
+def a_skip_in_training_mode(params, x, key):
+    first = jnp.tanh(x @ params["layers"][0])
+    x = jnp.tanh(jnp.tanh(first @ params["layers"][1]) @ params["layers"][2])
+    return (x if key is None else x + first) @ params["out"]
+
+
+@pytest.mark.parametrize(
+    ("apply", "num_blocks", "message"),
+    [
+        (other_equations_for_small_batches, 0, r"batches of 4 and of 6 rows differ from sin at .*test_cut.py:\d+.* on;"),
+        (
+            a_skip_in_training_mode,
+            1,
+            r"different values leave 'layer_1' in inference mode, tanh at .*, and in training mode, tanh",
+        ),
+    ],
+)
+def test_what_is_left_in_one_piece_is_named(apply, num_blocks, message):
+    params = TWO_LAYERS | {"layers": TWO_LAYERS["layers"] + TWO_LAYERS["layers"][:1]}
+    with pytest.warns(UserWarning, match=message):
+        network, parts = cut_two_layers(apply, params)
+    assert sum(block.apply is not None for block in network.blocks) == num_blocks
+    for size in (3, 9):
+        x = np.random.default_rng(size).normal(size=(size, 4)).astype(np.float32)
+        expected = apply(params, x, None) if apply is a_skip_in_training_mode else apply(params, x)
+        np.testing.assert_allclose(run(network, parts, x), expected, rtol=1e-5)
 
 
 def test_a_function_that_depends_on_the_size_of_batches():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
 from gafreeze_jax import cut, masking
 from gafreeze_jax.data.batches import in_order, make_batches
@@ -20,29 +21,33 @@ from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import base, bert, from_function
 
 BATCH, WIDTH, NUM_CLASSES, NUM_LAYERS = 256, 64, 4, 3
+LAST = ("NHWC", "HWIO", "NHWC")
 
 
-def ideal_flops(frozen):
-    """Of the matrix products of a dense network from the lowest trained layer on."""
+def ideal_flops(frozen, pixels, taps):
+    """Of the matrix products of a network from the lowest trained layer on."""
     depth = [*frozen, False].index(False)
-    layer, head = 2 * BATCH * WIDTH**2, 2 * BATCH * WIDTH * NUM_CLASSES
+    layer, head = 2 * BATCH * pixels * taps * WIDTH**2, 2 * BATCH * WIDTH * NUM_CLASSES
     of_inputs = len(frozen[depth + 1 :]) * layer + head * (depth < NUM_LAYERS)
     of_weights = frozen.count(False) * layer + head
     return len(frozen[depth:]) * layer + head + of_inputs + of_weights
 
 
-def test_a_step_does_what_its_mask_needs_and_no_more():
+@pytest.mark.parametrize("side", [None, 4], ids=["dense", "convolutional"])
+def test_a_step_does_what_its_mask_needs_and_no_more(side):
     rng = np.random.default_rng(0)
-    matrix = lambda last: rng.normal(size=(WIDTH, last)).astype(np.float32) / 8  # noqa: E731
-    params = {"layers": [matrix(WIDTH) for _ in range(NUM_LAYERS)], "head": matrix(NUM_CLASSES)}
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32) / 8  # noqa: E731
+    image, kernel = ((), ()) if side is None else ((side, side), (3, 3))
+    params = {"layers": [normal(*kernel, WIDTH, WIDTH) for _ in range(NUM_LAYERS)], "head": normal(WIDTH, NUM_CLASSES)}
     genes = masking.make_genes(params, {r"layers/(\d)": r"layer_\1", "head": None})
 
     def apply(params, x):
         for layer in params["layers"]:
-            x = jax.nn.relu(x @ layer)
-        return x @ params["head"]
+            x = x @ layer if side is None else lax.conv_general_dilated(x, layer, (1, 1), "SAME", dimension_numbers=LAST)
+            x = jax.nn.relu(x)
+        return (x if side is None else x.mean((1, 2))) @ params["head"]
 
-    data = Dataset(matrix(WIDTH)[rng.integers(0, WIDTH, BATCH)], np.zeros(BATCH, np.int32))
+    data = Dataset(normal(BATCH, *image, WIDTH), np.zeros(BATCH, np.int32))
     source = Source(data, make_batches(in_order(BATCH, BATCH)))
     network, parts = cut(apply, params, genes, data.inputs[:2]), from_function.split(params, genes)
     recipe = Recipe(optax.sgd(1e-3), optax.sgd(1e-3))
@@ -50,7 +55,8 @@ def test_a_step_does_what_its_mask_needs_and_no_more():
     run = Replicate(parts["head"], source.batches, jax.random.key(0))
     for genome in members.space.all_genomes().tolist():
         flops = costs.flops_per_step(members, genome, run)
-        assert flops == pytest.approx(ideal_flops([gene == 1 for gene in genome]), rel=0.1), genome
+        ideal = ideal_flops([gene == 1 for gene in genome], int(np.prod(image)), int(np.prod(kernel)))
+        assert flops == pytest.approx(ideal, rel=0.1), genome
 
 
 def calls_of(network, params, x, context, masks):

@@ -53,7 +53,10 @@ def test_a_run_in_one_call(tmp_path):
         assert np.array_equal(found.model["body"][place], PARAMS["body"][place]) == (rate == 0)
     assert not np.array_equal(found.model["head"], PARAMS["head"])
     assert found.verdict == json.loads((found.folder / "result.json").read_text())["verdict"]
-    assert "gafreeze_jax.search" in (found.folder / "report.html").read_text()
+    page = (found.folder / "report.html").read_text()
+    assert "gafreeze_jax.search" in page
+    assert "3 blocks; lower has most operations" in page
+    assert (found.folder / "plots" / "blocks.svg").exists()
     again = gafreeze_jax.search(apply, PARAMS, RULES, train, parts(20, 30, 40, 60), options=options)
     np.testing.assert_array_equal(again.model["head"], found.model["head"])
     others = {"the model": (PARAMS | {"head": -PARAMS["head"]}, train), "the data": (PARAMS, parts(1, 21)[0])}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax.extend.core import Literal
 
+from gafreeze_jax.listing import listed
 from gafreeze_jax.masking.genes import Genes
 from gafreeze_jax.models.cutting import batch, boundaries, levels, mixing
 from gafreeze_jax.models.cutting.boundaries import Crossing
@@ -70,7 +71,7 @@ def _find_mode(traced: Traced, names: Sequence[str], size: int, mixing_in_infere
     program, larger = (traced.program(rows, training) for rows in sizes)
     axes = batch.find(program, larger, sizes)
     if axes is None:
-        reason = f"batches of {sizes[0]} and of {sizes[1]} rows are computed by different equations"
+        reason = f"batches of {sizes[0]} and of {sizes[1]} rows differ from {_first_difference(program, larger)} on"
         return _Mode(program, [], dict.fromkeys(names, reason))
     if mixing_in_inference is None:
         mixed = mixing.find(program, larger, size)
@@ -100,9 +101,22 @@ def _agree(modes: Sequence[_Mode], names: Sequence[str]) -> tuple[int, dict[str,
             for mode, above in zip(modes, of_modes, strict=True)
         ]
         if any(shape != shapes[0] for shape in shapes):
-            return num, dict.fromkeys(names[num:], f"different values leave {name!r} in inference and in training mode")
+            texts = [_listed_places(mode.program, above) for mode, above in zip(modes, of_modes, strict=True)]
+            reason = f"different values leave {name!r} in inference mode, {texts[0]}, and in training mode, {texts[-1]}"
+            return num, dict.fromkeys(names[num:], reason)
         num += 1
     return num, why
+
+
+def _first_difference(program: FlatProgram, other: FlatProgram) -> str:
+    """Where two programs first have different operations."""
+    pairs = itertools.zip_longest(program.equations, other.equations)
+    ours, theirs = next((a, b) for a, b in pairs if a is None or b is None or a.primitive is not b.primitive)
+    return levels.place_in_code(theirs if ours is None else ours)
+
+
+def _listed_places(program: FlatProgram, above: tuple[Crossing, ...]) -> str:
+    return listed(levels.place_in_code(program.equations[crossing.equation]) for crossing in above)
 
 
 def _make_pieces(traced: Traced, genes: Genes, modes: Sequence[_Mode], num: int, size: int) -> tuple[list[Piece], Piece]:

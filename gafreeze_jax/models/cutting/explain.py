@@ -35,6 +35,7 @@ def explain(network: Network) -> str:
 
     The columns are the block's gene, the number of its equations, of its parameters and of its floating-point operations, bytes
     that go to the block above, and the block whose compiled code it shares. A gene that was not cut off has no block.
+    Operations of a loop that is not unrolled count once.
 
     Raises:
       ValueError: if the network does not come from `cut`.
