@@ -110,9 +110,10 @@ def _agree(modes: Sequence[_Mode], names: Sequence[str]) -> tuple[int, dict[str,
 
 def _first_difference(program: FlatProgram, other: FlatProgram) -> str:
     """Where two programs first have different operations."""
-    pairs = itertools.zip_longest(program.equations, other.equations)
-    ours, theirs = next((a, b) for a, b in pairs if a is None or b is None or a.primitive is not b.primitive)
-    return levels.place_in_code(theirs if ours is None else ours)
+    pairs = list(zip(program.equations, other.equations, strict=False))
+    different = [ours for ours, theirs in pairs if ours.primitive is not theirs.primitive]
+    longer = max(program.equations, other.equations, key=len)
+    return levels.place_in_code(different[0] if different else longer[len(pairs)])
 
 
 def _listed_places(program: FlatProgram, above: tuple[Crossing, ...]) -> str:
