@@ -97,6 +97,7 @@ def test_there_is_an_example_of_each_kind():
         "equimo_vit",
         "equinox_module",
         "equinox_state",
+        "haiku_function",
         "linen_module",
         "nnx_module",
         "plain_function",
