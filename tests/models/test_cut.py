@@ -158,6 +158,28 @@ def test_running_statistics_are_the_functions():
     assert isinstance(y[0], jax.Array)
 
 
+def test_gradients_through_a_batchs_statistics():
+    """In training mode, in which a frozen block normalises by its running ones."""
+    animal, network, _ = cut_animal("batch norm")
+    params, key = from_function.split(animal.params, animal.genes), jax.random.key(0)
+    targets = np.arange(len(animal.inputs)) % 3
+    step = Step(animal.inputs, targets, jnp.ones(len(targets)), {INPUTS: animal.inputs})
+    found = backprop.value_and_grad(network, cross_entropy, [False] * 3)(params, step, key).gradients
+
+    @jax.grad
+    def expected(trained):
+        outputs, _ = animal.apply(animal.params | {"params": trained}, animal.inputs, key)
+        return cross_entropy(outputs, targets).mean()
+
+    gradients = animal.params | {"params": expected(animal.params["params"])}
+    for name, tree in from_function.split(gradients, animal.genes).items():
+        tree.pop(STATISTICS, None)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found[name], tree)
+    frozen = backprop.value_and_grad(network, cross_entropy, [True] * 3)(params, step, key).gradients
+    inferred = backprop.value_and_grad(network, cross_entropy, [True] * 3)(params, step, None).gradients
+    jax.tree.map(np.testing.assert_array_equal, frozen, inferred)
+
+
 def test_running_statistics_need_a_gene():
     animal = ZOO["batch norm"]()
     rules = {r"(?:params|batch_stats)/(?:conv|norm)_([01])/.*": r"layer_\1", ".*(_2|head)/.*": None}
@@ -165,6 +187,31 @@ def test_running_statistics_need_a_gene():
         from_function.cut(animal.apply, animal.params, masking.make_genes(animal.params, rules), animal.inputs)
     with pytest.raises(ValueError, match=r"must return \(outputs, new batch_stats\), 6 arrays as in params; got 0"):
         from_function.cut(lambda params, x, key: animal.apply(params, x, None), animal.params, animal.genes, animal.inputs)
+
+
+def test_running_statistics_of_values_above_their_gene():
+    kernel = np.eye(4, dtype=np.float32)
+    variables = {"params": {"lower": kernel, "upper": kernel}, "batch_stats": {"lower": np.zeros(4, np.float32)}}
+
+    def apply(variables, x, key):
+        x = jnp.tanh(x @ variables["params"]["lower"] - variables["batch_stats"]["lower"][None])
+        x = jnp.tanh(x @ variables["params"]["upper"])
+        return x if key is None else (x, {"lower": x.mean(0)})
+
+    genes = make_genes(variables, {r"\w+/(lower|upper)": r"\1"})
+    message = "statistics of lower need a block of their own, but the running statistics of 'lower' depend on genes above it"
+    with pytest.warns(UserWarning, match="lower, upper: not cut"), pytest.raises(ValueError, match=message):
+        cut(apply, variables, genes, np.ones((2, 4), np.float32))
+
+
+def test_a_gene_that_is_not_used_below_one_that_is():
+    def apply(params, x):
+        return jnp.tanh(x @ params["layers"][1]) @ params["out"]
+
+    with pytest.warns(UserWarning, match="layer_0, layer_1: not cut .* the function does not use the genes in their order"):
+        network, params = cut_two_layers(apply)
+    x = np.ones((3, 4), np.float32)
+    np.testing.assert_allclose(run(network, params, x), apply(TWO_LAYERS, x), rtol=1e-6)
 
 
 def test_genes_in_another_order():
