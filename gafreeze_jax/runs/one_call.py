@@ -73,14 +73,12 @@ def search(
     options = options if isinstance(options, Options) else _make_options(options or {})
     function = modules.as_function(apply, params)
     sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
-    if loss is cross_entropy and not np.issubdtype(kind := sets[0].targets.dtype, np.integer):
-        raise ValueError(
-            f"train: targets are {kind}; the default loss takes class numbers, so give loss= and metric= for others"
-        )
     sets += _halves(sets.pop(), options.seed) if test is None else [_as_dataset(test, "test")]
     genes = genes if isinstance(genes, Genes) else masking.make_genes(function.params, genes)
     example = jax.tree.map(lambda leaf: leaf[:2], sets[0].inputs)
     genes = from_function.in_order_of_use(function.apply, function.params, genes, example)
+    if loss is cross_entropy:
+        _check_classes(sets, from_function.num_outputs(function.apply, function.params, genes, example))
 
     def prepare(options: Options) -> Setup:
         network = from_function.cut(function.apply, function.params, genes, example)
@@ -148,6 +146,17 @@ def _of_arrays(pair: Any, otherwise: str) -> Dataset:
     if any(leaf.ndim == 0 for leaf in jax.tree.leaves(arrays)):
         raise ValueError(otherwise)
     return Dataset(*arrays)
+
+
+def _check_classes(sets: Iterable[Dataset], num_outputs: int) -> None:
+    """Raises a ValueError if targets are not the classes that the default loss takes."""
+    for data in sets:
+        if not np.issubdtype(kind := data.targets.dtype, np.integer):
+            raise ValueError(
+                f"targets are {kind}, and the default loss takes numbers of classes; give loss= and metric= for others"
+            )
+        if (highest := data.targets.max(initial=0)) >= num_outputs:
+            raise ValueError(f"a target is class {highest}, and the function gives {num_outputs} outputs; classes start at 0")
 
 
 def _halves(data: Dataset, seed: int) -> list[Dataset]:

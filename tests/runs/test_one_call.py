@@ -129,8 +129,9 @@ def test_several_labels_in_one_call(tmp_path):
         ),
         ({"train": list(zip(INPUTS, TARGETS, strict=True))}, r"train: expected batches of several examples each, \[B, ...\]"),
         ({"train": (INPUTS.tolist(), TARGETS.tolist())}, r"train: expected arrays \[N, ...\] of inputs and targets"),
-        ({"train": (INPUTS, TARGETS * 1.0)}, "train: targets are float64; the default loss takes class numbers"),
-        ({"train": (INPUTS, TARGETS.astype(str))}, "train: targets are <U.*; the default loss takes class numbers"),
+        ({"train": (INPUTS, TARGETS + 1)}, "a target is class 2, and the function gives 2 outputs; classes start at 0"),
+        ({"train": (INPUTS, TARGETS * 1.0)}, "targets are float64, and the default loss takes numbers of classes"),
+        ({"train": (INPUTS, TARGETS.astype(str))}, "targets are <U.*, and the default loss takes numbers of classes"),
     ],
 )
 def test_what_is_wrong_is_told(changes, message, tmp_path, monkeypatch):
