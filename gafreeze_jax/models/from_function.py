@@ -85,12 +85,6 @@ def in_order_of_use(apply: Callable[..., Any], params: PyTree, genes: Genes, inp
     return genes.in_order(levels.order_of_use(traced.program(size, False)))
 
 
-def num_outputs(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> int:
-    """The length of the last axis of a function's outputs."""
-    traced, size, _ = _trace(apply, params, genes, inputs)
-    return traced.program(size, False).outputs[0].aval.shape[-1]
-
-
 def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> tuple[Traced, int, bool]:
     """The function, a batch size to cut it at, and whether it has a training mode."""
     leaves, inputs = jax.eval_shape(lambda *trees: jax.tree.map(jnp.asarray, trees), genes.leaves(params), inputs)

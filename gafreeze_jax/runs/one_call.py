@@ -16,7 +16,7 @@ from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes, Rules
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
 from gafreeze_jax.models import checkpoints, from_function, modules
-from gafreeze_jax.models.cutting.explain import costs_of_blocks
+from gafreeze_jax.models.cutting.explain import costs_of_blocks, num_outputs
 from gafreeze_jax.options import Options
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.main import carry_out
@@ -77,11 +77,11 @@ def search(
     genes = genes if isinstance(genes, Genes) else masking.make_genes(function.params, genes)
     example = jax.tree.map(lambda leaf: leaf[:2], sets[0].inputs)
     genes = from_function.in_order_of_use(function.apply, function.params, genes, example)
-    if loss is cross_entropy:
-        _check_classes(sets, from_function.num_outputs(function.apply, function.params, genes, example))
 
     def prepare(options: Options) -> Setup:
         network = from_function.cut(function.apply, function.params, genes, example)
+        if loss is cross_entropy:
+            _check_classes(sets, num_outputs(network))
         num_blocks = sum(block.apply is not None for block in network.blocks)
         params = from_function.split(function.params, genes)
         return Setup(

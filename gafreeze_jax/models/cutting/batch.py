@@ -47,12 +47,10 @@ def find(small: FlatProgram, large: FlatProgram, sizes: tuple[int, int]) -> dict
     Returns:
       None if the programs do not have the same equations.
     """
-    pairs = list(zip(small.equations, large.equations, strict=False))
-    same = len(small.equations) == len(large.equations) and all(a.primitive is b.primitive for a, b in pairs)
-    if not same:
+    if small.operations != large.operations:
         return None
     found = dict.fromkeys(small.inputs, BatchAxis(0, 1))
-    for equation, of_large in pairs:
+    for equation, of_large in zip(small.equations, large.equations, strict=True):
         for var, other in zip(equation.outvars, of_large.outvars, strict=True):
             lengths = list(zip(shaped(var).shape, shaped(other).shape, strict=True))
             changed = [axis for axis, (length, of_other) in enumerate(lengths) if length != of_other]

@@ -110,10 +110,9 @@ def _agree(modes: Sequence[_Mode], names: Sequence[str]) -> tuple[int, dict[str,
 
 def _first_difference(program: FlatProgram, other: FlatProgram) -> str:
     """Where two programs first have different operations."""
-    pairs = list(zip(program.equations, other.equations, strict=False))
-    different = [ours for ours, theirs in pairs if ours.primitive is not theirs.primitive]
-    longer = max(program.equations, other.equations, key=len)
-    return levels.place_in_code(different[0] if different else longer[len(pairs)])
+    pairs = itertools.zip_longest(program.operations, other.operations)
+    place = next(place for place, (ours, theirs) in enumerate(pairs) if ours != theirs)
+    return levels.place_in_code((program if place < len(program.equations) else other).equations[place])
 
 
 def _listed_places(program: FlatProgram, above: tuple[Crossing, ...]) -> str:

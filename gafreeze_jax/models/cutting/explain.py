@@ -9,6 +9,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from gafreeze_jax.engine.network import Network
 from gafreeze_jax.models.cutting.pieces import Piece
+from gafreeze_jax.models.cutting.program import shaped
 
 TITLES = ("block", "equations", "parameters", "FLOPs", "bytes up", "code")
 
@@ -45,6 +46,13 @@ def explain(network: Network) -> str:
         for row in costs_of_blocks(network)
     ]
     return _aligned([TITLES, *rows])
+
+
+def num_outputs(network: Network) -> int:
+    """The length of the last axis of the outputs of a network from `cut`."""
+    head = network.head
+    assert isinstance(head, Piece)
+    return shaped(head.slice(head.size, False).closed.jaxpr.outvars[0]).shape[-1]
 
 
 def costs_of_blocks(network: Network) -> list[BlockCosts]:

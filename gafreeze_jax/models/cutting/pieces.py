@@ -185,7 +185,7 @@ class Piece:
     def _slice(self, size: int, training: bool) -> Slice:
         program, compared = (self._traced.program(rows, training) for rows in (size, self.size))
         below, above = self._below[training], self._above[training]
-        if (below or above) and operations(program) != operations(compared):
+        if (below or above) and program.operations != compared.operations:
             raise ValueError(
                 f"batches of {size} rows take other operations than those of {self.size}, by which the function was cut"
             )
@@ -200,10 +200,6 @@ class Piece:
         if self.names[0] != HEAD:
             return block_tree(program.parameters[self.names[0]])
         return {ALWAYS: program.parameters[HEAD]} | {name: block_tree(program.parameters[name]) for name in self.names[1:]}
-
-
-def operations(program: FlatProgram) -> list[str]:
-    return [equation.primitive.name for equation in program.equations]
 
 
 def value(program: FlatProgram, crossing: Crossing) -> Var:

@@ -81,6 +81,10 @@ class FlatProgram(NamedTuple):
     constants: dict[Var, Any]
     origins: dict[Var, Origin]
 
+    @property
+    def operations(self) -> list[str]:
+        return [equation.primitive.name for equation in self.equations]
+
     def origin(self, atom: Atom) -> Origin:
         return NOTHING if isinstance(atom, Literal) else self.origins[atom]
 
