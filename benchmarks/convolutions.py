@@ -2,9 +2,9 @@
 
     python benchmarks/convolutions.py
 
-Takes about 3 minutes on 2 cores. Prints, for each network, the milliseconds of all its convolutions, one after the other, for
-one member, and per member for four that are stacked by `jax.vmap`. CIFAR's ResNet-20 gets 32 images of 32 x 32 pixels,
-ResNet-18 16 of 64 x 64.
+Takes about 5 minutes on 2 cores. Prints, for each network, the milliseconds of all its convolutions, one after the other:
+alone, in one of four turns of a loop (`lax.map`), and for one of four members that are stacked by `jax.vmap`. CIFAR's ResNet-20
+gets 32 images of 32 x 32 pixels, ResNet-18 16 of 64 x 64.
 """
 
 import functools
@@ -18,10 +18,12 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine import process
+from gafreeze_jax.engine.network import ALONE
 from gafreeze_jax.models import convolutions
 
 ROUNDS = 5  # of which the fastest counts
-MEMBERS = 4
+PLACES = ("alone", "in a loop", "stacked")
+SEVERAL = 4  # members, or turns of the loop
 
 
 class Shape(NamedTuple):
@@ -59,35 +61,40 @@ WAYS: dict[str, Callable[..., Array]] = {
 }
 
 
-def seconds(way: Callable[..., Array], batch: int, shape: Shape, members: int) -> float:
-    """Of a forward and a backward run, per member."""
+def seconds(way: Callable[..., Array], batch: int, shape: Shape, place: str) -> float:
+    """Of a forward and a backward run, per member or turn of the loop."""
     convolve = functools.partial(way, stride=shape.stride)
 
     def step(x: Array, kernel: Array) -> tuple[Array, ...]:
         y, pullback = jax.vjp(convolve, x, kernel)
         return y, *pullback(y)
 
+    def in_a_loop(xs: Array, kernels: Array) -> tuple[Array, ...]:
+        return jax.lax.map(lambda pair: step(*pair), (xs, kernels))
+
     rng = np.random.default_rng(0)
-    stacked = () if members == 1 else (members,)
-    x = jnp.array(rng.normal(size=(*stacked, batch, shape.image, shape.image, shape.inputs)), jnp.float32)
-    kernel = jnp.array(rng.normal(size=(*stacked, shape.kernel, shape.kernel, shape.inputs, shape.outputs)), jnp.float32)
-    compiled = jax.jit(step if members == 1 else jax.vmap(step))
-    jax.block_until_ready(compiled(x, kernel))
+    num = 1 if place == "alone" else SEVERAL
+    several = () if place == "alone" else (num,)
+    x = jnp.array(rng.normal(size=(*several, batch, shape.image, shape.image, shape.inputs)), jnp.float32)
+    kernel = jnp.array(rng.normal(size=(*several, shape.kernel, shape.kernel, shape.inputs, shape.outputs)), jnp.float32)
+    compiled = jax.jit({"alone": step, "in a loop": in_a_loop, "stacked": jax.vmap(step)}[place])
     measured = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
+    with ALONE(place == "alone"):
         jax.block_until_ready(compiled(x, kernel))
-        measured.append(time.perf_counter() - start)
-    return min(measured) / members
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(x, kernel))
+            measured.append(time.perf_counter() - start)
+    return min(measured) / num
 
 
 def main() -> None:
     process.keep_memory()
-    print(f"{'milliseconds':12} {'members':>8}" + "".join(f"{way:>12}" for way in WAYS))
+    print(f"{'milliseconds':22}" + "".join(f"{way:>12}" for way in WAYS))
     for name, (batch, shapes) in NETWORKS.items():
-        for members in (1, MEMBERS):
-            totals = [sum(shape.times * seconds(way, batch, shape, members) for shape in shapes) for way in WAYS.values()]
-            print(f"{name:12} {members:8}" + "".join(f"{1e3 * total:12.1f}" for total in totals), flush=True)
+        for place in PLACES:
+            totals = [sum(shape.times * seconds(way, batch, shape, place) for shape in shapes) for way in WAYS.values()]
+            print(f"{name:12}{place:10}" + "".join(f"{1e3 * total:12.1f}" for total in totals), flush=True)
 
 
 if __name__ == "__main__":

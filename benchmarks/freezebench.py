@@ -217,7 +217,7 @@ def cifar_problem(options: Options, settings: shared_options.Options, *, shift: 
     first, held_out = cut(data, len(data.targets) // 2)
     first, _ = cut(first, settings.train_examples + settings.validation_examples)
     together = Dataset(*map(np.concatenate, zip(first, held_out, strict=True)))
-    network = loaded.model.make_network(dtype=compute_dtype(options.dtype))
+    network = loaded.model.make_network(dtype=compute_dtype(options.dtype, loaded.params))
     return shift_problem(network, loaded.params, together, settings, shift=shift, about="ResNet-20 with its own head")
 
 
@@ -378,7 +378,7 @@ def empty_table(prepared: Setup, bench: Bench, genes: Grouping, options: Options
         {
             "table": options.table,
             "settings": {name: getattr(bench.settings, name) for name in COUNTED},
-            "dtype": "float32" if options.table.startswith(("cnn", "resnet14")) else compute_dtype(options.dtype).name,
+            "dtype": (problem.network.dtype or np.dtype("float32")).name,
             "device": jax.devices()[0].device_kind,
             "versions": results.versions(),
             "num_test": prepared.num_test,

@@ -10,8 +10,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gafreeze_jax.engine import planning
+from gafreeze_jax.engine.network import PyTree
+from gafreeze_jax.models import products
 from gafreeze_jax.space import MAX_LEVELS
 
 
@@ -55,7 +58,8 @@ class Options:
     levels: tuple[float, ...] = (1.0,)
     """Multiples of the learning rate that a genome may choose for each layer besides freezing it, such as 0.1 0.3 1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of activations and products; parameters that train are float32. auto: float32 on CPU, else bfloat16."""
+    """Precision of activations and products; parameters that train are float32. auto: bfloat16 on GPUs and TPUs,
+    and on processors with AMX for networks with wide layers; else float32."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
     """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
     at once (NSGA-II)."""
@@ -177,7 +181,6 @@ def check(options: Options, **smallest: int) -> None:
         raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
 
 
-def compute_dtype(name: str) -> jnp.dtype:
-    """What `--dtype` means on this machine."""
-    default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(default if name == "auto" else name)
+def compute_dtype(name: str, params: PyTree) -> np.dtype:
+    """What `--dtype` means on this machine for a network with these parameters."""
+    return products.fastest_dtype(params) if name == "auto" else jnp.dtype(name)

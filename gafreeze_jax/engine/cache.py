@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine import devices
-from gafreeze_jax.engine.network import INPUTS, AnyArray, Batch, Network, PyTree, Source, Step
+from gafreeze_jax.engine.network import ALONE, INPUTS, AnyArray, Batch, Network, PyTree, Source, Step
 from gafreeze_jax.engine.passes import Borrowed, infer, with_shared
 from gafreeze_jax.extras import needs
 
@@ -210,7 +210,8 @@ class Activations:
                     if block.apply is None:
                         continue
                     borrowed = Borrowed.of(block.shared, self._params)
-                    x = infer(block.apply, (None, None), self._params[block.name], x, context, borrowed)
+                    with ALONE(True):
+                        x = infer(block.apply, (None, None), self._params[block.name], x, context, borrowed)
                     if boundary in outputs:
                         rows = self._batches.examples if self.per_example(boundary) else self._batches.elements
                         put = functools.partial(_put, rows=rows[number])

@@ -6,6 +6,7 @@ A block may be anything that JAX can differentiate. `backprop` differentiates th
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,6 +18,9 @@ Loss = Callable[[Array, Array], Array]  # (outputs [B, ...], targets [B, ...]) -
 
 STATISTICS = "batch_stats"  # Flax's name for running statistics
 INPUTS = "inputs"  # the key, in a context, of the rows that enter the lowest block
+
+# Whether a block is traced as a program of its own, for one member and one batch: not in a loop, nor mapped over members.
+ALONE = jax.make_user_context(default_value=False)
 
 
 class Block(NamedTuple):
@@ -53,6 +57,7 @@ class Network(NamedTuple):
         receives {..., block name: parameters} beside its own.
       reads_inputs: whether blocks above the lowest one read what enters that, such as an attention mask: `context["inputs"]`.
       master_dtype: of parameters that train, whatever the pretrained ones have; blocks then take both. None = as they are.
+      dtype: of the operands of its products, as it was made; None = its functions decide.
     """
 
     blocks: tuple[Block, ...]
@@ -60,6 +65,7 @@ class Network(NamedTuple):
     shared: tuple[str, ...] = ()
     reads_inputs: bool = False
     master_dtype: Any = None
+    dtype: np.dtype | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

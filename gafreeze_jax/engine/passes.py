@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gafreeze_jax.engine import devices
-from gafreeze_jax.engine.network import STATISTICS, Axis, Loss, Network, PyTree, Step, has_statistics, parameters
+from gafreeze_jax.engine.network import ALONE, STATISTICS, Axis, Loss, Network, PyTree, Step, has_statistics, parameters
 
 
 def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
@@ -23,7 +23,14 @@ def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
 
     It may close over no arrays.
     """
-    return function if all(axis is None for axis in axes) else devices.over_shards(jax.vmap(function, axes), axes)
+    if all(axis is None for axis in axes):
+        return function
+
+    def of_member(*args):
+        with ALONE(False):
+            return function(*args)
+
+    return devices.over_shards(jax.vmap(of_member, axes), axes)
 
 
 @jax.tree_util.register_dataclass

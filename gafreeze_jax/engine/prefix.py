@@ -16,6 +16,7 @@ from gafreeze_jax.engine import backprop
 from gafreeze_jax.engine.backprop import Gradients
 from gafreeze_jax.engine.cache import Budget, default_budget
 from gafreeze_jax.engine.network import (
+    ALONE,
     INPUTS,
     STATISTICS,
     Loss,
@@ -83,7 +84,8 @@ class FrozenPrefix:
         at_a_time = min(num, ROWS)
 
         def rows_from(first: int) -> PrefixRows:
-            return self(jax.tree.map(lambda leaf: leaf[first : first + at_a_time], inputs))
+            with ALONE(True):
+                return self(jax.tree.map(lambda leaf: leaf[first : first + at_a_time], inputs))
 
         leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: rows_from(0)))
         num_bytes = sum(num * leaf.size // at_a_time * leaf.dtype.itemsize for leaf in leaves)

@@ -1,14 +1,23 @@
-"""What a process is set to before it trains."""
+"""What a process runs on, and what it is set to before it trains."""
 
 import ctypes
+import functools
 import os
 import sys
+from pathlib import Path
 
 import jax
 
 from gafreeze_jax import user_cache
 
 M_ARENA_MAX, M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -8, -4, -2, -1  # as in glibc's malloc.h
+
+
+@functools.cache
+def processor_features() -> frozenset[str]:
+    """What Linux lists of the processor's instructions, such as avx512f and amx_bf16; none on other systems."""
+    path = Path("/proc/cpuinfo")
+    return frozenset(path.read_text().split() if path.exists() else ())
 
 
 def keep_memory() -> None:

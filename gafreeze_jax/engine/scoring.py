@@ -11,7 +11,7 @@ from jax import Array
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Activations, Chunk, default_budget, fetch
-from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, Source, lowest_trainable
+from gafreeze_jax.engine.network import ALONE, Axis, Loss, Network, PyTree, Source, lowest_trainable
 from gafreeze_jax.engine.passes import Borrowed, HeadAxes, infer, over_members, with_shared
 from gafreeze_jax.metrics import Metric
 
@@ -121,7 +121,8 @@ def _score_step(static: _Scoring, params: PyTree, chunk: Chunk, step: int) -> Py
 
 
 def _score_chunk(static: _Scoring, params: PyTree, chunk: Chunk) -> Scores:
-    steps = [_score_step(static, params, chunk, step) for step in range(len(chunk.batches.examples))]
+    with ALONE(True):
+        steps = [_score_step(static, params, chunk, step) for step in range(len(chunk.batches.examples))]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *steps)
 
 
@@ -207,5 +208,6 @@ def each_batch(
     for chunk in activations.chunks(0, inputs):
         for step in range(len(chunk.batches.examples)):
             rows = next(batches)
-            values = _score_step(static, params, chunk, step)
+            with ALONE(True):
+                values = _score_step(static, params, chunk, step)
             yield rows[rows >= 0], jax.tree.map(lambda leaf, real=rows >= 0: np.asarray(leaf)[real], values)

@@ -13,7 +13,7 @@ from jax import Array
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Activations
 from gafreeze_jax.engine.cohort import Cohort, Member, Replicate
-from gafreeze_jax.engine.network import Loss, Network, PyTree, parameters
+from gafreeze_jax.engine.network import ALONE, Loss, Network, PyTree, parameters
 from gafreeze_jax.engine.optimizer import Recipe, Trainable, start_block, start_blocks, start_blocks_in_one
 from gafreeze_jax.engine.step import Program, Shared, differentiate, train_chunk, train_step
 
@@ -94,7 +94,8 @@ class CohortTrainer:
                 if steps:
                     trained, loss = train_chunk(program, trained, shared, done)
                 else:
-                    trained, loss = train_step(program, trained, shared, step, done + step)
+                    with ALONE(True):
+                        trained, loss = train_step(program, trained, shared, step, done + step)
                 total = loss if total is None else total + loss
                 on_steps((num_steps if steps else 1) * len(cohort.members))
             done += num_steps
@@ -150,7 +151,8 @@ class CohortTrainer:
             shared = Shared(self.pretrained, chunk, replicate.key, cohort.gates, cohort.rates)
             for step in range(len(chunk.batches.examples)):
                 key = jax.random.fold_in(replicate.key, member.steps + len(norms))
-                gradients = differentiate(program, dict(member.params), shared, step, key).gradients
+                with ALONE(True):
+                    gradients = differentiate(program, dict(member.params), shared, step, key).gradients
                 norms.append({name: _norm(gradients[name]) for name in cohort.trained})
         relative = {}
         for name in cohort.trained:

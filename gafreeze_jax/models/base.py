@@ -225,7 +225,7 @@ class Model:
         if self.pixels:
             blocks[0] = blocks[0]._replace(apply=preprocessing.on_pixels(blocks[0].apply, self.pixels, jnp.dtype(dtype)))
         apply = head.make(self.config, self.num_classes, jnp.dtype(dtype))
-        return Network(tuple(blocks), apply, shared=head.shared, master_dtype=jnp.float32)
+        return Network(tuple(blocks), apply, shared=head.shared, master_dtype=jnp.float32, dtype=jnp.dtype(dtype))
 
     def init_head(self, key: Array) -> dict:
         """A fresh head."""

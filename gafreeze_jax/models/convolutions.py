@@ -10,8 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from gafreeze_jax.engine import process
+from gafreeze_jax.engine.network import ALONE
 from gafreeze_jax.models import products
 
+# A CPU with these instructions convolves such images faster by XLA.
+VECTORS, XLA_CHANNELS, XLA_ROWS = "avx512f", 16, 8
 # With at most this many input channels and at least this many rows, copying whole patches costs more than it saves.
 FEW_CHANNELS, MANY_ROWS = 128, 16
 ROWS_ADDED_UP = 8  # at once: more would be hardly faster, and take longer to compile
@@ -25,14 +29,24 @@ def convolve(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32)
     Args:
       dtype: of the operands of products.
     """
-    # XLA's own is slow on CPUs when it is run backwards, mapped over kernels or in a loop (twenty times in a `lax.scan`).
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or is_left_to_xla(x.shape[1:3], kernel.shape[0], kernel.shape[2], stride, dtype):
         return convolve_by_xla(x, kernel, stride, dtype)
     # Copying again for the backward pass takes no time and saves much memory.
     if kernel.shape[0] > 1 and stride == 1 and kernel.shape[2] <= FEW_CHANNELS and x.shape[1] >= MANY_ROWS:
         return convolve_by_rows(jnp.dtype(dtype), x, kernel)
     strides, padding = centred_window(kernel.shape[0], stride)
     return jax.checkpoint(functools.partial(convolve_by_patches, strides=strides, padding=padding, dtype=dtype))(x, kernel)
+
+
+def is_left_to_xla(image: Sequence[int], size: int, channels: int, stride: int, dtype: Any = jnp.float32) -> bool:
+    """Whether XLA:CPU's own way is the fastest for images [H, W] of so many channels, as it is traced just now.
+
+    Mapped over kernels it takes six times as long as ours, and twenty times in a loop; for few channels twice as long, and for
+    images of 2 x 2 pixels a hundred times (`python benchmarks/convolutions.py`).
+    """
+    is_large = size > 1 and channels >= XLA_CHANNELS and min(image) >= XLA_ROWS
+    is_fast = VECTORS in process.processor_features() and stride == 1 and jnp.dtype(dtype) == jnp.float32
+    return ALONE.value and is_fast and is_large
 
 
 def convolve_depthwise(x: Array, kernel: Array) -> Array:

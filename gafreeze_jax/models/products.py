@@ -5,8 +5,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+
+from gafreeze_jax.engine import process
+from gafreeze_jax.engine.network import PyTree
+
+AMX_WIDTH = 256  # of kernels for which it saves more than casting takes
+
+
+def fastest_dtype(params: PyTree) -> np.dtype:
+    """Of the operands, for a network with these parameters: bfloat16 on GPUs and TPUs, and where AMX multiplies wide kernels.
+
+    Other bfloat16 units of processors speed up forward products alone (`python benchmarks/dtypes.py`).
+    """
+    is_wide = any(leaf.ndim == 2 and min(leaf.shape) >= AMX_WIDTH for leaf in jax.tree.leaves(params))
+    has_amx = "amx_bf16" in process.processor_features()
+    return jnp.dtype(jnp.bfloat16 if jax.default_backend() != "cpu" or (has_amx and is_wide) else jnp.float32)
 
 
 def activation_dtype(dtype: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import jax.numpy as jnp
+import numpy as np
 
 from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.planning import Choice
@@ -37,9 +37,9 @@ class Narrator:
         if steps is not None:
             self.display.progress.expect({phase: steps})
 
-    def plan(self, choice: Choice, dtype: jnp.dtype, num_recorded: int) -> None:
+    def plan(self, choice: Choice, dtype: np.dtype | None, num_recorded: int) -> None:
         line = self.display.line
-        line(f"Plan: {planning.describe(choice.plan)} ({choice.reason}); {dtype.name}")
+        line(f"Plan: {planning.describe(choice.plan)} ({choice.reason})" + (f"; {dtype.name}" if dtype else ""))
         for trial in choice.trials:
             line(
                 f"Tried: {planning.describe(trial.plan)}: {trial.step_seconds * 1e3:.3g} ms a member-step, "

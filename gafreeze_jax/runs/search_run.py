@@ -14,7 +14,7 @@ from gafreeze_jax.engine.cohort import Member, Plan
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.planning import Choice
 from gafreeze_jax.engine.population import Population
-from gafreeze_jax.options import OptionError, Options, compute_dtype
+from gafreeze_jax.options import OptionError, Options
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, seeds_of, train_all_at
@@ -235,7 +235,7 @@ class SearchRun:
             self.choice = Choice(planning.parse(options.plan)._replace(remat=options.remat), "given by --plan")
         self.population.plan = self.choice.plan
         self.run_dir.add_facts(plan=planning.as_json(self.choice, self.choice.plan))
-        self.narrator.plan(self.choice, compute_dtype(options.dtype), len(self.run_dir.journal))
+        self.narrator.plan(self.choice, self.problem.network.dtype, len(self.run_dir.journal))
         self.costs = MaskCosts(self.population, self.replicate)
 
     def search(self) -> Found:
@@ -386,8 +386,9 @@ class SearchRun:
 
     def facts_of_engine(self) -> dict[str, Any]:
         self.narrator.begin("counting FLOPs", training=False)
+        dtype = self.problem.network.dtype
         return {
-            "dtype": compute_dtype(self.options.dtype).name,
+            "dtype": dtype and dtype.name,
             "step_flops": self.costs.step_flops()._asdict(),
             "plan": planning.as_json(self.choice, self.population.plan),
         }

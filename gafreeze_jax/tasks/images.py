@@ -130,7 +130,7 @@ def prepare(given: Options) -> Setup:
     )
     head = heads.choose(given.head, checkpoint, data.label_names)
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
-    dtype = options.compute_dtype(given.dtype)
+    dtype = options.compute_dtype(given.dtype, loaded.params)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
     scale = kinds.make_scale(data.kind, data.train.labels, head_is_kept=head.kept, has_bias=loaded.has_bias)
     labels = (scale.apply(split.labels) if data.kind == "number" else split.labels for split in data[:3])
@@ -194,7 +194,7 @@ def load_unlabelled(
     loaded = pretrained.load(folder, families=pretrained.families_of(KIND))
     pictures, columns, notes = images.load_unlabelled(data, make_frame(given, loaded.model), skip_broken=given.skip_broken)
     return Unlabelled(
-        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
+        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype, loaded.params)),
         params=loaded.params,
         source=make_source(Dataset(pictures)),
         task=kinds.make_task(task, label_names, threshold=threshold),

@@ -155,7 +155,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
     corpus = lm.load_corpus(given.data)
     folder = find_model(given)
     loaded = pretrained.load(folder, "lm", families=pretrained.families_of(KIND))
-    config, dtype = loaded.config, options.compute_dtype(given.dtype)
+    config, dtype = loaded.config, options.compute_dtype(given.dtype, loaded.params)
     text.check_length(given.max_tokens, config)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size)
@@ -197,7 +197,7 @@ def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Seque
     ids = lm.encode(tokenizer, lm.read_text(data), vocabulary=config.vocab_size, where=where)
     windows = lm.make_windows(ids, given.max_tokens, where=where)
     return Unlabelled(
-        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
+        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype, loaded.params)),
         params=loaded.params,
         source=Source(windows.dataset, lm.scoring_batches(windows)),
         task=language_modelling(),

@@ -97,7 +97,7 @@ def prepare_classification(
     scale = kinds.make_scale(data.kind, data.train.labels, head_is_kept=head.kept, has_bias=loaded.has_bias)
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
-    model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype)
+    model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype, loaded.params)
     tokenizer = tokens.load_tokenizer(folder, config.vocab_size, as_words=data.kind == "tags")
     splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
     train, validation, test = (texts for _, texts in splits)
@@ -181,7 +181,7 @@ def load_unlabelled(
     tokenized = _tokenize(given, config, tokenizer, texts, str(data), task)
     words = None if tokenized.kept is None else kinds.TaggedWords(texts, tokenized.kept)
     return Unlabelled(
-        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype)),
+        network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype, loaded.params)),
         params=loaded.params,
         source=_source(tokenized, tokenized.inputs, None),
         task=kinds.make_task(task, label_names, threshold=threshold, words=words),

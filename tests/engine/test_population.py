@@ -13,7 +13,7 @@ from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import balanced_batches
 from gafreeze_jax.engine.cache import Activations, Budget, fetch
 from gafreeze_jax.engine.cohort import Plan, Replicate
-from gafreeze_jax.engine.network import Batch, Block, Dataset, Network, Source
+from gafreeze_jax.engine.network import ALONE, Batch, Block, Dataset, Network, Source
 from gafreeze_jax.engine.optimizer import Recipe, adamw_recipe
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.scoring import score
@@ -333,3 +333,25 @@ def test_steps_are_counted():
     task = TASKS["convolutional"]
     list(make_population(task, RECIPES["sgd"], plan=Plan(2), on_steps=counted.append).evaluate(ALL_MASKS[:3], make_run(task)))
     assert counted == [2] * NUM_STEPS + [1] * NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"), [(Plan(), {True}), (Plan(remat=True), {True}), (Plan(2), {False}), (Plan(1, 2, "static"), {False})]
+)
+def test_a_block_knows_whether_it_is_a_program_of_its_own(plan, expected):
+    """For one member; in a loop or mapped over members, other ways to compute the same may be faster."""
+    told = set()
+
+    def tell(params, x, context, *, frozen, key):
+        told.add(ALONE.value)
+        return x * params["scale"]
+
+    network = Network((Block("low", tell), Block("high", tell)), lambda params, x, context, *, frozen, key: x @ params["kernel"])
+    params = {"low": {"scale": jnp.ones(())}, "high": {"scale": jnp.ones(())}, "head": {"kernel": jnp.ones((64, NUM_CLASSES))}}
+    _, _, source, steps = TASKS["convolutional"]
+    flat = source._replace(data=source.data._replace(inputs=source.data.inputs.reshape(NUM_EXAMPLES, -1)))
+    task = network, params, flat, steps
+    population = make_population(task, RECIPES["sgd"], plan=plan)
+    told.clear()  # of what shapes were taken from
+    list(population.evaluate([[0, 0], [0, 1]], make_run(task)))
+    assert told == expected

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import test_population as tasks
 
+from gafreeze_jax.engine import process
 from gafreeze_jax.models import base, bert, products
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -62,3 +63,20 @@ def test_bfloat16_products_keep_only_what_the_gradient_needs(name, expected):
     _, pullback = jax.vjp(of_one, arguments[name])
     kept = {leaf.shape for leaf in jax.tree.leaves(pullback) if leaf.ndim}
     assert kept == {expected}
+
+
+@pytest.mark.parametrize(
+    ("backend", "features", "shape", "expected"),
+    [
+        ("cpu", {"fpu"}, (256, 256), "float32"),
+        ("cpu", {"avx512_bf16"}, (256, 256), "float32"),
+        ("cpu", {"amx_bf16"}, (256, 256), "bfloat16"),
+        ("cpu", {"amx_bf16"}, (255, 1000), "float32"),
+        ("cpu", {"amx_bf16"}, (3, 3, 512, 512), "float32"),
+        ("gpu", {"fpu"}, (2, 2), "bfloat16"),
+    ],
+)
+def test_the_fastest_dtype_follows_from_processor_and_network(backend, features, shape, expected, monkeypatch):
+    monkeypatch.setattr(process, "processor_features", lambda: frozenset(features))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert products.fastest_dtype({"low": [np.zeros(5)], "high": np.zeros(shape)}) == expected

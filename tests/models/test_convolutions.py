@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gafreeze_jax.engine import process
+from gafreeze_jax.engine.network import ALONE
 from gafreeze_jax.models import convolutions
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -99,3 +101,29 @@ def test_whatever_is_chosen_agrees(dtype, backend, rows, channels, size, stride,
     for one, other in zip(ours, expected, strict=True):
         assert one.dtype == jnp.float32
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "channels", "stride", "dtype", "is_left"),
+    [
+        (3, 8, 16, 1, "float32", True),
+        (7, 9, 20, 1, "float32", True),
+        (1, 8, 16, 1, "float32", False),
+        (3, 7, 16, 1, "float32", False),
+        (3, 8, 15, 1, "float32", False),
+        (3, 8, 16, 2, "float32", False),
+        (3, 8, 16, 1, "bfloat16", False),
+    ],
+)
+def test_large_images_of_one_member_are_left_to_xla(size, rows, channels, stride, dtype, is_left, monkeypatch):
+    x, kernel = random(2, rows, 8, channels), random(size, size, channels, 4)
+
+    def traced(alone):
+        with ALONE(alone):
+            return jax.make_jaxpr(lambda x, kernel: convolutions.convolve(x, kernel, stride, dtype))(x, kernel)
+
+    monkeypatch.setattr(process, "processor_features", frozenset)
+    assert "conv_general_dilated" not in str(traced(alone=True))
+    monkeypatch.setattr(process, "processor_features", lambda: frozenset({"fpu", convolutions.VECTORS}))
+    assert "conv_general_dilated" not in str(traced(alone=False))
+    assert ("conv_general_dilated" in str(traced(alone=True))) == is_left

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxpr_as_fun
 
+from gafreeze_jax.engine import process
+from gafreeze_jax.engine.network import ALONE
+from gafreeze_jax.models import convolutions
 from gafreeze_jax.models.cutting.convolutions import by_products
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -89,3 +92,15 @@ def test_so_are_narrow_ones_and_those_on_accelerators(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     _, left, x, kernel = make(FAST["3 x 3"])
     assert is_left(left, x, kernel)
+
+
+@pytest.mark.parametrize(("shape", "dimensions"), [((2, 8, 9, 16), FLAX), ((2, 16, 8, 9), EQUINOX)])
+def test_large_images_of_one_member_are_left_to_xla(shape, dimensions, monkeypatch):
+    monkeypatch.setattr(process, "processor_features", lambda: frozenset({convolutions.VECTORS}))
+    of_kernel = (3, 3, 16, 4) if dimensions == FLAX else (4, 16, 3, 3)
+    case = (shape, of_kernel, (1, 1), "SAME", {"dimension_numbers": dimensions})
+    with ALONE(True):
+        _, left, x, kernel = make(case)
+    _, fast, *_ = make(case)
+    assert is_left(left, x, kernel)
+    assert not is_left(fast, x, kernel)

@@ -23,7 +23,7 @@ MOST_TAPS = 49  # of a kernel, each of which copies the image
 
 
 def by_products(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same computation with convolutions by matrix products where that is faster.
+    """The same computation with convolutions by matrix products where that is faster, as it is traced just now.
 
     Sums are in another order, so that results differ by rounding.
     """
@@ -59,7 +59,7 @@ def _way(equation: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     dilated = any(dilation != 1 for dilation in (*params["lhs_dilation"], *params["rhs_dilation"]))
     if dilated or params["batch_group_count"] != 1:
         return None
-    (_, channels, *_), (_, _, *axes), _ = params["dimension_numbers"]
+    (_, channels, *places), (_, _, *axes), _ = params["dimension_numbers"]
     sizes, strides, padding = [kernel.shape[axis] for axis in axes], params["window_strides"], params["padding"]
     is_square = len(axes) == 2 and len({*sizes}) == len({*strides}) == 1
     is_of_patches = is_square and sizes[0] == strides[0] and {*padding} == {(0, 0)}
@@ -72,5 +72,8 @@ def _way(equation: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     if is_of_patches:
         return convolutions.convolve_patches
     if is_centred:
+        image = [x.shape[axis] for axis in places]
+        if convolutions.is_left_to_xla(image, sizes[0], x.shape[channels], strides[0]):
+            return None
         return functools.partial(convolutions.convolve, stride=strides[0])
     return functools.partial(convolutions.convolve_by_patches, strides=tuple(strides), padding=tuple(padding))

@@ -15,7 +15,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-from gafreeze_jax.engine.network import INPUTS, STATISTICS, PyTree, has_statistics
+from gafreeze_jax.engine.network import ALONE, INPUTS, STATISTICS, PyTree, has_statistics
 from gafreeze_jax.masking.genes import Genes
 from gafreeze_jax.models.cutting import convolutions
 from gafreeze_jax.models.cutting import program as programs
@@ -134,7 +134,7 @@ class Piece:
         self._traced, self.names, self._below, self._above = traced, tuple(names), tuple(below), tuple(above)
         self.size = size
         self.slice = cache_by_mesh(self._slice)
-        self._fast = cache_by_mesh(lambda size, training: convolutions.by_products(self.slice(size, training).closed))
+        self._fast = cache_by_mesh(lambda size, training, alone: convolutions.by_products(self.slice(size, training).closed))
         leaves = jax.tree.leaves(self._parameters(traced.program(size, False)))
         self.num_parameters = sum(var.aval.size for var in leaves)
         self.modes = [bool(mode) for mode in range(len(self._below))]
@@ -176,7 +176,7 @@ class Piece:
         args = [*narrowed, *entering, *inputs, *drawn]
         # Run one operation at a time, a piece computes what the function does to the bit.
         is_traced = any(isinstance(arg, Tracer) for arg in args)
-        results = jaxpr_as_fun(self._fast(size, training) if is_traced else closed)(*args)
+        results = jaxpr_as_fun(self._fast(size, training, ALONE.value) if is_traced else closed)(*args)
         if above is None:
             return results[0], ()
         leaving, statistics = results[: len(above)], results[len(above) :]
