@@ -346,7 +346,10 @@ def test_a_block_knows_whether_it_is_a_program_of_its_own(plan, expected):
         told.add(ALONE.value)
         return x * params["scale"]
 
-    network = Network((Block("low", tell), Block("high", tell)), lambda params, x, context, *, frozen, key: x @ params["kernel"])
+    def head(params, x, context, *, frozen, key):
+        return x @ params["kernel"]
+
+    network = Network((Block("low", tell), Block("high", tell)), head)
     params = {"low": {"scale": jnp.ones(())}, "high": {"scale": jnp.ones(())}, "head": {"kernel": jnp.ones((64, NUM_CLASSES))}}
     _, _, source, steps = TASKS["convolutional"]
     flat = source._replace(data=source.data._replace(inputs=source.data.inputs.reshape(NUM_EXAMPLES, -1)))
