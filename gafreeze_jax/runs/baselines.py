@@ -5,7 +5,9 @@ search of its own; or a schedule, a function that trains a member in a way that 
 are searched for, each is compared at the best of them.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,6 +22,7 @@ PHASES = 4  # of gradual unfreezing
 MEASURED_STEPS = 5  # for relative gradient norms; of each epoch, for Auto-RGN
 DECAYS = (0.95, 0.85, 0.75, 0.65)  # of learning rates from layer to layer: those of ELECTRA and BEiT lie in this range
 SHARES = (1 / 4, 1 / 2)  # of the genes, that a ranking trains
+SUBLAYER = re.compile("/(attention|mlp)$")  # the end of a gene's name, with `--granularity sublayer`
 
 
 class Schedule(Protocol):
@@ -117,16 +120,17 @@ def seeds_of(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
 
 
 def ablations(space: Space, genome: Genome) -> dict[str, Genome]:
-    """A genome without what it freezes, and without its rates, by name; where a search covers no rates, none of them."""
+    """A genome without what it freezes, and without its rates, by name; where a search covers no rates, none of them.
+
+    What is no longer frozen trains as usual, but for the rate of all genes.
+    """
     if not space.has_rate and len(space.levels) == 2:
         return {}
-    rate = genome[space.num_genes :]
-    (usual,) = space.masks(space.frozen(genome)[None])
-    given = {
-        "found, nothing frozen": (*space.all_trained[: space.num_genes], *rate),
-        "found, usual rates": as_genome(usual),
-    }
-    return {name: other for name, other in given.items() if other != genome}
+    frozen, num = space.frozen(genome), space.num_genes
+    thawed = np.where(frozen, space.levels.index(1.0), genome[:num])
+    (usual,) = space.masks(frozen[None])
+    given = {"found, nothing frozen": (*thawed, *genome[num:]), "found, usual rates": usual}
+    return {name: as_genome(other) for name, other in given.items() if as_genome(other) != genome}
 
 
 # Schedules
@@ -155,9 +159,12 @@ class Phases(NamedTuple):
 
 
 def thaw(space: Space) -> np.ndarray:
-    """Genomes of gradual unfreezing [4, K]: the head only, the upper third of the blocks as well, two thirds, everything."""
+    """Genomes of gradual unfreezing [4, K]: the head only, the upper third of the blocks as well, two thirds, everything.
+
+    Without a fresh head, the highest gene trains from the beginning.
+    """
     num_frozen = np.round(space.num_genes * np.arange(PHASES - 1, -1, -1) / (PHASES - 1)).astype(int)
-    return space.prefixes()[np.minimum(num_frozen, space.num_genes - (space.head == "kept"))]
+    return space.prefixes()[np.minimum(num_frozen, space.num_genes - (space.head != "fresh"))]
 
 
 def probe(space: Space) -> np.ndarray:
@@ -195,7 +202,7 @@ def shares_of_largest(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 class TrainAll(NamedTuple):
-    """Trains everything, each block at a rate of `decay` to the power of its distance from the head, times a factor.
+    """Trains everything, each block at a rate of `decay` to the power of its distance from the top, times a factor.
 
     Without decay it shows whether a mask wins only because it holds back what too high a learning rate would spoil.
     """
@@ -205,11 +212,20 @@ class TrainAll(NamedTuple):
 
     def __call__(self, population: Population, replicate: Replicate, num_epochs: int = 0, rate: float = 1.0, /) -> Member:
         space = population.space
-        distances = np.arange(space.num_genes, 0, -1) - (space.head == "kept")
         (member,) = untrained([space.all_trained])
-        rates = tuple((rate * self.factor * self.decay**distances).tolist())
+        rates = tuple((rate * self.factor * self.decay ** distances_from_top(space)).tolist())
         (member,) = population.resume([member._replace(rates=rates)], replicate)
         return member
+
+
+def distances_from_top(space: Space) -> np.ndarray:
+    """How many layers [G] a gene is below a fresh head or, without one, below the highest gene.
+
+    Sublayers, such as `layer_0/attention`, belong to the same layer.
+    """
+    layers = [SUBLAYER.sub("", name) for name in space.names]
+    numbers = np.cumsum([0, *(first != second for first, second in itertools.pairwise(layers))])
+    return numbers[-1] - numbers + (space.head == "fresh")
 
 
 def phase_ends(num_steps: int, num_phases: int) -> list[int]:
@@ -270,7 +286,8 @@ def signal_to_noise(population: Population, replicate: Replicate) -> Mapping[str
 
     Singular values of a matrix count as noise below the largest that noise of their spread would have (Marchenko & Pastur
     1967), where the spread is their interquartile range / 1.349. The ratio is the sum of those above by the sum of the others,
-    divided by the largest. As in the paper, except that a gene has one score, the mean over its matrices.
+    divided by the largest. As in the paper, except that a gene has one score, the mean over its matrices, and that noise counts
+    as 1 where there is none, as in many small matrices; their ratio would be infinite, and decide alone.
     """
     matrices = {name: [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim > 1] for name, tree in population.params.items()}
     return {name: float(np.mean([_ratio(np.asarray(leaf)) for leaf in of_gene] or [0.0])) for name, of_gene in matrices.items()}
