@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gafreeze_jax.intervals import Interval
 from gafreeze_jax.listing import shorten
 from gafreeze_jax.report import metric_format
 from gafreeze_jax.report.metric_format import MetricFormat
@@ -122,12 +123,18 @@ def beside_majority(result: Mapping[str, Any]) -> list[str]:
 
 
 def regime(result: Mapping[str, Any]) -> list[str]:
-    """Whether it matters here which layers train, or only what that costs: a sentence, if the found mask freezes something."""
+    """Whether it matters here which layers train, or only what that costs: a sentence, if the found mask freezes something.
+
+    It is compared with training everything at the rate that is best on the validation split.
+    """
     entries, metric = result["results"], metric_format.from_facts(result)
-    ahead = result["verdict"]["differences"].get("found", {}).get("train all")
+    names = [name for name, entry in entries.items() if name == "train all" or entry["learning_rate_factor"] != 1]
+    everything = max(names, key=lambda name: _rank(entries[name], metric))
+    ahead = result["verdict"]["differences"].get("found", {}).get(everything)
     if ahead is None or ahead["low"] is None or not entries["found"]["frozen"]:
         return []
-    lead, rate = f"{metric.write_lead(ahead)}{metric.unit}", " at its best rate" if len(result.get("rates", ())) > 1 else ""
+    has_rates = len(result.get("rates", ())) > 1 or everything != "train all"
+    lead, rate = f"{metric.write_lead(ahead)}{metric.unit}", " at its best rate" if has_rates else ""
     share = entries["found"]["training_flops"] / entries["train all"]["training_flops"]
     low, high = sorted(metric.score(ahead[end]) for end in ("low", "high"))
     if low > 0:
@@ -137,26 +144,37 @@ def regime(result: Mapping[str, Any]) -> list[str]:
     return [f"Level with training everything{rate} ({lead}); what freezing changes here is the cost, {share:.0%} of the FLOPs."]
 
 
+def _rank(entry: Mapping[str, Any], metric: MetricFormat) -> tuple[float, float]:
+    """The higher, the better on the validation split."""
+    return metric.score(entry[f"validation_{metric.key}"]), -entry["validation_loss"]
+
+
 def contributions(result: Mapping[str, Any]) -> list[str]:
-    """What freezing and what the rates contribute to the found mask, a sentence each, where a search covers rates."""
+    """What freezing and what the rates contribute to the found mask, a sentence each, where a search covers rates.
+
+    On the test split, or on the validation split if the mask is so much better with them that no other seeds were needed.
+    """
     metric, ahead = metric_format.from_facts(result), result["verdict"]["differences"]["found"]
-    parts = {
-        "found, nothing frozen": "What it freezes changes",
-        "found, usual rates": "Its learning rate changes"
-        if len(result.get("levels", ())) == 2
-        else "Its learning rates change",
-    }
-    return [
-        f"{what} the found mask's test {metric.name} by {metric.write_difference(ahead[name])}{metric.unit}."
-        for name, what in parts.items()
-        if name in ahead
-    ]
+    rates = "Its learning rate changes" if len(result.get("levels", ())) == 2 else "Its learning rates change"
+    sentences = []
+    for name, what in {"found, nothing frozen": "What it freezes changes", "found, usual rates": rates}.items():
+        behind = result.get("dropped", {}).get(name, {}).get("behind")
+        if name in ahead:
+            sentences.append(_contribution(what, "test", ahead[name], metric))
+        elif behind:
+            change = metric.shown_interval(Interval(**behind))._asdict()
+            sentences.append(_contribution(what, "validation", change, metric))
+    return sentences
+
+
+def _contribution(what: str, split: str, change: Mapping[str, Any], metric: MetricFormat) -> str:
+    return f"{what} the found mask's {split} {metric.name} by {metric.write_difference(change)}{metric.unit}."
 
 
 def advise(result: Mapping[str, Any]) -> str | None:
     """What to try next, if training everything at another learning rate is ahead of all other rows on the validation split."""
     entries, metric = result["results"], metric_format.from_facts(result)
-    best = max(entries.values(), key=lambda entry: (metric.score(entry[f"validation_{metric.key}"]), -entry["validation_loss"]))
+    best = max(entries.values(), key=lambda entry: _rank(entry, metric))
     if best["learning_rate_factor"] == 1:
         return None
     rate = best["learning_rate_factor"] * result["options"]["learning_rate"]

@@ -279,8 +279,13 @@ def retrain(
 
 
 def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalist]:
-    """Finalists, "found" first, after the first seeds: which of them drop out. Training everything never does."""
+    """Finalists, "found" first, after the first seeds: which of them drop out.
+
+    Training everything never does, and not at another rate either where that is the better one, as a report's main number
+    compares with it.
+    """
     found, metric = finalists[0], retraining.population.metric
+    everything = max(filter(_trains_everything, finalists), key=_rank_of_finalist, default=None)
 
     def is_found(other: Finalist) -> bool:
         return other.is_mask and other.genome == found.genome
@@ -290,10 +295,15 @@ def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalis
     def decide(finalist: Finalist, behind: Interval | None) -> Finalist:
         if finalist.name == TRAIN_ALL.name or is_found(finalist):
             return finalist
-        is_needed = finalist.is_ablation or retraining.is_thorough or not is_known
+        is_needed = finalist.is_ablation or finalist is everything or retraining.is_thorough or not is_known
         return finalist._replace(behind=behind, is_needed=is_needed)
 
     return list(map(decide, finalists, racing.race([one.members for one in finalists], metric, retraining.rows)))
+
+
+def _trains_everything(finalist: Finalist) -> bool:
+    """Whether it is training everything, at any rate."""
+    return finalist.name == TRAIN_ALL.name or finalist.learning_rate_factor != 1
 
 
 def _rank_of_finalist(finalist: Finalist) -> tuple[float, float]:

@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from gafreeze_jax.engine.cohort import Member
-from gafreeze_jax.metrics import ACCURACY
+from gafreeze_jax.intervals import Interval
+from gafreeze_jax.metrics import ACCURACY, numbers
 from gafreeze_jax.report import summary
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs import results, verdict
-from gafreeze_jax.runs.baselines import LOWER_RATES
+from gafreeze_jax.runs.baselines import LOWER_RATES, Baseline
 from gafreeze_jax.runs.finalists import Finalist, Variant
 from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.space import Space, digits
@@ -90,6 +91,105 @@ def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, cap
     printed = capsys.readouterr().out
     assert (f"--learning-rate {rate}\n" in printed) == (rate is not None)
     assert (summary.advise(facts) is None) == (rate is None)
+
+
+# What kind of task it is, and what freezing and the rates contribute
+
+RATED, RMSE = Space(NAMES, rates=(1, 4)), numbers.rmse()
+
+
+def compared(rows, space=None, dropped=(), metric=ACCURACY):
+    """The result of a run with these rows, the found mask first."""
+    space = space or Space(NAMES)
+    found, *others = [
+        (tested.finalist.is_ablation, verdict.Contender(tested.finalist.name, "", tested.scores, tested.finalist.flops))
+        for tested in rows
+    ]
+    judgement = verdict.judge(
+        found[1],
+        [contender for is_ablation, contender in others if not is_ablation],
+        ablations=[contender for is_ablation, contender in others if is_ablation],
+        metric=MetricFormat(**metric.facts()),
+    )
+    made = results.make_result(
+        Options(), space, rows, judgement, metric=metric, evaluations=(), seconds=1.0, dropped=[*dropped]
+    )
+    return json.loads(json.dumps(made, default=str))
+
+
+def at_rate(name, factor, validation, right):
+    baseline = Baseline(name, schedules={}, learning_rate_factor=factor)
+    return row(name, "00000", validation, right, 1000, 4e9, Variant(baseline, "", 1.0))
+
+
+def found_row(right, genome="10000", flops=3e9):
+    return row("found", genome, 0.9, right, 900, flops)
+
+
+def everything(validation, right):
+    return row("train all", "00000", validation, right, 1000, 4e9)
+
+
+MATTERS, LEVEL = "Which layers train matters here: the found mask is ", "Level with training everything"
+
+
+@pytest.mark.parametrize(
+    ("rows", "begins", "ends"),
+    [
+        ([found_row([80, 80]), everything(0.8, [50, 50])], f"{MATTERS}+30.0 [", "] points ahead of training everything."),
+        ([found_row([80, 80]), everything(0.8, [81, 80])], f"{LEVEL} (-0.5 [", "the cost, 75% of the FLOPs."),
+        ([found_row([50, 50]), everything(0.8, [80, 80])], None, None),
+        ([found_row([80, 80], "00000"), everything(0.8, [50, 50])], None, None),
+        (  # what a lower rate gives as well is not due to the choice of layers
+            [found_row([80, 80]), everything(0.8, [50, 50]), at_rate("train all, half rate", 1 / 2, 0.85, [80, 81])],
+            f"{LEVEL} at its best rate (-0.5 [",
+            "the cost, 75% of the FLOPs.",
+        ),
+        (  # validation says which rate is the best
+            [found_row([80, 80]), everything(0.8, [50, 50]), at_rate("train all, half rate", 1 / 2, 0.75, [80, 81])],
+            f"{MATTERS}+30.0 [",
+            "] points ahead of training everything.",
+        ),
+        (
+            [found_row([80, 80]), everything(0.8, [40, 40]), at_rate("train all, 4 times the rate", 4, 0.85, [50, 50])],
+            f"{MATTERS}+30.0 [",
+            "] points ahead of training everything at its best rate.",
+        ),
+    ],
+    ids=["ahead", "level", "behind", "nothing frozen", "a lower rate is level", "a lower rate is worse", "a higher rate"],
+)
+def test_whether_it_matters_which_layers_train(rows, begins, ends):
+    sentences = summary.regime(compared(rows))
+    if begins is None:
+        assert sentences == []
+    else:
+        (sentence,) = sentences
+        assert sentence.startswith(begins)
+        assert sentence.endswith(ends)
+
+
+def without(name, right, behind=None):
+    tested = row(name, "00000", 0.7, right, 900, 3e9)
+    return tested._replace(finalist=tested.finalist._replace(is_ablation=True, behind=behind))
+
+
+def test_what_freezing_and_the_rate_contribute():
+    rows = [found_row([80, 80]), everything(0.8, [50, 50])]
+    parts = [without("found, nothing frozen", [70, 70]), without("found, usual rates", [81, 81])]
+    first, second = summary.contributions(compared([*rows, *parts], RATED))
+    assert first.startswith("What it freezes changes the found mask's test accuracy by +10.0 [")
+    assert second.startswith("Its learning rate changes the found mask's test accuracy by -1.0 [")
+    _, second = summary.contributions(compared([*rows, *parts], Space(NAMES, (1, 0, 0.1))))
+    assert second.startswith("Its learning rates change the found mask's test accuracy by -1.0 [")
+    assert summary.contributions(compared(rows)) == []
+
+
+@pytest.mark.parametrize(("metric", "change"), [(ACCURACY, "+20.0 [10.0, 30.0] points"), (RMSE, "-0.2 [-0.3, -0.1]")])
+def test_what_contributes_so_much_that_validation_was_enough(metric, change):
+    dropped = without("found, nothing frozen", [1, 1], Interval(0.2, 0.1, 0.3)).finalist
+    facts = compared([found_row([80, 80]), everything(0.8, [50, 50])], RATED, [dropped], metric)
+    (sentence,) = summary.contributions(facts)
+    assert sentence == f"What it freezes changes the found mask's validation {metric.name} by {change}."
 
 
 @dataclasses.dataclass

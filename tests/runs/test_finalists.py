@@ -200,8 +200,12 @@ def test_leaders_and_baselines_share_seeds_and_members():
     assert found.best in found.members
 
 
-def seeds_of_rows(leaders, monkeypatch, *, behind=(), is_thorough=False):
-    """Number of seeds of the finalists, the found one first, where some are told that they are behind."""
+def seeds_of_rows(leaders, monkeypatch, *, behind=(), is_thorough=False, best_rate="train all"):
+    """Number of seeds of the finalists, the found one first, where some are told that they are behind.
+
+    Args:
+      best_rate: the row that trains everything and does best on the validation split.
+    """
     names = []
 
     def race(members, metric, rows):
@@ -209,6 +213,7 @@ def seeds_of_rows(leaders, monkeypatch, *, behind=(), is_thorough=False):
         return [Interval(0.3, 0.2, 0.4) if genome in behind else None for genome in genomes]
 
     monkeypatch.setattr(racing, "race", race)
+    monkeypatch.setattr(finalists, "_rank_of_finalist", lambda finalist: (float(finalist.name == best_rate), 0.0))
     retraining = finalists.Retraining(
         make(),
         make_run_of,
@@ -236,9 +241,17 @@ ROWS = ("found", "train all", "head only", "prefix", "train all, half rate")
         ((0, 1, 0), {"behind": {(0, 0, 0), (1, 1, 1)}}, (3, 3, 2, 3, 2)),
         ((1, 0, 0), {}, (3, 3, 2, 3, 2)),
         ((1, 0, 0), {"is_thorough": True}, (3, 3, 3, 3, 3)),
+        ((1, 0, 0), {"best_rate": "train all, half rate"}, (3, 3, 2, 3, 3)),
         ((0, 0, 0), {}, (3, 3, 2, 2, 2)),
     ],
-    ids=["all_are_needed", "two_are_behind", "found_a_baseline", "found_a_baseline_thoroughly", "found_training_everything"],
+    ids=[
+        "all_are_needed",
+        "two_are_behind",
+        "found_a_baseline",
+        "found_a_baseline_thoroughly",
+        "found_a_baseline_and_half_the_rate_is_better",
+        "found_training_everything",
+    ],
 )
 def test_who_stays_in_the_race(leader, given, expected, monkeypatch):
     assert seeds_of_rows([leader], monkeypatch, **given) == dict(zip(ROWS, expected, strict=True))
