@@ -23,6 +23,7 @@ with needs("report"):
     from rich.console import Console
     from rich.progress import track
 
+HEADS = {"fresh": {"head": "fresh"}, "kept": {"head": "keep"}}  # options that give the head that a run had
 TASKS: dict[str, ModuleType] = {"bert": text, "gpt2": language_model, "resnet": images}  # by the kind of run
 
 
@@ -69,7 +70,8 @@ def predict(path: Path, data: Path, *, all_probabilities: bool = False, **change
 def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None, **changes: Any) -> None:
     """Fine-tunes with the mask that a run has found, beside training everything at three rates, and leaves a run's folder.
 
-    Options are those of the run but for `changes`. Seeds are others than the run has used.
+    Options are those of the run but for `changes`; the head is fresh or kept as there, whatever the classes. Seeds are others
+    than the run has used.
 
     Args:
       path: of the run's folder.
@@ -86,6 +88,7 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
     run, module, options = _open(path, changes)
     options = dataclasses.replace(
         options,
+        **HEADS.get(run.space.head, {}),
         mask=path / "mask.json",
         out=out,
         seed=options.seed + options.finalist_seeds,

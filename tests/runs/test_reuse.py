@@ -246,7 +246,7 @@ def test_a_mask_on_other_data(runs, gafreeze, tmp_path):
     seeds = {path: {row["seed"] for row in read((path / "evaluations.csv").read_text())} for path in (out, folder)}
     assert seeds == {out: {"2", "3"}, folder: {"1"}}  # fresh ones
     kept = {name: value for name, value in of_run["options"].items() if result["options"][name] == value}
-    changed = {"data", "out", "mask", "epochs", "seed", "finalist_seeds"}
+    changed = {"data", "out", "mask", "epochs", "seed", "finalist_seeds", "head"}
     assert of_run["options"].keys() - kept.keys() == changed
     names = ["SHA256SUMS", "evaluations.csv", "mask.json", "model", "plots", "report.html", "result.json", "run.json"]
     names += ["test_predictions.csv"]

@@ -277,3 +277,33 @@ def test_errors_of_heads_are_one_line(made, capsys, tmp_path):
     masking.write_mask(mask, problem.genes, [0] * len(problem.genes), head="kept")
     line = error_of(made.script, dataclasses.asdict(made.options(mask=mask, head="fresh", out=tmp_path / "run")), capsys)
     assert line == f"error: {mask}: the mask is for the model's own head, and this run has a fresh one; give --head keep"
+
+
+def rename_classes(path, names):
+    """A copy of a table of reviews with other names of the classes bad and good."""
+    target = path.with_name("renamed.csv")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines[1:], start=1):
+        text, _, label = line.rpartition(",")
+        lines[number] = f"{text},{names[label]}"
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
+def test_apply_has_the_head_that_the_run_had(kept, gafreeze, tmp_path):  # noqa: F811
+    """Although by default it would be the other one, as the model knows the classes of the other data, or doesn't."""
+    script, _, model, data, *_ = make_bert(tmp_path)
+    other = str(rename_classes(tmp_path / "reviews.csv", {"bad": "no", "good": "yes"}))
+    first, second = (data, other) if kept else (other, data)
+    genes = {"embeddings": True, "layer_0": False, "layer_1": False} | ({heads.GENE: True} if kept else {})
+    mask, out = write_mask(tmp_path / "mask.json", **genes), tmp_path / "run"
+    script.main(script.Options(**test_reuse.TINY | {"model": str(model), "data": first, "mask": mask, "out": out}))
+    assert json.loads((out / "result.json").read_text())["head"] == ("kept" if kept else "fresh")
+    code, printed, failed = gafreeze("apply", out, "--data", second, "--out", tmp_path / "applied")
+    if kept:
+        assert (code, printed) == (2, "")
+        assert failed.startswith(f"error: --head keep: {model}: the model's classes are GOOD, bad, without ")
+    else:
+        assert (code, failed) == (0, "")
+        assert "Head: fresh, always trains\n" in printed
