@@ -169,7 +169,7 @@ def make_problem(
     """A problem on arrays, in which an example is one row of the inputs.
 
     Args:
-      params: {block name: ..., "head": ...}.
+      params: {block name: ..., "head": ...}; all of them may belong to blocks.
       genes: of the user's own tree, if that is another one.
       make_head: initial parameters of the head from a key; by default, `params` has them for every seed.
 
@@ -199,6 +199,7 @@ def make_problem(
         genes=genes or block_genes(network, params),
         count_trainable=count_trainable,
         task=task,
+        head="fresh" if jax.tree.leaves(params["head"]) else "none",
     )
 
 

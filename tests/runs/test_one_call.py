@@ -65,6 +65,20 @@ def test_a_run_in_one_call(tmp_path):
             gafreeze_jax.search(apply, params, RULES, data, parts(20, 30, 40, 60), options=options)
 
 
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_head_that_is_a_gene_like_others(tmp_path):
+    """What trains nothing is the model as it is, and no head trains beside the genes."""
+    rules = {"body/0": "upper", "body/1": "lower", "head": "top"}
+    options = OPTIONS | {"out": tmp_path / "run", "plan": "members=8,steps=3,freezing=traced", "baselines": "all"}
+    found = gafreeze_jax.search(apply, PARAMS, rules, *parts(0, 20, 60), options=options)
+    result = json.loads((found.folder / "result.json").read_text())
+    assert (list(found.rates), result["head"]) == (["lower", "upper", "top"], "none")
+    assert result["results"]["train nothing"]["trainable_parameters"] == 0
+    assert not {"head only", "LP-FT"} & result["results"].keys()
+    assert masking.read_head(found.folder / "mask.json") is None
+    assert np.array_equal(found.model["head"], PARAMS["head"]) == (found.rates["top"] == 0)
+
+
 SEARCH = """
 import sys
 sys.path.insert(0, sys.argv[1])
