@@ -171,6 +171,29 @@ def test_files_that_are_no_masks_have_no_groups(tmp_path):
             use(tmp_path / "mask.json")
 
 
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (None, 'its entry "tensors" must have the names of tensors'),
+        (["w"], 'its entry "tensors" must have the names of tensors'),
+        ({"frozen": ["w"]}, 'its entry "tensors" must have the names of tensors'),
+        ({"frozen": ["w"], "trainable": "v"}, 'its entry "tensors" must have the names of tensors'),
+        ({"frozen": [["w"]], "trainable": []}, 'its entry "tensors" must have the names of tensors'),
+        ({"frozen": [], "trainable": ["w"], "rates": ["w"]}, 'the "rates" of its "tensors" must be finite numbers'),
+        ({"frozen": [], "trainable": ["w"], "rates": {"w": "fast"}}, 'the "rates" of its "tensors" must be finite numbers'),
+        ({"frozen": [], "trainable": ["w"], "rates": {"w": -1}}, 'the "rates" of its "tensors" must be finite numbers'),
+        ({"frozen": [], "trainable": ["w"], "rates": {"w": float("nan")}}, 'the "rates" of its "tensors" must be finite'),
+    ],
+    ids=str,
+)
+def test_damaged_names_of_tensors(tensors, said, tmp_path):
+    mask = {"format": "gafreeze_jax mask", "version": 1, "frozen": {"a": True}, "tensors": tensors}
+    (tmp_path / "mask.json").write_text(json.dumps(mask))
+    for use in (export.requires_grad, lambda path: export.parameter_groups(path, 0.1)):
+        with pytest.raises(ValueError, match=rf"mask\.json: expected a mask file of version 1 or 2, .*{said}"):
+            use(tmp_path / "mask.json")
+
+
 def test_pytorch_trains_in_groups_as_freeze_does(bert_rates):
     """The lines of the docstring; gradients of both are made up."""
     torch = pytest.importorskip("torch")

@@ -145,6 +145,8 @@ def _check(mask: Any) -> None:
     frozen, rates = mask.get("frozen"), mask.get("rates")
     if not isinstance(frozen, dict) or not frozen or not all(isinstance(flag, bool) for flag in frozen.values()):
         raise ValueError('its entry "frozen" must be true or false for each gene')
+    if "tensors" in mask:
+        _check_tensors(mask["tensors"])
     if mask["version"] == 1:
         return
     if not isinstance(rates, dict) or rates.keys() != frozen.keys():
@@ -154,6 +156,16 @@ def _check(mask: Any) -> None:
     _check_agreement(frozen, rates)
     if mask.get("head") not in HEADS:
         raise ValueError(f'the head is "fresh", "kept" or null, not {mask["head"]!r:.60}')
+
+
+def _check_tensors(tensors: Any) -> None:
+    """Raises a ValueError unless this is what `write_mask` writes of a checkpoint's tensors; version 1 has no rates of them."""
+    entries = tensors if isinstance(tensors, dict) else {}
+    names, rates = [entries.get(name) for name in ("frozen", "trainable")], entries.get("rates", {})
+    if not all(isinstance(of_kind, list) and all(isinstance(name, str) for name in of_kind) for of_kind in names):
+        raise ValueError('its entry "tensors" must have the names of tensors that are "frozen" and "trainable"')
+    if not isinstance(rates, dict) or not all(map(is_rate, rates.values())):
+        raise ValueError('the "rates" of its "tensors" must be finite numbers, 0 or more')
 
 
 def _check_agreement(frozen: Mapping[str, bool], rates: Mapping[str, float]) -> None:
