@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,6 +16,8 @@ from gafreeze_jax.engine import planning
 from gafreeze_jax.engine.network import PyTree
 from gafreeze_jax.models import products
 from gafreeze_jax.space import MAX_LEVELS
+
+RATE_LIMITS = (1e-6, 1e6)  # of multiples of the learning rate, which float32 has to hold, and their products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +163,9 @@ def check(options: Options, **smallest: int) -> None:
         raise ValueError(f"--max-flops must be above 0 and at most 1, got {options.max_flops}")
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise ValueError(f"--max-minutes must be above 0, got {options.max_minutes}")
-    for name in ("rates", "levels"):
-        values = getattr(options, name)
-        if not values and name == "rates":
-            continue
-        if not all(0 < value < math.inf for value in values) or 1 not in values or len(set(values)) < len(values):
-            given = " ".join(f"{value:g}" for value in values)
-            raise ValueError(f"--{name} must be different numbers above 0, 1 among them, got {given or 'none'}")
-        if len(values) > MAX_LEVELS - 1:
-            raise ValueError(f"--{name} must be at most {MAX_LEVELS - 1} numbers, got {len(values)}")
+    if options.rates:
+        _check_rates("--rates", options.rates)
+    _check_rates("--levels", options.levels)
     for name in ("learning_rate", "head_learning_rate"):
         if not 0 < getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, got {getattr(options, name)}")
@@ -179,6 +175,17 @@ def check(options: Options, **smallest: int) -> None:
         raise ValueError("--quiet and --verbose contradict each other: give one of them")
     if options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
+
+
+def _check_rates(name: str, values: Sequence[float]) -> None:
+    """Raises a ValueError for multiples of the learning rate that cannot be used; they are told apart by their texts."""
+    texts, (low, high) = [f"{value:g}" for value in values], RATE_LIMITS
+    if not all(0 < value < math.inf for value in values) or 1 not in values or len(set(texts)) < len(texts):
+        raise ValueError(f"{name} must be different numbers above 0, 1 among them, got {' '.join(texts) or 'none'}")
+    if not low <= min(values) <= max(values) <= high:
+        raise ValueError(f"{name} must be numbers from {low:g} to {high:g}, got {' '.join(texts)}")
+    if len(values) > MAX_LEVELS - 1:
+        raise ValueError(f"{name} must be at most {MAX_LEVELS - 1} numbers, got {len(values)}")
 
 
 def compute_dtype(name: str, params: PyTree) -> np.dtype:

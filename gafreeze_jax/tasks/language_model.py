@@ -151,6 +151,8 @@ def prepare(given: Options) -> Setup:
 
 
 def _prepare_language_modelling(given: Options) -> Setup:
+    if given.head != "auto":
+        raise ValueError(f"--head {given.head} is for --task classify; a language model goes on with its own output layer")
     metric = kinds.choose_metric(given.metric, kinds.OF_NEXT_TOKENS, "the next token")
     corpus = lm.load_corpus(given.data)
     folder = find_model(given)
