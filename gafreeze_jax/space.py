@@ -69,6 +69,9 @@ class Space:
             raise ValueError(f"expected names of at least one gene, all different, got {self.names}")
         if not {0.0, 1.0} <= set(self.levels) or len(self.levels) > MAX_LEVELS:
             raise ValueError(f"levels must be at most {MAX_LEVELS} rates, 0 and 1 among them, got {self.levels}")
+        texts = [f"{rate:g}" for rate in self.rates]
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"rates must differ where they are written, got {', '.join(texts)}")
         if 1.0 not in self.rates or list(self.rates) != sorted(self.rates) or 0 in self.rates or len(self.rates) > MAX_LEVELS:
             raise ValueError(
                 f"rates must be at most {MAX_LEVELS} numbers above 0 in ascending order, 1 among them, got {self.rates}"
@@ -102,6 +105,11 @@ class Space:
     def size(self) -> int:
         """Number of genomes."""
         return math.prod(self.choices)
+
+    @property
+    def num_different(self) -> int:
+        """Number of genomes that train differently: where all genes are frozen no rate counts."""
+        return self.size - len(self.rates) + 1
 
     @property
     def all_trained(self) -> Genome:

@@ -138,6 +138,12 @@ def test_all_genomes_count_up(space):
 
 
 @few
+@given(spaces)
+def test_genomes_that_train_differently(space):
+    assert space.num_different == len(space.unique(space.all_genomes()))
+
+
+@few
 @given(space_and_genomes())
 def test_distance_by_definition(case):
     space, first, second = case
@@ -233,6 +239,11 @@ def test_text_with_another_rate(text):
 def test_rates_out_of_range(rates):
     with pytest.raises(ValueError, match="rates must be"):
         Space("abc", rates=rates)
+
+
+def test_rates_that_read_alike():
+    with pytest.raises(ValueError, match=r"rates must differ where they are written, got 1, 1"):
+        Space("abc", rates=(1.0, 1.0000001))
 
 
 def test_rates_in_turn():

@@ -162,7 +162,7 @@ class SearchRun:
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
         in_full = settings._replace(rungs=settings.rungs[-1:])
-        self.enumerates = in_full.enumerates(self.space.size, len(self.initial), options.population)
+        self.enumerates = in_full.enumerates(self.space.num_different, len(self.initial), options.population)
         self.settings = in_full if self.enumerates else settings
 
     @classmethod
@@ -202,7 +202,7 @@ class SearchRun:
     def steps_of_search(self) -> int:
         """Approximate number of training steps."""
         num_genomes = self.settings.num_genomes(len(self.initial), self.options.population)
-        return int(min(self.space.size, num_genomes) * self.settings.steps_of_genome)
+        return int(min(self.space.num_different, num_genomes) * self.settings.steps_of_genome)
 
     def steps_of_finalists(self) -> int:
         """Upper bound of training steps."""
@@ -241,7 +241,7 @@ class SearchRun:
     def search(self) -> Found:
         """The search itself, or all masks in place of it."""
         if self.enumerates:
-            self.narrator.enumerating(self.space.size)
+            self.narrator.enumerating(self.space.num_different)
         self._check_limit()
         in_pareto = self.options.objective == "pareto"
         make_ga = functools.partial(nsga2.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
@@ -257,7 +257,7 @@ class SearchRun:
         self.narrator.begin(SEARCHING)
         found = search.run(self.key)
         self.narrator.searched(found, self.ledger, self.spent)
-        return search.tune(found, NUM_LEADERS) if self.space.has_rate else found
+        return search.tune(found, NUM_LEADERS)
 
     def _on_generation(self, generation: Generation) -> None:
         if generation.best.diverged:  # and so has every mask that was trained to the end, head only among them
@@ -281,17 +281,18 @@ class SearchRun:
         return self.ledger.steps_trained / self.num_steps
 
     def search_random_masks(self) -> tuple[Genome, Mapping[str, int]]:
-        """The best of random masks with as many training steps, and how many were looked up."""
+        """The best of random masks with about as many training steps, and how many were looked up."""
         self.narrator.begin(RANDOM_MASKS, self.ledger.steps_trained)
         ledger = Ledger(self.num_steps, self.run_dir.journal, RANDOM, self.narrator.display.evaluation)
+        budget = max(1.0, self.spent - NUM_LEADERS * (len(self.space.rates) - 1))  # the rest is for the leaders' other rates
         search = self._make_search(
             ga=genetic.make_random(self.space, self.options.population),
             ledger=ledger,
-            settings=self.settings._replace(generations=math.inf, evaluations=self.spent, patience=None, screen=False),
+            settings=self.settings._replace(generations=math.inf, evaluations=budget, patience=None, screen=False),
             initial=self.space.stack([]),
             groups={},
         )
-        found = search.run(self.key_random)
+        found = search.tune(search.run(self.key_random), NUM_LEADERS)
         self.narrator.compared(ledger)
         return found.leaders[0], num_overlapping(ledger, self.ledger)
 

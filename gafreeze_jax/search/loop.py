@@ -197,7 +197,7 @@ class Search(Generic[M]):
     ) -> tuple[np.ndarray, bool]:
         """Genomes [N, K] of a generation, seeds first, and whether the surrogate picked those that are none."""
         population_size = len(state.population)
-        if number == 1 and self.settings.enumerates(self.space.size, len(self.initial), population_size):
+        if number == 1 and self.settings.enumerates(self.space.num_different, len(self.initial), population_size):
             everything = self._allowed(self.space.unique(self.space.all_genomes()))
             return self.ledger.unseen(np.concatenate([self.initial, everything])), False
         if len(seeds) >= population_size:
@@ -313,15 +313,15 @@ class Search(Generic[M]):
     def _steps_to_come(self, number: int, size: int) -> float:
         """Training steps of later generations, about: as many for a genome, and as fast, as so far."""
         settings, num_seen, trained = self.settings, len(self._ranked(self.settings.rungs[0])), self.ledger.steps_trained
-        num_genomes = min((settings.generations - number) * size, self.space.size - num_seen)
+        num_genomes = min((settings.generations - number) * size, self.space.num_different - num_seen)
         in_time = trained * (settings.seconds / max(self.ledger.seconds, 1e-9) - 1)
         return max(0.0, min(num_genomes * trained / num_seen, self._steps_left, in_time))
 
     def _why_stop(self, number: int, since_best: int) -> str:
         """Why no other generation begins, in words; empty if one does."""
         settings = self.settings
-        if len(self._ranked(settings.rungs[0])) == self.space.size:
-            return f"as all {self.space.size} masks have been evaluated"
+        if len(self._ranked(settings.rungs[0])) == self.space.num_different:
+            return f"as all {self.space.num_different} masks have been evaluated"
         if number > settings.generations:
             return f"after {settings.generations} generations"
         if len(self.ledger.unseen(self.initial)):
