@@ -69,8 +69,13 @@ def words(text: str) -> Element:
 
 
 def mask_glyph(space: Space, genome: Sequence[int] | None) -> Element:
-    """A mask as a row of boxes, filled where frozen."""
-    boxes = [tag("i", class_="on" if frozen else "off") for frozen in space.frozen(genome or ())]
+    """A mask as a row of boxes, filled where frozen; other levels than frozen and trained as usual have their digits."""
+    usual, levels = (space.levels.index(0.0), space.levels.index(1.0)), (genome or ())[: space.num_genes]
+    frozen = space.frozen(genome or ())
+    boxes = [
+        tag("i", None if level in usual else f"{level}", class_="on" if gene else "off")
+        for level, gene in zip(levels, frozen, strict=True)
+    ]
     text = space.text(genome or ())
     width = f"width: calc({min(12, len(boxes))} * (.62rem + 2px))"
     return tag("span", *boxes, class_="mask", role="img", aria_label=f"mask {text}", title=text, style=width)

@@ -120,6 +120,7 @@ def trade_off(run: RunFolder, place: str) -> list[Element]:
     rows = [
         [
             mask_glyph(run.space, row.genome),
+            *[f"{run.space.rate(row.genome):g}"] * run.space.has_rate,
             metric.write_score(row.score),
             percent(run.cost(row)),
             "front" if row.genome in on_front else "",
@@ -132,7 +133,7 @@ def trade_off(run: RunFolder, place: str) -> list[Element]:
     title = f"Validation {metric.name} against {cost_name(run)}"
     return [
         chart(run, place, "trade_off", title=title, description=f"The front: {front}."),
-        folded_table(["mask", "validation", "cost", ""], rows),
+        folded_table(["mask", *["rate"] * run.space.has_rate, "validation", "cost", ""], rows),
     ]
 
 
@@ -166,7 +167,14 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         for name, differences in pairs.items()
     ]
     summary = f"All pairs: differences in test {metric.name}{points}"
-    return [table(titles, lines), *map(note, dropped(run.facts)), folded_table(["row minus column", *pairs], rows, summary)]
+    notes = map(note, (*_legend(run), *dropped(run.facts)))
+    return [table(titles, lines), *notes, folded_table(["row minus column", *pairs], rows, summary)]
+
+
+def _legend(run: RunFolder) -> list[str]:
+    """What digits in masks mean, if there are any."""
+    others = [f"{level} is {rate:g} times" for level, rate in enumerate(run.space.levels) if rate not in (0, 1)]
+    return [f"Digits in masks are levels at which a layer trains: {', '.join(others)} the learning rate."] if others else []
 
 
 def blocks(run: RunFolder, place: str) -> list[Element]:

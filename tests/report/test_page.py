@@ -15,9 +15,10 @@ import tyro
 
 from gafreeze_jax import cli
 from gafreeze_jax.report import outcomes, page, sections
-from gafreeze_jax.report.html import flop, percent
+from gafreeze_jax.report.html import flop, mask_glyph, percent
 from gafreeze_jax.report.metric_format import ACCURACY
 from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.space import Space
 
 SECTIONS = ["The mask", "Fitness over generations", "Frozen layers over generations", "What freezing a layer does"]
 SECTIONS += [
@@ -229,6 +230,14 @@ def test_the_command_says_every_option_once():
     options = {"gens": 3, "halving": False, "out": "x", "patience": None, "text_columns": ["a b", "c"], "model": "m"}
     parts = sections.command("bert", options)
     assert parts == ["python experiments/run_bert.py", "--gens 3", "--no-halving", "--text-columns 'a b' c", "--model m"]
+
+
+def test_a_mask_has_digits_for_levels_that_are_not_usual():
+    space = Space("abcd", (1, 0, 0.3, 0.1), (1, 4))
+    glyph = mask_glyph(space, space.parse("0123@4"))
+    assert [(box.get("class"), box.text) for box in glyph] == [("off", None), ("on", None), ("off", "2"), ("off", "3")]
+    assert (glyph.get("title"), glyph.get("aria-label")) == ("0123@4", "mask 0123@4")
+    assert [box.text for box in mask_glyph(Space("abc"), (0, 1, 0))] == [None] * 3
 
 
 def test_numbers_read_well():

@@ -1,12 +1,15 @@
 """Runs that search for rates: their options, what they leave, and what happens when they are interrupted."""
 
+import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import run_bert
 import run_custom
+import run_gpt2
 import run_resnet
 import small_models
 import tyro
@@ -51,6 +54,9 @@ CASES = {
     "a negative rate": Case(run_resnet, given(rates=(1.0, -0.5)), "--rates must be different numbers above 0"),
     "a rate that is no number": Case(run_custom, given(rates=(1.0, NAN)), "--rates must be different numbers above 0"),
     "an infinite rate": Case(run_custom, given(rates=(1.0, INFINITE)), "--rates must be different numbers above 0"),
+    "rates that read alike": Case(run_custom, given(rates=(1.0, 1.0000001)), "--rates must be different numbers above 0"),
+    "a huge rate": Case(run_custom, given(rates=(1.0, 1e39)), "--rates must be numbers from 1e-06 to 1e+06, got 1 1e+39"),
+    "a tiny level": Case(run_custom, given(levels=(1.0, 1e-46)), "--levels must be numbers from 1e-06 to 1e+06, got 1 1e-46"),
     "too many rates": Case(run_custom, given(rates=ELEVEN), "--rates must be at most 9 numbers, got 11"),
     "no level": Case(run_custom, given(levels=()), "--levels must be different numbers above 0, 1 among them, got none"),
     "levels without 1": Case(run_resnet, given(levels=(0.1, 0.3)), "--levels must be different numbers above 0, 1 among them"),
@@ -60,6 +66,7 @@ CASES = {
     "a level that is no number": Case(run_custom, given(levels=(NAN, 1.0)), "--levels must be different numbers above 0"),
     "an infinite level": Case(run_bert, given(levels=(1.0, INFINITE)), "--levels must be different numbers above 0"),
     "too many levels": Case(run_custom, given(levels=ELEVEN), "--levels must be at most 9 numbers, got 11"),
+    "a head to model language": Case(run_gpt2, given(head="fresh"), "--head fresh is for --task classify; a language model"),
     "a mask of other genes with rates": Case(run_custom, rates_mask([0.5, 1]), "the mask has the genes dense_0, dense_1; the"),
     "a mask of more genes, the head kept": Case(run_custom, rates_mask([0.5, 1, 1, 0, 1], "kept"), "the network has dense_0"),
 }  # fmt: skip
@@ -68,8 +75,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_bad_rates(case, small_bert, small_resnet, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    models = {run_bert: {"model": str(small_bert)}, run_resnet: {"model": str(small_resnet), "data": "digits"}, run_custom: {}}
-    options = models[case.script] | case.make(tmp_path)
+    models = {run_bert: {"model": str(small_bert)}, run_resnet: {"model": str(small_resnet), "data": "digits"}}
+    options = models.get(case.script, {}) | case.make(tmp_path)
     before = content(tmp_path)
     line = error_of(case.script, options, capsys)
     assert case.message in line
@@ -164,6 +171,28 @@ def test_all_baselines_have_a_row(undisturbed):
         assert any(row == name or row.startswith(f"{name} ") for row in results), name
     assert len(results) == len(expected) + 2  # and the found mask and the best random mask
     assert all(row["rate"] in space.rates for row in results.values())
+
+
+def test_the_best_random_mask_has_been_tried_at_all_rates(undisturbed):
+    """As the found mask and all baselines have, with the search's seed."""
+    result = result_of(undisturbed)
+    space = Space.from_facts(result)
+    with open(undisturbed / "evaluations.csv", encoding="utf-8", newline="") as file:
+        rows = [
+            row for row in csv.DictReader(file) if row["seed"] == "0" and int(row["steps"]) == result["search"]["rungs"][-1]
+        ]
+    scores = {space.parse(row["genome"]): (float(row["accuracy"]), -float(row["loss"])) for row in rows}
+    for name in ("found", "best random mask", "best third", "greedy selection"):
+        genome = tuple(result["results"][name]["genome"])
+        at_rates = list(map(tuple, space.at_rates([genome]).tolist()))
+        assert max(at_rates, key=scores.__getitem__) == genome, name
+
+
+def test_the_page_has_rates_and_says_what_levels_are(undisturbed):
+    page = (undisturbed / "report.html").read_text()
+    titles = [re.findall(r"<th[^>]*>([^<]*)</th>", head) for head in re.findall("<thead>.*?</thead>", page)]
+    assert [named[:3] for named in titles if "rate" in named] == [["mask", "rate", "validation"], ["", "mask", "rate"]]
+    assert "Digits in masks are levels at which a layer trains: 2 is 0.3 times the learning rate." in page
 
 
 def test_the_found_rates_are_in_the_mask_file(undisturbed):
