@@ -14,7 +14,7 @@ from gafreeze_jax.report import metric_format
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.space import Space
 
-WIDTH = 110  # of the final table
+WIDTH, MOST_WIDTH = 110, 1000  # of tables; that of finalists takes what it needs, as nothing in it is cut
 LONGEST_ERROR = 600  # characters
 
 
@@ -30,9 +30,11 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
         print(result["verdict"]["sentence"], os.fspath(out), sep="\n")
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, WIDTH)
+    table = comparison(result)
+    whole = console.measure(table, options=console.options.update(max_width=MOST_WIDTH)).maximum
+    console.width = max(console.width, WIDTH, whole)
     console.print(f"Found mask: {describe_found(result)}", style="bold", markup=False)
-    console.print(comparison(result))
+    console.print(table)
     console.print(result["verdict"]["sentence"], style="bold", markup=False)
     for remark in (*dropped(result), *remarks(result)):
         console.print(remark, markup=False)

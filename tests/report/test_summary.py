@@ -81,6 +81,25 @@ def test_the_summary_fits_and_says_the_verdict(capsys, tmp_path):
     assert "…" not in printed
 
 
+@pytest.mark.parametrize("columns", [80, 140])
+def test_nothing_is_cut_in_the_widest_table(columns, capsys, tmp_path, monkeypatch):
+    """With rates, perplexity, a long name and a large model."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    longest, num = "layer-wise decay 0.75", 123_456_789_012
+    large = [
+        tested._replace(trainable_parameters=num, test_loss=12.0)
+        for tested in (*ROWS, row(longest, "00000", 0.8, [70, 80], num, 4e9))
+    ]
+    facts = results.make_result(
+        Options(), RATED, large, JUDGEMENT, metric=ACCURACY, evaluations=(), seconds=1.0, has_perplexity=True
+    )
+    summary.print_summary(facts, tmp_path)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith(longest)]
+    assert line.split()[-2:] == [f"{num:,}", "(100%)"]
+
+
 @pytest.mark.parametrize(("validation", "rate"), [(0.86, "2.5e-05"), (0.84, None)])
 def test_a_lower_learning_rate_that_is_best_is_recommended(validation, rate, capsys, tmp_path):
     rows = [*ROWS]
