@@ -68,8 +68,8 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     """The head for data with some classes: by default the checkpoint's if it has all of them, else a fresh one.
 
     Classes are matched by their names, without regard to case where no name is the same; `LABEL_3`, the name of a class that
-    was given none, is 3. The model may know more classes than the data have. A single name is that of a number, for which any
-    head with one output will do.
+    was given none, is 3. The model may know more classes than the data have. A single name is that of a number: any head with
+    one output may be kept, and by default is, unless it gives a number of another name.
 
     Args:
       kind: of head, as in `Family.heads`.
@@ -84,10 +84,13 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
     fresh = HeadChoice(False, names, np.arange(len(names)), "Head: fresh, always trains", kind)
     if asked == "fresh":
         return fresh
-    if len(names) == 1 == num_classes:
+    is_number = len(names) == 1 == num_classes
+    if is_number and (asked == "keep" or places[0] is not None or [*map(plain, known)] in ([], ["0"])):
         return fresh._replace(kept=True, about=f"Head: kept from the model, the gene {GENE}; it gives one number")
     if num_classes is None:
         problem = "the model has no classifier"
+    elif is_number:
+        problem = f"the model gives the number {listed(known)}, and the data have {listed(names)}"
     elif not known and asked == "keep" and num_classes == len(names):
         order = f"Head: kept, the gene {GENE}; the model does not name its classes, taken as {listed(names)} in this order"
         return fresh._replace(kept=True, about=order)

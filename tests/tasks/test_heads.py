@@ -95,6 +95,18 @@ def test_classes_without_names_are_kept_only_if_asked_for():
     assert "the model does not name its classes, taken as no, yes in this order" in head.about
 
 
+@pytest.mark.parametrize(("known", "kept"), [(["Score"], True), (["LABEL_0"], True), ([], True), (["price"], False)])
+def test_the_head_of_a_number_of_another_name_is_kept_only_if_asked_for(known, kept):
+    head = choose("auto", known, ["score"], 1)
+    assert head.kept == kept
+    assert choose("keep", known, ["score"], 1).kept
+    assert not choose("fresh", known, ["score"], 1).kept
+    if kept:
+        assert head.about == "Head: kept from the model, the gene classifier; it gives one number"
+    else:
+        assert head.about == "Head: fresh, always trains (the model gives the number price, and the data have score)"
+
+
 def test_a_fresh_head_is_fresh_whatever_the_model_knows():
     head = choose("fresh", ["bad", "good"], ["good", "bad"])
     assert (head.kept, head.label_names, head.places.tolist()) == (False, ("good", "bad"), [0, 1])
