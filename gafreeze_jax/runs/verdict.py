@@ -137,7 +137,12 @@ def judge(
 
 
 def _constant(contenders: Sequence[Contender], classes: Mapping[str, np.ndarray]) -> str | None:
-    """What all models predict for every example, in words; None if one of them predicts several classes."""
+    """What all models predict for every example, in words; None if one of them predicts several classes.
+
+    Also None if the examples are all of one class: models that are always right have learned to tell classes apart.
+    """
+    if sum(bool(np.any(members)) for members in classes.values()) < 2:
+        return None
     predicted = set()
     for scores in (row for contender in contenders for row in contender.scores):
         label = next((label for label, members in classes.items() if np.array_equal(scores, members)), None)

@@ -95,6 +95,14 @@ def test_one_model_that_learns_is_enough():
     assert "Nothing was learned" not in verdict_on(0 * LABELS, wrong).sentence
 
 
+def test_a_test_split_of_one_class_does_not_tell_whether_anything_was_learned():
+    classes = {"no": np.ones(30, bool), "yes": np.zeros(30, bool)}
+    contenders = [
+        Contender(name, genome, np.ones((2, 30), bool), 1.0) for name, genome in (("found", "10"), ("train all", "00"))
+    ]
+    assert "Nothing was learned" not in judge(contenders[0], contenders[1:], classes=classes).sentence
+
+
 def test_a_seed_that_diverged_leaves_no_gap():
     correct = np.tile(LABELS == 0, (2, 1))
     contenders = [Contender("found", "10", correct, 1.0), Contender("train all", "00", correct, 2.0)]
