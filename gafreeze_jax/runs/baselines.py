@@ -21,6 +21,7 @@ from gafreeze_jax.space import Genome, Space, as_genome
 PHASES = 4  # of gradual unfreezing
 MEASURED_STEPS = 5  # for relative gradient norms; of each epoch, for Auto-RGN
 DECAYS = (0.95, 0.85, 0.75, 0.65)  # of learning rates from layer to layer: those of ELECTRA and BEiT lie in this range
+NO_SHARE = 1e-30  # too little to move a parameter; at a rate of 0 a block would count as frozen, and lose what it has learned
 SHARES = (1 / 4, 1 / 2)  # of the genes, that a ranking trains
 SUBLAYER = re.compile("/(attention|mlp)$")  # the end of a gene's name, with `--granularity sublayer`
 
@@ -185,7 +186,7 @@ def auto_rgn(population: Population, replicate: Replicate, num_epochs: int, rate
     for until in phase_ends(replicate.num_steps, num_epochs):
         norms = population.relative_gradient_norms(member, replicate, min(member.steps + MEASURED_STEPS, until))
         shares = shares_of_largest(norms)
-        rates = tuple(shares[name] * rate for name in population.space.names)
+        rates = tuple(max(shares[name], NO_SHARE) * rate for name in population.space.names)
         (member,) = population.resume([member._replace(rates=rates)], replicate, until)
     return member
 

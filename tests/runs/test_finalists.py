@@ -170,6 +170,19 @@ def test_auto_rgn_measures_before_each_epoch(monkeypatch):
     assert not np.allclose(member.params["dense"]["kernel"], expected.params["dense"]["kernel"])
 
 
+def test_auto_rgn_goes_on_with_blocks_that_have_no_gradient_at_first(monkeypatch):
+    """As with a head that starts from zeros. They are measured again before each epoch."""
+    population, run, before = make(RECIPES["adamw"]), make_run_of(1), []
+    resume = population.resume
+    monkeypatch.setattr(population, "resume", lambda members, *rest: before.extend(members) or resume(members, *rest))
+    zeros = run._replace(head=jax.tree.map(np.zeros_like, run.head))
+    member = baselines.auto_rgn(population, zeros, 2)
+    _, halfway = before
+    names = population.network.names
+    assert [[same(one.params, name) for name in names] for one in (halfway, member)] == [[True] * 3, [False] * 3]
+    assert max(halfway.rates) == 1
+
+
 def retrain(population, leaders, store, record=lambda members, seed: None):
     retraining = finalists.Retraining(population, make_run_of, [1, 2], tuning_seed=0, num_epochs=2, store=store, record=record)
     schedules = [one for one in (*baselines.FURTHER[1:3], *baselines.BASELINES) if one.schedules]
