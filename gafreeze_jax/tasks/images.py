@@ -129,6 +129,7 @@ def prepare(given: Options) -> Setup:
         skip_broken=given.skip_broken,
     )
     head = heads.choose(given.head, checkpoint, data.label_names)
+    about = [head.about, *images.describe(given.data, data)]
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     dtype = options.compute_dtype(given.dtype, loaded.params)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
@@ -146,8 +147,7 @@ def prepare(given: Options) -> Setup:
         problem=problem,
         about=[
             f"Model: {given.model}, genes {', '.join([*network.names, *[heads.GENE] * head.kept])}",
-            head.about,
-            *images.describe(given.data, data),
+            *about,
             f"Task: {targets.IN_WORDS[data.kind].replace('text', 'image')}; the metric is {task.metric.name}",
             *weighing,
             f"Images are {frame.size} x {frame.size} pixels, {'gray' if frame.channels == 1 else 'in colours'}",

@@ -220,6 +220,7 @@ def test_what_trains_nothing_scores_what_the_checkpoint_scores(made):
     problem = setup.problem
     assert problem.network.names[-1] == problem.genes.names[-1] == heads.GENE
     assert any(line.startswith("Head: kept from the model") for line in setup.about)
+    assert any("examples, 2 classes (b" in line for line in setup.about)  # those of the data
     space = problem.space(made.options())
     assert (space.head, space.describe(space.all_frozen)) == ("kept", "train nothing")
     recipe = adamw_recipe(learning_rate=0.1, head_learning_rate=0.1, num_steps=4)
