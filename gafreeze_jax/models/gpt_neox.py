@@ -82,7 +82,7 @@ class GPTNeoXConfig:
             "partial_rotary_factor": self.rotary_pct,
             "original_max_position_embeddings": self.max_position_embeddings,
         }
-        return rotary.settings(self.rotary_emb_base, self.rope_scaling, self.rope_parameters, **defaults)
+        return rotary.settings(self.rotary_emb_base, self.rope_scaling or self.rope_parameters, **defaults)
 
     @property
     def rotated_width(self) -> int:
@@ -93,11 +93,12 @@ class GPTNeoXConfig:
 def problems(raw: Mapping[str, Any], config: GPTNeoXConfig | None) -> Iterator[str]:
     if not config:
         return
-    if config.hidden_size % config.num_attention_heads:
+    if wrong := list(rotary.problems(config.rope)):
+        yield from wrong
+    elif config.hidden_size % config.num_attention_heads:
         yield f"{config.num_attention_heads} attention heads do not divide hidden_size {config.hidden_size}"
     elif not 0 < config.rotated_width <= config.head_width or config.rotated_width % 2:
         yield f"positions must turn an even number of a head's {config.head_width} features, got {config.rotated_width}"
-    yield from rotary.problems(config.rope)
 
 
 def _norm(config: GPTNeoXConfig, dtype: Any) -> nn.Module:

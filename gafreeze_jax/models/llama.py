@@ -98,7 +98,7 @@ class LlamaConfig:
     @property
     def rope(self) -> dict[str, Any]:
         longest = {"original_max_position_embeddings": self.max_position_embeddings}
-        return rotary.settings(self.rope_theta, self.rope_scaling, self.rope_parameters, **longest)
+        return rotary.settings(self.rope_theta, self.rope_scaling or self.rope_parameters, **longest)
 
     @property
     def biases(self) -> dict[str, bool]:
@@ -173,7 +173,7 @@ def problems(raw: Mapping[str, Any], config: LlamaConfig | None) -> Iterator[str
     if kinds is not None and len(kinds) != config.num_hidden_layers:
         yield f"layer_types has {len(kinds)} entries, expected num_hidden_layers {config.num_hidden_layers}"
     yield from rotary.problems(config.rope)
-    if config.rope.get("partial_rotary_factor", 1) != 1:
+    if config.rope["partial_rotary_factor"] != 1:
         yield f"partial_rotary_factor must be 1, got {config.rope['partial_rotary_factor']}"
 
 

@@ -39,6 +39,15 @@ LAYOUT = Layout(
 )
 
 
+def _are_settings(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(kind), Mapping | None) for kind in (configs.FULL, configs.SLIDING)
+    )
+
+
+ROPES = configs.or_null(configs.Rule("an object with one for each type of layers, or null", _are_settings))
+
+
 @dataclass(frozen=True)
 class ModernBertConfig:
     """What of a Hugging Face `config.json` changes the computation. Names are theirs, some of them in old configs only."""
@@ -60,7 +69,7 @@ class ModernBertConfig:
     layer_types: tuple[str, ...] | None = configs.field(configs.LAYER_TYPES, None)
     global_attn_every_n_layers: int = configs.field(configs.COUNT, 3)
     local_attention: int = configs.field(configs.COUNT, 128)
-    rope_parameters: tuple | None = configs.field(rotary.SETTINGS, None)
+    rope_parameters: tuple | None = configs.field(ROPES, None)
     global_rope_theta: float = configs.field(configs.POSITIVE, 160_000.0)
     local_rope_theta: float = configs.field(configs.POSITIVE, 10_000.0)
     embedding_dropout: float = configs.field(configs.RATE, 0.0)

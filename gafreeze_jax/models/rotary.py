@@ -20,12 +20,11 @@ TYPES = {
 SETTINGS = configs.or_null(configs.Rule("an object", lambda value: isinstance(value, Mapping)))
 
 
-def settings(theta: float, *given: Any, **defaults: Any) -> dict[str, Any]:
-    """What configs say in one place or another; later objects prevail. `type` is the old name of `rope_type`."""
-    merged: dict[str, Any] = {"rope_theta": theta, **defaults}
-    for entries in given:
-        merged |= {"rope_type" if name == "type" else name: value for name, value in entries or () if value is not None}
-    return {"rope_type": "default", **merged}
+def settings(theta: float, given: tuple | None, **defaults: Any) -> dict[str, Any]:
+    """What a config's object says, and what holds for entries that it lacks. `type` is the old name of `rope_type`."""
+    entries = {name: value for name, value in given or () if value is not None}
+    kind = entries.pop("type", "default")
+    return {"rope_theta": theta, "rope_type": kind, "partial_rotary_factor": 1.0, **defaults, **entries}
 
 
 def problems(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -33,9 +32,12 @@ def problems(settings: Mapping[str, Any]) -> Iterator[str]:
     kind = settings["rope_type"]
     if kind not in TYPES:
         yield f"rope_type must be one of {', '.join(TYPES)}, got {kind!r}"
-    for name in ("rope_theta", *TYPES.get(kind, ())):
-        if not configs.POSITIVE.is_right(settings.get(name)):
-            yield f"{name} must be {configs.POSITIVE.expected}, got {settings.get(name)!r}"
+    needed = ("rope_theta", "partial_rotary_factor", *TYPES.get(kind, ()))
+    wrong = [name for name in needed if not configs.POSITIVE.is_right(settings.get(name))]
+    for name in wrong:
+        yield f"{name} must be {configs.POSITIVE.expected}, got {settings.get(name)!r}"
+    if kind == "llama3" and not wrong and (high := settings["high_freq_factor"]) <= (low := settings["low_freq_factor"]):
+        yield f"high_freq_factor must be above low_freq_factor {low}, got {high}"
 
 
 def frequencies(width: int, settings: Mapping[str, Any]) -> np.ndarray:

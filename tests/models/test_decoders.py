@@ -116,7 +116,18 @@ def test_bfloat16_checkpoints_are_read(tmp_path):
             {"rope_scaling": {"type": "yarn", "factor": 4.0}},
             "rope_type must be one of default, linear, llama3, got 'yarn'",
         ),
+        ("llama", {"rope_scaling": {"type": "yarn"}, "rope_parameters": {"rope_type": "default"}}, "rope_type must be one of"),
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor must be a positive number, got None"),
+        (
+            "llama",
+            {"rope_scaling": parity.LLAMA3 | {"low_freq_factor": 5.0}},
+            "high_freq_factor must be above low_freq_factor 5.0",
+        ),
+        (
+            "gpt_neox",
+            {"rope_parameters": {"partial_rotary_factor": "x"}},
+            "partial_rotary_factor must be a positive number, got",
+        ),
         ("llama", {"rope_scaling": "linear"}, "rope_scaling must be null or an object, got 'linear'"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1, got 0.5"),
         ("llama", {"num_attention_heads": 3}, "3 attention heads do not divide hidden_size 16"),

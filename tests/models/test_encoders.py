@@ -125,6 +125,11 @@ def test_layers_that_share_parameters_are_one_gene(tmp_path):
             {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
             "rope_type must be one of default, linear, llama3, got 'yarn'",
         ),
+        (
+            "modernbert",
+            {"rope_parameters": {"sliding_attention": "linear"}},
+            "rope_parameters must be null or an object with one for each type of layers, or null, got",
+        ),
     ],
 )
 def test_configs_that_are_refused(name, changes, reason, tmp_path):
