@@ -50,15 +50,16 @@ class Frame(NamedTuple):
     Attributes:
       size: height and width.
       channels: 1 (gray) or 3.
-      crop: share of the shorter side that is kept, from the middle; None: all is, and the sides' ratio changes. Images that
-        have the right size are left as they are.
+      crop: share of the shorter side that is kept, from the middle. Images that have the right size are left as they are.
       resample: pillow's filter for resizing.
+      squashes: whether images become squares first, by another ratio of their sides.
     """
 
     size: int
     channels: int = 3
-    crop: float | None = 1.0
+    crop: float = 1.0
     resample: int = Image.Resampling.BILINEAR
+    squashes: bool = False
 
 
 class ImageSplit(NamedTuple):
@@ -385,13 +386,10 @@ def _fit(image: Image.Image, frame: Frame) -> np.ndarray:
     """[size, size, channels] uint8."""
     image = image.convert("L" if frame.channels == 1 else "RGB")
     size, resample = frame.size, Image.Resampling(frame.resample)
-    if image.size == (size, size):
-        pass
-    elif frame.crop is None:
-        image = image.resize((size, size), resample)
-    else:
-        short = int(size / frame.crop)
-        width, height = (int(short * side / min(image.size)) for side in image.size)
+    if image.size != (size, size):
+        short = int(size / frame.crop + 1e-6)  # a share of two whole numbers may be a little too large
+        sides = (1, 1) if frame.squashes else image.size
+        width, height = (int(short * side / min(sides)) for side in sides)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), resample).crop((left, top, left + size, top + size))
     return np.asarray(image).reshape(size, size, frame.channels)

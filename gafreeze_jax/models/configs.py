@@ -41,6 +41,10 @@ def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+def _is_not_negative(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _is_rate(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1
 
@@ -54,6 +58,7 @@ NUMBER = Rule("an integer from 0 to below 2**31", _is_number)
 INTEGER = Rule("an integer from -2**31 to 2**31", _is_integer)
 DEPTH = Rule("an integer from 1 to 1000", _is_depth)
 POSITIVE = Rule("a positive number", _is_positive)
+NOT_NEGATIVE = Rule("a number that is not negative", _is_not_negative)
 RATE = Rule("a number from 0 to below 1", _is_rate)
 FLAG = Rule("true or false", _is_flag)
 

@@ -58,7 +58,7 @@ class ConvNextConfig:
     hidden_act: str = configs.field(configs.one_of(layers.ACTIVATIONS), "gelu")
     initializer_range: float = configs.field(configs.POSITIVE, 0.02)
     layer_norm_eps: float = configs.field(configs.POSITIVE, 1e-12)
-    layer_scale_init_value: float = configs.field(configs.RATE, 1e-6)
+    layer_scale_init_value: float = configs.field(configs.NOT_NEGATIVE, 1e-6)
     drop_path_rate: float = configs.field(configs.RATE, 0.0)
     image_size: int = configs.field(configs.COUNT, 224)
 

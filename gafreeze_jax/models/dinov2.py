@@ -47,7 +47,7 @@ class Dinov2Config(vit.VisionConfig):
     patch_size: int = configs.field(configs.COUNT, 14)
     mlp_ratio: float = configs.field(configs.POSITIVE, 4)
     use_swiglu_ffn: bool = configs.field(configs.FLAG, False)
-    layerscale_value: float = configs.field(configs.POSITIVE, 1.0)
+    layerscale_value: float = configs.field(configs.NOT_NEGATIVE, 1.0)
     drop_path_rate: float = configs.field(configs.RATE, 0.0)
 
     @property

@@ -13,6 +13,7 @@ from gafreeze_jax.models import checkpoints, configs, products
 
 BILINEAR, BICUBIC = 2, 3  # as pillow counts them
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VIT, DEIT, CONVNEXT = "ViT", "DeiT", "ConvNext"  # how the names begin of Hugging Face's image processors that differ
 SQUASHED_FROM = 384  # size from which Hugging Face's preprocessing for ConvNext crops no more
 
 
@@ -21,19 +22,21 @@ class Preprocessing(NamedTuple):
 
     Attributes:
       size: height and width.
-      crop: share of the shorter side that is kept, from the middle; None: all is, and the sides' ratio changes.
+      crop: share of the shorter side that is kept, from the middle.
       resample: pillow's filter for resizing.
       mean, std: of each channel, for pixels from 0 to 1.
+      squashes: whether images become squares first, by another ratio of their sides; then all of them is kept, but for `crop`.
     """
 
     size: int
-    crop: float | None
+    crop: float
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    squashes: bool = False
 
 
-def imagenet(size: int, crop: float | None, resample: int, num_channels: int) -> Preprocessing:
+def imagenet(size: int, crop: float, resample: int, num_channels: int) -> Preprocessing:
     """With ImageNet's averages and deviations; for images that are not in colours, with the averages of these."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if num_channels != len(mean):
@@ -64,15 +67,15 @@ def read(folder: Path, default: Preprocessing) -> Preprocessing:
         return default
     try:
         raw = files.parse_json(path.read_text(encoding="utf-8-sig"))
-        size, crop = _size_and_crop(raw, default.size)
+        size, crop, squashes = _size_and_crop(raw, default)
         mean, std = (0.0,) * num_channels, (1.0,) * num_channels
         if raw.get("do_normalize", True):
             mean, std = (tuple(map(float, raw[name])) for name in ("image_mean", "image_std"))
-        resample = raw.get("resample", BICUBIC)
+        resample = raw.get("resample", BILINEAR if _kind(raw, default) == VIT else BICUBIC)
         scale = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1
         are_right = {
             f"size must be a positive integer, got {size!r}": configs.COUNT.is_right(size),
-            f"the share of an image that is kept must be above 0 and at most 1, got {crop}": crop is None or 0 < crop <= 1,
+            f"the share of an image that is kept must be above 0 and at most 1, got {crop}": 0 < crop <= 1,
             f"resample must be one of pillow's 0 to 5, got {resample!r}": resample in range(6),
             f"image_mean must be {num_channels} numbers, got {mean}": len(mean) == num_channels,
             f"image_std must be {num_channels} positive numbers, got {std}": len(std) == num_channels and min(std) > 0,
@@ -82,25 +85,37 @@ def read(folder: Path, default: Preprocessing) -> Preprocessing:
         raise ValueError(f"{path}: not the config of an image processor: {error!r}") from None
     if problems := [problem for problem, is_right in are_right.items() if not is_right]:
         raise ValueError(f"{path}: " + "; ".join(problems))
-    return Preprocessing(size, crop, resample, mean, std)
+    return Preprocessing(size, crop, resample, mean, std, squashes)
 
 
-def _size_and_crop(raw: Mapping[str, Any], default: int) -> tuple[int, float | None]:
+def _kind(raw: Mapping[str, Any], default: Preprocessing) -> str:
+    """The beginning of the name of Hugging Face's image processor; where none is given, it is that of the family."""
+    name = raw.get("image_processor_type", raw.get("feature_extractor_type"))
+    return VIT if name is None and default.squashes else next(filter(str(name).startswith, (VIT, DEIT, CONVNEXT)), "")
+
+
+def _size_and_crop(raw: Mapping[str, Any], default: Preprocessing) -> tuple[int, float, bool]:
     """Hugging Face's image processors cut out the middle in two ways; their ConvNext's, which ResNets have, by a share."""
-
-    def side(size: Any) -> int:
-        return size.get("shortest_edge") or size["height"] if isinstance(size, dict) else size
-
-    wanted = raw.get("size", default)
-    size = side(wanted)
+    wanted, kind = raw.get("size", default.size), _kind(raw, default)
+    size, squashes = _side(wanted, kind in (VIT, DEIT))
     if raw.get("do_center_crop"):
-        return side(raw["crop_size"]), side(raw["crop_size"]) / size
-    if isinstance(wanted, dict) and "shortest_edge" not in wanted:
-        return size, None
-    kind = str(raw.get("image_processor_type", raw.get("feature_extractor_type")))
-    if "crop_pct" in raw or kind.startswith("ConvNext"):
-        return size, None if size >= SQUASHED_FROM else float(raw.get("crop_pct") or 224 / 256)
-    return size, 1.0
+        kept, _ = _side(raw["crop_size"], True)
+        return kept, kept / size, squashes
+    if not squashes and ("crop_pct" in raw or kind == CONVNEXT):
+        squashes = size >= SQUASHED_FROM
+        return size, 1.0 if squashes else float(raw.get("crop_pct") or 224 / 256), squashes
+    return size, 1.0, squashes
+
+
+def _side(size: Any, is_square: bool) -> tuple[Any, bool]:
+    """The length that a size gives, and whether both sides get it, and not the shorter one; a number says `is_square`."""
+    if not isinstance(size, Mapping):
+        return size, is_square
+    if side := size.get("shortest_edge"):
+        return side, False
+    if size["height"] != size["width"]:
+        raise ValueError(f"images must be squares, got {size['height']} x {size['width']}")
+    return size["height"], True
 
 
 def write(folder: Path, wanted: Preprocessing) -> None:

@@ -283,7 +283,7 @@ def classify(architecture: str) -> Head:
 def vit_preprocessing(config: VisionConfig) -> Preprocessing:
     """As ViT was trained: all of the image, squashed."""
     half = (0.5,) * config.num_channels
-    return Preprocessing(config.image_size, None, BILINEAR, half, half)
+    return Preprocessing(config.image_size, 1.0, BILINEAR, half, half, squashes=True)
 
 
 def cropped_preprocessing(config: VisionConfig) -> Preprocessing:

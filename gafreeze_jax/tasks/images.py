@@ -173,7 +173,7 @@ def make_frame(given: Options, model: base.Model) -> images.Frame:
     """The form that images are brought into."""
     wanted = model.pixels
     assert wanted  # a network for images has it
-    return images.Frame(given.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample)
+    return images.Frame(given.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample, wanted.squashes)
 
 
 def load_unlabelled(

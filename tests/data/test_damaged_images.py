@@ -60,7 +60,7 @@ def corner(suffix=".jpg", **options):
 
 def bright_corners(path):
     """Which quarters of an image are bright as it comes out."""
-    image = load_unlabelled(path, Frame(8, crop=None, resample=Image.Resampling.BOX)).images[0]
+    image = load_unlabelled(path, Frame(8, resample=Image.Resampling.BOX, squashes=True)).images[0]
     return (image[::4, ::4].mean(-1) > 128).tolist()
 
 

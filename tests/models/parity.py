@@ -94,7 +94,8 @@ CONFIGS = {
     "mistral": [
         LLAMA | {"sliding_window": 3},
         LLAMA | {"sliding_window": None, "tie_word_embeddings": True},
-        LLAMA | {"head_dim": 12},
+        LLAMA | {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+                 "rope_scaling": {"rope_type": "linear", "type": "default", "factor": 2.0}},
     ],
     "qwen2": [
         LLAMA,
@@ -125,7 +126,7 @@ CONFIGS = {
     "dinov2": [
         DINOV2,
         DINOV2 | {"use_swiglu_ffn": True, "image_size": 20, "layerscale_value": 0.1},
-        DINOV2 | {"mlp_ratio": 3, "image_size": 8, "num_hidden_layers": 1},
+        DINOV2 | {"mlp_ratio": 3, "image_size": 8, "num_hidden_layers": 1, "layerscale_value": 0.0},
     ],
     "dinov2_with_registers": [
         DINOV2,
@@ -133,7 +134,7 @@ CONFIGS = {
         DINOV2 | {"use_swiglu_ffn": True, "image_size": 8},
     ],
     "convnext": [
-        CONVNEXT,
+        CONVNEXT | {"layer_scale_init_value": 1.5},
         CONVNEXT | {"layer_scale_init_value": 0.0, "hidden_act": "relu", "num_channels": 1},
         CONVNEXT | {"depths": [1, 1, 2], "hidden_sizes": [4, 4, 6], "num_stages": 3, "layer_norm_eps": 0.1, "patch_size": 1},
     ],

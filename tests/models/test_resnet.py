@@ -508,15 +508,15 @@ def test_config_with_a_wrong_value(changes, reason, tmp_path):
 
 MEAN_STD = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
 PREPROCESSORS = {
-    "ConvNext, old": ({"size": 224, "crop_pct": 0.875, "resample": 3}, (224, 0.875, 3)),
-    "ConvNext": ({"size": {"shortest_edge": 288}, "image_processor_type": "ConvNextImageProcessor"}, (288, 0.875, 3)),
-    "ConvNext, large": ({"size": {"shortest_edge": 384}, "crop_pct": 0.9}, (384, None, 3)),
-    "ViT": ({"size": {"height": 160, "width": 160}, "resample": 2}, (160, None, 2)),
+    "ConvNext, old": ({"size": 224, "crop_pct": 0.875, "resample": 3}, (224, 0.875, 3, False)),
+    "ConvNext": ({"size": {"shortest_edge": 288}, "image_processor_type": "ConvNextImageProcessor"}, (288, 0.875, 3, False)),
+    "ConvNext, large": ({"size": {"shortest_edge": 384}, "crop_pct": 0.9}, (384, 1.0, 3, True)),
+    "ViT": ({"size": {"height": 160, "width": 160}, "resample": 2}, (160, 1.0, 2, True)),
     "Bit": (
         {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 192, "width": 192}},
-        (192, 0.75, 3),
+        (192, 0.75, 3, False),
     ),
-    "no crop": ({"size": {"shortest_edge": 100}}, (100, 1.0, 3)),
+    "no crop": ({"size": {"shortest_edge": 100}}, (100, 1.0, 3, False)),
 }
 
 
@@ -524,10 +524,9 @@ PREPROCESSORS = {
 def test_preprocessor_config(name, tmp_path):
     raw, expected = PREPROCESSORS[name]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(MEAN_STD | raw))
-    assert preprocessing.read(tmp_path, resnet.default_preprocessing(small_config())) == (
-        *expected,
-        *map(tuple, MEAN_STD.values()),
-    )
+    found = preprocessing.read(tmp_path, resnet.default_preprocessing(small_config()))
+    assert (found.size, found.crop, found.resample, found.squashes) == expected
+    assert (found.mean, found.std) == tuple(map(tuple, MEAN_STD.values()))
 
 
 def test_preprocessing_of_the_family(tmp_path):
@@ -546,6 +545,7 @@ def test_preprocessing_of_the_family(tmp_path):
         ({"image_std": [0.5, 0, 0.5]}, "image_std must be 3 positive numbers"),
         ({"image_std": "no"}, "not the config of an image processor"),
         ({"size": {"longest_edge": 3}}, "not the config of an image processor"),
+        ({"size": {"height": 8, "width": 9}}, "images must be squares, got 8 x 9"),
         ({"size": "224"}, "size must be a positive integer, got '224'"),
         ({"crop_pct": 2}, "share of an image that is kept must be above 0 and at most 1"),
         ({"resample": 9}, "resample must be one of pillow's 0 to 5, got 9"),

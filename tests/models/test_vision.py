@@ -1,5 +1,6 @@
 """Networks for images against PyTorch's: logits, also of images of another size, gradients, saved models; refused configs."""
 
+import dataclasses
 import functools
 import json
 
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
+from gafreeze_jax.data.images import load_unlabelled
 from gafreeze_jax.models import base, preprocessing, pretrained
+from gafreeze_jax.tasks.images import Options, make_frame
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -101,7 +105,24 @@ def test_stochastic_depth_leaves_out_what_blocks_add(name):
             "vit",
             {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2,
              "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-            preprocessing.Preprocessing(8, None, 2, (0.5,) * 3, (0.5,) * 3),
+            preprocessing.Preprocessing(8, 1.0, 2, (0.5,) * 3, (0.5,) * 3, True),
+        ),
+        (
+            "vit",
+            {"size": 8, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            preprocessing.Preprocessing(8, 1.0, 2, (0.5,) * 3, (0.5,) * 3, True),
+        ),
+        (
+            "deit",
+            {"feature_extractor_type": "DeiTFeatureExtractor", "size": 16, "do_center_crop": True, "crop_size": 14,
+             "image_mean": [0.4] * 3, "image_std": [0.2] * 3},
+            preprocessing.Preprocessing(14, 0.875, 3, (0.4,) * 3, (0.2,) * 3, True),
+        ),
+        (
+            "vit",
+            {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 9, "height": None}, "resample": 3,
+             "image_mean": [0.4] * 3, "image_std": [0.2] * 3},
+            preprocessing.Preprocessing(9, 1.0, 3, (0.4,) * 3, (0.2,) * 3),
         ),
         (
             "dinov2",
@@ -125,6 +146,33 @@ def test_preprocessing(name, raw, expected, tmp_path):
     assert preprocessing.read(tmp_path, model.pixels) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "processor", "size"),
+    [
+        ("vit", "ViTImageProcessorPil", {"size": {"height": 24, "width": 24}}),
+        ("deit", "DeiTImageProcessorPil", {"size": {"height": 28, "width": 28}, "crop_size": {"height": 24, "width": 24}}),
+        ("dinov2", "BitImageProcessorPil", {"size": {"shortest_edge": 37}, "crop_size": {"height": 24, "width": 24}}),
+        ("convnext", "ConvNextImageProcessorPil", {"size": {"shortest_edge": 24}, "crop_pct": 0.95}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(40, 61, 3), (50, 33, 3)])
+def test_images_are_prepared_as_by_hugging_face(name, processor, size, shape, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, processor):
+        pytest.skip("this transformers has no processor that needs pillow alone")
+    theirs = getattr(transformers, processor)(**size)
+    theirs.save_pretrained(tmp_path)
+    wanted = preprocessing.read(tmp_path, make(name).pixels)
+    frame = make_frame(Options(), dataclasses.replace(make(name), preprocessing=wanted))
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", images=image[None])
+    (ours,) = load_unlabelled(tmp_path / "set.npz", frame).images
+    pixels = (ours / np.float32(255) - np.float32(wanted.mean)) / np.float32(wanted.std)
+    expected = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(np.moveaxis(pixels, -1, 0), expected, atol=2 / 255 / min(wanted.std))
+
+
 def test_images_smaller_than_a_patch():
     model = make("vit")
     with pytest.raises(ValueError, match="images of 3 x 3 pixels are smaller than a patch of 4"):
@@ -139,7 +187,8 @@ def test_images_smaller_than_a_patch():
         ("vit", {"num_attention_heads": 3}, "3 attention heads do not divide hidden_size 16"),
         ("vit", {"image_size": [12, 8]}, r"image_size must be a positive integer below 2\*\*31, got \[12, 8\]"),
         ("deit", {"patch_size": 13}, "patch_size 13 must be at most image_size 12"),
-        ("dinov2", {"layerscale_value": "one"}, "layerscale_value must be a positive number, got 'one'"),
+        ("dinov2", {"layerscale_value": "one"}, "layerscale_value must be a number that is not negative, got 'one'"),
+        ("convnext", {"layer_scale_init_value": -1}, "layer_scale_init_value must be a number that is not negative, got -1"),
         ("dinov2_with_registers", {"num_register_tokens": -1}, "num_register_tokens must be .*, got -1"),
         ("convnext", {"depths": [1]}, "hidden_sizes has 2 entries, depths 1; num_stages is 2, but depths has 1 entries"),
     ],
