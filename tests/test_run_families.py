@@ -1,5 +1,7 @@
 """Small models of the families with tokenizers of their kinds: a run begins, and what it saves is read as before."""
 
+import json
+
 import family_folders
 import jax
 import numpy as np
@@ -55,6 +57,33 @@ def test_pytorch_gives_words_the_same_tags(model_type, tmp_path):
     module = text if model_type in family_folders.ENCODERS else language_model
     folder = family_folders.write_texts_model(tmp_path, model_type)
     test_kinds.assert_pytorch_computes_the_same("tags", folder, tmp_path, module)
+
+
+@pytest.mark.parametrize("made_as", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
+def test_pytorch_gives_words_the_same_tags_whether_or_not_a_tokenizer_is_made_anew(made_as, tmp_path):
+    """As that of a SmolLM2, whose digits the first one does not take apart."""
+    folder = family_folders.write_texts_model(tmp_path, "llama")
+    path = folder / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["pre_tokenizer"] = {
+        "type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, raw["pre_tokenizer"]],
+    }  # fmt: skip
+    path.write_text(json.dumps(raw))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": made_as}))
+    test_kinds.assert_pytorch_computes_the_same("tags", folder, tmp_path, language_model)
+
+
+def test_pytorch_classifies_texts_that_end_with_the_token_for_padding(tmp_path, monkeypatch):
+    template = ("$A <|endoftext|>", "$A <|endoftext|> $B <|endoftext|>")  # as in models for embeddings
+    monkeypatch.setitem(family_folders.TOKENIZERS, "qwen3", (family_folders._bytes, family_folders.GPT, template))
+    folder = family_folders.write_texts_model(tmp_path, "qwen3")
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "<|endoftext|>"}')
+    tokenizer = tokens.load_tokenizer(folder)
+    assert tokenizer("A film.")["input_ids"][-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+    test_kinds.assert_pytorch_computes_the_same("label", folder, tmp_path, language_model)
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())["pad_token_id"]
+    assert tokens.load_tokenizer(tmp_path / "model").pad_token_id == saved != tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("kind", ["labels", "number", "tags"])

@@ -86,11 +86,17 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None, *, as_words: boo
         raise
     except BaseException as error:  # whatever a damaged file makes transformers and tokenizers raise; Rust's is no Exception
         raise ValueError(f"{folder}: the tokenizer files cannot be read: {_reason(error)}") from None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if as_words and backend and hasattr(of_bytes := backend.pre_tokenizer, "add_prefix_space"):
+    if as_words and is_of_bytes(tokenizer):
+        of_bytes = tokenizer.backend_tokenizer.pre_tokenizer
         of_bytes.add_prefix_space = True
-        backend.pre_tokenizer = of_bytes
+        tokenizer.backend_tokenizer.pre_tokenizer = of_bytes
     return tokenizer
+
+
+def is_of_bytes(tokenizer: Any) -> bool:
+    """Whether a Hugging Face tokenizer takes texts apart into bytes and nothing else before, so it can begin with a space."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and hasattr(backend.pre_tokenizer, "add_prefix_space")
 
 
 def _reason(error: BaseException) -> str:
@@ -114,10 +120,14 @@ def make_byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def padding(tokenizer: Any, vocabulary: int) -> tuple[int, str]:
-    """Id and text of a token for filling up batches: the tokenizer's own, or that of the end of a text, or token 0."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    number = next((number for number in known if number is not None and number < vocabulary), 0)
+def padding(tokenizer: Any, vocabulary: int, texts: Sequence[Tokens] = ()) -> tuple[int, str]:
+    """Id and text of a token for filling up batches: the tokenizer's own, that of a text's end or beginning, or the first.
+
+    No text may end with it, since PyTorch classifies a text by its last token that is not this one.
+    """
+    ends = {int(end) for split in texts for end in split.inputs["ids"][split.starts + split.lengths - 1]}
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, *range(vocabulary))
+    number = next((number for number in known if number is not None and number < vocabulary and number not in ends), 0)
     return number, tokenizer.convert_ids_to_tokens(number)
 
 

@@ -301,8 +301,8 @@ class Model:
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
         checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
-        settings = {"pad_token": padding[1]} if padding else {}
-        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", **settings)
+        pad_token = padding[1] if padding else None
+        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", pad_token=pad_token)
         if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
             shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
 

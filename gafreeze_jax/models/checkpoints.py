@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gafreeze_jax.data import files, hub
+from gafreeze_jax.data import files, hub, tokens
 from gafreeze_jax.extras import needs
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import leaf_paths
@@ -40,10 +40,11 @@ def norm(name: str, path: str) -> Table:
     return ((f"{name}.weight", f"{path}/scale", None), (f"{name}.bias", f"{path}/bias", None))
 
 
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_FILE,
     "added_tokens.json",
     "vocab.txt",
     "vocab.json",
@@ -303,31 +304,40 @@ def write_tree(folder: Path, params: Any) -> None:
     write_tensors(folder, dict(zip(leaf_paths(params), map(np.asarray, jax.tree.leaves(params)), strict=True)))
 
 
-def copy_tokenizer(source: Path, target: Path, *, as_words: bool = False, **settings: Any) -> None:
-    """Copies a tokenizer's files, if there are any, with `settings` changed in its `tokenizer_config.json`.
+def copy_tokenizer(source: Path, target: Path, *, as_words: bool = False, pad_token: str | None = None) -> None:
+    """Copies a tokenizer's files, if there are any.
 
     Args:
       as_words: it is for texts that come as words, as in `tokens.load_tokenizer`.
+      pad_token: what fills up batches of texts, if not what the files say.
     """
     existing = [name for name in TOKENIZER_FILES if (source / name).exists()]
     for name in existing if source != target else ():
         shutil.copyfile(source / name, target / name)
-    if as_words and _put_spaces_before_words(target):
-        settings["add_prefix_space"] = True
+    padding = {} if pad_token is None else {"pad_token": pad_token}
+    has_spaces = existing and as_words and _put_spaces_before_words(target)
+    settings = padding | ({"add_prefix_space": True} if has_spaces else {})
     if existing and settings:
-        path = target / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path.write_text(json.dumps(config | settings, indent=2) + "\n", encoding="utf-8")
+        _change_json(target / "tokenizer_config.json", settings)
+    if padding and (target / SPECIAL_TOKENS_FILE).exists():  # transformers may take them from there
+        _change_json(target / SPECIAL_TOKENS_FILE, padding)
+
+
+def _change_json(path: Path, entries: dict[str, Any]) -> None:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | entries, indent=2) + "\n", encoding="utf-8")
 
 
 def _put_spaces_before_words(folder: Path) -> bool:
-    """Has a folder's tokenizer of bytes put a space before each word; whether it is of bytes."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return (folder / "merges.txt").exists()
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    if "add_prefix_space" not in (before := raw.get("pre_tokenizer") or {}):
+    """Has a folder's tokenizer put a space before each word, if it is of bytes; whether it is.
+
+    Transformers makes some tokenizers anew, as their class has them, and others as `tokenizer.json` says.
+    """
+    if not tokens.is_of_bytes(tokens.load_tokenizer(folder)):
         return False
-    before["add_prefix_space"] = True
-    path.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    path = folder / "tokenizer.json"
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "add_prefix_space" in (before := raw.get("pre_tokenizer") or {}):
+        before["add_prefix_space"] = True
+        path.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
     return True

@@ -119,7 +119,7 @@ def prepare_classification(
         tensors=loaded.torch_names,
         task=task,
     )
-    padding = tokens.padding(tokenizer, config.vocab_size) if pad else None
+    padding = tokens.padding(tokenizer, config.vocab_size, [train, validation, test]) if pad else None
     saved = {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind], "padding": padding}
     setup = Setup(
         problem=problem,

@@ -147,6 +147,14 @@ def test_padding_is_the_tokenizers_own_if_it_has_one_and_the_model_knows_it(toke
     assert padding(of_bytes, 98) == (97, "a")
 
 
+def test_no_text_ends_with_the_padding(tmp_path):
+    of_bytes = load_tokenizer(tmp_path, vocabulary=256)
+    of_bytes.pad_token, of_bytes.eos_token, of_bytes.bos_token = "b", "a", "c"
+    of_b, of_all = (tokenize(of_bytes, [(end,) for end in ends], **LIMITS) for ends in (["xb"], ["b", "xa", "bc", "\0"]))
+    assert padding(of_bytes, 256, [of_b]) == (97, "a")
+    assert padding(of_bytes, 256, [of_b, of_all]) == (1, "ā")
+
+
 def make_tokens(lengths) -> Tokens:
     """Texts of these lengths, the ids all different."""
     lengths = np.array(lengths)
