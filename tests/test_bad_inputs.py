@@ -503,7 +503,9 @@ CASES = {
     "no config": Case(run_bert, remove("config.json"), "config.json: no such file; expected a folder in the"),
     "not a BERT": Case(run_bert, config(model_type="fnet"), "unknown model_type 'fnet', expected bert, roberta, "),
     "not a GPT-2": Case(run_gpt2, config(model_type="gpt_neo"), "unknown model_type 'gpt_neo', expected gpt2, "),
-    "a BERT for a GPT-2": Case(run_gpt2, given(model="minilm"), "unknown model_type 'bert', expected gpt2, "),
+    "a BERT for a GPT-2": Case(
+        run_gpt2, given(model="minilm"), "mistral, qwen2, qwen3, gpt_neox; a BERT is for run_bert.py"
+    ),
     "not a ResNet": Case(run_resnet, config(model_type="swin"), "unknown model_type 'swin', expected resnet, "),
     "a config that is a list": Case(run_bert, write("config.json", b"[]"), "unknown model_type [], expected bert, "),
     "a config that is no JSON": Case(run_bert, write("config.json", b"{"), "config.json: not JSON"),

@@ -53,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     *dinov2.FAMILIES,
     convnext.FAMILY,
 )
+EXPERIMENTS = {"encoder": "run_bert.py", "decoder": "run_gpt2.py", "images": "run_resnet.py"}  # which take a kind of families
 
 
 def families_of(kind: str) -> list[Family]:
@@ -240,9 +241,9 @@ def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Fa
     if family is None:
         known = ", ".join(family.model_type for family in families)
         model_type = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ValueError(
-            f"{path}: unknown model_type {shorten(repr(model_type), 100)}, expected {known}; for other networks see examples/"
-        )
+        other = _find_family(raw, FAMILIES) if isinstance(raw, dict) else None
+        hint = f"{other.title} is for {EXPERIMENTS[other.kind]}" if other else "for other networks see examples/"
+        raise ValueError(f"{path}: unknown model_type {shorten(repr(model_type), 100)}, expected {known}; {hint}")
     values, problems = configs.check(raw, family.config)
     config = None if problems else family.config(**values)
     problems += family.problems(raw, config)
