@@ -11,7 +11,7 @@ LAYOUT = dataclasses.replace(
     bert.LAYOUT,
     prefix="electra.",
     # Heads of other tasks.
-    ignored=rf"((discriminator|generator)_predictions|generator_lm_head|qa_outputs)\..*|{bert.BUFFERS}",
+    ignored=rf"((discriminator|generator)_predictions|generator_lm_head|sequence_summary|qa_outputs)\..*|{bert.BUFFERS}",
     tied=("generator_lm_head.weight", "embeddings.word_embeddings.weight"),
     table=(
         *bert.EMBEDDINGS,

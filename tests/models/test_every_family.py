@@ -79,3 +79,34 @@ def test_a_mask_names_all_parameters_of_pytorch_in_memory(name, head, tmp_path):
     assert sizes.keys() <= trainable.keys()
     trained = sum(size for name, size in sizes.items() if trainable[name] and "mask_token" not in name)
     assert trained == masking.count_trainable(params, genes, genome)
+
+
+OTHER_TASKS = (
+    "",
+    "ForPreTraining",
+    "ForMaskedLM",
+    "ForCausalLM",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedImageModeling",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpoints_of_other_tasks_are_read(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    seen = set()
+    for task in OTHER_TASKS:
+        config = transformers.AutoConfig.for_model(name, **RAW[name])
+        try:
+            network = getattr(transformers, f"AutoModel{task}").from_config(config)
+        except ValueError:  # there is none of this kind
+            continue
+        seen.add(type(network).__name__)
+        network.save_pretrained(tmp_path / task)
+        checkpoint = pretrained.read(tmp_path / task)
+        for head in FAMILIES[name].heads.keys() - {"lm"}:
+            loaded = checkpoint.load(head, num_classes=NUM_CLASSES)
+            assert all(path.startswith("head/") for path in loaded.fresh)
+    assert seen

@@ -19,8 +19,11 @@ RATES = {
     "albert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2},
     "modernbert": {"attention_dropout": 0.2, "mlp_dropout": 0.2, "classifier_pooling": "mean"},
     "deberta-v2": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2},
+    "mpnet": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2},
+    "llama": {"attention_dropout": 0.2},
     "gpt_neox": {"hidden_dropout": 0.2, "attention_dropout": 0.2},
     "dinov2": {"hidden_dropout_prob": 0.2, "drop_path_rate": 0.2},
+    "convnext": {"drop_path_rate": 0.2},
 }
 
 
