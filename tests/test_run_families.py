@@ -9,6 +9,7 @@ import pytest
 import test_kinds
 
 from gafreeze_jax.data import tokens
+from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.models import pretrained
 from gafreeze_jax.tasks import images, kinds, language_model, text
 
@@ -57,6 +58,29 @@ def test_pytorch_gives_words_the_same_tags(model_type, tmp_path):
     module = text if model_type in family_folders.ENCODERS else language_model
     folder = family_folders.write_texts_model(tmp_path, model_type)
     test_kinds.assert_pytorch_computes_the_same("tags", folder, tmp_path, module)
+
+
+@pytest.mark.parametrize("model_type", ["albert", "electra", "roberta", "qwen2"])
+def test_pytorch_classifies_pairs_the_same(model_type, tmp_path):
+    """The tokenizer of an ALBERT would not return types of tokens."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = family_folders.write_texts_model(tmp_path, model_type)
+    module = text if model_type in family_folders.ENCODERS else language_model
+    pairs = [(f"A film of {n} hours.", f"It was long, {n} times.") for n in range(20)]
+    rows = [f"{first}\t{second}\t{('good', 'bad')[n % 2]}" for n, (first, second) in enumerate(pairs)]
+    (tmp_path / "set.tsv").write_text("\n".join(["sentence1\tsentence2\tlabel", *rows]))
+    more = {"task": "classify"} if module is language_model else {}
+    options = module.Options(**SMALL, **more, model=str(folder), data=str(tmp_path / "set.tsv"), head="fresh")
+    setup = module.prepare(options)
+    setup.save(tmp_path / "model", test_kinds.with_random_head(setup))
+    labelled = module.load_unlabelled(options, tmp_path / "model", tmp_path / "set.tsv", setup.facts["label_names"])
+    numbers, outputs = zip(*each_batch(labelled.network, labelled.params, labelled.source), strict=True)
+    ours = np.concatenate(outputs)[np.argsort(np.concatenate(numbers))]
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        theirs = network(**tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("made_as", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])

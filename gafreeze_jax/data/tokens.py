@@ -23,6 +23,7 @@ ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts
 BATCHES_TO_TRY = 100
 NUM_BYTES = 256
+TYPES = "token_type_ids"  # as a tokenizer calls them
 MANY_UNKNOWN = 0.03  # share of tokens
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, MemoryError)
 FROM_PIECES = "import sys, transformers as t; d = sys.argv[1]; t.AutoTokenizer.from_pretrained(d).save_pretrained(d)"
@@ -131,6 +132,13 @@ def padding(tokenizer: Any, vocabulary: int, texts: Sequence[Tokens] = ()) -> tu
     return number, tokenizer.convert_ids_to_tokens(number)
 
 
+def input_names(tokenizer: Any, texts: Sequence[Tokens]) -> tuple[str, ...]:
+    """What a tokenizer has to return for a model that has learned types of tokens from pairs; () if it does so anyway."""
+    names = tuple(tokenizer.model_input_names)
+    has_types = any(split.inputs["types"].any() for split in texts)
+    return (*names, TYPES) if has_types and TYPES not in names else ()
+
+
 def tokenize(
     tokenizer: Any,
     texts: Sequence[tuple[str, ...]],
@@ -169,7 +177,7 @@ def tokenize(
     inputs = {
         "ids": flat(encoded["input_ids"]),
         "positions": flat([np.arange(n) for n in lengths]),
-        "types": np.minimum(flat(encoded["token_type_ids"]), types - 1),
+        "types": np.minimum(flat(encoded[TYPES]), types - 1),
     }
     check_ids(inputs["ids"], vocabulary)
     words, kept = _first_tokens(encoded, texts, where) if as_words else (None, None)

@@ -278,6 +278,7 @@ class Model:
         label_names: Sequence[str] = (),
         problem_type: str | None = "single_label_classification",
         padding: tuple[int, str] | None = None,
+        input_names: Sequence[str] = (),
         carried: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Writes a model in the layout that it has; with a `config.json`, PyTorch's `AutoModelFor...` loads the folder.
@@ -288,6 +289,7 @@ class Model:
           label_names: the C classes, in the order of the logits.
           problem_type: what transformers calls the task; None for a class of each token.
           padding: id and text of the token that fills up batches of texts, if PyTorch has to know it.
+          input_names: what the tokenizer returns, if PyTorch has to know it.
           carried: tensors that are saved as they are, by their names in the table.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -301,8 +303,8 @@ class Model:
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
         checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
-        pad_token = padding[1] if padding else None
-        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", pad_token=pad_token)
+        changes = {"pad_token": padding[1] if padding else None, "input_names": input_names}
+        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", **changes)
         if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
             shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
 

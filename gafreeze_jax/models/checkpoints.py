@@ -304,12 +304,15 @@ def write_tree(folder: Path, params: Any) -> None:
     write_tensors(folder, dict(zip(leaf_paths(params), map(np.asarray, jax.tree.leaves(params)), strict=True)))
 
 
-def copy_tokenizer(source: Path, target: Path, *, as_words: bool = False, pad_token: str | None = None) -> None:
+def copy_tokenizer(
+    source: Path, target: Path, *, as_words: bool = False, pad_token: str | None = None, input_names: Sequence[str] = ()
+) -> None:
     """Copies a tokenizer's files, if there are any.
 
     Args:
       as_words: it is for texts that come as words, as in `tokens.load_tokenizer`.
       pad_token: what fills up batches of texts, if not what the files say.
+      input_names: what it returns, if not that.
     """
     existing = [name for name in TOKENIZER_FILES if (source / name).exists()]
     for name in existing if source != target else ():
@@ -317,6 +320,7 @@ def copy_tokenizer(source: Path, target: Path, *, as_words: bool = False, pad_to
     padding = {} if pad_token is None else {"pad_token": pad_token}
     has_spaces = existing and as_words and _put_spaces_before_words(target)
     settings = padding | ({"add_prefix_space": True} if has_spaces else {})
+    settings |= {"model_input_names": list(input_names)} if input_names else {}
     if existing and settings:
         _change_json(target / "tokenizer_config.json", settings)
     if padding and (target / SPECIAL_TOKENS_FILE).exists():  # transformers may take them from there

@@ -119,8 +119,7 @@ def prepare_classification(
         tensors=loaded.torch_names,
         task=task,
     )
-    padding = tokens.padding(tokenizer, config.vocab_size, [train, validation, test]) if pad else None
-    saved = {"label_names": data.label_names, "problem_type": kinds.PROBLEM_TYPES[data.kind], "padding": padding}
+    saved = _to_save(data, tokenizer, config.vocab_size, [train, validation, test], pad)
     setup = Setup(
         problem=problem,
         about=[
@@ -140,6 +139,16 @@ def prepare_classification(
         test_columns=_columns_of_test(data),
     )
     return head.finish(setup)
+
+
+def _to_save(data: text.TextData, tokenizer: Any, vocabulary: int, texts: Sequence[tokens.Tokens], pad: bool) -> dict[str, Any]:
+    """What a saved model is told beside its parameters."""
+    return {
+        "label_names": data.label_names,
+        "problem_type": kinds.PROBLEM_TYPES[data.kind],
+        "padding": tokens.padding(tokenizer, vocabulary, texts) if pad else None,
+        "input_names": tokens.input_names(tokenizer, texts),
+    }
 
 
 def _columns_of_test(data: text.TextData) -> dict[str, Sequence[str]]:
