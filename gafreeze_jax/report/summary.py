@@ -143,7 +143,8 @@ def regime(result: Mapping[str, Any]) -> list[str]:
         return [f"Which layers train matters here: the found mask is {lead} ahead of training everything{rate}."]
     if high < 0:
         return []
-    return [f"Level with training everything{rate} ({lead}); what freezing changes here is the cost, {share:.0%} of the FLOPs."]
+    cost = f"what freezing changes for certain is the cost, {share:.0%} of the FLOPs"
+    return [f"No clear difference from training everything{rate} ({lead}); {cost}."]
 
 
 def _rank(entry: Mapping[str, Any], metric: MetricFormat) -> tuple[float, float]:
