@@ -10,7 +10,7 @@ import test_kinds
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.engine.scoring import each_batch
-from gafreeze_jax.models import pretrained
+from gafreeze_jax.models import preprocessing, pretrained
 from gafreeze_jax.tasks import images, kinds, language_model, text
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -126,10 +126,12 @@ def test_words_are_tokenized_as_within_a_text(model_type, first, tmp_path):
 
 def test_vision_transformers_have_genes_for_sublayers(tmp_path):
     source = family_folders.write_images_model(tmp_path, "vit")
+    preprocessing.write(source, pretrained.load(source).model.pixels._replace(size=8))
     options = images.Options(model=str(source), data="digits:5-9", granularity="sublayer", image_size=12, train_examples=5)
     setup = images.prepare(options)
     assert setup.problem.network.names[1:3] == ("layer_0/attention", "layer_0/mlp")
     setup.save(tmp_path / "saved", setup.restore(setup.problem.params | {"head": setup.problem.make_head(jax.random.key(0))}))
     before, after = (pretrained.load(folder).params for folder in (source, tmp_path / "saved"))
+    assert pretrained.load(tmp_path / "saved").model.pixels.size == 12
     for name in before.keys() - {"head"}:
         jax.tree.map(np.testing.assert_array_equal, before[name], after[name])

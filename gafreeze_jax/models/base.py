@@ -7,7 +7,6 @@ Networks, initialisation, tensor names, saving and loading (`pretrained.py`) fol
 import dataclasses
 import functools
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,8 +304,8 @@ class Model:
         checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
         changes = {"pad_token": padding[1] if padding else None, "input_names": input_names}
         checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", **changes)
-        if source != folder and (source / checkpoints.PREPROCESSOR_FILE).exists():
-            shutil.copyfile(source / checkpoints.PREPROCESSOR_FILE, folder / checkpoints.PREPROCESSOR_FILE)
+        if self.pixels and self.family.preprocessing:
+            preprocessing.take_over(source, folder, self.family.preprocessing(self.config), self.pixels.size)
 
 
 def _modules(part: Part, granularity: Granularity) -> Iterable[tuple[str, nn.Module]]:

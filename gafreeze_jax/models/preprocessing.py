@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,17 +57,20 @@ def on_pixels(apply: Callable[..., Any], wanted: Preprocessing, dtype: Any) -> C
     return scaled
 
 
-def read(folder: Path, default: Preprocessing) -> Preprocessing:
+def read(folder: Path, default: Preprocessing, size: int | None = None) -> Preprocessing:
     """What a Hugging Face `preprocessor_config.json` says, or `default` if there is none.
+
+    Args:
+      size: of the images, in place of that in the file or the default.
 
     Raises:
       ValueError: if it asks for something that is not implemented; all reasons at once.
     """
     path, num_channels = folder / checkpoints.PREPROCESSOR_FILE, len(default.mean)
     if not path.exists():
-        return default
+        return default._replace(size=size or default.size)
     try:
-        raw = files.parse_json(path.read_text(encoding="utf-8-sig"))
+        raw = _at_size(files.parse_json(path.read_text(encoding="utf-8-sig")), default, size)
         size, crop, squashes = _size_and_crop(raw, default)
         mean, std = (0.0,) * num_channels, (1.0,) * num_channels
         if raw.get("do_normalize", True):
@@ -86,6 +90,20 @@ def read(folder: Path, default: Preprocessing) -> Preprocessing:
     if problems := [problem for problem, is_right in are_right.items() if not is_right]:
         raise ValueError(f"{path}: " + "; ".join(problems))
     return Preprocessing(size, crop, resample, mean, std, squashes)
+
+
+def _at_size(raw: Mapping[str, Any], default: Preprocessing, size: int | None) -> Mapping[str, Any]:
+    """A config for images of another size: all of its sizes in proportion."""
+    if size is None:
+        return raw
+    factor = size / _size_and_crop(raw, default)[0]
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: scaled(side) for name, side in value.items()}
+        return None if value is None else round(value * factor)
+
+    return {"size": scaled(default.size), **raw, **{name: scaled(raw[name]) for name in raw.keys() & {"size", "crop_size"}}}
 
 
 def _kind(raw: Mapping[str, Any], default: Preprocessing) -> str:
@@ -118,8 +136,22 @@ def _side(size: Any, is_square: bool) -> tuple[Any, bool]:
     return size["height"], True
 
 
+def take_over(source: Path, folder: Path, default: Preprocessing, size: int) -> None:
+    """Copies a `preprocessor_config.json`, if there is one, for images of a size."""
+    path = source / checkpoints.PREPROCESSOR_FILE
+    if source == folder or not path.exists():
+        return
+    if read(source, default).size == size:
+        shutil.copyfile(path, folder / checkpoints.PREPROCESSOR_FILE)
+    else:
+        _write(folder, _at_size(files.parse_json(path.read_text(encoding="utf-8-sig")), default, size))
+
+
 def write(folder: Path, wanted: Preprocessing) -> None:
     """Writes a `preprocessor_config.json` for images that have the right size."""
     sizes = {"height": wanted.size, "width": wanted.size}
-    raw = {"size": sizes, "resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std}
+    _write(folder, {"size": sizes, "resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std})
+
+
+def _write(folder: Path, raw: Mapping[str, Any]) -> None:
     (folder / checkpoints.PREPROCESSOR_FILE).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

@@ -117,8 +117,8 @@ def prepare(given: Options) -> Setup:
     """Loads model and data."""
     if given.image_size is not None and given.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {given.image_size}")
-    checkpoint = pretrained.read(find_model(given.model, given.data, given.quiet), pretrained.families_of(KIND))
-    frame = make_frame(given, checkpoint.model)
+    checkpoint = read(find_model(given.model, given.data, given.quiet), given.image_size)
+    frame = make_frame(checkpoint.model)
     data = images.load_images(
         given.data,
         frame,
@@ -169,11 +169,20 @@ def prepare(given: Options) -> Setup:
     return head.finish(setup)
 
 
-def make_frame(given: Options, model: base.Model) -> images.Frame:
+def read(path: Path, image_size: int | None) -> pretrained.Checkpoint:
+    """A checkpoint of a network for images, which may get images of another size than it was made for."""
+    checkpoint = pretrained.read(path, pretrained.families_of(KIND))
+    model = checkpoint.model
+    assert model.family.preprocessing  # a network for images has it
+    wanted = preprocessing.read(path, model.family.preprocessing(model.config), image_size)
+    return dataclasses.replace(checkpoint, model=dataclasses.replace(model, preprocessing=wanted))
+
+
+def make_frame(model: base.Model) -> images.Frame:
     """The form that images are brought into."""
     wanted = model.pixels
-    assert wanted  # a network for images has it
-    return images.Frame(given.image_size or wanted.size, len(wanted.mean), wanted.crop, wanted.resample, wanted.squashes)
+    assert wanted
+    return images.Frame(wanted.size, len(wanted.mean), wanted.crop, wanted.resample, wanted.squashes)
 
 
 def load_unlabelled(
@@ -191,8 +200,8 @@ def load_unlabelled(
       task: what it has learned.
       threshold: at which it gives one of several labels.
     """
-    loaded = pretrained.load(folder, families=pretrained.families_of(KIND))
-    pictures, columns, notes = images.load_unlabelled(data, make_frame(given, loaded.model), skip_broken=given.skip_broken)
+    loaded = read(folder, given.image_size).load()
+    pictures, columns, notes = images.load_unlabelled(data, make_frame(loaded.model), skip_broken=given.skip_broken)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype, loaded.params)),
         params=loaded.params,

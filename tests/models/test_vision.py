@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from gafreeze_jax.data.images import load_unlabelled
 from gafreeze_jax.models import base, preprocessing, pretrained
-from gafreeze_jax.tasks.images import Options, make_frame
+from gafreeze_jax.tasks.images import make_frame
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -156,15 +156,23 @@ def test_preprocessing(name, raw, expected, tmp_path):
     ],
 )
 @pytest.mark.parametrize("shape", [(40, 61, 3), (50, 33, 3)])
-def test_images_are_prepared_as_by_hugging_face(name, processor, size, shape, tmp_path):
+@pytest.mark.parametrize("image_size", [None, 30, 390])
+def test_images_are_prepared_as_by_hugging_face(name, processor, size, image_size, shape, tmp_path):
+    """Also those of another size than the model's, as its saved processor then tells."""
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, processor):
         pytest.skip("this transformers has no processor that needs pillow alone")
     theirs = getattr(transformers, processor)(**size)
     theirs.save_pretrained(tmp_path)
-    wanted = preprocessing.read(tmp_path, make(name).pixels)
-    frame = make_frame(Options(), dataclasses.replace(make(name), preprocessing=wanted))
+    wanted = preprocessing.read(tmp_path, make(name).pixels, image_size)
+    if image_size:
+        assert wanted.size == image_size
+        (saved := tmp_path / "saved").mkdir()
+        preprocessing.take_over(tmp_path, saved, make(name).pixels, image_size)
+        assert preprocessing.read(saved, make(name).pixels) == wanted
+        theirs = getattr(transformers, processor).from_pretrained(saved)
+    frame = make_frame(dataclasses.replace(make(name), preprocessing=wanted))
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     np.savez(tmp_path / "set.npz", images=image[None])
     (ours,) = load_unlabelled(tmp_path / "set.npz", frame).images
