@@ -150,9 +150,6 @@ def load_images(
     return ImageData(train, validation, test, label_names, tuple(notes), test_files, kind)
 
 
-describe = targets.describe_splits
-
-
 class UnlabelledImages(NamedTuple):
     """Images without labels.
 

@@ -1,6 +1,5 @@
 """Images whose labels are in a table beside them, as in image folders of the Hugging Face hub: a row for each file."""
 
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from gafreeze_jax.listing import listed
 METADATA, LABELS = "metadata", "labels"  # what such a table is called, without its suffix
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")  # in lower case; earlier ones win
 EXPECTED = "metadata.csv with columns file_name and label, beside the images"
-NUM_FOR_COLUMNS = 100  # records whose names are taken for all columns
 
 
 def find_tables(path: Path) -> dict[str, Path]:
@@ -48,16 +46,14 @@ def read_tables(by_split: dict[str, Path], label_column: str | None, notes: list
     """
     raw, column = {}, ""
     for split, table in by_split.items():
-        records = tables.read(table, notes)
-        first = list(itertools.islice(records, NUM_FOR_COLUMNS))
-        columns = list(dict.fromkeys(name for _, record in first for name in record))
+        first, columns, records = tables.peek(tables.read(table, notes))
         file_column = _file_column(table, columns)
         columns.remove(file_column)
-        all_records, named = itertools.chain(first, records), label_column
+        named = label_column
         if flags := targets.flag_columns(first, columns, label_column):
-            all_records, columns, named = targets.merge_flags(str(table), flags, all_records), ["labels"], "labels"
+            records, columns, named = targets.merge_flags(str(table), flags, records), ["labels"], "labels"
         column = column or targets.find_label_column(str(table), columns, named)
-        rows = _read_rows(table, all_records, file_column, column, notes)
+        rows = _read_rows(table, records, file_column, column, notes)
         if rows.examples:
             raw[split] = rows
         elif split == "train":

@@ -5,11 +5,12 @@ Each reader yields the records of a file with their places, and adds to `notes` 
 
 import csv
 import io
+import itertools
 import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?,*\r?\n', re.I)  # for spreadsheet programs, above the header
 # What programs write for no value, in any case.
 MISSING = ("nan", "-nan", "nat", "n/a", "#n/a", "#n/a n/a", "#na", "#nv", "<na>", "null")
+NUM_FOR_COLUMNS = 100  # records whose names are taken for all columns; JSON may lack some of them
 Record = tuple[str, dict[str, Any]]  # with its place in front
 
 
@@ -140,11 +142,19 @@ READERS = {  # from a file to records
     ".conll": read_conll,
 }
 SUFFIXES = tuple(READERS)
+EXPECTED = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
 
 
 def read(path: Path, notes: list[str]) -> Iterator[Record]:
     """The records of a file, with their places for errors."""
     return READERS[files.kind(path, SUFFIXES) or SUFFIXES[0]](path, notes)
+
+
+def peek(records: Iterable[Record]) -> tuple[list[Record], list[str], Iterator[Record]]:
+    """The first records, the columns that they have, and all records."""
+    records = iter(records)
+    first = list(itertools.islice(records, NUM_FOR_COLUMNS))
+    return first, list(dict.fromkeys(name for _, record in first for name in record)), itertools.chain(first, records)
 
 
 def read_shards(paths: Sequence[Path], notes: list[str]) -> tuple[str, Iterator[Record]]:

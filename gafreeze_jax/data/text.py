@@ -1,6 +1,5 @@
 """Labelled texts with fixed train, validation and test splits, from files, folders, hubs or the embedded reviews."""
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ TEXT_COLUMNS = (
     "sentence", "text", "review", "content", "comment", "document", "utterance", "question", "title", "message", "tweet",
     "body", "description", "abstract", "headline", "sms", "comment_text", "review_text", *targets.WORD_COLUMNS,
 )  # fmt: skip
-NUM_FOR_COLUMNS = 100  # records whose names are taken for all columns; JSON may lack some of them
 INDEX_COLUMN = re.compile(r"(unnamed: \d+.*|id|idx|index|__index_level_\d+__|)")  # numbers of rows, as programs write them
 SAVE_AS_CSV = "it is a spreadsheet, save it as CSV (UTF-8)"
 HINTS = {
@@ -84,8 +82,8 @@ def load_text(
     """Loads labelled texts, with splits that are always the same for the same source.
 
     Args:
-      source: "reviews" (embedded), "tfds:NAME", "hub:NAME" (`hub.find_splits`), a .csv, .tsv, .jsonl or .parquet file (or .gz),
-        or a folder with a train file and, where there are any, validation and test files of these kinds
+      source: "reviews" (embedded), "tfds:NAME", "hub:NAME" (`hub.find_splits`), a file of `tables.READERS` (or .gz), or a
+        folder with a train file and, where there are any, validation and test files of these kinds
         (`layout.find_splits`). Splits that are missing are cut from the training rows, stratified by label.
       text_columns: one name, or two for sentence pairs; found by convention if empty.
       label_column: found by convention if None; for columns of 0 and 1 that are a label each, their names with commas.
@@ -143,9 +141,6 @@ def words_of(text: tuple[str, ...]) -> tuple[str, ...]:
     return text if isinstance(text, Words) else tuple(" ".join(text).split())
 
 
-describe = targets.describe_splits
-
-
 class UnlabelledTexts(NamedTuple):
     """Texts without labels.
 
@@ -161,7 +156,7 @@ class UnlabelledTexts(NamedTuple):
 
 
 def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledTexts:
-    """Loads the texts of a .csv, .tsv, .jsonl or .parquet file (or .gz); labels in it are not read.
+    """Loads the texts of a file of `tables.READERS` (or .gz); labels in it are not read.
 
     Args:
       text_columns: as for `load_text`.
@@ -170,7 +165,7 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
       ValueError, FileNotFoundError: if the file cannot be used, with the row and what to do.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected a {', '.join(SUFFIXES)} file, plain or .gz")
+        raise FileNotFoundError(f"{path}: no such file; expected {tables.EXPECTED}, plain or .gz")
     if not files.kind(path, SUFFIXES):
         raise ValueError(f"{path}: {_refusal(path)}")
     where, titles, notes = str(path), (), []
@@ -193,7 +188,7 @@ def _find_files(path: Path) -> dict[str, list[Path]]:
     """The files of each split."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such file or folder; expected a .csv, .tsv, .jsonl or .parquet file, a folder with a train file, "
+            f"{path}: no such file or folder; expected {tables.EXPECTED}, a folder with a train file, "
             "hub:NAME, tfds:NAME, or the word reviews"
         )
     if path.is_dir():
@@ -223,17 +218,15 @@ def _rows_of_splits(
     raw: dict[str, TextRows] = {}
     in_train, label, flags = set(), "", ()
     for split, (where, given) in records.items():
-        given = iter(given)
-        first = list(itertools.islice(given, NUM_FOR_COLUMNS))
-        columns = list(dict.fromkeys(name for _, record in first for name in record))
+        first, columns, given = tables.peek(given)
         flags = flags or (targets.flag_columns(first, columns, label_column) if split == "train" else ())
         if flags and set(flags) <= set(columns):
-            given, first = targets.merge_flags(where, flags, itertools.chain(first, given)), []
-            columns, label_column = [*columns, "labels"], "labels"
+            given, columns = targets.merge_flags(where, flags, given), [*columns, "labels"]
+            label_column = "labels"
         names = {name for name in tables.by_lower(columns) if not INDEX_COLUMN.fullmatch(name)}
         if not names <= in_train or label.strip().lower() in names:
             texts, label = find_columns(where, columns, text_columns, label_column)
-            rows = rows_from_records(where, itertools.chain(first, given), texts, label, notes)
+            rows = rows_from_records(where, given, texts, label, notes)
             if rows.examples:
                 raw[split], in_train = rows, in_train or names
                 continue

@@ -129,7 +129,7 @@ def prepare(given: Options) -> Setup:
         skip_broken=given.skip_broken,
     )
     head = heads.choose(given.head, checkpoint, data.label_names)
-    about = [head.about, *images.describe(given.data, data)]
+    about = [head.about, *targets.describe_splits(given.data, data)]
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     dtype = options.compute_dtype(given.dtype, loaded.params)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)

@@ -93,7 +93,7 @@ def prepare_classification(
     """
     checkpoint = pretrained.read(folder, pretrained.families_of(kind))
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
-    about = [head.about, *text.describe(given.data, data)]
+    about = [head.about, *targets.describe_splits(given.data, data)]
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
     scale = kinds.make_scale(data.kind, data.train.labels, head_is_kept=head.kept, has_bias=loaded.has_bias)
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)

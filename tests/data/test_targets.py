@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gafreeze_jax.data.text import describe, load_text, load_unlabelled
+from gafreeze_jax.data.targets import describe_splits
+from gafreeze_jax.data.text import load_text, load_unlabelled
 
 NUM = 40
 
@@ -63,7 +64,7 @@ def test_lists_are_several_labels(tmp_path):
     for split in data[:3]:
         by_text = {int(text.split()[1]) % 4: row.tolist() for (text,), row in zip(split.texts, split.labels, strict=True)}
         assert by_text.items() <= {0: [1, 1], 1: [1, 0], 2: [0, 0], 3: [1, 0]}.items()
-    assert "2 labels (a, b)" in describe("set", data)[0]
+    assert "2 labels (a, b)" in describe_splits("set", data)[0]
     assert load_text(jsonl(tmp_path, [[10, 9], [2]])).label_names == ("2", "9", "10")
 
 
@@ -81,7 +82,7 @@ def test_numbers(tmp_path):
     assert (data.kind, data.label_names) == ("number", ("score",))
     assert data.train.labels.dtype == np.float32
     assert {0.5, 2.0, 4.75} == {float(number) for split in data[:3] for number in split.labels}
-    lines = describe("set", data)
+    lines = describe_splits("set", data)
     assert "numbers from 0.5 to 4.75" in lines[0]
     assert any("10 rows without a label left out" in line for line in lines)
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gafreeze_jax.data import tables
-from gafreeze_jax.data.text import TextData, describe, find_columns, load_text, load_unlabelled
+from gafreeze_jax.data.targets import describe_splits
+from gafreeze_jax.data.text import TextData, find_columns, load_text, load_unlabelled
 
 SHARED = Path(__file__).parents[2] / "../shared/data/text"
 SPLITS = ("train", "validation", "test")
@@ -216,7 +217,7 @@ def test_texts_without_labels(tmp_path):
 
 def test_description(tmp_path):
     data = load_text(str(write(tmp_path / "set.csv", make_rows(5000, labels=[str(i) for i in range(10)]))))
-    assert describe("set.csv", data) == [
+    assert describe_splits("set.csv", data) == [
         "Data: set.csv, 3,000 training, 1,000 validation, 1,000 test examples, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, ...)",
         *data.notes,
     ]
@@ -422,7 +423,9 @@ def test_bad_folder(tmp_path, case):
 
 
 def test_missing_files(tmp_path):
-    message = "no such file or folder; expected a .csv, .tsv, .jsonl or .parquet file, a folder with a train file, hub:NAME, "
+    message = (
+        "no such file or folder; expected a .csv, .tsv, .jsonl, .parquet or .conll file, a folder with a train file, hub:NAME, "
+    )
     assert_fails(tmp_path / "none.csv", message, FileNotFoundError)
     (tmp_path / "test.csv").write_text(CSV)
     message = "no train file; expected one of train{.csv,.tsv,.jsonl,.parquet,.conll}, plain or .gz"
