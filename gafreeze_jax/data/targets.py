@@ -1,4 +1,4 @@
-"""What the labels of texts are: one of a few, several, a number, or a tag for each word."""
+"""What the labels of texts and images are: one of a few, several, a number, or a tag for each word."""
 
 import functools
 import math

@@ -38,7 +38,8 @@ class Options(options.Options):
     such as tfds:cifar10. A folder of images may have a table of their labels instead, metadata.csv or labels.csv (or .jsonl,
     .parquet) with columns file_name and label, or one in each of its folders train, val and test."""
     task: Literal["auto", "label", "labels", "number"] = "auto"
-    """What an image is given: one label of a few, several labels, or a number. auto: recognised from the table of labels."""
+    """What an image is given: one label of a few, several labels, or a number. auto: recognised from the labels in a table
+    or a .npz file; elsewhere one label."""
     label_column: str | None = None
     """Name of the label column in a table, or of columns of 0 and 1 that are a label each, with commas between. Default: found
     by convention."""
@@ -74,7 +75,7 @@ SMALL_FRAME = images.Frame(8, 1)
 SMALL_PIXELS = resnet.default_preprocessing(SMALL)._replace(size=SMALL_FRAME.size)
 SMALL_MODEL = base.Model(resnet.CIFAR_FAMILY, SMALL)
 PRETRAINING = options.Options(epochs=12, batch_size=32, learning_rate=3e-3, head_learning_rate=3e-3)
-KIND = "images"
+FAMILIES = pretrained.families_of("images")
 
 
 def find_model(name: str, data: str = "", quiet: bool = False) -> Path:
@@ -171,7 +172,7 @@ def prepare(given: Options) -> Setup:
 
 def read(path: Path, image_size: int | None) -> pretrained.Checkpoint:
     """A checkpoint of a network for images, which may get images of another size than it was made for."""
-    checkpoint = pretrained.read(path, pretrained.families_of(KIND))
+    checkpoint = pretrained.read(path, FAMILIES)
     model = checkpoint.model
     assert model.family.preprocessing  # a network for images has it
     wanted = preprocessing.read(path, model.family.preprocessing(model.config), image_size)

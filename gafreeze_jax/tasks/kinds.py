@@ -1,4 +1,4 @@
-"""Kinds of tasks on texts: which metrics each has, its loss, and how predictions are written.
+"""Kinds of tasks on texts and images: which metrics each has, its loss, and how predictions are written.
 
 A kind says what the labels are (`data/targets.py`): one label, several, a number, or a tag for each word.
 """

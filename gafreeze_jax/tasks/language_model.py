@@ -76,7 +76,7 @@ SMALL = {
     "eos_token_id": None,
 }
 PRETRAINING = options.Options(epochs=3, batch_size=8, learning_rate=4e-3)
-KIND = "decoder"
+FAMILIES = pretrained.families_of("decoder")
 
 
 def find_model(given: Options) -> Path:
@@ -100,13 +100,10 @@ def pretrain(corpus: lm.Corpus, given: options.Options, folder: Path) -> None:
     train, validation = (
         lm.make_windows(lm.encode(tokenizer, part, vocabulary=config.vocab_size), config.n_positions) for part in corpus[:2]
     )
-    params = pretraining.pretrain_aloud(
-        "a GPT-2",
-        f"{len(train.targets):,} bytes of Python's language reference",
-        make_problem(model, model.make_network(), model.init_params(jax.random.key(0)), train, validation, given),
-        given,
-        describe=_describe,
-    )
+    network, initial = model.make_network(), model.init_params(jax.random.key(0))
+    problem = _make_problem(model, network, initial, train=train, validation=validation, given=given)
+    data = f"{len(train.targets):,} bytes of Python's language reference"
+    params = pretraining.pretrain_aloud("a GPT-2", data, problem, given, describe=_describe)
     model.save(folder, params, source=folder)
 
 
@@ -115,8 +112,8 @@ def _describe(member: Member) -> str:
     return f"predicts {member.score:.1%} of the validation bytes (perplexity {perplexity:.2f})"
 
 
-def make_problem(
-    model: base.Model, network: Network, params: dict, train: lm.Windows, validation: lm.Windows, given: options.Options
+def _make_problem(
+    model: base.Model, network: Network, params: dict, *, train: lm.Windows, validation: lm.Windows, given: options.Options
 ) -> Problem:
     """A problem of language modelling."""
     genes = block_genes(network, params)
@@ -147,7 +144,7 @@ def prepare(given: Options) -> Setup:
     if given.task == "lm":
         return _prepare_language_modelling(given)
     data = text.load_data(given)
-    return text.prepare_classification(given, find_model(given), data, KIND, pad=True)
+    return text.prepare_classification(given, find_model(given), data, FAMILIES, pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:
@@ -156,7 +153,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
     metric = kinds.choose_metric(given.metric, kinds.OF_NEXT_TOKENS, "the next token")
     corpus = lm.load_corpus(given.data)
     folder = find_model(given)
-    loaded = pretrained.load(folder, "lm", families=pretrained.families_of(KIND))
+    loaded = pretrained.load(folder, "lm", families=FAMILIES)
     config, dtype = loaded.config, options.compute_dtype(given.dtype, loaded.params)
     text.check_length(given.max_tokens, config)
     network = loaded.model.make_network(dtype=dtype, granularity=given.granularity)
@@ -172,7 +169,7 @@ def _prepare_language_modelling(given: Options) -> Setup:
         return lm.make_windows(ids, given.max_tokens, limit, where=where)
 
     train, validation, test = (make_windows(split, limit) for split, limit in limits.items())
-    problem = make_problem(loaded.model, network, loaded.params, train, validation, given)
+    problem = _make_problem(loaded.model, network, loaded.params, train=train, validation=validation, given=given)
     return Setup(
         problem=problem._replace(task=language_modelling(metric)),
         about=[
@@ -192,8 +189,8 @@ def _prepare_language_modelling(given: Options) -> Setup:
 def load_unlabelled(given: Options, folder: Path, data: Path, label_names: Sequence[str], **learned: Any) -> Unlabelled:
     """Loads a saved model and the texts of a file; for a language model, the file as one text."""
     if given.task == "classify":
-        return text.load_unlabelled(given, folder, data, label_names, KIND, **learned)
-    loaded = pretrained.load(folder, given.task, families=pretrained.families_of(KIND))
+        return text.load_unlabelled(given, folder, data, label_names, FAMILIES, **learned)
+    loaded = pretrained.load(folder, given.task, families=FAMILIES)
     config = loaded.config
     tokenizer, where = tokens.load_tokenizer(folder, config.vocab_size), str(data)
     ids = lm.encode(tokenizer, lm.read_text(data), vocabulary=config.vocab_size, where=where)

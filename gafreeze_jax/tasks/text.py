@@ -52,7 +52,7 @@ class Options(options.Options):
     convention."""
 
 
-KIND = "encoder"
+FAMILIES = pretrained.families_of("encoder")
 
 
 def prepare(given: Options, *, trim: bool = True) -> Setup:
@@ -64,7 +64,7 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
     options.check(given, max_tokens=8)
     data = load_data(given)
     folder = checkpoints.find_model(given.model)
-    return prepare_classification(given, folder, data, KIND, trim=trim)
+    return prepare_classification(given, folder, data, FAMILIES, trim=trim)
 
 
 def load_data(given: Any) -> text.TextData:
@@ -81,17 +81,17 @@ def load_data(given: Any) -> text.TextData:
 
 
 def prepare_classification(
-    given: Any, folder: Path, data: text.TextData, kind: str, *, trim: bool = True, pad: bool = False
+    given: Any, folder: Path, data: text.TextData, families: Sequence[base.Family], *, trim: bool = True, pad: bool = False
 ) -> Setup:
     """A setup for labelled texts.
 
     Args:
       given: options with `max_tokens`, `granularity`, `head`, `metric` and `class_weights`.
       folder: of the model.
-      kind: of the families that it may belong to.
+      families: that it may belong to.
       pad: tell PyTorch which token fills up batches, when the model is saved.
     """
-    checkpoint = pretrained.read(folder, pretrained.families_of(kind))
+    checkpoint = pretrained.read(folder, families)
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     about = [head.about, *targets.describe_splits(given.data, data)]
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
@@ -167,7 +167,7 @@ def load_unlabelled(
     folder: Path,
     data: Path,
     label_names: Sequence[str],
-    kind: str = KIND,
+    families: Sequence[base.Family] = FAMILIES,
     *,
     task: targets.Kind = "label",
     threshold: float | None = None,
@@ -175,12 +175,12 @@ def load_unlabelled(
     """Loads a saved model and the texts of a file.
 
     Args:
-      kind: of the families that the model may belong to.
+      families: that the model may belong to.
       task: what it has learned.
       threshold: at which it gives one of several labels.
     """
     texts, columns, notes = text.load_unlabelled(data, given.text_columns)
-    loaded = pretrained.load(folder, kinds.HEADS[task], families=pretrained.families_of(kind))
+    loaded = pretrained.load(folder, kinds.HEADS[task], families=families)
     config = loaded.config
     if task == "tags":
         texts = [text.words_of(of_row) for of_row in texts]
