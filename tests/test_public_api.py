@@ -1,5 +1,6 @@
 """What `import gafreeze_jax` offers, and what it loads."""
 
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,11 @@ def test_importing_the_package_loads_jax_optax_and_numpy_alone():
 def test_every_public_name_is_there_and_described(name):
     assert getattr(gafreeze_jax, name).__doc__
     assert name in dir(gafreeze_jax)
+
+
+def test_the_docstring_lists_the_public_names():
+    lines = re.findall(r"^  (\w+(?:, \w+)*)  +\w", gafreeze_jax.__doc__ or "", re.M)
+    assert [name for names in lines for name in names.split(", ")] == gafreeze_jax.__all__
 
 
 def test_other_names_are_not_there():
