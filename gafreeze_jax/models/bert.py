@@ -144,10 +144,6 @@ def problems(raw: Mapping[str, Any], config: BertConfig | None) -> Iterator[str]
         yield "it is a decoder; expected an encoder"
 
 
-def dense(features: int, config: BertConfig, dtype: Any, name: str) -> layers.Dense:
-    return layers.Dense(features, dtype, config.initializer_range, name=name)
-
-
 def norm(config: BertConfig, dtype: Any, name: str) -> nn.Module:
     return layers.norm(config.layer_norm_eps, dtype, name)
 
@@ -167,7 +163,7 @@ class BertEmbeddings(nn.Module):
         h = layers.add_rows(rows)
         h = norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
         h = layers.dropout(self, h, cfg.hidden_dropout_prob, frozen)
-        return dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h
+        return layers.dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h
 
 
 class BertAttention(nn.Module):
@@ -181,7 +177,7 @@ class BertAttention(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         at = context["firsts"] if self.last else None  # [B], index into R * S
-        query, key, value = (dense(cfg.hidden_size, cfg, self.dtype, name) for name in ("query", "key", "value"))
+        query, key, value = (layers.dense(cfg.hidden_size, cfg, self.dtype, name) for name in ("query", "key", "value"))
         bias, keys, values = self.bias(query, key, context, frozen), key(x), value(x)
         x = x if at is None else x[at]
         mixed = layers.attend(
@@ -189,7 +185,7 @@ class BertAttention(nn.Module):
             num_heads=cfg.num_attention_heads, scale=cfg.attention_scale, causal=False, bias=bias,
             dropout_rate=cfg.attention_probs_dropout_prob, frozen=frozen,
         )  # fmt: skip
-        out = dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed)
+        out = layers.dense(cfg.hidden_size, cfg, self.dtype, "out")(mixed)
         out = layers.dropout(self, out, cfg.attention_output_dropout, frozen)
         return norm(cfg, x.dtype, "norm")(x + out)
 
@@ -207,8 +203,8 @@ class BertMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        h = layers.activate(cfg.hidden_act, dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
-        out = layers.dropout(self, dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.mlp_output_dropout, frozen)
+        h = layers.activate(cfg.hidden_act, layers.dense(cfg.intermediate_size, cfg, self.dtype, "up")(x))
+        out = layers.dropout(self, layers.dense(cfg.hidden_size, cfg, self.dtype, "down")(h), cfg.mlp_output_dropout, frozen)
         return norm(cfg, x.dtype, "norm")(x + out)
 
 
@@ -222,9 +218,9 @@ class BertHead(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
         cfg = self.config
         x = layers.dropout(self, x, cfg.head_input_dropout, frozen)
-        pooled = layers.ACTIVATIONS[cfg.head_activation](dense(cfg.hidden_size, cfg, jnp.float32, "pooler")(x))
+        pooled = layers.ACTIVATIONS[cfg.head_activation](layers.dense(cfg.hidden_size, cfg, jnp.float32, "pooler")(x))
         pooled = layers.dropout(self, pooled, cfg.head_dropout, frozen)
-        return dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
+        return layers.dense(self.num_classes, cfg, jnp.float32, "classifier")(pooled)
 
 
 def token_head(config: BertConfig, num_classes: int, layer: str = "classifier") -> layers.TokenHead:

@@ -165,7 +165,7 @@ class DebertaEmbeddings(nn.Module):
             rows.append((self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width)), x["types"]))
         h = layers.add_rows(rows)
         if cfg.projects_embeddings:
-            h = layers.Dense(cfg.hidden_size, self.dtype, cfg.initializer_range, use_bias=False, name="project")(h)
+            h = layers.dense(cfg.hidden_size, cfg, self.dtype, "project", use_bias=False)(h)
         h = bert.norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
         return layers.dropout(self, h, cfg.hidden_dropout_prob, frozen)
 
@@ -198,7 +198,7 @@ class DebertaAttention(bert.BertAttention):
         if not cfg.relative_attention or not cfg.kinds:
             return None
         if not cfg.share_att_key:
-            key, query = (bert.dense(cfg.hidden_size, cfg, self.dtype, f"position_{name}") for name in ("key", "query"))
+            key, query = (layers.dense(cfg.hidden_size, cfg, self.dtype, f"position_{name}") for name in ("key", "query"))
         rows, places = np.unique(cfg.rows(relative.distances(context["segments"].shape[1])), return_inverse=True)
         vectors = _vectors(cfg, context[relative.NAME])[rows].astype(products.activation_dtype(self.dtype))
         vectors = layers.dropout(self, vectors, cfg.hidden_dropout_prob, frozen)

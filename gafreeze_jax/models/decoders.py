@@ -35,6 +35,21 @@ class WordVectors(nn.Module):
         return layers.dropout(self, h, self.dropout_rate, frozen)
 
 
+class FinalNorm(nn.Module):
+    """The norm above all blocks: [N, D] -> [N, D].
+
+    Attributes:
+      make: `layers.norm` or `layers.rms_norm`.
+    """
+
+    make: Callable[[float, Any, str], nn.Module]
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
+        return self.make(self.epsilon, x.dtype, "norm")(x)
+
+
 class OutputLayer(nn.Module):
     """A logit for each word: [N, D] -> [N, V] float32."""
 
@@ -44,7 +59,7 @@ class OutputLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
-        dense = layers.Dense(cfg.vocab_size, self.dtype, cfg.initializer_range, use_bias=False, name="dense")
+        dense = layers.dense(cfg.vocab_size, cfg, self.dtype, "dense", use_bias=False)
         return dense(x.astype(jnp.float32))
 
 

@@ -127,7 +127,7 @@ class GPT2Attention(nn.Module):
         cfg = self.config
         at = context["lasts"] if self.last else None  # [B], index into R * S
         h = layers.norm(cfg.layer_norm_epsilon, x.dtype, "norm")(x)
-        qkv = layers.Dense(3 * cfg.n_embd, self.dtype, cfg.initializer_range, name="qkv")(h)
+        qkv = layers.dense(3 * cfg.n_embd, cfg, self.dtype, "qkv")(h)
         query, key, value = jnp.split(qkv, 3, axis=-1)
         if at is not None:
             x, query = x[at], query[at]
@@ -149,7 +149,7 @@ class GPT2MLP(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         h = layers.norm(cfg.layer_norm_epsilon, x.dtype, "norm")(x)
-        h = layers.Dense(cfg.n_inner or 4 * cfg.n_embd, self.dtype, cfg.initializer_range, name="up")(h)
+        h = layers.dense(cfg.n_inner or 4 * cfg.n_embd, cfg, self.dtype, "up")(h)
         h = layers.activate(cfg.activation_function, h)
         out = layers.Dense(cfg.n_embd, self.dtype, _residual_stddev(cfg), name="down")(h)
         return x + layers.dropout(self, out, cfg.resid_pdrop, frozen)
@@ -160,21 +160,13 @@ def _residual_stddev(config: GPT2Config) -> float:
     return config.initializer_range / (2 * config.n_layer) ** 0.5
 
 
-class GPT2FinalNorm(nn.Module):
-    config: GPT2Config
-
-    @nn.compact
-    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        return layers.norm(self.config.layer_norm_epsilon, x.dtype, "norm")(x)
-
-
 def blocks(config: GPT2Config, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("embeddings", GPT2Embeddings(config, dtype), per_example=False)
     for i in range(config.n_layer):
         last = per_example and i == config.n_layer - 1
         attention = GPT2Attention(config, config.attention_scale(i), dtype, last)
         yield Part(f"block_{i}", {"attention": attention, "mlp": GPT2MLP(config, dtype)}, per_example=last)
-    yield Part("final_norm", GPT2FinalNorm(config), per_example=per_example)
+    yield Part("final_norm", decoders.FinalNorm(layers.norm, config.layer_norm_epsilon), per_example=per_example)
 
 
 FAMILY = Family(

@@ -125,7 +125,7 @@ class GPTNeoXAttention(nn.Module):
         frequencies = np.array(self.frequencies, np.float32)
         at = context["lasts"] if self.last else None  # [B], index into R * S
         h = _norm(cfg, x.dtype)(x)
-        h = layers.Dense(3 * cfg.hidden_size, self.dtype, cfg.initializer_range, cfg.attention_bias, name="qkv")(h)
+        h = layers.dense(3 * cfg.hidden_size, cfg, self.dtype, "qkv", cfg.attention_bias)(h)
         h = h.reshape(len(h), cfg.num_attention_heads, 3, cfg.head_width)
         query, key, value = (h[:, :, i] for i in range(3))
         key = rotary.rotate(key, places, frequencies)
@@ -137,7 +137,7 @@ class GPTNeoXAttention(nn.Module):
             num_heads=cfg.num_attention_heads, scale=cfg.head_width**-0.5, causal=True,
             dropout_rate=cfg.attention_dropout, frozen=frozen,
         )  # fmt: skip
-        out = layers.Dense(cfg.hidden_size, self.dtype, cfg.initializer_range, cfg.attention_bias, name="out")(mixed)
+        out = layers.dense(cfg.hidden_size, cfg, self.dtype, "out", cfg.attention_bias)(mixed)
         out = layers.dropout(self, out, cfg.hidden_dropout, frozen)
         return x + out if self.adds else out
 
@@ -157,9 +157,9 @@ class GPTNeoXMLP(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         h = _norm(cfg, x.dtype)(x)
-        h = layers.Dense(cfg.intermediate_size, self.dtype, cfg.initializer_range, name="up")(h)
+        h = layers.dense(cfg.intermediate_size, cfg, self.dtype, "up")(h)
         h = layers.activate(cfg.hidden_act, h)
-        out = layers.Dense(cfg.hidden_size, self.dtype, cfg.initializer_range, name="down")(h)
+        out = layers.dense(cfg.hidden_size, cfg, self.dtype, "down")(h)
         out = layers.dropout(self, out, cfg.hidden_dropout, frozen)
         return x + out if self.adds else out
 
@@ -180,14 +180,6 @@ class GPTNeoXBlock(nn.Module):
         return x + mixed + GPTNeoXMLP(self.config, self.dtype, adds=False, name="mlp")(x, context, frozen)
 
 
-class GPTNeoXFinalNorm(nn.Module):
-    config: GPTNeoXConfig
-
-    @nn.compact
-    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        return _norm(self.config, x.dtype)(x)
-
-
 def blocks(config: GPTNeoXConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("embeddings", decoders.WordVectors(config, dtype, config.hidden_dropout), per_example=False)
     frequencies = tuple(rotary.frequencies(config.rotated_width, config.rope).tolist())
@@ -198,7 +190,7 @@ def blocks(config: GPTNeoXConfig, dtype: Any, per_example: bool) -> Iterator[Par
         else:
             module = {"attention": GPTNeoXAttention(config, frequencies, dtype, last), "mlp": GPTNeoXMLP(config, dtype)}
         yield Part(f"block_{i}", module, per_example=last)
-    yield Part("final_norm", GPTNeoXFinalNorm(config), per_example=per_example)
+    yield Part("final_norm", decoders.FinalNorm(layers.norm, config.layer_norm_eps), per_example=per_example)
 
 
 FAMILY = Family(

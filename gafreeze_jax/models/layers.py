@@ -112,6 +112,11 @@ class Dense(nn.Module):
         return y + bias[None].astype(y.dtype)
 
 
+def dense(features: int, config: Any, dtype: Any, name: str, use_bias: bool = True) -> Dense:
+    """A dense layer whose kernel starts as a family's config says."""
+    return Dense(features, dtype, config.initializer_range, use_bias, name=name)
+
+
 class TokenHead(nn.Module):
     """A class for each token: [N, D] -> logits [N, C] float32.
 

@@ -181,10 +181,6 @@ def _norm(config: LlamaConfig, dtype: Any, name: str = "norm") -> nn.Module:
     return layers.rms_norm(config.rms_norm_eps, dtype, name)
 
 
-def _dense(features: int, config: LlamaConfig, dtype: Any, name: str, use_bias: bool) -> layers.Dense:
-    return layers.Dense(features, dtype, config.initializer_range, use_bias, name=name)
-
-
 class LlamaAttention(nn.Module):
     """Norm, causal self-attention within the texts of a row, residual: [R * S, D] -> [R * S, D], or [B, D] where `last`.
 
@@ -206,7 +202,7 @@ class LlamaAttention(nn.Module):
         h = _norm(cfg, x.dtype)(x)
 
         def make(name: str, num_heads: int, h: Array) -> Array:
-            made = _dense(num_heads * width, cfg, self.dtype, name, cfg.biases["in"])(h)
+            made = layers.dense(num_heads * width, cfg, self.dtype, name, cfg.biases["in"])(h)
             return made.reshape(len(h), num_heads, width)
 
         def turn(name: str, h: Array, places: Array) -> Array:
@@ -223,7 +219,7 @@ class LlamaAttention(nn.Module):
             num_heads=cfg.num_attention_heads, scale=width**-0.5, causal=True, reach=self.reach,
             dropout_rate=cfg.attention_dropout, frozen=frozen,
         )  # fmt: skip
-        return x + _dense(cfg.hidden_size, cfg, self.dtype, "out", cfg.biases["out"])(mixed)
+        return x + layers.dense(cfg.hidden_size, cfg, self.dtype, "out", cfg.biases["out"])(mixed)
 
 
 class LlamaMLP(nn.Module):
@@ -236,16 +232,8 @@ class LlamaMLP(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg, bias = self.config, self.config.biases["mlp"]
         h = _norm(cfg, x.dtype)(x)
-        gate, up = (_dense(cfg.intermediate_size, cfg, self.dtype, name, bias)(h) for name in ("gate", "up"))
-        return x + _dense(cfg.hidden_size, cfg, self.dtype, "down", bias)(layers.activate(cfg.hidden_act, gate) * up)
-
-
-class LlamaFinalNorm(nn.Module):
-    config: LlamaConfig
-
-    @nn.compact
-    def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        return _norm(self.config, x.dtype)(x)
+        gate, up = (layers.dense(cfg.intermediate_size, cfg, self.dtype, name, bias)(h) for name in ("gate", "up"))
+        return x + layers.dense(cfg.hidden_size, cfg, self.dtype, "down", bias)(layers.activate(cfg.hidden_act, gate) * up)
 
 
 def blocks(config: LlamaConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
@@ -255,7 +243,7 @@ def blocks(config: LlamaConfig, dtype: Any, per_example: bool) -> Iterator[Part]
         last = per_example and i == config.num_hidden_layers - 1
         attention = LlamaAttention(config, frequencies, config.reach(i), dtype, last)
         yield Part(f"block_{i}", {"attention": attention, "mlp": LlamaMLP(config, dtype)}, per_example=last)
-    yield Part("final_norm", LlamaFinalNorm(config), per_example=per_example)
+    yield Part("final_norm", decoders.FinalNorm(layers.rms_norm, config.rms_norm_eps), per_example=per_example)
 
 
 def family(model_type: str, title: str, stem: str, config: type) -> Family:

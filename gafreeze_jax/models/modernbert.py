@@ -149,7 +149,7 @@ class ModernBertAttention(nn.Module):
         cfg = self.config
         at = context["firsts"] if self.last else None  # [B], index into R * S
         h = x if self.first else _norm(cfg, x.dtype)(x)
-        qkv = layers.Dense(3 * cfg.hidden_size, self.dtype, cfg.initializer_range, cfg.attention_bias, name="qkv")(h)
+        qkv = layers.dense(3 * cfg.hidden_size, cfg, self.dtype, "qkv", cfg.attention_bias)(h)
         query, key, value = (part.reshape(len(part), -1, cfg.head_width) for part in jnp.split(qkv, 3, axis=-1))
         places, frequencies = rotary.positions(context["segments"]), np.array(self.frequencies, np.float32)
         key = rotary.rotate(key, places, frequencies)
@@ -175,7 +175,7 @@ class ModernBertMLP(nn.Module):
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
         cfg = self.config
         h = _norm(cfg, x.dtype)(x)
-        h = layers.Dense(2 * cfg.intermediate_size, self.dtype, cfg.initializer_range, cfg.mlp_bias, name="up")(h)
+        h = layers.dense(2 * cfg.intermediate_size, cfg, self.dtype, "up", cfg.mlp_bias)(h)
         h, gate = jnp.split(h, 2, axis=-1)
         h = layers.dropout(self, layers.activate(cfg.hidden_activation, h) * gate, cfg.mlp_dropout, frozen)
         return x + layers.Dense(cfg.hidden_size, self.dtype, _residual_stddev(cfg), cfg.mlp_bias, name="down")(h)
@@ -211,7 +211,7 @@ class ModernBertHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any = False) -> Array:
         cfg = self.config
-        h = layers.Dense(cfg.hidden_size, jnp.float32, cfg.initializer_range, cfg.classifier_bias, name="dense")(x)
+        h = layers.dense(cfg.hidden_size, cfg, jnp.float32, "dense", cfg.classifier_bias)(x)
         h = _norm(cfg, jnp.float32)(layers.ACTIVATIONS[cfg.classifier_activation](h))
         h = layers.dropout(self, h, cfg.classifier_dropout, frozen)
         return layers.Dense(self.num_classes, jnp.float32, cfg.hidden_size**-0.5, name="classifier")(h)

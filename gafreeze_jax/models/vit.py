@@ -169,8 +169,9 @@ def resized(positions: Array, shape: list[int], antialiases: bool) -> Array:
     return jnp.einsum("ri,cj,ijd->rcd", rows, columns, positions)
 
 
-def cubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """Shares that `old` places have in `new` ones, [new, old] float32; Keys' kernel (1981) with PyTorch's number."""
+def cubic_weights(old: int, new: int) -> np.ndarray:
+    """Shares that `old` places have in `new` ones, [new, old] float32; by Keys' kernel (1981)."""
+    a = -0.75  # PyTorch's
     centers = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old), np.float32)
     for offset in (-1, 0, 1, 2):
@@ -191,10 +192,6 @@ def _add(module: nn.Module, x: Array, rows: Array, frozen: Any) -> Array:
     return x + layers.drop_path(module, rows.reshape(x.shape), cfg.drop_path_rate, frozen)
 
 
-def _dense(features: int, config: Any, dtype: Any, name: str, use_bias: bool = True) -> layers.Dense:
-    return layers.Dense(features, dtype, config.initializer_range, use_bias, name=name)
-
-
 class ViTAttention(nn.Module):
     """Norm, self-attention, residual: [B, N, D] -> [B, N, D], or [B, 1, D], the first token, where `last`."""
 
@@ -208,7 +205,7 @@ class ViTAttention(nn.Module):
         h = layers.norm(cfg.layer_norm_eps, x.dtype, "norm")(x)
 
         def make(name: str, h: Array) -> Array:
-            made = _dense(width, cfg, self.dtype, name, cfg.qkv_bias)(h.reshape(-1, width))
+            made = layers.dense(width, cfg, self.dtype, name, cfg.qkv_bias)(h.reshape(-1, width))
             return made.reshape(batch, -1, cfg.num_attention_heads, width // cfg.num_attention_heads)
 
         key, value = make("key", h), make("value", h)
@@ -217,7 +214,7 @@ class ViTAttention(nn.Module):
             self, make("query", h), key, value, None,
             scale=(width // cfg.num_attention_heads) ** -0.5, dropout_rate=cfg.attention_probs_dropout_prob, frozen=frozen,
         )  # fmt: skip
-        return _add(self, x, _dense(width, cfg, self.dtype, "out")(mixed.reshape(-1, width)), frozen)
+        return _add(self, x, layers.dense(width, cfg, self.dtype, "out")(mixed.reshape(-1, width)), frozen)
 
 
 class ViTMLP(nn.Module):
@@ -231,11 +228,11 @@ class ViTMLP(nn.Module):
         cfg, width = self.config, x.shape[-1]
         h = layers.norm(cfg.layer_norm_eps, x.dtype, "norm")(x).reshape(-1, width)
         if cfg.use_swiglu_ffn:
-            gate, h = jnp.split(_dense(2 * cfg.intermediate_size, cfg, self.dtype, "gated_up")(h), 2, axis=-1)
-            h = _dense(width, cfg, self.dtype, "gated_down")(layers.activate("silu", gate) * h)
+            gate, h = jnp.split(layers.dense(2 * cfg.intermediate_size, cfg, self.dtype, "gated_up")(h), 2, axis=-1)
+            h = layers.dense(width, cfg, self.dtype, "gated_down")(layers.activate("silu", gate) * h)
         else:
-            h = layers.activate(cfg.hidden_act, _dense(cfg.intermediate_size, cfg, self.dtype, "up")(h))
-            h = _dense(width, cfg, self.dtype, "down")(h)
+            h = layers.activate(cfg.hidden_act, layers.dense(cfg.intermediate_size, cfg, self.dtype, "up")(h))
+            h = layers.dense(width, cfg, self.dtype, "down")(h)
         return _add(self, x, h, frozen)
 
 
