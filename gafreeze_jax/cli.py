@@ -1,4 +1,4 @@
-"""What is done with runs afterwards: `python -m gafreeze_jax report RUN` or `gafreeze report RUN`."""
+"""Commands for runs: `gafreeze report RUN` or `python -m gafreeze_jax report RUN`."""
 
 import contextlib
 import csv
@@ -114,7 +114,7 @@ class Changes:
 def apply(
     run: Positional[Path], /, changes: OmitArgPrefixes[Changes], seeds: int | None = None, out: Path | None = None
 ) -> None:
-    """Fine-tunes with the mask that a run has found on other data, beside training everything at several learning rates.
+    """Fine-tunes on other data with the mask that a run has found, beside training everything at several learning rates.
 
     Says in one sentence whether the mask transfers, and leaves the same files as a run.
 

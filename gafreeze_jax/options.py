@@ -73,15 +73,16 @@ class Options:
     """Search for at most the training steps of this many full evaluations. The masks that every search evaluates, such as all
     prefix masks, are evaluated in any case."""
     max_minutes: float | None = None
-    """Begin no generation after this many minutes of evaluations, and those of the masks that every search evaluates."""
+    """Begin no further generation after this many minutes of evaluations, once the masks that every search evaluates are
+    done."""
     patience: int | None = None
     """Stop after this many generations without a fitter mask, when the masks that every search evaluates are done."""
     finalist_seeds: int = 5
-    """Fresh seeds with which the most promising masks and the baselines are trained at the end. Those that are clearly worse on
-    the validation split after two of them drop out."""
+    """Fresh seeds with which the most promising masks and the baselines are trained at the end. After two of them, those that
+    are clearly worse on the validation split drop out."""
     baselines: Literal["default", "all"] = "default"
-    """default: those that say whether the search was worth it. all: also random masks, searched for with as many training
-    steps, the best third, gradual unfreezing, auto-RGN, layer-wise decay of the learning rate, linear probing followed by
+    """default: those that say whether the search was worth it. all: also random masks, with as many training steps as the
+    search, the best third, gradual unfreezing, auto-RGN, layer-wise decay of the learning rate, linear probing followed by
     fine-tuning, greedy selection, and layers chosen by signal-to-noise ratio or by gradients."""
     mask: str | Path | None = None
     """A mask.json, such as a run's: instead of searching, train with this mask, and everything at the full rate, half and a

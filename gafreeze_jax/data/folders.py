@@ -13,7 +13,7 @@ EXPECTED = "class folders with images, or such folders under train, validation a
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file, or a link whose end is gone, is called as images are."""
+    """Whether a file, or a broken link, has the name of an image."""
     return path.suffix.lower() in SUFFIXES and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
@@ -96,7 +96,7 @@ def _unwrap(folder: Path) -> Path:
 
 
 def _are_splits(folders: dict[str, Path], named: dict[str, list[str]]) -> bool:
-    """Whether folders are called like splits, and are no classes that happen to be."""
+    """Whether folders with names of splits are splits, rather than classes of such names."""
     names = [name for names in named.values() for name in names]
     have_classes = any(len(_folders(_unwrap(folders[name]))) > 1 for name in names)
     return have_classes or (bool(names) and len(names) == len(folders))

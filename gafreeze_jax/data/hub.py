@@ -58,7 +58,7 @@ def find_splits(source: str) -> dict[str, list[Path]]:
 
 
 def check_network() -> None:
-    """Raises an OSError if the hub cannot be reached, or must not be."""
+    """Raises an OSError if the hub cannot be reached, or offline mode is on."""
     endpoint = os.environ.get("HF_ENDPOINT", f"https://{HUB}").split("//")[-1].split("/")[0]
     host, _, port = endpoint.partition(":")
     try:

@@ -79,7 +79,7 @@ class ImageData(NamedTuple):
 
     Attributes:
       label_names: the C classes or labels; of numbers, the name of their column.
-      notes: what was decided on the way and should be told (splits cut, files left out), a sentence each.
+      notes: what was decided on the way and is reported (splits cut, files left out), a sentence each.
       test_files: names of the test images, if they come from files.
       kind: what the labels are.
     """
@@ -156,7 +156,7 @@ class UnlabelledImages(NamedTuple):
     Attributes:
       images: [N, size, size, channels] uint8.
       columns: what tells them apart, {title: [N]}: "file", or for an array "row", their numbers in it, from 1.
-      notes: what was decided on the way and should be told, a sentence each.
+      notes: what was decided on the way and is reported, a sentence each.
     """
 
     images: np.ndarray

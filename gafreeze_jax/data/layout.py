@@ -1,6 +1,6 @@
 """Which files of a folder are which split: a file for each, its shards, or all that lies in a folder of its name.
 
-Data sets on the Hugging Face hub are laid out so: train-00000-of-00002.parquet, maybe in data/, or train/0000.parquet.
+Data sets on the Hugging Face hub have train-00000-of-00002.parquet, maybe in data/, or train/0000.parquet.
 """
 
 import re

@@ -20,7 +20,7 @@ class Corpus(NamedTuple):
     """Three texts.
 
     Attributes:
-      notes: what was decided on the way and should be told, a sentence each.
+      notes: what was decided on the way and is reported, a sentence each.
     """
 
     train: str

@@ -14,7 +14,7 @@ EXPECTED = "metadata.csv with columns file_name and label, beside the images"
 
 
 def find_tables(path: Path) -> dict[str, Path]:
-    """The table of a folder, as that of "train", or those of its folders that are called like splits; {} if there are none."""
+    """The table of a folder, as that of "train", or those of its folders with names of splits; {} if there are none."""
     if (table := _table(path)) is not None:
         return {"train": table}
     by_folder = {entry.name: table for entry in folders.visible(path) if entry.is_dir() and (table := _table(entry))}

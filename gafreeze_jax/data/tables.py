@@ -50,7 +50,7 @@ def left_out(where: str, places: list[str], why: str) -> list[str]:
 
 
 def named_column(where: str, columns: Sequence[str], name: str, option: str) -> str:
-    """The column that is called so, or else so in lower case."""
+    """The column of that name, or else the one that differs only in case."""
     column = name if name in columns else by_lower(columns).get(name.lower())
     if column is None:
         raise ValueError(f"{where}: no column {name!r}; the columns are {listed(columns)}; choose by {option}")
@@ -196,7 +196,7 @@ def _plain(name: str) -> str:
 def _recognize(text: str, usual: Dialect) -> Parsed:
     """Parses a table in its dialect: the usual one, if all rows have as many fields as the header then, or another.
 
-    Only separators in the header come into question. If no dialect fits, the one in which the most rows can be read counts.
+    Only separators that the header contains are tried. If no dialect fits, the one that reads the most rows is returned.
     """
     first = 1
     if directive := SEPARATOR_LINE.match(text):

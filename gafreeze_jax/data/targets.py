@@ -38,7 +38,7 @@ Texts = tuple[str, ...]
 
 
 class Targets(NamedTuple):
-    """Texts or images of three splits and what is to be told of them.
+    """Texts or images of three splits, and what a model learns to predict of them.
 
     Attributes:
       examples: {split: N texts or images}; for tags, the words of each text.
@@ -68,7 +68,7 @@ def recognise(rows: Rows[Any], column: str) -> Kind:
 
 
 def find_label_column(where: str, columns: Sequence[str], label_column: str | None) -> str:
-    """The column that is asked for, or the first that is called as labels are."""
+    """The column that is asked for, or the first with a usual name for labels."""
     if label_column is not None:
         return tables.named_column(where, columns, label_column, "--label-column")
     by_lower = tables.by_lower(columns)

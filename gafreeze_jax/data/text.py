@@ -53,7 +53,7 @@ class TextData(NamedTuple):
 
     Attributes:
       label_names: the C classes, labels or tags; of numbers, the name of their column.
-      notes: what was decided on the way and should be told (splits cut, rows left out), a sentence each.
+      notes: what was decided on the way and is reported (splits cut, rows left out), a sentence each.
       text_columns: of the training texts; none of the embedded reviews.
       kind: what the labels are.
     """
@@ -147,7 +147,7 @@ class UnlabelledTexts(NamedTuple):
     Attributes:
       texts: N tuples of one text, or two for sentence pairs.
       columns: what tells them apart, {title: [N]}: "row", their numbers in the file, from 1, and the text columns.
-      notes: what was decided on the way and should be told, a sentence each.
+      notes: what was decided on the way and is reported, a sentence each.
     """
 
     texts: list[tuple[str, ...]]

@@ -103,7 +103,7 @@ class Population:
         `remat`.
 
         Args:
-          until: the step to stop after, from where `resume` goes on; None = all steps of the replicate.
+          until: the step to stop after, where `resume` continues; None = all steps of the replicate.
 
         Raises:
           MemoryError: if a single member does not fit, not even with its blocks computed again in the backward pass.
@@ -111,9 +111,9 @@ class Population:
         return itertools.chain.from_iterable(self.advance(untrained(genomes), replicate, until))
 
     def resume(self, members: Sequence[Member], replicate: Replicate, until: int | None = None) -> Iterator[Member]:
-        """Goes on with members that `evaluate` or `resume` stopped after the same step of the same replicate; see there.
+        """Trains members further that `evaluate` or `resume` stopped after the same step of the same replicate; see there.
 
-        A member ends as if it had not been stopped. A member that was given another genome, or rates, goes on with these:
+        A member ends as if it had not been stopped. A member that was given another genome, or rates, continues with these:
         blocks that it did not train before start as they were pretrained.
 
         Raises:
@@ -128,7 +128,7 @@ class Population:
         return other
 
     def begin(self, replicate: Replicate) -> Member:
-        """A member that trains everything, before its first step; `resume` goes on with it."""
+        """A member that trains everything, before its first step; `resume` trains it."""
         (member,) = untrained([self.space.all_trained])
         params, state = self.trainer.start(self._alone(member), replicate)
         return member._replace(params=params, state=state)
@@ -234,4 +234,4 @@ class Population:
         else:
             self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
         again = ", computing blocks again in the backward pass" if self.plan.remat else ""
-        warnings.warn(f"Out of memory: going on with {self.plan.members} members at a time{again}", stacklevel=3)
+        warnings.warn(f"Out of memory: continuing with {self.plan.members} members at a time{again}", stacklevel=3)

@@ -1,7 +1,7 @@
 """Several processes find each other before JAX joins them.
 
 JAX's own wait cannot be interrupted, and ends the process with a stack trace of XLA's when it takes too long or the port is
-taken (jax 0.10.2). So process 0 listens at the coordinator's port first, until all others have said who they are.
+taken (jax 0.10.2). So process 0 listens at the coordinator's port first, until all others have connected.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def wait_for_all(coordinator: str, num_processes: int, process_id: int, timeout:
 
 
 def _receive(port: int, num: int, deadline: float) -> str:
-    """Process 0: waits for the others, and lets them go on; which are missing, in words."""
+    """Process 0: waits for the others, then lets all continue; returns in words which are missing."""
     there: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(port))
@@ -83,7 +83,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _read_greeting(connection: socket.socket, num: int) -> int:
-    """Which process has come; it is told if it expects another number of processes."""
+    """The index of a process that connected; one that expects another number of processes is refused."""
     connection.settimeout(ATTEMPT_SECONDS)
     words = connection.recv(100).decode().removeprefix(HELLO).split()
     process_id, theirs = map(int, words)
@@ -94,7 +94,7 @@ def _read_greeting(connection: socket.socket, num: int) -> int:
 
 
 def _report(address: tuple[str, int], num: int, process_id: int, deadline: float) -> str:
-    """Another process: says who it is, and waits until it may go on; what was missing, in words."""
+    """Another process: sends its index, and waits until it may continue; returns in words what was missing."""
     missing = ""
     while (left := deadline - time.monotonic()) > 0:
         try:

@@ -20,7 +20,7 @@ class Metric(NamedTuple):
     """A number for what a network does on a split.
 
     Attributes:
-      name: as people know it, such as "accuracy"; also in file keys, with spaces as underscores.
+      name: for people, such as "accuracy"; also in file keys, with spaces as underscores.
       per_example: `per_example(outputs, targets) -> values` [B] for outputs and targets with B rows, or [K, B]: K numbers for
         each example, such as the predicted class and the right one. Runs under `jax.jit`.
       reduce: from the values [..., E] or [..., K, E] of E examples to the metric [...].
@@ -69,7 +69,7 @@ class Metric(NamedTuple):
         return score if self.higher_is_better else -score
 
     def facts(self) -> dict[str, Any]:
-        """What files say of it."""
+        """Its description in files."""
         return {"name": self.name, "higher_is_better": self.higher_is_better, "is_share": self.is_share}
 
 

@@ -81,7 +81,7 @@ def find(tags: tuple[str, ...], places: np.ndarray, sentences: np.ndarray) -> En
     """
     scheme = _scheme(tags)
     kind = scheme.kind[places]
-    same = np.zeros(len(places), bool)  # whether a word goes on with the entity of the one before
+    same = np.zeros(len(places), bool)  # whether a word continues the entity of the one before
     same[1:] = (sentences[1:] == sentences[:-1]) & (kind[1:] == kind[:-1])
     same[1:] &= ~scheme.begins[places[1:]] & ~scheme.ends[places[:-1]]
     first = (kind > 0) & ~same

@@ -154,7 +154,7 @@ def write(folder: Path, source: Path, **changes: Any) -> None:
 
 
 def labels(names: Sequence[str], problem_type: str | None) -> dict[str, Any]:
-    """Entries of a classifier's config, for `write`; `problem_type` tells transformers the loss of a text's labels."""
+    """Entries of a classifier's config, for `write`; `problem_type` is transformers' name for the task."""
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

@@ -134,7 +134,7 @@ class Checkpoint:
       path: of the folder or file.
       model: without a number of classes.
       tensors: by their names in the layout's table; `carried` are no parameters.
-      label_names: of the classes that its classifier tells; () if they are not known.
+      label_names: of its classifier's classes; () if they are not known.
     """
 
     path: Path
@@ -144,7 +144,7 @@ class Checkpoint:
     label_names: tuple[str, ...] = ()
 
     def num_classes(self, head: str = "classify") -> int | None:
-        """That its classifier tells; None if it has none of this kind, not all of one, or parts that only others have."""
+        """Of its classifier; None if it has none of this kind, only parts of one, or parts of another."""
         kind, table = self.model.family.heads.get(head), self.model.family.layout.table
         if kind is None:
             return None

@@ -1,6 +1,6 @@
 """Vision transformers: ViT (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), which has one more token.
 
-What they share with DINOv2 stands here, too. Where a classifier reads one token alone, the last layer is computed for it alone.
+DINOv2 shares much of this file. Where a classifier reads one token alone, the last layer is computed for it alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a person sees of a run, live and afterwards."""
+"""Shows a run, live and afterwards."""
 
 from gafreeze_jax.extras import find, needs
 

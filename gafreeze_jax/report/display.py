@@ -1,4 +1,4 @@
-"""What a person sees of a search while it runs: lines, on a terminal a live view below them, and TensorBoard's event files."""
+"""The output of a running search: lines, below them a live view on a terminal, and TensorBoard's event files."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ from gafreeze_jax.search.history import Evaluation
 from gafreeze_jax.search.loop import Generation
 from gafreeze_jax.space import Genome, Space
 
-LEVELS, ASCII_LEVELS = "▁▂▃▄▅▆▇█", "0123456789"  # from no one who freezes a layer to all
+LEVELS, ASCII_LEVELS = "▁▂▃▄▅▆▇█", "0123456789"  # from no member that freezes a layer to all of them
 TRAINED, FROZEN = (120, 120, 120), (86, 180, 233)  # grey, and Okabe & Ito's sky blue
 PRIOR = 0.1  # of a phase's steps, that its speed so far is outweighed by that of earlier phases
-COMPILING, COMPILED = "/jax/core/compile/", "/jax/core/compile/backend_compile_duration"  # JAX's names of events
+COMPILING, COMPILED = "/jax/core/compile/", "/jax/core/compile/backend_compile_duration"  # events of JAX
 
 
 class Progress:
-    """How far a run is, in steps, and how long it still takes. It consists of phases.
+    """The progress of a run through its phases, in steps, and the time left.
 
     Attributes:
       doing: what this phase does.
@@ -47,7 +47,7 @@ class Progress:
         self._paused = self._start  # when the last pause ended
 
     def expect(self, steps: Mapping[str, float]) -> None:
-        """Says how many steps this phase and later ones take in all, about; what was said of others stands."""
+        """Estimates the steps of this phase and of later ones; estimates of other phases stay."""
         self._expected |= steps
 
     def begin(self, doing: str, *, training: bool = True) -> None:
@@ -69,18 +69,18 @@ class Progress:
         self._worked += num
 
     def skip(self, num: float) -> None:
-        """Counts steps of this phase that need not be done, as their outcome is known."""
+        """Counts steps of this phase that are skipped, as their outcome is known."""
         self.done += num
 
     def pause(self, seconds: float) -> None:
-        """Leaves out the last seconds, as time spent compiling says nothing about steps; pauses may overlap."""
+        """Leaves the last seconds out of the speed, as when programs were compiled; pauses may overlap."""
         now = time.perf_counter()
         self._start += now - max(now - seconds, self._paused)
         self._paused = now
 
     @property
     def expected(self) -> float:
-        """Steps of this phase; 0 if nobody knows."""
+        """Steps of this phase; 0 if unknown."""
         return self._expected.get(self.doing, 0.0)
 
     @property
@@ -95,7 +95,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """This phase goes on as it went, the more of it is done, and later ones as all so far."""
+        """By the speed of this phase, the more of it is done, and for later ones by that of all so far."""
         steps, seconds = self._so_far()
         if not steps:
             return None
@@ -114,10 +114,10 @@ class Progress:
 
 
 class Display:
-    """Shows how a search goes. A context manager.
+    """Shows the progress of a search. A context manager.
 
-    The two lines of each generation are always printed. The live view has how far the run is, and a row for each generation
-    with the share of the population that freezes each gene.
+    The two lines of each generation are always printed. The live view shows the progress, and in a row for each generation
+    the share of the population that freezes each gene.
 
     Args:
       space: of the genomes; needed where there are evaluations.
@@ -128,7 +128,7 @@ class Display:
       console: where it is shown; default: stdout.
 
     Attributes:
-      progress: how far the run is; to be told.
+      progress: of the run; callers report its steps.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Display:
             with needs("tensorboard"):
                 from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(str(tensorboard), purge_step=0)  # a run that goes on says all again
+            self._events = SummaryWriter(str(tensorboard), purge_step=0)  # a resumed run writes all of them again
 
     def __enter__(self) -> "Display":
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
@@ -285,7 +285,7 @@ def heat_map(
 
     Args:
       width: of a row, at most.
-      levels: characters from no one to all.
+      levels: characters for shares from 0 to 1.
     """
     margin = " gen   best   mean  "
     parts = np.array_split(np.arange(len(genes)), max(1, min(len(genes), width - len(margin))))

@@ -1,4 +1,4 @@
-"""How a metric is written for people, from what a run's files say of it."""
+"""Formats a metric, as a run's files describe it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

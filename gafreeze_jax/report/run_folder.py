@@ -32,7 +32,7 @@ from gafreeze_jax.space import Genome, Space, as_genome
 
 
 class RecordedGeneration(NamedTuple):
-    """A generation, as far as the evaluations tell it.
+    """A generation, as its evaluations record it.
 
     Attributes:
       number: from 1.
@@ -52,7 +52,7 @@ class Spent(NamedTuple):
 
     Attributes:
       in_full: every mask to the end, nothing frozen, nothing kept.
-      early_stopping, freezing, keeping: what they spared of it.
+      early_stopping, freezing, keeping: what each of them saved.
     """
 
     in_full: float
@@ -212,7 +212,7 @@ class RunFolder:
 
     @property
     def trace(self) -> tuple[list[float], list[float]]:
-        """How the search went on: training steps done, in full evaluations, and the best score of a mask trained in full."""
+        """The course of the search: training steps done, in full evaluations, and the best score of a mask trained in full."""
         reached: dict[Genome, int] = {}
         done, best, steps = [], [], 0
         for row in self.rows:
@@ -271,7 +271,7 @@ class RunFolder:
 
     @cached_property
     def spent(self) -> Spent | None:
-        """FLOPs of all training in `evaluations.csv`, if they were counted; with traced masks nothing is spared by them."""
+        """FLOPs of all training in `evaluations.csv`, if they were counted; traced masks save none."""
         if self.flops is None:
             return None
         full = self.flops.from_scratch(np.zeros(len(self.genes), bool))

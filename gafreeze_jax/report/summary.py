@@ -1,4 +1,4 @@
-"""What a person sees of a finished run in the terminal."""
+"""The summary of a finished run in the terminal."""
 
 import os
 import sys

@@ -34,19 +34,19 @@ from gafreeze_jax.tasks.base import Problem, Setup
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_on: str | None = None) -> None:
+def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, resume_by: str | None = None) -> None:
     """Runs an experiment; a wrong option ends it in one line before it starts.
 
     Args:
       kind: of experiment; the name of its folder under runs/ begins with it.
       prepare: loads network and data; raises ValueError or OSError if an option is wrong.
-      go_on: the command that goes on with an interrupted run, up to the run's folder.
+      resume_by: the command that resumes an interrupted run, up to the run's folder.
     """
     start = time.perf_counter()
     process.keep_memory()
     path = None
-    go_on = go_on or f"python {sys.argv[0]} --resume"
-    with stoppable(lambda: f"To resume: {go_on} {path}" if path else "Nothing was done yet."):
+    resume_by = resume_by or f"python {sys.argv[0]} --resume"
+    with stoppable(lambda: f"To resume: {resume_by} {path}" if path else "Nothing was done yet."):
         try:
             devices.join(options.coordinator, options.num_processes, options.process_id, timeout=options.process_timeout)
             options, path, finished = choose_folder(kind, with_absolute_paths(options))
@@ -62,13 +62,13 @@ def main(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, go_
             begun.run_dir.discard()
             sys.exit(summary.fail(error))
         except OSError as error:
-            devices.leave(summary.fail(OSError(f"{error}. What was done is kept; to resume: {go_on} {path}")))
+            devices.leave(summary.fail(OSError(f"{error}. What was done is kept; to resume: {resume_by} {path}")))
         if entries is not None:
             summary.print_summary(entries, path, quiet=options.quiet)
 
 
 def carry_out(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT) -> Path:
-    """`main` for a caller that goes on: errors are raised, also if the folder holds a run of another model or other data.
+    """`main` for use in a program: errors are raised, also if the folder holds a run of another model or other data.
 
     Returns the run's folder; a finished run is left as it is.
     """

@@ -42,7 +42,7 @@ class MaskCosts:
 
 
 def pareto_fitness(ledger: Ledger, mask_costs: MaskCosts, genome: Genome) -> tuple[float, float, float]:
-    """What NSGA-II is told of a genome: its score, or NaN, which is worst, if it diverged; and its costs, negative."""
+    """The objectives of a genome for NSGA-II: its score, or NaN, which is worst, if it diverged; and its costs, negative."""
     score = ledger.fitness(genome)[1]
     return score if math.isfinite(score) else math.nan, -mask_costs.share(genome), -mask_costs.optimizer_bytes(genome)
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: lines, and how many steps its phases take. Nothing here decides anything."""
+"""What a run prints, and how many steps its phases take. Nothing here decides anything."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ TEST = "scoring the test examples"
 
 
 class Narrator:
-    """Tells a display what a run does.
+    """Passes the progress of a run to a display.
 
     Args:
       comparing: whether random masks are to come.

@@ -1,4 +1,4 @@
-"""What a person should know about a run: what the majority class reaches, and when a search could not tell masks apart."""
+"""What a reader should know about a run: what the majority class reaches, and when a search could not tell masks apart."""
 
 from collections.abc import Sequence
 from typing import Any

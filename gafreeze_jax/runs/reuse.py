@@ -105,7 +105,7 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
             )
         return setup
 
-    main(run.facts["kind"], prepare, options, go_on="the same command with --out")
+    main(run.facts["kind"], prepare, options, resume_by="the same command with --out")
 
 
 def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, Any]:

@@ -1,4 +1,4 @@
-"""The folder of a run while it is written, and how an interrupted run goes on.
+"""The folder of a run while it is written, and how an interrupted run is resumed.
 
 A search has no state but its evaluations: it is deterministic, so an interrupted run is replayed from its recorded evaluations.
 Every file is written whole or not at all. `report.folder_format` says which files there are.
@@ -32,7 +32,7 @@ OptionsT = TypeVar("OptionsT", bound=Any)
 
 
 class RunDir:
-    """The folder of a run that goes on; in memory only, unless it comes from `open`. `report.RunFolder` is one that is read.
+    """The folder that a run writes; in memory only, unless it comes from `open`. `report.RunFolder` reads one.
 
     Of several processes, the first one writes.
 

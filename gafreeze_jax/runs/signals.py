@@ -19,18 +19,18 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+def stoppable(how_to_resume: Callable[[], str]) -> Iterator[None]:
     """Ends the program at Ctrl-C or SIGTERM once the current write is complete, with exit code 130 or 143.
 
     Args:
-      how_to_go_on: the text to print then.
+      how_to_resume: the text to print then.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # only there can signals be handled
     with _raising_stopped() if in_main_thread else contextlib.nullcontext():
         try:
             yield
         except _Stopped as stopped:
-            print(f"\nStopped. {how_to_go_on()}", file=sys.stderr)
+            print(f"\nStopped. {how_to_resume()}", file=sys.stderr)
             devices.leave(128 + stopped.args[0])
 
 

@@ -14,7 +14,7 @@ class StepFlops(NamedTuple):
     Attributes:
       above: [G + 1], by the index of the lowest trained block: of a step from cached activations that
         trains all blocks from there up.
-      spared: [G], saved by freezing a block above the lowest trained one.
+      spared: [G], FLOPs saved by freezing a block above the lowest trained one.
       kept: [G], saved by caching the activations of a frozen block below it; 0 where they are computed again all the same.
     """
 

@@ -155,7 +155,7 @@ def _are_levels(space: Space, genomes: Any) -> bool:
 
 
 def make_random(space: Space, population_size: int) -> GA[State]:
-    """Random search as a GA: all genomes are equally likely, whatever has been told."""
+    """Random search as a GA: all genomes are equally likely, whatever their fitness."""
 
     def init(key: Array) -> State:
         return State(space.draw(key, population_size), jnp.zeros((), jnp.int32))

@@ -122,10 +122,10 @@ def _survive(state: ParetoState, *offspring: Array) -> tuple[Array, ParetoState]
 
 
 def non_dominated_rank(objectives: Array, violation: Array | None = None) -> Array:
-    """The front that each member belongs to: [N] int32, 0 = dominated by no one, 1 = only by front 0, and so on.
+    """The front that each member belongs to: [N] int32, 0 = dominated by none, 1 = only by front 0, and so on.
 
     Deb et al. 2002, section III-A. With violations, section VI: a lower one dominates whatever the objectives are; among
-    equal ones the objectives decide, where the paper lets no one dominate unless both are 0.
+    equal ones the objectives decide, where in the paper neither dominates unless both are 0.
 
     Args:
       objectives: [N, M], higher is better.
@@ -201,7 +201,7 @@ def crowding_distance(objectives: Array, rank: Array) -> Array:
 
 
 def front(objectives: np.ndarray) -> np.ndarray:
-    """Indices of the members [N, M] that no one dominates, best in the first objective first.
+    """Indices of the members [N, M] that none dominates, best in the first objective first.
 
     Of members with equal objectives the first is kept; those with a NaN are left out.
 

@@ -1,4 +1,4 @@
-"""Fresh and kept heads: whether a model goes on with the classes that it knows, and what that makes of a run.
+"""Fresh and kept heads: whether a model continues with the classes that it knows, and what that changes in a run.
 
 A fresh head always trains. A kept one is a gene of its own, the last, which may be frozen; it starts as the checkpoint has it.
 """

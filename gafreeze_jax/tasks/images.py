@@ -51,8 +51,8 @@ class Options(options.Options):
     granularity: base.Granularity = "layer"
     """layer: a gene for every layer; sublayer: in vision transformers, one for its attention and one for its MLP."""
     head: heads.HeadOption = "auto"
-    """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
-    one. auto: keep it if the model knows all classes of the data."""
+    """keep: continue with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a
+    new one. auto: keep it if the model knows all classes of the data."""
     class_weights: ClassWeights = "none"
     """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
     augment: bool = False
@@ -111,7 +111,7 @@ def pretrain(source: str, data: images.ImageData, given: options.Options, folder
 
 
 def _describe(member: Member) -> str:
-    return f"tells {member.score:.1%} of the validation digits"
+    return f"recognises {member.score:.1%} of the validation digits"
 
 
 def prepare(given: Options) -> Setup:

@@ -49,7 +49,7 @@ class Options(options.Options):
     granularity: base.Granularity = "layer"
     """layer: a gene for every block; sublayer: one for its attention and one for its MLP."""
     head: heads.HeadOption = "auto"
-    """To classify; keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name.
+    """To classify; keep: continue with the model's own classifier, which is a gene of its own; classes are matched by name.
     fresh: train a new one. auto: keep it if the model knows all classes of the data."""
     class_weights: ClassWeights = "none"
     """To classify; balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C
@@ -149,7 +149,7 @@ def prepare(given: Options) -> Setup:
 
 def _prepare_language_modelling(given: Options) -> Setup:
     if given.head != "auto":
-        raise ValueError(f"--head {given.head} is for --task classify; a language model goes on with its own output layer")
+        raise ValueError(f"--head {given.head} is for --task classify; a language model keeps its own output layer")
     metric = kinds.choose_metric(given.metric, kinds.OF_NEXT_TOKENS, "the next token")
     corpus = lm.load_corpus(given.data)
     folder = find_model(given)

@@ -41,8 +41,8 @@ class Options(options.Options):
     granularity: base.Granularity = "layer"
     """layer: a gene for every encoder layer; sublayer: one for its attention and one for its MLP."""
     head: heads.HeadOption = "auto"
-    """keep: go on with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a new
-    one. auto: keep it if the model knows all classes of the data."""
+    """keep: continue with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a
+    new one. auto: keep it if the model knows all classes of the data."""
     class_weights: ClassWeights = "none"
     """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
     text_columns: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ def prepare_classification(
       given: options with `max_tokens`, `granularity`, `head`, `metric` and `class_weights`.
       folder: of the model.
       families: that it may belong to.
-      pad: tell PyTorch which token fills up batches, when the model is saved.
+      pad: save which token fills up batches, for PyTorch.
     """
     checkpoint = pretrained.read(folder, families)
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
@@ -142,7 +142,7 @@ def prepare_classification(
 
 
 def _to_save(data: text.TextData, tokenizer: Any, vocabulary: int, texts: Sequence[tokens.Tokens], pad: bool) -> dict[str, Any]:
-    """What a saved model is told beside its parameters."""
+    """What is saved beside the parameters."""
     return {
         "label_names": data.label_names,
         "problem_type": kinds.PROBLEM_TYPES[data.kind],
