@@ -298,7 +298,7 @@ def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalis
         is_needed = finalist.is_ablation or finalist is everything or retraining.is_thorough or not is_known
         return finalist._replace(behind=behind, is_needed=is_needed)
 
-    return list(map(decide, finalists, racing.race([one.members for one in finalists], metric, retraining.rows)))
+    return list(map(decide, finalists, racing.race([finalist.members for finalist in finalists], metric, retraining.rows)))
 
 
 def _trains_everything(finalist: Finalist) -> bool:

@@ -360,7 +360,7 @@ class SearchRun:
             on_race=self.narrator.raced,
         )
         found, others = retrain(retraining, genomes, masks, schedules)
-        return found, [one for one in others if one.is_in], [one for one in others if not one.is_in]
+        return found, [other for other in others if other.is_in], [other for other in others if not other.is_in]
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
         """A function that records finalists in the journal."""

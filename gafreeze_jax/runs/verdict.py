@@ -232,7 +232,7 @@ def _problems(contender: Contender, found: Contender, metric: MetricFormat) -> l
         problems.append("scores must be True and False, or shares from 0 to 1")
     elif not np.isfinite(scores).all():
         problems.append("scores must be finite")
-    genes, expected_genes = (one.genome.partition("@")[0] for one in (contender, found))
+    genes, expected_genes = (finalist.genome.partition("@")[0] for finalist in (contender, found))
     if contender.genome and (len(genes) != len(expected_genes) or not genes.isdecimal()):
         problems.append(f"expected a genome of {len(expected_genes)} digits, got {contender.genome!r}")
     if not 0 <= contender.cost < math.inf:
