@@ -26,7 +26,7 @@ from gafreeze_jax.runs.remarks import remarks_on_search
 from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.search import genetic, nsga2
 from gafreeze_jax.search.halving import Settings
-from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, Ledger
+from gafreeze_jax.search.history import BASELINE, FINAL, RANDOM, SEARCH, Ledger
 from gafreeze_jax.search.loop import Found, Generation, Search, evaluation_of
 from gafreeze_jax.space import Genome, Space, as_genome
 from gafreeze_jax.tasks.base import Keys, Problem
@@ -155,7 +155,7 @@ class SearchRun:
         self.replicate = self.make_replicate(options.seed)
         self.num_steps = self.replicate.num_steps
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
-        self.ledger = Ledger(self.num_steps, run_dir.journal, on_add=narrator.display.evaluation)
+        self.ledger = self._ledger(SEARCH)
         self.genomes_of_baselines = self._genomes_of_baselines()
         seeded = {baseline.name: baseline for baseline in (*BASELINES, *FURTHER, *baselines) if baseline.fits(space)}
         self.initial = seeds_of(space, seeded.values())  # whichever of them are compared
@@ -191,6 +191,9 @@ class SearchRun:
                 baselines=baselines,
                 narrator=Narrator(display),
             )
+
+    def _ledger(self, phase: str) -> Ledger:
+        return Ledger(self.num_steps, self.run_dir.journal, phase=phase, on_add=self.narrator.display.evaluation)
 
     # How much there is to do
 
@@ -283,7 +286,7 @@ class SearchRun:
     def search_random_masks(self) -> tuple[Genome, Mapping[str, int]]:
         """The best of random masks with about as many training steps, and how many were looked up."""
         self.narrator.begin(RANDOM_MASKS, self.ledger.steps_trained)
-        ledger = Ledger(self.num_steps, self.run_dir.journal, RANDOM, self.narrator.display.evaluation)
+        ledger = self._ledger(RANDOM)
         budget = max(1.0, self.spent - NUM_LEADERS * (len(self.space.rates) - 1))  # the rest is for the leaders' other rates
         search = self._make_search(
             ga=genetic.make_random(self.space, self.options.population),
@@ -298,7 +301,7 @@ class SearchRun:
 
     def search_of(self, search: Callable[[Trials], Genome]) -> Genome:
         """The genome that a baseline's own search ends with."""
-        ledger = Ledger(self.num_steps, self.run_dir.journal, BASELINE, self.narrator.display.evaluation)
+        ledger = self._ledger(BASELINE)
         evaluator = JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal)
         fittest = functools.partial(train_and_name_fittest, evaluator, ledger, self.options.seed, self.count_trainable)
         return search(Trials(self.population, self.replicate, fittest))
@@ -364,7 +367,7 @@ class SearchRun:
 
     def _recorder(self) -> Callable[[Sequence[Member], int], None]:
         """A function that records finalists in the journal."""
-        ledger = Ledger(self.num_steps, self.run_dir.journal, FINAL, self.narrator.display.evaluation)
+        ledger = self._ledger(FINAL)
         generation = len(self.narrator.screened)
 
         def record(members: Sequence[Member], seed: int) -> None:

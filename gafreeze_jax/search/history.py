@@ -230,6 +230,7 @@ class Ledger:
         self,
         num_steps: int,
         journal: Journal | None = None,
+        *,
         phase: str = SEARCH,
         on_add: Callable[[str, Evaluation, bool], None] = lambda phase, evaluation, new: None,
     ):

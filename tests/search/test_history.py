@@ -75,7 +75,7 @@ def write_journal(path):
 
 def test_rows_are_written_as_soon_as_they_are_there(tmp_path):
     path = tmp_path / "evaluations.csv"
-    ledger = Ledger(8, Journal(epath.Path(path), SPACE), "random")
+    ledger = Ledger(8, Journal(epath.Path(path), SPACE), phase="random")
     for number, call in enumerate(CALLS, start=1):
         ledger.add(*call)
         assert len(path.read_text().splitlines()) == 1 + sum(map(len, CALLS[:number]))
