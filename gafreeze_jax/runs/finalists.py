@@ -116,6 +116,11 @@ class Result(NamedTuple):
     space: Space
     dropped: Sequence[Finalist] = ()
 
+    @property
+    def members(self) -> list[Member]:
+        """Those of the finalists that have not dropped out."""
+        return [member for finalist in (self.found, *self.baselines) for member in finalist.members]
+
 
 class Retraining:
     """Trains genomes and schedules with fresh seeds, or finds them in a store.

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gafreeze_jax import masking
-from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import Source
 from gafreeze_jax.engine.scoring import Scores, score_each
 from gafreeze_jax.metrics import Metric
@@ -91,9 +90,7 @@ def steps_of_test(held_out: HeldOut, options: Options) -> float:
 
 def _score_members(setup: Setup, test: Source, result: Result, steps: float, display: Display) -> dict[int, Scores]:
     """Scores of all finalists' members on the test split, by the member's id: the found mask may be a baseline, too."""
-    members: dict[int, Member] = {
-        id(member): member for finalist in (result.found, *result.baselines) for member in finalist.members
-    }
+    members = {id(member): member for member in result.members}
     display.progress.begin(TEST, training=False)
     display.progress.expect({TEST: steps * len(members)})
     problem = setup.problem
@@ -114,8 +111,7 @@ def _score_members(setup: Setup, test: Source, result: Result, steps: float, dis
 
 def _settle(metric: Metric, result: Result) -> dict[int, Metric]:
     """The metric for each finalist's members, by the member's id; a threshold is chosen on the validation split."""
-    members = [member for finalist in (result.found, *result.baselines) for member in finalist.members]
-    return {id(member): metric if metric.settle is None else metric.settle(member.values) for member in members}
+    return {id(member): metric if metric.settle is None else metric.settle(member.values) for member in result.members}
 
 
 def _score(
