@@ -143,6 +143,28 @@ def module_head(architecture: str, module: Callable[[Any, int], nn.Module], outp
     return Head(architecture=architecture, make=make, init=init, output=output, per_example=per_example)
 
 
+def linear_head(architecture: str, width: Callable[[Any], int]) -> Head:
+    """A head that is a linear classifier of an example's features [B, D].
+
+    Args:
+      width: `width(config)` is D.
+    """
+
+    def init(key: Array, config: Any, num_classes: int) -> dict:
+        kernel = config.initializer_range * jax.random.normal(key, (width(config), num_classes))
+        return {"kernel": kernel, "bias": jnp.zeros(num_classes)}
+
+    return Head(architecture=architecture, make=_make_linear, init=init, output="head")
+
+
+def _make_linear(config: Any, num_classes: int, dtype: Any) -> Callable[..., Any]:
+    return _linear
+
+
+def _linear(params, x, context, *, frozen, key):
+    return x.astype(jnp.float32) @ params["kernel"] + params["bias"][None]
+
+
 def no_problems(raw: Mapping[str, Any], config: Any) -> Iterable[str]:
     return ()
 

@@ -1,17 +1,16 @@
 """ConvNeXt (Liu et al. 2022): the patches, then one block per layer; a stage's first block also makes the image smaller."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import configs, layers, plain, preprocessing
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models import configs, layers, preprocessing
+from gafreeze_jax.models.base import Family, Layout, Part, linear_head
 from gafreeze_jax.models.checkpoints import OIHW, Table, dense, norm
 from gafreeze_jax.models.convolutions import convolve_depthwise, convolve_patches
 from gafreeze_jax.models.preprocessing import BICUBIC, Preprocessing
@@ -167,14 +166,9 @@ def blocks(config: ConvNextConfig, dtype: Any, per_example: bool) -> Iterator[Pa
     yield Part("final_norm", ConvNextFinalNorm(config))
 
 
-def make_head(config: ConvNextConfig, num_classes: int, dtype: Any) -> Callable:
-    return plain.linear
-
-
-def init_head(key: Array, config: ConvNextConfig, num_classes: int) -> dict:
-    """A fresh classifier."""
-    kernel = config.initializer_range * jax.random.normal(key, (config.hidden_sizes[-1], num_classes))
-    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}
+def _width(config: ConvNextConfig) -> int:
+    """Of what the classifier reads."""
+    return config.hidden_sizes[-1]
 
 
 def default_preprocessing(config: ConvNextConfig) -> Preprocessing:
@@ -189,6 +183,6 @@ FAMILY = Family(
     problems=problems,
     layout=LAYOUT,
     blocks=blocks,
-    heads={"classify": Head(architecture="ConvNextForImageClassification", make=make_head, init=init_head, output="head")},
+    heads={"classify": linear_head("ConvNextForImageClassification", _width)},
     preprocessing=default_preprocessing,
 )

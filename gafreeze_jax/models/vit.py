@@ -3,7 +3,7 @@
 DINOv2 shares much of this file. Where a classifier reads one token alone, the last layer is computed for it alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.extras import needs
-from gafreeze_jax.models import configs, layers, plain, preprocessing
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models import configs, layers, preprocessing
+from gafreeze_jax.models.base import Family, Head, Layout, Part, linear_head
 from gafreeze_jax.models.checkpoints import OIHW, dense, norm
 from gafreeze_jax.models.convolutions import convolve_patches
 from gafreeze_jax.models.preprocessing import BICUBIC, BILINEAR, Preprocessing
@@ -258,23 +258,13 @@ def blocks(config: Any, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("final_norm", ViTFinalNorm(config))
 
 
-def make_head(config: Any, num_classes: int, dtype: Any) -> Callable:
-    return _classify
-
-
-def _classify(params, x, context, *, frozen, key):
-    return plain.linear(params, x.astype(jnp.float32), context, frozen=frozen, key=key)
-
-
-def init_head(key: Array, config: Any, num_classes: int) -> dict:
-    """A fresh classifier."""
-    width = config.hidden_size * (2 if config.averages else 1)
-    kernel = config.initializer_range * jax.random.normal(key, (width, num_classes))
-    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}
+def _width(config: Any) -> int:
+    """Of what the classifier reads."""
+    return config.hidden_size * (2 if config.averages else 1)
 
 
 def classify(architecture: str) -> Head:
-    return Head(architecture=architecture, make=make_head, init=init_head, output="head")
+    return linear_head(architecture, _width)
 
 
 def vit_preprocessing(config: VisionConfig) -> Preprocessing:
