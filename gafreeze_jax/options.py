@@ -175,7 +175,7 @@ def check(options: Options, **smallest: int) -> None:
     if options.quiet and options.verbose:
         raise ValueError("--quiet and --verbose contradict each other: give one of them")
     if options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
+        raise ValueError('--tensorboard needs tensorboardX: pip install "gafreeze_jax[tensorboard]"')
 
 
 def _check_rates(name: str, values: Sequence[float]) -> None:

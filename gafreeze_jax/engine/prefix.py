@@ -1,4 +1,4 @@
-"""Freezing in a training loop of one's own: the frozen bottom of a network is computed once, and never run backwards."""
+"""Freezing in your own training loop: the frozen bottom of a network is computed once, and never run backwards."""
 
 import dataclasses
 import os
@@ -119,7 +119,7 @@ def _allocate(path: Path | None, shape: tuple[int, ...], dtype: Any) -> np.ndarr
 
 
 def frozen_prefix(network: Network, params: Mapping[str, PyTree], mask: Mask) -> FrozenPrefix:
-    """The frozen bottom of a network, for a training loop of one's own; see `value_and_grad`.
+    """The frozen bottom of a network, for your own training loop; see `value_and_grad`.
 
     Args:
       params: of the network, {block name: ..., "head": ...}, such as `from_function.split` gives.
@@ -132,7 +132,7 @@ def frozen_prefix(network: Network, params: Mapping[str, PyTree], mask: Mask) ->
 
 
 def value_and_grad(network: Network, mask: Mask, loss: Loss) -> Callable[..., Gradients]:
-    """Freeze-aware `jax.value_and_grad` of a network, for a training loop of one's own.
+    """Freeze-aware `jax.value_and_grad` of a network, for your own training loop.
 
     Nothing below the lowest trained block is run backwards. What `frozen_prefix` has computed is not run forwards either.
 

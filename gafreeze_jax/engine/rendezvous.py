@@ -79,7 +79,9 @@ def _listen(port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise ValueError(f"--coordinator: port {port} cannot be opened here ({reason}); give all processes another") from None
+        raise ValueError(
+            f"--coordinator: port {port} cannot be opened here ({reason}); give all processes another port"
+        ) from None
 
 
 def _read_greeting(connection: socket.socket, num: int) -> int:

@@ -286,7 +286,7 @@ def test_how_a_run_is_shown_may_change_when_it_goes_on(tmp_path, capsys, monkeyp
     ("options", "message"),
     [
         ({"quiet": True, "verbose": True}, "--quiet and --verbose contradict each other: give one of them"),
-        ({"tensorboard": True}, "--tensorboard needs tensorboardX: pip install tensorboardX"),
+        ({"tensorboard": True}, '--tensorboard needs tensorboardX: pip install "gafreeze_jax[tensorboard]"'),
     ],
 )
 def test_what_cannot_be_shown_is_said_before_the_start(options, message, monkeypatch):
