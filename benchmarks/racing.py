@@ -29,7 +29,7 @@ from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import Metric
 from gafreeze_jax.runs import racing
-from gafreeze_jax.runs.baselines import BASELINES, Baseline, seeds_of
+from gafreeze_jax.runs.baselines import BASELINES, Baseline, initial_genomes
 from gafreeze_jax.runs.finalists import Finalist, candidates, retrain
 from gafreeze_jax.space import Genome, Space, as_genome
 
@@ -135,7 +135,7 @@ def replay(trained: Trained, rng: np.random.Generator) -> dict[bool, tuple[Genom
     space = trained.space
     search_seed, *fresh = rng.permutation(SEEDS).tolist()
     baselines = [baseline for baseline in BASELINES if baseline.genomes is not None and baseline.fits(space)]
-    seen = [*seeds_of(space, baselines).tolist(), *rng.permutation(space.all_genomes())[:SEEN].tolist()]
+    seen = [*initial_genomes(space, baselines).tolist(), *rng.permutation(space.all_genomes())[:SEEN].tolist()]
     leaders = fittest(trained, search_seed, seen)[:NUM_LEADERS]
     groups = {baseline.name: space.at_rates(baseline.genomes(space)) for baseline in baselines if baseline.genomes}
     masks = {name: fittest(trained, search_seed, rows.tolist())[0] for name, rows in groups.items() if len(rows)}

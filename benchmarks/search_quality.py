@@ -64,7 +64,7 @@ from gafreeze_jax.intervals import Interval, difference, interval
 from gafreeze_jax.listing import listed
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import results
-from gafreeze_jax.runs.baselines import BASELINES, FURTHER, seeds_of
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, initial_genomes
 from gafreeze_jax.runs.search_run import NUM_LEADERS
 from gafreeze_jax.search import loop
 from gafreeze_jax.search.genetic import make_ga
@@ -200,7 +200,7 @@ def first_genomes(space: Space, start: str) -> np.ndarray:
     """What is evaluated first, as in `runs.search_run`."""
     if start == "random":
         return space.stack([])
-    return seeds_of(space, [baseline for baseline in SEEDED if start == "baselines" and baseline.fits(space)])
+    return initial_genomes(space, [baseline for baseline in SEEDED if start == "baselines" and baseline.fits(space)])
 
 
 def groups_of(space: Space, start: str) -> dict[str, np.ndarray]:

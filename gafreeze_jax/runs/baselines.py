@@ -44,7 +44,7 @@ class Baseline(NamedTuple):
       name: in tables, such as "train all".
       reference: where it comes from; "" for what needs none.
       genomes: `genomes(space)` returns [N, K]; of several the search names the fittest. None = `schedules` say it all.
-      seeds: `seeds(space)` returns those of its genomes that a search evaluates first. None = all.
+      initial: `initial(space)` returns those of its genomes that a search evaluates first. None = all.
       search: `search(trials)` returns the genome that a search of its own ends with.
       schedules: by the names of their variants; "" where there is one. The best on validation data is compared.
       cost: `cost(space, flops, num_steps, num_epochs)` returns the FLOPs of such a run, where `flops(genome)` are those of
@@ -56,7 +56,7 @@ class Baseline(NamedTuple):
     name: str
     reference: str = ""
     genomes: Callable[[Space], np.ndarray] | None = None
-    seeds: Callable[[Space], np.ndarray] | None = None
+    initial: Callable[[Space], np.ndarray] | None = None
     search: "Callable[[Trials], Genome] | None" = None
     schedules: Mapping[str, Schedule] | None = None
     cost: Callable[[Space, Callable[[Genome], float], int, int], float] | None = None
@@ -103,21 +103,21 @@ def inner_suffixes(space: Space) -> np.ndarray:
     return space.suffixes()[1:-1]
 
 
-def seeded_suffixes(space: Space) -> np.ndarray:
-    """All of them; with a fresh head one, as its best masks are prefixes as a rule."""
+def initial_suffixes(space: Space) -> np.ndarray:
+    """All inner ones; with a fresh head one, as its best masks are prefixes as a rule."""
     return space.thirds()[:1] if space.head == "fresh" else inner_suffixes(space)
 
 
-def seeds_of(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
+def initial_genomes(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
     """Genomes [N, K] that a search evaluates first: everything at all rates, prefix masks and those of baselines at the rates
     in turn, and nothing. Those come first that freeze most of the bottom, as they take the least time.
     """
-    seeds = [(baseline.seeds or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
-    in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *seeds]).tolist())
+    of_baselines = [(baseline.initial or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
+    in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *of_baselines]).tolist())
     everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
-    seeds = space.unique(np.concatenate([nothing, in_turn, everything]).tolist())
-    depths = np.cumprod(space.frozen(seeds), axis=-1).sum(-1)
-    return seeds[np.argsort(-depths, kind="stable")]
+    genomes = space.unique(np.concatenate([nothing, in_turn, everything]).tolist())
+    depths = np.cumprod(space.frozen(genomes), axis=-1).sum(-1)
+    return genomes[np.argsort(-depths, kind="stable")]
 
 
 def ablations(space: Space, genome: Genome) -> dict[str, Genome]:
@@ -324,7 +324,7 @@ BASELINES = (
     HEAD_ONLY,
     Baseline("train nothing", genomes=nothing),
     Baseline("best prefix mask", genomes=inner_prefixes),
-    Baseline("best suffix mask", "Lee et al. 2023, arXiv:2210.11466", genomes=inner_suffixes, seeds=seeded_suffixes),
+    Baseline("best suffix mask", "Lee et al. 2023, arXiv:2210.11466", genomes=inner_suffixes, initial=initial_suffixes),
     *LOWER_RATES,
 )
 FURTHER = (  # with `--baselines all`

@@ -17,7 +17,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options
 from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, seeds_of, train_all_at
+from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, initial_genomes, train_all_at
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, candidates, retrain
 from gafreeze_jax.runs.mask_costs import MaskCosts, find_front, pareto_fitness
@@ -128,7 +128,7 @@ class SearchRun:
 
     Attributes:
       fresh_seeds: for retraining finalists; the search uses none of them.
-      initial: genomes that the search evaluates first, such as prefix masks; see `baselines.seeds_of`.
+      initial: genomes that the search evaluates first, such as prefix masks; see `baselines.initial_genomes`.
       baselines: those that make sense here.
       enumerates: whether all masks are evaluated in place of a search.
       population, choice, costs: set by `populate`.
@@ -157,8 +157,8 @@ class SearchRun:
         self.fresh_seeds = range(options.seed + 1, options.seed + 1 + options.finalist_seeds)
         self.ledger = self._ledger(SEARCH)
         self.genomes_of_baselines = self._genomes_of_baselines()
-        seeded = {baseline.name: baseline for baseline in (*BASELINES, *FURTHER, *baselines) if baseline.fits(space)}
-        self.initial = seeds_of(space, seeded.values())  # whichever of them are compared
+        by_name = {baseline.name: baseline for baseline in (*BASELINES, *FURTHER, *baselines) if baseline.fits(space)}
+        self.initial = initial_genomes(space, by_name.values())  # whichever of them are compared
         self.key, self.key_random = jax.random.split(Keys.of(options.seed).search)
         settings = make_settings(options, self.num_steps)
         in_full = settings._replace(rungs=settings.rungs[-1:])

@@ -161,9 +161,9 @@ class Search(Generic[M]):
             if number > 1 and (why := self._why_stop(number, since_best)):
                 break
             key, key_ask = jax.random.split(key)
-            seeds = self._seeds(number, len(state.population))
-            asked, screened = self._ask_for(number, seeds, key_ask, state, rng)
-            genomes = asked[: self._num_affordable(len(asked), len(seeds))]
+            initial = self._initial_of(number, len(state.population))
+            asked, screened = self._ask_for(number, initial, key_ask, state, rng)
+            genomes = asked[: self._num_affordable(len(asked), len(initial))]
             if not len(genomes):
                 why = "as all allowed masks have been evaluated"
                 break
@@ -186,27 +186,27 @@ class Search(Generic[M]):
 
     # Which genomes
 
-    def _seeds(self, number: int, population_size: int) -> np.ndarray:
+    def _initial_of(self, number: int, population_size: int) -> np.ndarray:
         """The initial genomes [N, K] of a generation."""
         unseen = self.ledger.unseen(self.initial)
         share = math.ceil(len(unseen) / max(1, self.settings.generations - number + 1))
         return unseen[: max(population_size, share)]
 
     def _ask_for(
-        self, number: int, seeds: np.ndarray, key: Array, state: Any, rng: np.random.Generator
+        self, number: int, initial: np.ndarray, key: Array, state: Any, rng: np.random.Generator
     ) -> tuple[np.ndarray, bool]:
-        """Genomes [N, K] of a generation, seeds first, and whether the surrogate picked those that are none."""
+        """Genomes [N, K] of a generation, initial ones first, and whether the surrogate picked the others."""
         population_size = len(state.population)
         if number == 1 and self.settings.enumerates(self.space.num_different, len(self.initial), population_size):
             everything = self._allowed(self.space.unique(self.space.all_genomes()))
             return self.ledger.unseen(np.concatenate([self.initial, everything])), False
-        if len(seeds) >= population_size:
-            return seeds, False
+        if len(initial) >= population_size:
+            return initial, False
         if number == 1:
             others, screened = self._allowed(self.space.unique(np.asarray(self._ask(key, state)))), False
         else:
             others, screened = self._offspring(key, state, rng)
-        return self.ledger.unseen(np.concatenate([seeds, others]))[:population_size], screened
+        return self.ledger.unseen(np.concatenate([initial, others]))[:population_size], screened
 
     def _offspring(self, key: Array, state: Any, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """New genomes [P, K], or all that are left, and whether the surrogate picked them."""
@@ -226,10 +226,10 @@ class Search(Generic[M]):
     def _allowed(self, genomes: np.ndarray) -> np.ndarray:
         return genomes[[self.allowed(as_genome(genome)) for genome in genomes]]
 
-    def _num_affordable(self, num: int, num_seeds: int) -> int:
-        """How many of `num` new genomes the budget allows: the seeds at least, else one."""
+    def _num_affordable(self, num: int, num_initial: int) -> int:
+        """How many of `num` new genomes the budget allows: the initial ones at least, else one."""
         affordable = max(0.0, self._steps_left / self.settings.steps_of_genome)
-        return max(1, num_seeds + int(min(affordable, num - num_seeds)))
+        return max(1, num_initial + int(min(affordable, num - num_initial)))
 
     # Training
 
