@@ -95,20 +95,8 @@ def load_text(
     """
     notes: list[str] = []
     if source == "reviews":
-        from gafreeze_jax.data.reviews import read_reviews
-
         text_columns, label_column = ("text",), "label"
-        reviews = read_reviews().items()
-        records = {split: (source, ((f"review {i}", row) for i, row in enumerate(rows))) for split, rows in reviews}
-    elif source.startswith("tfds:"):
-        from gafreeze_jax.data.tfds import read_tfds
-
-        found = read_tfds(source.removeprefix("tfds:"))
-        wanted = splits.choose_splits(source, list(found))
-        records = {split: (f"{source} ({name})", found[name]) for split, name in wanted.items()}
-    else:
-        paths = hub.find_splits(source) if source.startswith("hub:") else _find_files(Path(source))
-        records = {split: tables.read_shards(of_split, notes) for split, of_split in paths.items()}
+    records = _records_of_splits(source, notes)
     raw, label = _rows_of_splits(records, text_columns, label_column, notes)
     columns = () if source == "reviews" else raw["train"].columns
     kind = kind or ("tags" if _has_words(raw["train"]) else targets.recognise(raw["train"], label))
@@ -182,6 +170,23 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
     columns = dict(zip(titles, zip(*written, strict=True), strict=True))
     notes += left_out(where, empty, "without text")
     return UnlabelledTexts(list(texts.values()), {"row": list(texts), **columns}, tuple(notes))
+
+
+def _records_of_splits(source: str, notes: list[str]) -> dict[str, tuple[str, Iterable[Record]]]:
+    """For each split of a source a name for messages, and the records."""
+    if source == "reviews":
+        from gafreeze_jax.data.reviews import read_reviews
+
+        reviews = read_reviews().items()
+        return {split: (source, ((f"review {i}", row) for i, row in enumerate(rows))) for split, rows in reviews}
+    if source.startswith("tfds:"):
+        from gafreeze_jax.data.tfds import read_tfds
+
+        found = read_tfds(source.removeprefix("tfds:"))
+        wanted = splits.choose_splits(source, list(found))
+        return {split: (f"{source} ({name})", found[name]) for split, name in wanted.items()}
+    paths = hub.find_splits(source) if source.startswith("hub:") else _find_files(Path(source))
+    return {split: tables.read_shards(of_split, notes) for split, of_split in paths.items()}
 
 
 def _find_files(path: Path) -> dict[str, list[Path]]:
