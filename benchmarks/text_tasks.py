@@ -71,7 +71,7 @@ def main(settings: Settings) -> None:
 def train_ours(given: text.Options, data: Any, seed: int) -> float:
     """The test metric of gafreeze_jax's network, everything trained."""
     setup = text.prepare_classification(
-        dataclasses.replace(given, seed=seed), checkpoints.find_model(given.model), data, text.KIND
+        dataclasses.replace(given, seed=seed), checkpoints.find_model(given.model), data, text.FAMILIES
     )
     problem, task = setup.problem, setup.problem.task
     replicate = problem.replicate(seed)
