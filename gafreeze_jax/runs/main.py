@@ -176,6 +176,7 @@ def _facts(kind: str, options: Options, setup: Setup, held_out: HeldOut, space: 
         "options": dataclasses.asdict(options),
         "versions": results.versions(),
         "device": results.device(),
+        "dtype": problem.network.dtype and problem.network.dtype.name,
         **space.facts(),
         "metric": problem.task.metric.facts(),
         "num_steps": problem.replicate(options.seed).num_steps,

@@ -95,8 +95,9 @@ class RunDir:
         if moved := {name: now[name] for name in facts.get("fingerprints", ()) if now.get(name) != before.get(name)}:
             run.add_facts(options=before | moved)
         versions = [f"{name} {old}" for name, old in run.facts["versions"].items() if facts["versions"].get(name) != old]
-        if versions or run.facts["device"] != facts["device"]:
-            before = ", ".join([*versions, run.facts["device"]])
+        dtypes = [run.facts["dtype"]] if "dtype" in run.facts and run.facts["dtype"] != facts["dtype"] else []
+        if versions or dtypes or run.facts["device"] != facts["device"]:
+            before = ", ".join([*versions, *dtypes, run.facts["device"]])
             warnings.warn(f"{path}: was begun with {before}; rounding may be different now", stacklevel=5)
         if num_damaged := run.journal.num_damaged:
             warnings.warn(f"{path / JOURNAL}: {num_damaged} damaged rows; these masks are trained again", stacklevel=5)

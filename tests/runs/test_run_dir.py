@@ -149,6 +149,13 @@ def test_other_versions_are_told(folder):
         RunDir.open(epath.Path(folder), FACTS | {"versions": {"jax": "2"}})
 
 
+def test_another_dtype_is_told(folder):
+    """As by a run that is resumed on another machine."""
+    RunDir.open(epath.Path(folder), FACTS | {"dtype": "bfloat16"})
+    with pytest.warns(UserWarning, match=r"was begun with bfloat16, 1 x cpu; rounding may be different"):
+        RunDir.open(epath.Path(folder), FACTS | {"dtype": "float32"})
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write")
 def test_a_folder_that_cannot_be_written():
     with pytest.raises(ValueError, match=r"--out /proc/run: cannot be written: .*; choose another folder"):
