@@ -94,7 +94,7 @@ class Options:
     seeds: int = 3
     """Seeds of each genome."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations and products. auto: float32 on CPU, else bfloat16."""
+    """Of activations and products. auto: as in the experiments."""
     plan: str = "auto"
     """How members are trained, as in the experiments. auto: 2 at the same time on a CPU, else 64 stacked."""
     tables: Path = TABLES
