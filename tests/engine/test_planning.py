@@ -149,7 +149,7 @@ def test_a_call_that_runs_out_of_memory_is_halved_and_tried_again(monkeypatch):
         return fit(cohort, *arguments, **options)
 
     monkeypatch.setattr(members.trainer, "fit", limited)
-    with pytest.warns(UserWarning, match="going on with 2 members"):
+    with pytest.warns(UserWarning, match="continuing with 2 members"):
         trained = list(members.evaluate(tasks.ALL_MASKS, tasks.make_run(task)))
     assert sorted(tuple(member.genome) for member in trained) == sorted(map(tuple, tasks.ALL_MASKS))
     assert members.plan == Plan(2)
