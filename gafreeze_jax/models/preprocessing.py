@@ -141,10 +141,11 @@ def take_over(source: Path, folder: Path, default: Preprocessing, size: int) -> 
     path = source / checkpoints.PREPROCESSOR_FILE
     if source == folder or not path.exists():
         return
-    if read(source, default).size == size:
+    raw = files.parse_json(path.read_text(encoding="utf-8-sig"))
+    if _size_and_crop(raw, default)[0] == size:
         shutil.copyfile(path, folder / checkpoints.PREPROCESSOR_FILE)
     else:
-        _write(folder, _at_size(files.parse_json(path.read_text(encoding="utf-8-sig")), default, size))
+        _write(folder, _at_size(raw, default, size))
 
 
 def write(folder: Path, wanted: Preprocessing) -> None:

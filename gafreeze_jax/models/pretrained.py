@@ -254,8 +254,11 @@ def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Fa
     return family, config
 
 
-def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
+def read(path: Path, families: Sequence[Family] = FAMILIES, *, image_size: int | None = None) -> Checkpoint:
     """Reads a folder in the Hugging Face layout; with a family that infers configs, also a safetensors file by itself.
+
+    Args:
+      image_size: of the images that the network will get, if not that which it was made for.
 
     Raises:
       ValueError, FileNotFoundError: if it is damaged, or not of a network that these families implement.
@@ -281,7 +284,7 @@ def read(path: Path, families: Sequence[Family] = FAMILIES) -> Checkpoint:
     if layout.tied and layout.tied[1] not in tensors and layout.tied[0] in tensors and _says_tied(config):
         tensors[layout.tied[1]] = tensors.pop(layout.tied[0])
     carried = {name: tensor for name, tensor in tensors.items() if layout.carried and re.fullmatch(layout.carried, name)}
-    images = family.preprocessing and preprocessing.read(path, family.preprocessing(config))
+    images = family.preprocessing and preprocessing.read(path, family.preprocessing(config), image_size)
     return Checkpoint(
         path=path,
         model=Model(family, config, preprocessing=images),

@@ -118,7 +118,7 @@ def prepare(given: Options) -> Setup:
     """Loads model and data."""
     if given.image_size is not None and given.image_size < 1:
         raise ValueError(f"--image-size must be at least 1, got {given.image_size}")
-    checkpoint = read(find_model(given.model, given.data, given.quiet), given.image_size)
+    checkpoint = pretrained.read(find_model(given.model, given.data, given.quiet), FAMILIES, image_size=given.image_size)
     frame = make_frame(checkpoint.model)
     data = images.load_images(
         given.data,
@@ -170,19 +170,10 @@ def prepare(given: Options) -> Setup:
     return head.finish(setup)
 
 
-def read(path: Path, image_size: int | None) -> pretrained.Checkpoint:
-    """A checkpoint of a network for images, which may get images of another size than it was made for."""
-    checkpoint = pretrained.read(path, FAMILIES)
-    model = checkpoint.model
-    assert model.family.preprocessing  # a network for images has it
-    wanted = preprocessing.read(path, model.family.preprocessing(model.config), image_size)
-    return dataclasses.replace(checkpoint, model=dataclasses.replace(model, preprocessing=wanted))
-
-
 def make_frame(model: base.Model) -> images.Frame:
     """The form that images are brought into."""
     wanted = model.pixels
-    assert wanted
+    assert wanted  # a network for images has it
     return images.Frame(wanted.size, len(wanted.mean), wanted.crop, wanted.resample, wanted.squashes)
 
 
@@ -201,7 +192,7 @@ def load_unlabelled(
       task: what it has learned.
       threshold: at which it gives one of several labels.
     """
-    loaded = read(folder, given.image_size).load()
+    loaded = pretrained.read(folder, FAMILIES, image_size=given.image_size).load()
     pictures, columns, notes = images.load_unlabelled(data, make_frame(loaded.model), skip_broken=given.skip_broken)
     return Unlabelled(
         network=loaded.model.make_network(dtype=options.compute_dtype(given.dtype, loaded.params)),
