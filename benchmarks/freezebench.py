@@ -132,7 +132,7 @@ def typing_errors_problem(options: Options, settings: shared_options.Options) ->
     learning: dict[str, Any] = {"train_examples": 2048, "epochs": 2, "batch_size": 32, "learning_rate": 2e-4}
     given = run_bert.Options(model=options.model, data=options.data, head="fresh", **columns, **learning)
     data = text.load_data(given)
-    clean = text.prepare_classification(given, checkpoints.find_model(given.model), data, text.FAMILIES)
+    clean = text.prepare_classification(given, pretrained.read(checkpoints.find_model(given.model), text.FAMILIES), data)
     member = pretraining.pretrain(clean.problem, given)
     others = [*zip(*data.validation[:2], strict=True), *zip(*data.test[:2], strict=True)]
     ends = np.cumsum([settings.train_examples, settings.validation_examples, NUM_MISSPELT])

@@ -25,7 +25,7 @@ from sklearn import metrics as sklearn
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.scoring import score
 from gafreeze_jax.metrics import label_sets, tags
-from gafreeze_jax.models import checkpoints
+from gafreeze_jax.models import checkpoints, pretrained
 from gafreeze_jax.tasks import kinds, text
 
 UNDEFINED: Any = {"zero_division": 0}
@@ -70,9 +70,8 @@ def main(settings: Settings) -> None:
 
 def train_ours(given: text.Options, data: Any, seed: int) -> float:
     """The test metric of gafreeze_jax's network, everything trained."""
-    setup = text.prepare_classification(
-        dataclasses.replace(given, seed=seed), checkpoints.find_model(given.model), data, text.FAMILIES
-    )
+    checkpoint = pretrained.read(checkpoints.find_model(given.model), text.FAMILIES)
+    setup = text.prepare_classification(dataclasses.replace(given, seed=seed), checkpoint, data)
     problem, task = setup.problem, setup.problem.task
     replicate = problem.replicate(seed)
     rates = {"learning_rate": given.learning_rate, "head_learning_rate": given.head_learning_rate}

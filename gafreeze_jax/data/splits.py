@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -75,12 +75,30 @@ def choose_splits(source: str, names: Sequence[str]) -> dict[str, str]:
     return {split: of_split[0] for split, of_split in found.items()}
 
 
-def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, unit: str = "rows") -> Splits[T]:
+def plain(name: str) -> str:
+    """A label's name for comparison.
+
+    >>> plain(" Positive"), plain("LABEL_3"), plain("label_x")
+    ('positive', '3', 'label_x')
+    """
+    return re.sub(r"^label_(\d+)$", r"\1", str(name).strip().casefold())
+
+
+def are_known(names: Iterable[str], known: Iterable[str]) -> bool:
+    """Whether a model that knows some classes knows each of these as another one."""
+    wanted = [plain(name) for name in names]
+    return len(set(wanted)) == len(wanted) and set(wanted) <= set(map(plain, known))
+
+
+def complete(
+    source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, known: Sequence[str] = (), unit: str = "rows"
+) -> Splits[T]:
     """Numbers the labels, and cuts splits that are missing from the training rows, stratified by label.
 
     Args:
       splits: by name; "train" at least.
       notes: what was decided is added, a sentence each.
+      known: classes that the model tells apart already; if all labels are among them, some may be without training examples.
       unit: what an example is called in messages.
 
     Raises:
@@ -88,13 +106,16 @@ def complete(source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, un
     """
     splits, label_names = _unify_labels(without_unlabelled(splits, notes), notes)
     num_train = len(splits["train"].examples)
-    classes = set(splits["train"].labels)
+    classes, everywhere = set(splits["train"].labels), {label for rows in splits.values() for label in rows.labels}
+    all_known = are_known((label_names[label] for label in everywhere), known)
+    if len(classes) > 1 and all_known:
+        classes = everywhere
     numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in classes)
     classes = sorted(classes, key=lambda label: (int(label) if numeric else 0, label))
     if len(classes) < 2:
         only = label_names[classes[0]]
         raise ValueError(f"{source}: the training {unit} have only one class, {listed([repr(only)])}; at least two are needed")
-    if len(classes) > num_train / 2:
+    if len(classes) > num_train / 2 and not all_known:
         raise ValueError(
             f"{source}: {len(classes)} different labels in {num_train} training {unit}; are the labels those of classes?"
         )
@@ -178,8 +199,19 @@ def _class_of(spelling: str) -> str:
     return spelling.lower() if spelling.lower() in TRUTH else spelling
 
 
-def limit(source: str, splits: Splits[T], notes: list[str], max_train: int | None, max_validation: int | None) -> Splits[T]:
+def limit(
+    source: str,
+    splits: Splits[T],
+    notes: list[str],
+    max_train: int | None,
+    max_validation: int | None,
+    *,
+    known: Sequence[str] = (),
+) -> Splits[T]:
     """Takes at most this many examples, drawn stratified by label.
+
+    Args:
+      known: as in `complete`.
 
     Raises:
       ValueError: if that leaves no training example of a class.
@@ -189,7 +221,7 @@ def limit(source: str, splits: Splits[T], notes: list[str], max_train: int | Non
             notes.append(f"Uses {most:,} of {len(split.examples):,} {name} examples (--{name.removesuffix('ing')}-examples).")
     train = _at_most(splits.train, max_train)
     absent = [name for i, name in enumerate(splits.label_names) if i not in train.labels]
-    if absent:
+    if absent and not are_known(splits.label_names, known):
         raise ValueError(f"{source}: {len(train.examples)} training examples leave none of class {absent[0]!r}; use more")
     return splits._replace(train=train, validation=_at_most(splits.validation, max_validation))
 

@@ -78,6 +78,7 @@ def load_text(
     max_train: int | None = None,
     max_validation: int | None = None,
     kind: targets.Kind | None = None,
+    known: Sequence[str] = (),
 ) -> TextData:
     """Loads labelled texts, with splits that are always the same for the same source.
 
@@ -89,6 +90,7 @@ def load_text(
       label_column: found by convention if None; for columns of 0 and 1 that are a label each, their names with commas.
       max_train, max_validation: use at most this many examples of a split, drawn stratified by label.
       kind: what the labels are; recognised from the training rows if None.
+      known: classes that the model tells apart already, as for `splits.complete`.
 
     Raises:
       ValueError, FileNotFoundError: if the source cannot be used, with the file, the row and what to do.
@@ -107,7 +109,7 @@ def load_text(
     if kind == "label":
         for rows in raw.values():
             targets.check_classes(rows, label)
-        whole = splits.complete(source, raw, notes)
+        whole = splits.complete(source, raw, notes, known=known)
     else:
         read = targets.load(source, kind, raw, label, notes, max_train=max_train, max_validation=max_validation)
         of_splits = {name: splits.Labelled(read.examples[name], read.values[name]) for name in read.examples}
@@ -115,7 +117,8 @@ def load_text(
     in_train = set(whole.train.examples)
     if shared := sum(text in in_train for text in (*whole.validation.examples, *whole.test.examples)):
         notes.append(f"{shared} validation or test texts also occur in train.")
-    whole = splits.limit(source, whole, notes, max_train, max_validation) if kind == "label" else whole
+    if kind == "label":
+        whole = splits.limit(source, whole, notes, max_train, max_validation, known=known)
     train, validation, test = (TextSplit(part.examples, part.labels) for part in (whole.train, whole.validation, whole.test))
     return TextData(train, validation, test, whole.label_names, tuple(notes), columns, kind)
 

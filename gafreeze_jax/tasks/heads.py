@@ -4,13 +4,13 @@ A fresh head always trains. A kept one is a gene of its own, the last, which may
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from gafreeze_jax.data.splits import plain
 from gafreeze_jax.engine.network import PyTree, head_as_block
 from gafreeze_jax.listing import listed
 from gafreeze_jax.masking.genes import ALWAYS_TRAINS
@@ -64,6 +64,12 @@ class HeadChoice(NamedTuple):
         return as_gene(setup) if self.kept else setup
 
 
+def known_classes(asked: HeadOption, checkpoint: Checkpoint, kind: str = "classify") -> tuple[str, ...]:
+    """The names of the classes that a model tells apart already, if its head may be kept and names them."""
+    names = checkpoint.label_names
+    return names if asked != "fresh" and len(names) == checkpoint.num_classes(kind) else ()
+
+
 def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str], kind: str = "classify") -> HeadChoice:
     """The head for data with some classes: by default the checkpoint's if it has all of them, else a fresh one.
 
@@ -78,8 +84,7 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
       ValueError: if the head is to be kept and cannot be.
     """
     names = tuple(label_names)
-    num_classes, known = checkpoint.num_classes(kind), checkpoint.label_names
-    known = known if len(known) == num_classes else ()
+    num_classes, known = checkpoint.num_classes(kind), known_classes(asked, checkpoint, kind)
     places = _match(known, names)
     fresh = HeadChoice(False, names, np.arange(len(names)), "Head: fresh, always trains", kind)
     if asked == "fresh":
@@ -119,15 +124,6 @@ def _kept(known: Sequence[str], names: Sequence[str], places: Sequence[int | Non
     more = "" if len(known) == len(names) else f", of whose {len(known)} classes the data have {len(names)}"
     label_names = tuple(spelt.get(place, name) for place, name in enumerate(known))
     return HeadChoice(True, label_names, np.array(places), f"Head: kept from the model, the gene {GENE}{more}")
-
-
-def plain(name: str) -> str:
-    """A label's name for comparison.
-
-    >>> plain(" Positive"), plain("LABEL_3"), plain("label_x")
-    ('positive', '3', 'label_x')
-    """
-    return re.sub(r"^label_(\d+)$", r"\1", str(name).strip().casefold())
 
 
 def as_gene(setup: Setup) -> Setup:

@@ -143,8 +143,7 @@ def prepare(given: Options) -> Setup:
     options.check(given, max_tokens=8)
     if given.task == "lm":
         return _prepare_language_modelling(given)
-    data = text.load_data(given)
-    return text.prepare_classification(given, find_model(given), data, FAMILIES, pad=True)
+    return text.prepare_classification(given, pretrained.read(find_model(given), FAMILIES), pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:

@@ -62,13 +62,11 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
       trim: leave words that occur in no text out of what a member trains, until the model is saved.
     """
     options.check(given, max_tokens=8)
-    data = load_data(given)
-    folder = checkpoints.find_model(given.model)
-    return prepare_classification(given, folder, data, FAMILIES, trim=trim)
+    return prepare_classification(given, pretrained.read(checkpoints.find_model(given.model), FAMILIES), trim=trim)
 
 
-def load_data(given: Any) -> text.TextData:
-    """The data of the options."""
+def load_data(given: Any, known: Sequence[str] = ()) -> text.TextData:
+    """The data of the options, for a model that tells some classes apart already."""
     asked = given.task if given.task in targets.IN_WORDS else None
     return text.load_text(
         given.data,
@@ -77,21 +75,26 @@ def load_data(given: Any) -> text.TextData:
         max_train=given.train_examples,
         max_validation=given.validation_examples,
         kind=asked,
+        known=known,
     )
 
 
 def prepare_classification(
-    given: Any, folder: Path, data: text.TextData, families: Sequence[base.Family], *, trim: bool = True, pad: bool = False
+    given: Any,
+    checkpoint: pretrained.Checkpoint,
+    data: text.TextData | None = None,
+    *,
+    trim: bool = True,
+    pad: bool = False,
 ) -> Setup:
     """A setup for labelled texts.
 
     Args:
       given: options with `max_tokens`, `granularity`, `head`, `metric` and `class_weights`.
-      folder: of the model.
-      families: that it may belong to.
+      data: by default, those of the options.
       pad: save which token fills up batches, for PyTorch.
     """
-    checkpoint = pretrained.read(folder, families)
+    data = data or load_data(given, heads.known_classes(given.head, checkpoint))
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     about = [head.about, *targets.describe_splits(given.data, data)]
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)
@@ -99,7 +102,7 @@ def prepare_classification(
     task = kinds.make_task(data.kind, data.label_names, metric=given.metric, scale=scale)
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype, loaded.params)
-    tokenizer = tokens.load_tokenizer(folder, config.vocab_size, as_words=data.kind == "tags")
+    tokenizer = tokens.load_tokenizer(checkpoint.path, config.vocab_size, as_words=data.kind == "tags")
     splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
     train, validation, test = (texts for _, texts in splits)
     labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]

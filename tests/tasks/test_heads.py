@@ -236,6 +236,66 @@ def test_what_trains_nothing_scores_what_the_checkpoint_scores(made):
             jax.tree.map(np.testing.assert_array_equal, dict(member.params), {**problem.params, "head": {}})
 
 
+@pytest.fixture
+def gpt2_of_three_classes(tmp_path):
+    return name_classes(small_models.write_gpt2(tmp_path), ("good", "neutral", "bad"))
+
+
+def write_splits(folder, **labels):
+    """A folder of tables, each with texts of these labels."""
+    folder.mkdir()
+    for split, of_split in labels.items():
+        rows = [f"text {i},{label}" for i, label in enumerate(of_split)]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_class_that_the_model_knows_needs_no_training_example(gpt2_of_three_classes, tmp_path):
+    data = write_splits(tmp_path / "set", train=["Bad", "good"] * 8, validation=["Bad", "good"], test=["good", "Neutral", "Bad"])
+    given = {"model": str(gpt2_of_three_classes), "data": data, "max_tokens": 16, "task": "classify"}
+    setup = test_reuse.gpt2_task.prepare(test_reuse.gpt2_task.Options(**given, train_examples=2))
+    assert setup.facts["label_names"] == ("good", "Neutral", "Bad")
+    assert setup.test.data.targets.tolist() == [0, 1, 2]
+    assert sorted(setup.problem.train.data.targets) == [0, 2]
+    assert any(line.endswith("examples: Bad 1/1/1, good 1/1/1, Neutral 0/0/1") for line in setup.about)
+    with pytest.raises(ValueError, match="the test split has labels that are not in train: Neutral; train has Bad, good"):
+        test_reuse.gpt2_task.prepare(test_reuse.gpt2_task.Options(**given, head="fresh"))
+
+
+def test_few_training_examples_may_lack_a_class_that_the_model_knows(gpt2_of_three_classes, tmp_path):
+    data = write_splits(tmp_path / "set", train=["bad", "good", "neutral"] * 8)
+    given = {"model": str(gpt2_of_three_classes), "data": data, "max_tokens": 16, "task": "classify", "train_examples": 2}
+    setup = test_reuse.gpt2_task.prepare(test_reuse.gpt2_task.Options(**given))
+    assert (len(setup.problem.train.data.targets), sorted(set(setup.test.data.targets))) == (2, [0, 1, 2])
+    with pytest.raises(ValueError, match="2 training examples leave none of class"):
+        test_reuse.gpt2_task.prepare(test_reuse.gpt2_task.Options(**given, head="fresh"))
+
+
+@pytest.mark.parametrize("labels", [["ugly"], ["GOOD", "good "]])
+def test_other_classes_need_training_examples(gpt2_of_three_classes, tmp_path, labels):
+    """Where one class is new to the model, or two are the same to it, the head is fresh."""
+    data = write_splits(tmp_path / "set", train=["bad", "good"] * 8, test=["bad", "neutral", *labels])
+    options = test_reuse.gpt2_task.Options(model=str(gpt2_of_three_classes), data=data, max_tokens=16, task="classify")
+    with pytest.raises(ValueError, match="the test split has labels that are not in train: "):
+        test_reuse.gpt2_task.prepare(options)
+
+
+def test_a_class_of_images_that_the_model_knows_needs_no_training_example(tmp_path):
+    _, task, model, *_ = make_resnet(tmp_path)
+    data = tmp_path / "splits"
+    for split, classes in (("train", ("bright", "dark")), ("test", ("bright", "dark", "dog"))):
+        for name in classes:
+            (data / split / name).mkdir(parents=True)
+            for i in range(10):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(data / split / name / f"{i}.png")
+    setup = task.prepare(task.Options(model=str(model), data=str(data)))
+    assert setup.facts["label_names"] == ("cat", "dark", "dog", "bright")
+    assert sorted(set(setup.test.data.targets)) == [1, 2, 3]
+    assert sorted(set(setup.problem.train.data.targets)) == [1, 3]
+    with pytest.raises(ValueError, match="not in train: dog"):
+        task.prepare(task.Options(model=str(model), data=str(data), head="fresh"))
+
+
 def params_of(folder):
     return pretrained.load(folder).params
 
