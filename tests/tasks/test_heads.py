@@ -251,7 +251,8 @@ def write_splits(folder, **labels):
 
 
 def test_a_class_that_the_model_knows_needs_no_training_example(gpt2_of_three_classes, tmp_path):
-    data = write_splits(tmp_path / "set", train=["Bad", "good"] * 8, validation=["Bad", "good"], test=["good", "Neutral", "Bad"])
+    test = ["good", "Neutral", "Bad"]
+    data = write_splits(tmp_path / "set", train=["Bad", "good"] * 8, validation=["Bad", "good"], test=test)
     given = {"model": str(gpt2_of_three_classes), "data": data, "max_tokens": 16, "task": "classify"}
     setup = test_reuse.gpt2_task.prepare(test_reuse.gpt2_task.Options(**given, train_examples=2))
     assert setup.facts["label_names"] == ("good", "Neutral", "Bad")
