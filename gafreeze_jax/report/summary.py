@@ -61,7 +61,7 @@ def comparison(result: Mapping[str, Any]) -> Table:
     titles = ["validation", "test", "95 % interval", *(name.replace("_", " ") for name in perplexity)]
     table.add_column("", no_wrap=True)
     titles = [*["rate"] * has_rates, *titles]
-    for title in (*titles, "FLOPs", "trainable parameters"):
+    for title in (*titles, "FLOPs", "trainable"):
         table.add_column(title, justify="right", no_wrap=True)
     everything = entries["train all"]
     for name, entry in entries.items():
@@ -74,13 +74,26 @@ def comparison(result: Mapping[str, Any]) -> Table:
             _bounds(entry[f"test_{metric.key}_interval"], metric),
             *(f"{entry[column]:.2f}" for column in perplexity),
             f"{entry['training_flops'] / everything['training_flops']:.0%}",
-            f"{parameters:,} ({parameters / max(1, everything['trainable_parameters']):.0%})",
+            f"{_count(parameters)} ({parameters / max(1, everything['trainable_parameters']):.0%})",
             style="bold" if name == "found" else None,
         )
     if majority := result.get("majority"):
         values = (f"{majority[f'{split}_{metric.key}']:.4f}" for split in ("validation", "test"))
         table.add_row("majority class", *[""] * has_rates, *values)
     return table
+
+
+def _count(number: int) -> str:
+    """A number of parameters in three digits, or exactly if it is small.
+
+    >>> _count(9520), _count(172_218), _count(999_999), _count(1_235_000_000)
+    ('9,520', '172k', '1M', '1.24B')
+    """
+    if number < 10_000:
+        return f"{number:,}"
+    rounded = float(f"{number:.3g}")
+    size, unit = next((size, unit) for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if rounded >= size)
+    return f"{rounded / size:.3g}{unit}"
 
 
 def dropped(result: Mapping[str, Any]) -> list[str]:

@@ -97,7 +97,7 @@ def test_nothing_is_cut_in_the_widest_table(columns, capsys, tmp_path, monkeypat
     printed = capsys.readouterr().out
     assert "…" not in printed
     (line,) = [line for line in printed.splitlines() if line.startswith(longest)]
-    assert line.split()[-2:] == [f"{num:,}", "(100%)"]
+    assert line.split()[-2:] == ["123B", "(100%)"]
 
 
 @pytest.mark.parametrize(("validation", "rate"), [(0.86, "2.5e-05"), (0.84, None)])
