@@ -2,11 +2,12 @@
 
     python benchmarks/cut_search.py [--rounds 3]
 
-The networks are a BERT (6 layers of width 384, 64 tokens a text), whose chain is composed into one function and cut again, and
-CIFAR's ResNet-20, an ordinary Flax module where it is cut. They have random parameters, and images and texts of equal length,
-so that there is no padding. Each search runs in a process of its own with an empty compile cache, by turns; of several rounds
-the fastest counts, as other work on the machine only adds to it. Printed are the seconds of the whole run and of its phases,
-and how many members were evaluated and how many finalists there were. A round takes about 10 minutes on 2 cores.
+The networks are a BERT (6 layers of width 384, 64 tokens a text), whose chain is composed into one function and cut again,
+and CIFAR's ResNet-20, an ordinary Flax module where it is cut. Images and texts are of equal length, so that there is no
+padding; the parameters are random, and made before the clock starts. Each search runs in a process of its own with an empty
+compile cache, by turns; of several rounds the fastest counts, as other work on the machine only adds to it. Printed are the
+seconds of the whole run and of its phases, and how many members were evaluated and how many finalists there were. A round
+takes about 5 minutes on 2 cores.
 """
 
 import json
@@ -14,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,10 @@ class Options:
     """JSON file to write."""
 
 
-def bert_setup(given: Options, run: options.Options, way: Way) -> Setup:
+Prepare = Callable[[options.Options], Setup]
+
+
+def bert_setup(given: Options, way: Way) -> Prepare:
     config = bert.BertConfig(
         vocab_size=1000,
         hidden_size=given.hidden,
@@ -70,9 +74,15 @@ def bert_setup(given: Options, run: options.Options, way: Way) -> Setup:
         intermediate_size=4 * given.hidden,
     )
     model = base.Model(bert.FAMILY, config, num_classes=NUM_CLASSES)
-    by_hand, params = model.make_network(), model.init_params(jax.random.key(0))
+    params = model.init_params(jax.random.key(0))
     train, validation = (make_texts(num, given.tokens, config.vocab_size) for num in (NUM_TRAIN, NUM_SCORED))
-    if way == "by hand":
+    rows = [Dataset(texts.inputs["ids"].reshape(-1, given.tokens), _labels(texts.lengths)) for texts in (train, validation)]
+
+    def prepare(run: options.Options) -> Setup:
+        by_hand = model.make_network()
+        if way == "cut":
+            return as_setup(cut_problem(cut_bert.as_function(by_hand), params, cut_bert.RULES, rows[0], rows[1], run))
+        genes = block_genes(by_hand, params)
         problem = Problem(
             network=by_hand,
             params=params,
@@ -80,13 +90,12 @@ def bert_setup(given: Options, run: options.Options, way: Way) -> Setup:
             validation=_source(validation),
             make_head=model.init_head,
             make_batches=tokens.batch_maker(train, run.batch_size, run.epochs),
-            genes=(genes := block_genes(by_hand, params)),
+            genes=genes,
             count_trainable=lambda mask: masking.count_trainable(params, genes, mask),
         )
-    else:
-        rows = [Dataset(texts.inputs["ids"].reshape(-1, given.tokens), _labels(texts.lengths)) for texts in (train, validation)]
-        problem = cut_problem(cut_bert.as_function(by_hand), params, cut_bert.RULES, rows[0], rows[1], run)
-    return as_setup(problem)
+        return as_setup(problem)
+
+    return prepare
 
 
 def _source(texts: tokens.Tokens) -> Source:
@@ -97,17 +106,18 @@ def _labels(examples: Any) -> np.ndarray:
     return np.arange(len(examples), dtype=np.int32) % NUM_CLASSES
 
 
-def resnet_setup(given: Options, run: options.Options, way: Way) -> Setup:
+def resnet_setup(given: Options, way: Way) -> Prepare:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (num, 32, 32, 3)).astype(np.uint8) for num in (NUM_TRAIN, NUM_SCORED)]
     train, validation = (Dataset(pixels, _labels(pixels)) for pixels in images)
     if way == "by hand":
         model = base.Model(resnet.FAMILY, resnet.cifar_config(2 + 3 * given.layers), num_classes=NUM_CLASSES)
-        return as_setup(make_problem(model.make_network(), model.init_params(jax.random.key(0)), train, validation, run))
+        params = model.init_params(jax.random.key(0))
+        return lambda run: as_setup(make_problem(model.make_network(), params, train, validation, run))
     module = ResNet(given.layers // 2)
     function = modules.as_function(module, module.init(jax.random.key(0), images[0][:1]))
     rules = {r".*/(stem|layer\d_\d)[_/].*": r"\1", ".*/head/.*": None}
-    return as_setup(cut_problem(function.apply, function.params, rules, train, validation, run))
+    return lambda run: as_setup(cut_problem(function.apply, function.params, rules, train, validation, run))
 
 
 class ResidualBlock(nn.Module):
@@ -175,7 +185,7 @@ def as_setup(problem: Problem) -> Setup:
 
 def search(given: Options, way: Way) -> dict[str, float]:
     """Seconds of a search, of the whole run and of its phases, and how many members there were."""
-    setup_of = {"bert": bert_setup, "resnet": resnet_setup}[given.networks[0]]
+    prepare = {"bert": bert_setup, "resnet": resnet_setup}[given.networks[0]](given, way)
     with tempfile.TemporaryDirectory() as folder:
         run = options.Options(
             gens=given.gens,
@@ -186,7 +196,7 @@ def search(given: Options, way: Way) -> dict[str, float]:
             out=Path(folder) / "run",
             quiet=True,
         )
-        carry_out("benchmark", lambda run: setup_of(given, run, way), run)
+        carry_out("benchmark", prepare, run)
         result = json.loads((Path(folder) / "run" / "result.json").read_text(encoding="utf-8"))
     counts = {"members evaluated": result["num_evaluations"], "rows of finalists": len(result["results"])}
     return {"all": result["seconds"], **result["seconds_of_phases"], **counts}

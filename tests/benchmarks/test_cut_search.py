@@ -11,7 +11,7 @@ SMALL = cut_search.Options(layers=2, hidden=16, tokens=8)
 @pytest.mark.parametrize("make", [cut_search.bert_setup, cut_search.resnet_setup])
 def test_both_ways_are_the_same_network(make):
     run = options.Options(epochs=1, batch_size=16)
-    by_hand, cut = (make(SMALL, run, way).problem for way in cut_search.WAYS)
+    by_hand, cut = (make(SMALL, way)(run).problem for way in cut_search.WAYS)
     assert by_hand.genes.names == cut.genes.names
     for frozen in ([0] * len(cut.genes.names), [1] + [0] * (len(cut.genes.names) - 1)):
         assert by_hand.count_trainable(frozen) == cut.count_trainable(frozen)
