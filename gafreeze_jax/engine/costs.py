@@ -20,11 +20,13 @@ from gafreeze_jax.engine.step import Program, train_step
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.space import Genome, as_genome
 
+JAXPRS = (jex.core.Jaxpr, jex.core.ClosedJaxpr)
+
 
 def flops_per_step(
     population: Population, genome: Genome | np.ndarray, replicate: Replicate, enter: int | None = None
 ) -> float:
-    """Floating-point operations of a member's training step, as XLA counts them.
+    """Floating-point operations of a member's training step, as XLA counts them; loops of unknown length count once.
 
     Args:
       enter: the block from whose kept input it starts; default: the genome's lowest trainable one.
@@ -58,7 +60,29 @@ def _pieces_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], 
 @functools.cache  # steps of different genomes share most pieces
 def _flops_of_piece(jaxpr: jex.core.ClosedJaxpr) -> float:
     analysis: Any = jax.jit(jex.core.jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).cost_analysis()
-    return analysis.get("flops", 0.0)
+    return analysis.get("flops", 0.0) + _flops_of_repetitions(jaxpr.jaxpr)
+
+
+def _flops_of_repetitions(jaxpr: jex.core.Jaxpr) -> float:
+    """What loops of known length compute, but for the one time for which XLA counts the body in the compiled loop."""
+    flops, read = 0.0, {atom for atom in jaxpr.outvars if isinstance(atom, jex.core.Var)}
+    for equation in reversed(jaxpr.eqns):
+        if read.isdisjoint(equation.outvars):
+            continue  # XLA leaves it out
+        read |= {atom for atom in equation.invars if isinstance(atom, jex.core.Var)}
+        if equation.primitive.name == "scan":
+            body, length, unrolled = (equation.params[name] for name in ("jaxpr", "length", "unroll"))
+            counted = min(length, unrolled + length % unrolled)
+            flops += (length - counted) * _flops_of_piece(body) + counted * _flops_of_repetitions(body.jaxpr)
+        else:
+            flops += sum(map(_flops_of_repetitions, _inner(equation)))
+    return flops
+
+
+def _inner(equation: jex.core.JaxprEqn) -> list[jex.core.Jaxpr]:
+    """Programs that an equation calls."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: isinstance(value, JAXPRS))
+    return [value.jaxpr if isinstance(value, jex.core.ClosedJaxpr) else value for value in values if isinstance(value, JAXPRS)]
 
 
 def step_flops(population: Population, replicate: Replicate) -> StepFlops:

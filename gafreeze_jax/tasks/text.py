@@ -62,11 +62,12 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
       trim: leave words that occur in no text out of what a member trains, until the model is saved.
     """
     options.check(given, max_tokens=8)
-    return prepare_classification(given, pretrained.read(checkpoints.find_model(given.model), FAMILIES), trim=trim)
+    checkpoint = pretrained.read(checkpoints.find_model(given.model), FAMILIES)
+    return prepare_classification(given, checkpoint, load_data(given, checkpoint), trim=trim)
 
 
-def load_data(given: Any, known: Sequence[str] = ()) -> text.TextData:
-    """The data of the options, for a model that tells some classes apart already."""
+def load_data(given: Any, checkpoint: pretrained.Checkpoint | None = None) -> text.TextData:
+    """The data of the options; classes that the checkpoint tells apart already need no training examples."""
     asked = given.task if given.task in targets.IN_WORDS else None
     return text.load_text(
         given.data,
@@ -75,26 +76,19 @@ def load_data(given: Any, known: Sequence[str] = ()) -> text.TextData:
         max_train=given.train_examples,
         max_validation=given.validation_examples,
         kind=asked,
-        known=known,
+        known=heads.known_classes(given.head, checkpoint) if checkpoint else (),
     )
 
 
 def prepare_classification(
-    given: Any,
-    checkpoint: pretrained.Checkpoint,
-    data: text.TextData | None = None,
-    *,
-    trim: bool = True,
-    pad: bool = False,
+    given: Any, checkpoint: pretrained.Checkpoint, data: text.TextData, *, trim: bool = True, pad: bool = False
 ) -> Setup:
     """A setup for labelled texts.
 
     Args:
       given: options with `max_tokens`, `granularity`, `head`, `metric` and `class_weights`.
-      data: by default, those of the options.
       pad: save which token fills up batches, for PyTorch.
     """
-    data = data or load_data(given, heads.known_classes(given.head, checkpoint))
     head = heads.choose(given.head, checkpoint, data.label_names, kinds.HEADS[data.kind])
     about = [head.about, *targets.describe_splits(given.data, data)]
     loaded, data = head.load(checkpoint, Keys.of(given.seed).head), head.relabel(data)

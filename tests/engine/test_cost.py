@@ -1,5 +1,6 @@
 """What a mask costs: operations, compiling and memory."""
 
+import functools
 import gc
 
 import jax
@@ -283,3 +284,24 @@ def test_what_all_masks_cost_follows_from_a_few(name):
     for genome in tasks.ALL_MASKS:
         assert flops(genome) == pytest.approx(costs.flops_per_step(members, genome, run), rel=0.02)
         assert flops.from_scratch(genome) == pytest.approx(costs.flops_per_step(members, genome, run, enter=0), rel=0.02)
+
+
+@pytest.mark.parametrize(("length", "unroll"), [(1, 1), (10, 1), (10, 3), (7, 4), (6, 6), (0, 1)])
+def test_what_a_loop_computes_counts_as_often_as_it_runs(length, unroll):
+    """Also within another loop, in a gradient, and where it is recomputed."""
+    weights = jnp.ones((8, 8))
+    product = 2 * 8**3
+
+    def loop(x, inner=lambda x: x @ weights):
+        return jax.lax.scan(lambda x, _: (inner(x), None), x, None, length, unroll=unroll)[0]
+
+    def count(function):
+        return costs._flops_of_piece(jax.make_jaxpr(function)(weights))
+
+    about = functools.partial(pytest.approx, rel=0.1, abs=200)  # as loops count, too, and add up
+    assert count(loop) == about(length * product)
+    assert count(jax.jit(lambda x: loop(x) @ weights)) == about((length + 1) * product)
+    assert count(lambda x: loop(x, loop)) == about(length**2 * product)
+    assert count(jax.grad(lambda x: loop(x).sum())) == about(length * product)
+    recomputed = jax.checkpoint(lambda x: loop(x, jnp.tanh) @ weights)
+    assert count(jax.grad(lambda x: recomputed(x).sum())) >= product + 2 * length * 8**2
