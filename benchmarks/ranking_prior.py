@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import freezebench
 import numpy as np
 import tyro
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from tables import Table, load_table
 
 from gafreeze_jax.engine import planning, process
@@ -63,7 +63,12 @@ def predict(table: Table, seen: np.ndarray, feature: np.ndarray) -> np.ndarray:
     return means + slope * feature
 
 
-def compare(table: Table, features: Mapping[str, np.ndarray], seen: int, draws: int) -> dict[str, tuple[float, float]]:
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's."""
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+
+
+def compare(table: Table, features: Mapping[str, np.ndarray], seen: int, draws: int) -> dict[str, tuple[float, ...]]:
     """By feature [N]: the correlation, and the test accuracy of the predicted best."""
     rng, truth = np.random.default_rng(0), np.nanmean(table.test[..., 0], 1)
     known = np.flatnonzero(table.done[:, 0])
@@ -73,8 +78,8 @@ def compare(table: Table, features: Mapping[str, np.ndarray], seen: int, draws: 
         rest = order[seen:]
         for name, feature in features.items():
             predicted = predict(table, order[:seen], feature)[rest]
-            outcomes[name].append((float(spearmanr(predicted, truth[rest])[0]), float(truth[rest[predicted.argmax()]])))
-    return {name: (float(np.mean(pairs, 0)[0]), float(np.mean(pairs, 0)[1])) for name, pairs in outcomes.items()}
+            outcomes[name].append((correlation(predicted, truth[rest]), float(truth[rest[predicted.argmax()]])))
+    return {name: tuple(np.mean(pairs, axis=0).tolist()) for name, pairs in outcomes.items()}
 
 
 def features_of(table: Table, scores: Mapping[str, Sequence[float] | np.ndarray]) -> dict[str, np.ndarray]:
@@ -94,9 +99,7 @@ def main(options: Options) -> None:
     print(f"{'genomes seen':>12}" + "".join(f"{name:>22}" for name in features))
     for seen in SEEN:
         found = compare(table, features, seen, options.draws).values()
-        print(
-            f"{seen:12}" + "".join(f"{correlation:13.2f} {100 * accuracy:8.1f}" for correlation, accuracy in found), flush=True
-        )
+        print(f"{seen:12}" + "".join(f"{alike:13.2f} {100 * accuracy:8.1f}" for alike, accuracy in found), flush=True)
 
 
 if __name__ == "__main__":
