@@ -101,7 +101,7 @@ def load_images(
     kind: targets.Kind | None = None,
     max_train: int | None = None,
     max_validation: int | None = None,
-    known: Sequence[str] = (),
+    known: splits.Known = tuple,
     skip_broken: bool = False,
 ) -> ImageData:
     """Loads labelled images, with splits that are always the same for the same source.
@@ -116,7 +116,7 @@ def load_images(
       label_column: of a table of labels; found by convention if None.
       kind: what the labels are; recognised from a table or a .npz file if None; elsewhere they are classes.
       max_train, max_validation: use at most this many images of a split, drawn stratified by label.
-      known: classes that the model tells apart already, as for `splits.complete`.
+      known: gives the classes that the model tells apart already, as for `splits.complete`.
       skip_broken: leave out files that cannot be read; else they are an error.
 
     Raises:
@@ -145,7 +145,7 @@ def load_images(
         parts = [Labelled(pictures[split], values[split]) for split in splits.SPLIT_NAMES]
     (train, _), (validation, _), (test, pictures) = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
     absent = [name for i, name in enumerate(label_names) if i not in train.labels] if kind == "label" else []
-    if absent and not splits.are_known(label_names, known):
+    if absent and not splits.are_known(label_names, known()):
         raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
     if unread := [name for name, split in (("validation", validation), ("test", test)) if not len(split.labels)]:
         raise ValueError(f"{source}: no {unread[0]} image can be read; repair them, or remove that split")

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
 _FILLER = re.compile("(data|images?)?(set)?$")  # at the end of words
 
 T = TypeVar("T")
+Known = Callable[[], Iterable[str]]
 
 
 class Rows(NamedTuple, Generic[T]):
@@ -91,14 +92,15 @@ def are_known(names: Iterable[str], known: Iterable[str]) -> bool:
 
 
 def complete(
-    source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, known: Sequence[str] = (), unit: str = "rows"
+    source: str, splits: Mapping[str, Rows[T]], notes: list[str], *, known: Known = tuple, unit: str = "rows"
 ) -> Splits[T]:
     """Numbers the labels, and cuts splits that are missing from the training rows, stratified by label.
 
     Args:
       splits: by name; "train" at least.
       notes: what was decided is added, a sentence each.
-      known: classes that the model tells apart already; if all labels are among them, some may be without training examples.
+      known: gives the classes that the model tells apart already; if all labels are among them, some may be without training
+        examples. It is asked only then, as the model may have to be made first.
       unit: what an example is called in messages.
 
     Raises:
@@ -107,9 +109,9 @@ def complete(
     splits, label_names = _unify_labels(without_unlabelled(splits, notes), notes)
     num_train = len(splits["train"].examples)
     classes, everywhere = set(splits["train"].labels), {label for rows in splits.values() for label in rows.labels}
-    all_known = are_known((label_names[label] for label in everywhere), known)
-    if len(classes) > 1 and all_known:
-        classes = everywhere
+    lacking = everywhere != classes or len(classes) > num_train / 2
+    all_known = len(classes) > 1 and lacking and are_known((label_names[label] for label in everywhere), known())
+    classes = everywhere if all_known else classes
     numeric = all(re.fullmatch(r"-?\d{1,18}", label) for label in classes)
     classes = sorted(classes, key=lambda label: (int(label) if numeric else 0, label))
     if len(classes) < 2:
@@ -206,7 +208,7 @@ def limit(
     max_train: int | None,
     max_validation: int | None,
     *,
-    known: Sequence[str] = (),
+    known: Known = tuple,
 ) -> Splits[T]:
     """Takes at most this many examples, drawn stratified by label.
 
@@ -221,7 +223,7 @@ def limit(
             notes.append(f"Uses {most:,} of {len(split.examples):,} {name} examples (--{name.removesuffix('ing')}-examples).")
     train = _at_most(splits.train, max_train)
     absent = [name for i, name in enumerate(splits.label_names) if i not in train.labels]
-    if absent and not are_known(splits.label_names, known):
+    if absent and not are_known(splits.label_names, known()):
         raise ValueError(f"{source}: {len(train.examples)} training examples leave none of class {absent[0]!r}; use more")
     return splits._replace(train=train, validation=_at_most(splits.validation, max_validation))
 

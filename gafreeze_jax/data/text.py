@@ -78,7 +78,7 @@ def load_text(
     max_train: int | None = None,
     max_validation: int | None = None,
     kind: targets.Kind | None = None,
-    known: Sequence[str] = (),
+    known: splits.Known = tuple,
 ) -> TextData:
     """Loads labelled texts, with splits that are always the same for the same source.
 
@@ -90,7 +90,7 @@ def load_text(
       label_column: found by convention if None; for columns of 0 and 1 that are a label each, their names with commas.
       max_train, max_validation: use at most this many examples of a split, drawn stratified by label.
       kind: what the labels are; recognised from the training rows if None.
-      known: classes that the model tells apart already, as for `splits.complete`.
+      known: gives the classes that the model tells apart already, as for `splits.complete`.
 
     Raises:
       ValueError, FileNotFoundError: if the source cannot be used, with the file, the row and what to do.

@@ -127,7 +127,7 @@ def prepare(given: Options) -> Setup:
         kind=None if given.task == "auto" else given.task,
         max_train=given.train_examples,
         max_validation=given.validation_examples,
-        known=heads.known_classes(given.head, checkpoint),
+        known=lambda: heads.known_classes(given.head, checkpoint),
         skip_broken=given.skip_broken,
     )
     head = heads.choose(given.head, checkpoint, data.label_names)

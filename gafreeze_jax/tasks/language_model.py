@@ -143,8 +143,8 @@ def prepare(given: Options) -> Setup:
     options.check(given, max_tokens=8)
     if given.task == "lm":
         return _prepare_language_modelling(given)
-    checkpoint = pretrained.read(find_model(given), FAMILIES)
-    return text.prepare_classification(given, checkpoint, text.load_data(given, checkpoint), pad=True)
+    checkpoint, data = text.read_both(given, lambda: find_model(given), FAMILIES)
+    return text.prepare_classification(given, checkpoint, data, pad=True)
 
 
 def _prepare_language_modelling(given: Options) -> Setup:

@@ -1,7 +1,7 @@
 """Labelled texts: options of BERT, and what any family of networks for texts does with them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from gafreeze_jax import masking, options
-from gafreeze_jax.data import targets, text, tokens
+from gafreeze_jax.data import splits, targets, text, tokens
 from gafreeze_jax.engine.network import Dataset, Source
 from gafreeze_jax.models import base, checkpoints, pretrained, vocabulary
 from gafreeze_jax.tasks import heads, kinds
@@ -62,12 +62,21 @@ def prepare(given: Options, *, trim: bool = True) -> Setup:
       trim: leave words that occur in no text out of what a member trains, until the model is saved.
     """
     options.check(given, max_tokens=8)
-    checkpoint = pretrained.read(checkpoints.find_model(given.model), FAMILIES)
-    return prepare_classification(given, checkpoint, load_data(given, checkpoint), trim=trim)
+    checkpoint, data = read_both(given, lambda: checkpoints.find_model(given.model), FAMILIES)
+    return prepare_classification(given, checkpoint, data, trim=trim)
 
 
-def load_data(given: Any, checkpoint: pretrained.Checkpoint | None = None) -> text.TextData:
-    """The data of the options; classes that the checkpoint tells apart already need no training examples."""
+def read_both(
+    given: Any, find_model: Callable[[], Path], families: Sequence[base.Family]
+) -> tuple[pretrained.Checkpoint, text.TextData]:
+    """The checkpoint and the data; the data first, unless the checkpoint's classes must be known."""
+    read = functools.cache(lambda: pretrained.read(find_model(), families))
+    data = load_data(given, known=lambda: heads.known_classes(given.head, read()))
+    return read(), data
+
+
+def load_data(given: Any, known: splits.Known = tuple) -> text.TextData:
+    """The data of the options, for a model that tells some classes apart already."""
     asked = given.task if given.task in targets.IN_WORDS else None
     return text.load_text(
         given.data,
@@ -76,7 +85,7 @@ def load_data(given: Any, checkpoint: pretrained.Checkpoint | None = None) -> te
         max_train=given.train_examples,
         max_validation=given.validation_examples,
         kind=asked,
-        known=heads.known_classes(given.head, checkpoint) if checkpoint else (),
+        known=known,
     )
 
 
@@ -97,9 +106,9 @@ def prepare_classification(
     task, weighing = weigh(task, data.train.labels, given.class_weights)
     model, config, dtype = loaded.model, loaded.config, options.compute_dtype(given.dtype, loaded.params)
     tokenizer = tokens.load_tokenizer(checkpoint.path, config.vocab_size, as_words=data.kind == "tags")
-    splits = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
-    train, validation, test = (texts for _, texts in splits)
-    labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in splits]
+    pairs = [(split, _tokenize(given, config, tokenizer, split.texts, given.data, data.kind)) for split in data[:3]]
+    train, validation, test = (texts for _, texts in pairs)
+    labels = [kinds.make_targets(data.kind, texts, split.labels, scale) for split, texts in pairs]
     occurring = (train.inputs["ids"], validation.inputs["ids"]) if trim else (np.arange(config.vocab_size),)
     trimmed, params, used = vocabulary.trim(model, loaded.params, *occurring)
     network = trimmed.make_network(dtype=dtype, granularity=given.granularity)
