@@ -1,7 +1,9 @@
 """A prior mean helps the surrogate where the ranking is right, and not where it says nothing."""
 
+import freezebench
 import numpy as np
 import ranking_prior
+import test_freezebench
 from tables import Table
 
 from gafreeze_jax.space import Space
@@ -27,14 +29,13 @@ def test_a_ranking_that_is_right_helps_and_others_do_not():
     assert found["equal"] == found["none"]
 
 
-def test_scores_of_genes_are_shares_of_what_their_blocks_have(monkeypatch):
-    """Three genes of two blocks, one of the last block and one of the head; pretraining the network takes seconds."""
-    options = ranking_prior.Options(table="resnet14-digits_inversion")
+def test_scores_of_genes_are_shares_of_what_their_blocks_have(monkeypatch, quick_compilation):
+    """One gene of two blocks, one of one, and the head."""
 
     def rank(population, replicate):
         return {name: place for place, name in enumerate(population.space.names)}
 
     monkeypatch.setattr(ranking_prior, "RANKINGS", {"places": rank})
-    (shares,) = ranking_prior.scores_of_genes(options).values()
-    places = np.array([0.5, 2.5, 4.5, 6, 7])
-    np.testing.assert_allclose(shares, places / places.sum())
+    monkeypatch.setitem(freezebench.BENCHES, "resnet14-digits_inversion", test_freezebench.make_bench(blocks_of_gene=2))
+    (shares,) = ranking_prior.scores_of_genes(ranking_prior.Options(table="resnet14-digits_inversion")).values()
+    np.testing.assert_allclose(shares, np.array([0.5, 2, 3]) / 5.5)
