@@ -13,11 +13,12 @@ over the table's seeds), and the test accuracy of the genome that is predicted t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import freezebench
 import numpy as np
 import tyro
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from tables import Table, load_table
 
 from gafreeze_jax.engine import planning, process
@@ -63,11 +64,6 @@ def predict(table: Table, seen: np.ndarray, feature: np.ndarray) -> np.ndarray:
     return means + slope * feature
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's."""
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
-
-
 def compare(table: Table, features: Mapping[str, np.ndarray], seen: int, draws: int) -> dict[str, tuple[float, ...]]:
     """By feature [N]: the correlation, and the test accuracy of the predicted best."""
     rng, truth = np.random.default_rng(0), np.nanmean(table.test[..., 0], 1)
@@ -78,7 +74,8 @@ def compare(table: Table, features: Mapping[str, np.ndarray], seen: int, draws: 
         rest = order[seen:]
         for name, feature in features.items():
             predicted = predict(table, order[:seen], feature)[rest]
-            outcomes[name].append((correlation(predicted, truth[rest]), float(truth[rest[predicted.argmax()]])))
+            correlation: Any = spearmanr(predicted, truth[rest])
+            outcomes[name].append((correlation.statistic, float(truth[rest[predicted.argmax()]])))
     return {name: tuple(np.mean(pairs, axis=0).tolist()) for name, pairs in outcomes.items()}
 
 

@@ -144,8 +144,7 @@ def load_images(
         pictures, values, label_names = targets.load(source, kind, raw, column, notes, **limits)
         parts = [Labelled(pictures[split], values[split]) for split in splits.SPLIT_NAMES]
     (train, _), (validation, _), (test, pictures) = (_fit_all(source, split, frame, skip_broken, notes) for split in parts)
-    absent = [name for i, name in enumerate(label_names) if i not in train.labels] if kind == "label" else []
-    if absent and not splits.are_known(label_names, known()):
+    if kind == "label" and (absent := splits.without_examples(train.labels, label_names, known)):
         raise ValueError(f"{source}: no training image of class {absent[0]!r} can be read")
     if unread := [name for name, split in (("validation", validation), ("test", test)) if not len(split.labels)]:
         raise ValueError(f"{source}: no {unread[0]} image can be read; repair them, or remove that split")

@@ -222,10 +222,15 @@ def limit(
         if most is not None and most < len(split.examples):
             notes.append(f"Uses {most:,} of {len(split.examples):,} {name} examples (--{name.removesuffix('ing')}-examples).")
     train = _at_most(splits.train, max_train)
-    absent = [name for i, name in enumerate(splits.label_names) if i not in train.labels]
-    if absent and not are_known(splits.label_names, known()):
+    if absent := without_examples(train.labels, splits.label_names, known):
         raise ValueError(f"{source}: {len(train.examples)} training examples leave none of class {absent[0]!r}; use more")
     return splits._replace(train=train, validation=_at_most(splits.validation, max_validation))
+
+
+def without_examples(labels: np.ndarray, label_names: Sequence[str], known: Known) -> list[str]:
+    """Classes that none of the training labels [N] has and that must have one, as the model does not know all classes."""
+    absent = [name for i, name in enumerate(label_names) if i not in labels]
+    return [] if absent and are_known(label_names, known()) else absent
 
 
 def _at_most(split: Labelled[T], most: int | None) -> Labelled[T]:
