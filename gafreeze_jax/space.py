@@ -247,11 +247,11 @@ class Space:
         several[:, -1] = np.tile(np.arange(len(self.rates)), len(given))
         return self.unique(several.tolist())
 
-    def at_rates_in_turn(self, genomes: Iterable[Sequence[int]]) -> np.ndarray:
-        """Different genomes at one of the rates each, the lowest, the next and so on in turn: [N, K] int8."""
-        given = self.unique(genomes)
+    def at_rate_of(self, other: Sequence[int], genomes: Iterable[Sequence[int]]) -> np.ndarray:
+        """Different genomes, all at the rate of another: [N, K] int8."""
+        given = self.stack(genomes)
         if self.has_rate:
-            given[:, -1] = np.arange(len(given)) % len(self.rates)
+            given[:, -1] = other[-1]
         return self.unique(given.tolist())
 
     def neighbours(self, genome: Sequence[int]) -> np.ndarray:

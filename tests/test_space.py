@@ -246,11 +246,11 @@ def test_rates_that_read_alike():
         Space("abc", rates=(1.0, 1.0000001))
 
 
-def test_rates_in_turn():
+def test_at_the_rate_of_another():
     space = Space("ab", rates=(0.5, 1.0))
-    genomes = [(0, 0, 1), (0, 1, 1), (1, 0, 1), (0, 0, 1), space.all_frozen]
-    assert space.at_rates_in_turn(genomes).tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 1, 1]]
-    assert Space("ab").at_rates_in_turn([(0, 1), (0, 1), (1, 1)]).tolist() == [[0, 1], [1, 1]]
+    genomes = [(0, 0, 1), (0, 1, 1), (1, 0, 0), (0, 0, 0), space.all_frozen]
+    assert space.at_rate_of((1, 0, 0), genomes).tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 1]]
+    assert Space("ab").at_rate_of((1, 0), [(0, 1), (0, 1), (1, 1)]).tolist() == [[0, 1], [1, 1]]
 
 
 def test_masks_from_above_and_single_thirds():

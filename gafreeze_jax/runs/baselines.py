@@ -109,13 +109,11 @@ def initial_suffixes(space: Space) -> np.ndarray:
 
 
 def initial_genomes(space: Space, baselines: Iterable[Baseline]) -> np.ndarray:
-    """Genomes [N, K] that a search evaluates first: everything at all rates, prefix masks and those of baselines at the rates
-    in turn, and nothing. Those come first that freeze most of the bottom, as they take the least time.
+    """Genomes [N, K] that a search evaluates first: prefix masks, from all to nothing, and those of baselines. Those come first
+    that freeze most of the bottom, as they take the least time.
     """
     of_baselines = [(baseline.initial or baseline.genomes)(space) for baseline in baselines if baseline.genomes]
-    in_turn = space.at_rates_in_turn(np.concatenate([inner_prefixes(space), *of_baselines]).tolist())
-    everything, nothing = space.at_rates([space.all_trained]), space.stack([space.all_frozen])
-    genomes = space.unique(np.concatenate([nothing, in_turn, everything]).tolist())
+    genomes = space.unique(np.concatenate([space.prefixes()[1:], *of_baselines, all_trained(space)]).tolist())
     depths = np.cumprod(space.frozen(genomes), axis=-1).sum(-1)
     return genomes[np.argsort(-depths, kind="stable")]
 

@@ -120,7 +120,8 @@ class Search(Generic[M]):
       ledger: where evaluations are recorded; empty.
       settings: how to search, and when to stop.
       initial: [N, K] genomes that are evaluated first, in their order and whatever the budget: in as many generations as they
-        fill, or in fewer if there are fewer.
+        fill, or in fewer if there are fewer. Where there are several rates for all genes, training everything is tried at each,
+        and they take the one that does best.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
@@ -157,6 +158,7 @@ class Search(Generic[M]):
         key, key_init, key_rng = jax.random.split(key, 3)
         state, rng = self._init(key_init), np.random.default_rng(int(jax.random.bits(key_rng)))
         best, since_best, why = None, 0, ""
+        tried = self._try_rates()
         for number in itertools.count(1):
             if number > 1 and (why := self._why_stop(number, since_best)):
                 break
@@ -168,6 +170,8 @@ class Search(Generic[M]):
                 why = "as all allowed masks have been evaluated"
                 break
             num_full = self._climb(genomes, number)
+            if number == 1:
+                genomes, num_full = np.concatenate([tried, genomes]), len(tried) + num_full
             state = self._breed_from(genomes, state, number)
             fittest = self._fittest()
             best, since_best = fittest.genome, 0 if fittest.genome != best else since_best + 1
@@ -185,6 +189,17 @@ class Search(Generic[M]):
         return self._found(found.why_stopped)
 
     # Which genomes
+
+    def _try_rates(self) -> np.ndarray:
+        """Trains everything at each rate [N, K], and gives initial genomes the rate that does best; none if there is one rate."""
+        if not (self.space.has_rate and len(self.initial)):
+            return self.space.stack([])
+        everything, (first, *others) = self.space.at_rates([self.space.all_trained]), self.settings.rungs
+        members = self._record(self.evaluator.evaluate(everything, self.settings.seed, first), first, 1)
+        for until in others:
+            members = self._record(self.evaluator.resume(members, self.settings.seed, until), until, 1)
+        self.initial = self.space.at_rate_of(self._ranked()[0], self.initial)
+        return everything
 
     def _initial_of(self, number: int, population_size: int) -> np.ndarray:
         """The initial genomes [N, K] of a generation."""

@@ -39,11 +39,20 @@ class Landscape:
     def evaluate(self, genomes, seed, until):
         for genome in genomes:
             self.asked.append(as_genome(genome))
-            score = self.score(genome)
-            yield [Member(genome, float(score), 1 - float(score), 0.5, 1.0)]
+            yield [self.member(genome)]
+
+    def resume(self, members, seed, until):
+        for member in members:
+            yield [self.member(member.genome)]
+
+    def member(self, genome):
+        score = self.score(genome)
+        return Member(genome, float(score), 1 - float(score), 0.5, 1.0)
 
 
-def make_search(landscape, *, allowed=lambda genome: True, make_ga=genetic.make_ga, screen=True, **settings):
+def make_search(
+    landscape, *, allowed=lambda genome: True, make_ga=genetic.make_ga, screen=True, rungs=(STEPS,), **settings
+):
     space = landscape.space
     groups = {"prefix": space.at_rates(space.prefixes()[1:-1]), "suffix": space.at_rates(space.suffixes()[1:-1])}
     return Search(
@@ -51,8 +60,8 @@ def make_search(landscape, *, allowed=lambda genome: True, make_ga=genetic.make_
         ga=make_ga(space, 8),
         evaluator=landscape,
         ledger=Ledger(STEPS),
-        settings=Settings(rungs=(STEPS,), screen=screen, **settings),
-        initial=space.unique([*space.prefixes(), *space.suffixes(), *space.at_rates([space.all_trained])]),
+        settings=Settings(rungs=rungs, screen=screen, **settings),
+        initial=space.unique([*space.prefixes(), *space.suffixes()]),
         count_trainable=lambda genome: int((~np.asarray(space.frozen(genome))).sum()),
         groups=groups,
         allowed=allowed,
@@ -81,6 +90,23 @@ def test_known_optima_are_found(num_levels, rates):
         assert np.mean(found) < np.mean(random) / 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rungs", [(STEPS,), (6, STEPS)])
+def test_first_genomes_take_the_rate_at_which_training_everything_does_best(rungs, seed):
+    """No rate is stopped early; no genome is trained twice."""
+    landscape = Landscape(space := space_of(2), seed)
+    search = make_search(landscape, generations=1, rungs=rungs)
+    search.run(jax.random.key(seed))
+    everything = list(map(as_genome, space.at_rates([space.all_trained])))
+    best = max(everything, key=landscape.score)
+    others = set(map(as_genome, space.at_rate_of(best, [*space.prefixes(), *space.suffixes()])))
+    in_full = [evaluation.genome for evaluation in search.ledger.at(STEPS, 0)]
+    assert landscape.asked[: len(RATES)] == everything
+    assert set(landscape.asked) == others | set(everything)
+    assert len(landscape.asked) == len(set(landscape.asked))
+    assert set(everything) <= set(in_full)
+
+
 @pytest.mark.parametrize("num_levels", [2, 4])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_leader_is_left_without_its_rates(num_levels, seed):
@@ -105,9 +131,10 @@ def test_what_is_not_allowed_is_not_tuned():
     landscape = Landscape(space_of(3))
     at_least_half = lambda genome: landscape.space.rate(genome) >= 0.5  # noqa: E731
     search = make_search(landscape, generations=1, allowed=at_least_half)
-    initial = set(map(as_genome, search.initial))
-    tuned = search.tune(search.run(jax.random.key(0)), 2)
-    assert all(map(at_least_half, set(landscape.asked) - initial))
+    found = search.run(jax.random.key(0))
+    first = set(map(as_genome, [*search.initial, *landscape.space.at_rates([landscape.space.all_trained])]))
+    tuned = search.tune(found, 2)
+    assert all(map(at_least_half, set(landscape.asked) - first))
     assert all(map(at_least_half, tuned.leaders))
 
 
