@@ -1,7 +1,6 @@
 """Convolutions of images, computed in the way that is fast where they run."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,13 +62,23 @@ def convolve_depthwise(x: Array, kernel: Array) -> Array:
 def add_shifted(x: Array, kernel: Array) -> Array:
     """A depthwise convolution as a sum of shifted images.
 
-    By JAX's own rule for derivatives XLA:CPU would form the sums of the kernel's gradient one element at a time.
+    By JAX's own rule for derivatives XLA:CPU would form the sums of the kernel's gradient one element at a time. Barriers keep
+    the loops apart that add the taps of a row: one loop for all of them takes up to twice as long.
     """
-    (size, *_), (_, height, width, _) = kernel.shape, x.shape
-    padded = _pad(x, size // 2, size // 2)
-    taps = itertools.product(range(size), repeat=2)
-    parts = (padded[:, i : i + height, j : j + width] * kernel[i, j][None, None] for i, j in taps)
-    return functools.reduce(jnp.add, parts)
+    padded = jax.lax.optimization_barrier(_pad(x, len(kernel) // 2, len(kernel) // 2))
+
+    def of_row(i: int) -> Array:
+        parts = (_shifted(padded, i, j, x.shape) * kernel[i, j][None, None] for j in range(len(kernel)))
+        return functools.reduce(jnp.add, parts)
+
+    return functools.reduce(lambda total, i: jax.lax.optimization_barrier(total + of_row(i)), range(1, len(kernel)), of_row(0))
+
+
+def _shifted(padded: Array, row: int, column: int, shape: Sequence[int], step: int = 1) -> Array:
+    """The part [B, H / step, W, C] of an image that starts at a row, of which every `step`-th is taken, and a column."""
+    num, height, width, channels = shape
+    end = (num, row + height - step + 1, column + width, channels)
+    return jax.lax.slice(padded, (0, row, column, 0), end, (1, step, 1, 1))
 
 
 def _add_shifted_backward(residuals, cotangent):
@@ -82,18 +91,14 @@ def _add_shifted_backward(residuals, cotangent):
 
 def _gradient_of_taps(x: Array, cotangent: Array, size: int) -> Array:
     """Sums of products of the cotangent and each shifted image: [size, size, C]."""
-    width = x.shape[2]
-    missing = -x.shape[1] % ROWS_ADDED_UP
-    padded = jnp.pad(_pad(x, size // 2, size // 2), ((0, 0), (0, missing), (0, 0), (0, 0)))
-    groups = jnp.pad(cotangent, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    num_rows = groups.shape[1]
+    margin, missing = size // 2, -x.shape[1] % ROWS_ADDED_UP
+    padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0))))
+    cotangent = jnp.pad(cotangent, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    given = [cotangent[:, first::ROWS_ADDED_UP] for first in range(ROWS_ADDED_UP)]
 
     def of_tap(i: int, j: int) -> Array:
         """Products of the shifted image and the cotangent, added up over every few rows."""
-        parts = (
-            padded[:, i + first : i + num_rows : ROWS_ADDED_UP, j : j + width] * groups[:, first::ROWS_ADDED_UP]
-            for first in range(ROWS_ADDED_UP)
-        )
+        parts = (_shifted(padded, i + first, j, cotangent.shape, ROWS_ADDED_UP) * part for first, part in enumerate(given))
         return functools.reduce(jnp.add, parts)
 
     def of_row(i: int) -> Array:
