@@ -50,9 +50,7 @@ class Landscape:
         return Member(genome, float(score), 1 - float(score), 0.5, 1.0)
 
 
-def make_search(
-    landscape, *, allowed=lambda genome: True, make_ga=genetic.make_ga, screen=True, rungs=(STEPS,), **settings
-):
+def make_search(landscape, *, allowed=lambda genome: True, make_ga=genetic.make_ga, screen=True, rungs=(STEPS,), **settings):
     space = landscape.space
     groups = {"prefix": space.at_rates(space.prefixes()[1:-1]), "suffix": space.at_rates(space.suffixes()[1:-1])}
     return Search(
