@@ -62,8 +62,8 @@ def convolve_depthwise(x: Array, kernel: Array) -> Array:
 def add_shifted(x: Array, kernel: Array) -> Array:
     """A depthwise convolution as a sum of shifted images.
 
-    By JAX's own rule for derivatives XLA:CPU would form the sums of the kernel's gradient one element at a time. Barriers keep
-    the loops apart that add the taps of a row: one loop for all of them takes up to twice as long.
+    By JAX's own rule for derivatives XLA:CPU would form the sums of the kernel's gradient one element at a time. Without the
+    barriers it computes what comes before the convolution again for each tap, and adds all taps in one loop, which is slower.
     """
     padded = jax.lax.optimization_barrier(_pad(x, len(kernel) // 2, len(kernel) // 2))
 

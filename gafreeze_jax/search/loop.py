@@ -191,7 +191,7 @@ class Search(Generic[M]):
     # Which genomes
 
     def _try_rates(self) -> np.ndarray:
-        """Trains everything at each rate [N, K], and gives initial genomes the rate that does best; none if there is one rate."""
+        """Trains everything at each rate [N, K], and has initial genomes take the best; none if there is but one rate."""
         if not (self.space.has_rate and len(self.initial)):
             return self.space.stack([])
         everything, (first, *others) = self.space.at_rates([self.space.all_trained]), self.settings.rungs
