@@ -29,8 +29,8 @@ from steps import make_texts
 
 from gafreeze_jax.data import tokens
 from gafreeze_jax.data.batches import make_batches
-from gafreeze_jax.engine import process
-from gafreeze_jax.engine.cohort import Replicate
+from gafreeze_jax.engine import planning, process
+from gafreeze_jax.engine.cohort import Plan, Replicate
 from gafreeze_jax.engine.network import Batch, Dataset, Source
 from gafreeze_jax.engine.optimizer import adamw_recipe
 from gafreeze_jax.engine.population import Population
@@ -84,6 +84,8 @@ class Options:
     """By their model_type."""
     rounds: int = 5
     """In each of which all four take their turn."""
+    plan: str = "steps=0"
+    """Of ours, as the scripts' --plan: block by block, as a search of large networks trains, or "steps=16", in one program."""
     out: Path | None = None
     """JSON file to write. Of families that it has already, and that are not timed, figures are kept."""
 
@@ -107,14 +109,14 @@ def make_images() -> np.ndarray:
     return np.random.default_rng(0).integers(256, size=shape).astype(np.uint8)
 
 
-def ours(model_type: str) -> dict[str, Train]:
+def ours(model_type: str, plan: Plan) -> dict[str, Train]:
     """Trains everything, or the upper half."""
     model, data, batch = make_ours(model_type)
     network, params = model.make_network(), model.init_params(jax.random.key(0))
     examples = np.tile(np.arange(NUM_EXAMPLES), (MANY, 1))
     source, batches = Source(data, batch(examples[:1])), batch(examples)
     recipe = adamw_recipe(learning_rate=1e-5, head_learning_rate=1e-4, num_steps=MANY)
-    population = Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY)
+    population = Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY, plan=plan)
     layers = [name for name in network.names if re.search(r"\d", name)]
     num_lower = network.names.index(layers[len(layers) // 2])
 
@@ -196,7 +198,8 @@ def main(options: Options) -> None:
     print(f"{'ms a step':12} {'ours':>9} {'PyTorch':>9} {'ratio':>8} {'ours':>9} {'PyTorch':>9} {'ratio':>8}")
     rows = {}
     for name in options.families:
-        rows[name] = milliseconds_per_step({"ours": ours(name), "pytorch": pytorch(name)}, options.rounds)
+        sides = {"ours": ours(name, planning.parse(options.plan)), "pytorch": pytorch(name)}
+        rows[name] = milliseconds_per_step(sides, options.rounds)
         cells = (f"{row['ours']:9.2f} {row['pytorch']:9.2f} {row['ours'] / row['pytorch']:8.2f}" for row in rows[name].values())
         print(f"{name:12}", *cells, flush=True)
     if options.out is not None:
