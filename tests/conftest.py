@@ -2,7 +2,6 @@
 
 import csv
 import ctypes
-import functools
 import gc
 import os
 import sys
@@ -18,20 +17,14 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')}"
 )
 
-# Pages of 2 MiB, in test processes and scripts: it is slow to get small ones from the system, on a virtual machine above all.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-
 import jax
 import pytest
 import small_models
-from jax._src.interpreters import mlir
 
 from gafreeze_jax.data.text import load_text
 
 MOST_MAPPINGS = 10_000
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# JAX makes a context for each program that it lowers, which takes longer than lowering a small one.
-mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 def pytest_make_parametrize_id(val, argname):
@@ -48,7 +41,6 @@ def _forget_compiled_programs():
     yield
     if sys.platform == "linux" and Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
-        mlir.make_ir_context.cache_clear()
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
