@@ -194,10 +194,8 @@ class Search(Generic[M]):
         """Trains everything at each rate [N, K], and has initial genomes take the best; none if there is but one rate."""
         if not (self.space.has_rate and len(self.initial)):
             return self.space.stack([])
-        everything, (first, *others) = self.space.at_rates([self.space.all_trained]), self.settings.rungs
-        members = self._record(self.evaluator.evaluate(everything, self.settings.seed, first), first, 1)
-        for until in others:
-            members = self._record(self.evaluator.resume(members, self.settings.seed, until), until, 1)
+        everything = self.space.at_rates([self.space.all_trained])
+        self._climb(everything, 1, stops_early=False)
         self.initial = self.space.at_rate_of(self._ranked()[0], self.initial)
         return everything
 
@@ -248,12 +246,12 @@ class Search(Generic[M]):
 
     # Training
 
-    def _climb(self, genomes: np.ndarray, number: int) -> int:
+    def _climb(self, genomes: np.ndarray, number: int, *, stops_early: bool = True) -> int:
         """Evaluates genomes rung by rung, and returns how many were fully trained."""
         settings = self.settings
         members = self._record(self.evaluator.evaluate(genomes, settings.seed, settings.rungs[0]), settings.rungs[0], number)
         for rung, until in itertools.pairwise(settings.rungs):
-            if not (members := self._promoted(members, rung, until)):
+            if stops_early and not (members := self._promoted(members, rung, until)):
                 return 0
             members = self._record(self.evaluator.resume(members, settings.seed, until), until, number)
         return len(members)
