@@ -257,7 +257,8 @@ def retrain(
 ) -> tuple[Finalist, list[Finalist]]:
     """Trains genomes and baselines with fresh seeds, and names the genome that is fittest on the validation split.
 
-    All train with the first seeds, which name the winner; those that stay in the race train with the others as well.
+    All train with the first seeds. The two fittest genomes then train with the others as well, unless one is clearly worse, and
+    the fitter one with all seeds wins. Of the rest those train with all seeds that are not clearly worse than the winner.
 
     Args:
       genomes: the candidates, the most promising first; baselines may be among them.
@@ -271,10 +272,11 @@ def retrain(
     contenders = [retraining.mask(FOUND, genome) for genome in genomes]
     rivals = [retraining.mask(name, genome) for name, genome in masks.items()]
     started = retraining.train([*contenders, *rivals, *map(retraining.schedule, schedules)], first)
-    found = max(started[: len(contenders)], key=_rank_of_finalist)
+    rivals = started[len(contenders) :]
+    found = _winner(retraining, started[: len(contenders)], rivals)
     without = ablations(retraining.population.space, found.genome)
     parts = [retraining.mask(name, genome, is_ablation=True) for name, genome in without.items()]
-    finalists = [found, *started[len(contenders) :], *retraining.train(parts, first)]
+    finalists = [found, *rivals, *retraining.train(parts, first)]
     if len(retraining.seeds) > first:
         finalists = _race(retraining, finalists)
         retraining.on_race(finalists)
@@ -283,13 +285,27 @@ def retrain(
     return found, others
 
 
+def _winner(retraining: Retraining, contenders: Sequence[Finalist], rivals: Sequence[Finalist]) -> Finalist:
+    """The contender that is fittest with all seeds, of the two that are with the first seeds, if they are not clearly apart."""
+    ranked = sorted(contenders, key=_rank_of_finalist, reverse=True)
+    behind = _behind_first(retraining, [*ranked, *rivals])
+    first_two = [contender for contender, gap in zip(ranked[:2], behind, strict=False) if gap is None]
+    return max(retraining.train(first_two, len(retraining.seeds)), key=_rank_of_finalist)
+
+
+def _behind_first(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Interval | None]:
+    """As `racing.race`, of the first seeds."""
+    members = [finalist.members[: racing.FIRST_SEEDS] for finalist in finalists]
+    return racing.race(members, retraining.population.metric, retraining.rows)
+
+
 def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalist]:
     """Finalists, "found" first, after the first seeds: which of them drop out.
 
     Training everything never does, and not at another rate either where that is the better one, as a report's main number
     compares with it.
     """
-    found, metric = finalists[0], retraining.population.metric
+    found = finalists[0]
     everything = max(filter(_trains_everything, finalists), key=_rank_of_finalist, default=None)
 
     def is_found(other: Finalist) -> bool:
@@ -303,7 +319,7 @@ def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalis
         is_needed = finalist.is_ablation or finalist is everything or retraining.is_thorough or not is_known
         return finalist._replace(behind=behind, is_needed=is_needed)
 
-    return list(map(decide, finalists, racing.race([finalist.members for finalist in finalists], metric, retraining.rows)))
+    return list(map(decide, finalists, _behind_first(retraining, finalists)))
 
 
 def _trains_everything(finalist: Finalist) -> bool:

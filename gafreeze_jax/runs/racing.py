@@ -4,7 +4,7 @@ All train with two seeds first (Maron & Moore 1994, "Hoeffding races"; Birattari
 configuring metaheuristics"). Finalists that are behind the leader on the validation split then, by a 98 % interval of the
 difference in pairs, train with no further seed and are not scored on the test split. In simulations (tests/runs/test_racing.py)
 a baseline as good as the leader drops out in less than 1 % of races, and the verdict's error rates stay as `verdict.judge`
-states them.
+states them, or below 4 % where the better of two leaders that are equally good is named and seeds matter much.
 """
 
 from collections.abc import Sequence

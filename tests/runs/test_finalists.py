@@ -270,6 +270,30 @@ def test_who_stays_in_the_race(leader, given, expected, monkeypatch):
     assert seeds_of_rows([leader], monkeypatch, **given) == dict(zip(ROWS, expected, strict=True))
 
 
+def test_all_seeds_name_the_winner(monkeypatch):
+    """Of the masks that are not clearly behind after the first seeds."""
+    scores = {(0, 1, 0): (0.9, 0.9, 0.3), (0, 2, 1): (0.8, 0.8, 0.8), (1, 0, 1): (0.1, 0.1, 1.0)}
+    trained = []
+
+    def train(self, genomes, seed):
+        trained.extend((genome, seed) for genome in genomes)
+        return {genome: Member(genome, {}, 1.0, scores.get(genome, (0.0,) * 3)[seed - 1], 1.0, 6) for genome in genomes}
+
+    def race(members, metric, rows):
+        assert [len(of_finalist) for of_finalist in members] == [2] * len(members)
+        return [Interval(0.7, 0.6, 0.8) if of_finalist[0].genome == (1, 0, 1) else None for of_finalist in members]
+
+    monkeypatch.setattr(finalists.Retraining, "_train_genomes", train)
+    monkeypatch.setattr(racing, "race", race)
+    population, store = make(space=Space(TASK[0].names, (1.0, 0.0, 0.5))), FinalistStore()
+    retraining = finalists.Retraining(population, make_run_of, [1, 2, 3], tuning_seed=0, num_epochs=2, store=store)
+    found, others = finalists.retrain(retraining, list(scores), {"train all": (0, 0, 0)}, [])
+    assert (found.genome, len(found.members)) == ((0, 2, 1), 3)
+    assert ((1, 0, 1), 3) not in trained
+    parts = {other.name: other.genome for other in others if other.is_ablation}
+    assert parts == {"found, nothing frozen": (0, 2, 0), "found, usual rates": (0, 0, 1)}
+
+
 def test_a_diverged_seed_never_wins():
     good, bad = Member((1,), {}, 1.0, 0.5, 1.0, 6), Member((1,), {}, 1.0, 0.9, math.nan, 6)
     assert finalists.Finalist("found", (1,), 1.0, (good, bad)).validation == (-math.inf, math.inf)

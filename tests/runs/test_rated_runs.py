@@ -188,6 +188,16 @@ def test_the_best_random_mask_has_been_tried_at_all_rates(undisturbed):
         assert max(at_rates, key=scores.__getitem__) == genome, name
 
 
+def test_members_of_the_first_generation_beyond_the_first_masks_are_random(tmp_path):
+    """Not the first masks again, at the usual rate."""
+    given = {"epochs": 1, "finalist_seeds": 1, "plan": SEARCH.plan, "learning_rate": 3e-4}
+    run_custom.main(run_custom.Options(gens=1, population=16, rates=(4.0, 1.0, 0.25), out=tmp_path / "run", **given))
+    with open(tmp_path / "run" / "evaluations.csv", encoding="utf-8", newline="") as file:
+        genomes = {row["genome"] for row in csv.DictReader(file) if row["generation"] == "1"}
+    assert {"000@4", "100@4", "110@4", "011@4", "001@4"} <= genomes
+    assert not {"100@1", "110@1", "011@1", "001@1"} <= genomes
+
+
 def test_the_page_has_rates_and_says_what_levels_are(undisturbed):
     page = (undisturbed / "report.html").read_text()
     titles = [re.findall(r"<th[^>]*>([^<]*)</th>", head) for head in re.findall("<thead>.*?</thead>", page)]
