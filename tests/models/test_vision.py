@@ -172,7 +172,32 @@ def test_images_are_prepared_as_by_hugging_face(name, processor, size, image_siz
         preprocessing.take_over(tmp_path, saved, make(name).pixels, image_size)
         assert preprocessing.read(saved, make(name).pixels) == wanted
         theirs = getattr(transformers, processor).from_pretrained(saved)
-    frame = make_frame(dataclasses.replace(make(name), preprocessing=wanted))
+    assert_prepared_alike(wanted, theirs, shape, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "convnext"])
+@pytest.mark.parametrize("shape", [(40, 61, 3), (50, 33, 3)])
+@pytest.mark.parametrize("image_size", [30, 390])
+def test_another_size_is_saved_where_the_model_has_no_processor(name, image_size, shape, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    default = make(name).pixels
+    wanted = preprocessing.read(tmp_path, default, image_size)
+    (saved := tmp_path / "saved").mkdir()
+    preprocessing.take_over(tmp_path, saved, default, default.size)
+    assert not list(saved.iterdir())
+    preprocessing.take_over(tmp_path, saved, default, image_size)
+    kind = json.loads((saved / "preprocessor_config.json").read_text())["image_processor_type"]
+    if not hasattr(transformers, f"{kind}Pil"):
+        pytest.skip("this transformers has no processor that needs pillow alone")
+    theirs = getattr(transformers, f"{kind}Pil").from_pretrained(saved)
+    assert_prepared_alike(wanted, theirs, shape, tmp_path)
+    assert_prepared_alike(preprocessing.read(saved, default), theirs, shape, tmp_path)
+
+
+def assert_prepared_alike(wanted, theirs, shape, tmp_path):
+    """An image of a shape, as by one of Hugging Face's processors."""
+    frame = make_frame(dataclasses.replace(make("vit"), preprocessing=wanted))
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     np.savez(tmp_path / "set.npz", images=image[None])
     (ours,) = load_unlabelled(tmp_path / "set.npz", frame).images
