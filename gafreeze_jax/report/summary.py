@@ -84,7 +84,7 @@ def comparison(result: Mapping[str, Any]) -> Table:
 
 
 def _count(number: int) -> str:
-    """A number of parameters in three digits, or exactly if it is small.
+    """A number of parameters or bytes in three digits, or exactly if it is small.
 
     >>> _count(9520), _count(172_218), _count(999_999), _count(1_235_000_000)
     ('9,520', '172k', '1M', '1.24B')
@@ -208,15 +208,15 @@ def describe_found(result: Mapping[str, Any]) -> str:
 def front_table(space: Space, front: Sequence[Mapping[str, Any]], metric: MetricFormat) -> Table:
     """Masks that no other mask beats in the metric, training FLOPs and optimizer bytes at once."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("front", "validation", "FLOPs", "optimizer bytes", "trainable parameters"):
+    for title in ("front", "validation", "FLOPs", "optimizer bytes", "trainable"):
         table.add_column(title, justify="left" if title == "front" else "right")
     for mask in front:
         table.add_row(
             space.describe(space.parse(mask["genome"])),
             f"{mask[f'validation_{metric.key}']:.4f}",
             f"{mask['flops']:.0%}",
-            f"{mask['optimizer_bytes']:,}",
-            f"{mask['trainable_parameters']:,}",
+            _count(mask["optimizer_bytes"]),
+            _count(mask["trainable_parameters"]),
         )
     return table
 
