@@ -138,11 +138,12 @@ def _side(size: Any, is_square: bool) -> tuple[Any, bool]:
 
 def take_over(source: Path, folder: Path, default: Preprocessing, size: int) -> None:
     """Copies a `preprocessor_config.json` for images of a size; if there is none, writes one if that is not the default's."""
-    path = source / checkpoints.PREPROCESSOR_FILE
-    if source == folder or not (path.exists() or size != default.size):
+    if source == folder:
         return
+    path = source / checkpoints.PREPROCESSOR_FILE
     if not path.exists():
-        _write(folder, _config_of(default._replace(size=size)))
+        if size != default.size:
+            _write(folder, _config_of(default._replace(size=size)))
         return
     raw = files.parse_json(path.read_text(encoding="utf-8-sig"))
     if _size_and_crop(raw, default)[0] == size:
@@ -153,18 +154,23 @@ def take_over(source: Path, folder: Path, default: Preprocessing, size: int) -> 
 
 def write(folder: Path, wanted: Preprocessing) -> None:
     """Writes a `preprocessor_config.json` for images that have the right size."""
-    sizes = {"height": wanted.size, "width": wanted.size}
-    _write(folder, {"size": sizes, "resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std})
+    _write(folder, _square_config(wanted))
 
 
 def _config_of(wanted: Preprocessing) -> dict[str, Any]:
     """The config of one of Hugging Face's image processors that prepares images so."""
-    square = {"height": wanted.size, "width": wanted.size}
-    normal = {"resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std}
+    config = _square_config(wanted)
     if wanted.squashes:
-        return {"image_processor_type": "ViTImageProcessor", "size": square, **normal}
+        return {"image_processor_type": "ViTImageProcessor", **config}
     edge = {"shortest_edge": int(wanted.size / wanted.crop + 1e-6)}  # rounded as images are
-    return {"image_processor_type": "BitImageProcessor", "size": edge, "do_center_crop": True, "crop_size": square, **normal}
+    cropped = {"size": edge, "do_center_crop": True, "crop_size": config["size"]}
+    return {"image_processor_type": "BitImageProcessor", **config, **cropped}
+
+
+def _square_config(wanted: Preprocessing) -> dict[str, Any]:
+    """What the configs of all image processors have in common, for images that become squares."""
+    size = {"height": wanted.size, "width": wanted.size}
+    return {"size": size, "resample": wanted.resample, "image_mean": wanted.mean, "image_std": wanted.std}
 
 
 def _write(folder: Path, raw: Mapping[str, Any]) -> None:

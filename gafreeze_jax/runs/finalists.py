@@ -270,10 +270,10 @@ def retrain(
     """
     first = min(racing.FIRST_SEEDS, len(retraining.seeds))
     contenders = [retraining.mask(FOUND, genome) for genome in genomes]
-    rivals = [retraining.mask(name, genome) for name, genome in masks.items()]
-    started = retraining.train([*contenders, *rivals, *map(retraining.schedule, schedules)], first)
-    rivals = started[len(contenders) :]
-    found = _winner(retraining, started[: len(contenders)], rivals)
+    baselines = [retraining.mask(name, genome) for name, genome in masks.items()]
+    started = retraining.train([*contenders, *baselines, *map(retraining.schedule, schedules)], first)
+    contenders, rivals = started[: len(contenders)], started[len(contenders) :]
+    found = _winner(retraining, contenders, rivals)
     without = ablations(retraining.population.space, found.genome)
     parts = [retraining.mask(name, genome, is_ablation=True) for name, genome in without.items()]
     finalists = [found, *rivals, *retraining.train(parts, first)]

@@ -248,7 +248,7 @@ class SearchRun:
         self._check_limit()
         in_pareto = self.options.objective == "pareto"
         make_ga = functools.partial(nsga2.make_nsga2, num_objectives=3) if in_pareto else genetic.make_ga
-        search = self._make_search(
+        search = self._make_search(  # where there are several rates, it chooses that of the first genomes
             ga=make_ga(self.space, self.options.population, initial=None if self.space.has_rate else self.initial),
             ledger=self.ledger,
             settings=self.settings,

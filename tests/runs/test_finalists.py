@@ -270,8 +270,16 @@ def test_who_stays_in_the_race(leader, given, expected, monkeypatch):
     assert seeds_of_rows([leader], monkeypatch, **given) == dict(zip(ROWS, expected, strict=True))
 
 
-def test_all_seeds_name_the_winner(monkeypatch):
-    """Of the masks that are not clearly behind after the first seeds."""
+@pytest.mark.parametrize(
+    ("behind", "winner", "parts"),
+    [
+        ((1, 0, 1), (0, 2, 1), {"found, nothing frozen": (0, 2, 0), "found, usual rates": (0, 0, 1)}),
+        ((0, 2, 1), (0, 1, 0), {"found, nothing frozen": (0, 0, 0)}),
+    ],
+    ids=["two_are_close", "the_second_is_behind"],
+)
+def test_all_seeds_name_the_winner(behind, winner, parts, monkeypatch):
+    """Of the two masks that are the fittest with the first seeds, unless the second is clearly behind."""
     scores = {(0, 1, 0): (0.9, 0.9, 0.3), (0, 2, 1): (0.8, 0.8, 0.8), (1, 0, 1): (0.1, 0.1, 1.0)}
     trained = []
 
@@ -281,17 +289,16 @@ def test_all_seeds_name_the_winner(monkeypatch):
 
     def race(members, metric, rows):
         assert [len(of_finalist) for of_finalist in members] == [2] * len(members)
-        return [Interval(0.7, 0.6, 0.8) if of_finalist[0].genome == (1, 0, 1) else None for of_finalist in members]
+        return [Interval(0.7, 0.6, 0.8) if of_finalist[0].genome == behind else None for of_finalist in members]
 
     monkeypatch.setattr(finalists.Retraining, "_train_genomes", train)
     monkeypatch.setattr(racing, "race", race)
     population, store = make(space=Space(TASK[0].names, (1.0, 0.0, 0.5))), FinalistStore()
     retraining = finalists.Retraining(population, make_run_of, [1, 2, 3], tuning_seed=0, num_epochs=2, store=store)
     found, others = finalists.retrain(retraining, list(scores), {"train all": (0, 0, 0)}, [])
-    assert (found.genome, len(found.members)) == ((0, 2, 1), 3)
-    assert ((1, 0, 1), 3) not in trained
-    parts = {other.name: other.genome for other in others if other.is_ablation}
-    assert parts == {"found, nothing frozen": (0, 2, 0), "found, usual rates": (0, 0, 1)}
+    assert (found.genome, len(found.members)) == (winner, 3)
+    assert not {((1, 0, 1), 3), (behind, 3)}.intersection(trained)
+    assert {other.name: other.genome for other in others if other.is_ablation} == parts
 
 
 def test_a_diverged_seed_never_wins():
