@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a run between two writes."""
 
+import _thread
 import contextlib
 import signal
 import sys
@@ -50,15 +51,21 @@ def _raising_stopped() -> Iterator[None]:
             return
         for each in SIGNALS:
             signal.signal(each, stop)
-        timer = threading.Timer(REPEAT_SECONDS, signal.raise_signal, unraisable.exc_value.args)
+        # Not a signal to the process, which would kill it where `stop` has seen another one: this does nothing then.
+        timer = threading.Timer(REPEAT_SECONDS, _thread.interrupt_main, unraisable.exc_value.args)
         timer.daemon = True
+        timers.append(timer)
         timer.start()
 
+    timers: list[threading.Timer] = []
     hook, handlers = sys.unraisablehook, {number: signal.signal(number, stop) for number in SIGNALS}
     sys.unraisablehook = repeat_if_lost
     try:
         yield
     finally:
         sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
+            timer.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)

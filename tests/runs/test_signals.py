@@ -7,24 +7,32 @@ import time
 
 import pytest
 
-from gafreeze_jax.runs.signals import stoppable
+from gafreeze_jax.runs.signals import REPEAT_SECONDS, stoppable
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_exceptions_are_ignored_is_not_lost(number, capsys):
-    """As in what the garbage collector calls, which for JAX is much."""
+    """As in what the garbage collector calls, which for JAX is much. One that is repeated while another ends the program does
+    no harm.
+    """
     handlers, hook, rung = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook, []
 
     def ring(phase, info):
         if len(rung) < 2:
             rung.append(phase)
+            time.sleep(0.6 * REPEAT_SECONDS)
             signal.raise_signal(number)
 
+    def how_to_resume():
+        time.sleep(2 * REPEAT_SECONDS)
+        return "To resume: again"
+
     def run():
-        with stoppable(lambda: "To resume: again"):
+        with stoppable(how_to_resume):
             gc.callbacks.append(ring)  # not before: this process would end
             gc.collect()
-            time.sleep(10)
+            while True:
+                time.sleep(REPEAT_SECONDS / 10)
 
     try:
         with pytest.raises(SystemExit) as stop:
