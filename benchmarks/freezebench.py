@@ -51,6 +51,7 @@ from gafreeze_jax.models import checkpoints, plain, pretrained
 from gafreeze_jax.options import compute_dtype
 from gafreeze_jax.report import summary
 from gafreeze_jax.runs import results
+from gafreeze_jax.runs.fingerprint import fingerprint_of_model
 from gafreeze_jax.space import Genome, Space
 from gafreeze_jax.tasks import heads, pretraining, text
 from gafreeze_jax.tasks import images as image_task
@@ -382,8 +383,19 @@ def empty_table(prepared: Setup, bench: Bench, genes: Grouping, options: Options
             "device": jax.devices()[0].device_kind,
             "versions": results.versions(),
             "num_test": prepared.num_test,
+            "pretrained": fingerprint_of_model(prepared),
         },
     )
+
+
+def check_pretrained(table: Table, prepared: Setup, path: Path) -> None:
+    """Raises ValueError if a table was begun with other pretrained weights; old tables do not say with which."""
+    ours = fingerprint_of_model(prepared)
+    if table.about.get("pretrained", ours) != ours:
+        raise ValueError(
+            f"{path} was begun with other pretrained weights; what is pretrained here depends on the machine. "
+            "Give the first ones, or another folder as --tables"
+        )
 
 
 def main(options: Options) -> None:
@@ -396,6 +408,7 @@ def main(options: Options) -> None:
         genes = Grouping.of(prepared, bench)
         population = make_population(prepared, bench.settings, planning.parse(plan if options.plan == "auto" else options.plan))
         table = load_table(path) if path.exists() else empty_table(prepared, bench, genes, options)
+        check_pretrained(table, prepared, path)
     except (ValueError, OSError) as error:
         sys.exit(summary.fail(error))
     table, space = table.with_seeds(options.seeds), genes.space

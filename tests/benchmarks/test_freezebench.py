@@ -27,10 +27,10 @@ def make_data(num, seed):
     return Dataset(inputs, (inputs[:, 0] > 0).astype(np.int32))
 
 
-def make_setup(head="kept"):
+def make_setup(head="kept", seed=0):
     """Three hidden layers and a head."""
     network, shapes = plain.make_dense([6, 8, 8, 8, 2])
-    params = plain.init_params(jax.random.key(0), shapes)
+    params = plain.init_params(jax.random.key(seed), shapes)
     train, validation, test = (make_data(16, seed) for seed in range(3))
     setup = Setup(
         problem=make_problem(network, params, train, validation, SETTINGS),
@@ -116,3 +116,17 @@ def test_it_goes_on_where_it_was_stopped_and_with_more_seeds(tmp_path, monkeypat
     assert again.done.all()
     np.testing.assert_allclose(again.test[:, 0], first.test[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(again.flops, first.flops)
+
+
+def test_it_does_not_go_on_from_other_pretrained_weights(tmp_path, monkeypatch, capsys):
+    setups = [make_setup(), make_setup(seed=1)]
+    bench = Bench(lambda options, settings: setups[options.seeds - 1], SETTINGS, STOPS, blocks_of_gene=3)
+    monkeypatch.setitem(freezebench.BENCHES, "resnet14-digits_noise", bench)
+    options = freezebench.Options("resnet14-digits_noise", seeds=1, plan="members=1", tables=tmp_path)
+    freezebench.main(options)
+    path = tmp_path / "resnet14-digits_noise.npz"
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        freezebench.main(dataclasses.replace(options, seeds=2))
+    assert "begun with other pretrained weights" in capsys.readouterr().err + str(stop.value)
+    assert path.read_bytes() == before
