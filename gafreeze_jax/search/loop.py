@@ -121,7 +121,8 @@ class Search(Generic[M]):
       settings: how to search, and when to stop.
       initial: [N, K] genomes that are evaluated first, in their order and whatever the budget: in as many generations as they
         fill, or in fewer if there are fewer. Where there are several rates for all genes, training everything is tried at each,
-        and they take the one that does best.
+        and they take the one that does best. After them the fittest of each group is tried at each rate, and where another
+        one suits it better, the group's initial genomes at that.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
@@ -201,9 +202,23 @@ class Search(Generic[M]):
 
     def _initial_of(self, number: int, population_size: int) -> np.ndarray:
         """The initial genomes [N, K] of a generation."""
+        if number > 1 and self.space.has_rate and not len(self.ledger.unseen(self.initial)):
+            self.initial = np.concatenate([self.initial, self._groups_at_rates()])
         unseen = self.ledger.unseen(self.initial)
         share = math.ceil(len(unseen) / max(1, self.settings.generations - number + 1))
         return unseen[: max(population_size, share)]
+
+    def _groups_at_rates(self) -> np.ndarray:
+        """The fittest of each group at all rates; if known, initial genomes of the group at its rate: unseen ones, [N, K]."""
+        fittest = self._fittest_of_groups()
+        unseen = self.ledger.unseen(self._allowed(self.space.at_rates(fittest.values())))
+        if len(unseen):
+            return unseen
+        initial = list(map(as_genome, self.initial))
+        at_rates = (
+            self.space.at_rate_of(fittest[name], filter(group.__contains__, initial)) for name, group in self.groups.items()
+        )
+        return self.ledger.unseen(self._allowed(self.space.unique(itertools.chain.from_iterable(at_rates))))
 
     def _ask_for(
         self, number: int, initial: np.ndarray, key: Array, state: Any, rng: np.random.Generator
@@ -303,10 +318,13 @@ class Search(Generic[M]):
         full = self.ledger.at(self.settings.rungs[-1], self.settings.seed)
         return next((evaluation for evaluation in full if self.allowed(evaluation.genome)), full[0])
 
-    def _found(self, why: str) -> Found:
+    def _fittest_of_groups(self) -> dict[str, Genome]:
+        """By the group's name; at least one of each is trained to the end."""
         ranked = self._ranked()
-        groups = {name: next(genome for genome in ranked if genome in group) for name, group in self.groups.items()}
-        return Found(list(filter(self.allowed, ranked)), groups, why, correlations(self._scores()))
+        return {name: next(genome for genome in ranked if genome in group) for name, group in self.groups.items()}
+
+    def _found(self, why: str) -> Found:
+        return Found(list(filter(self.allowed, self._ranked())), self._fittest_of_groups(), why, correlations(self._scores()))
 
     def _report(self, number: int, fittest: Evaluation, state: Any, *, num_new: int, num_full: int, screened: bool) -> None:
         bred = np.asarray(state.population)

@@ -105,6 +105,28 @@ def test_first_genomes_take_the_rate_at_which_training_everything_does_best(rung
     assert set(everything) <= set(in_full)
 
 
+class Apart(Landscape):
+    """Training everything does best at rate 1, prefix masks at rate 2."""
+
+    def score(self, genome):
+        prefix = as_genome(genome[:NUM_GENES]) in {as_genome(row[:NUM_GENES]) for row in self.space.prefixes()[1:-1]}
+        return 0.5 - 0.02 * sum(genome[:NUM_GENES]) - 0.1 * abs(RATES[genome[-1]] - (2 if prefix else 1))
+
+
+def test_a_group_is_tried_at_the_rate_that_suits_its_fittest():
+    landscape = Apart(space := space_of(2))
+    make_search(landscape, generations=5).run(jax.random.key(0))
+    fittest = [(1, 0, 0, 0, 0), (0, 0, 0, 0, 1)]  # of prefix and suffix masks
+    others = [as_genome(mask[:NUM_GENES]) for mask in space.prefixes()[2:-1]]
+    first, at_rates, groups = (
+        [landscape.asked.index((*genome, rate)) for genome in genomes for rate in rates]
+        for genomes, rates in ((others + fittest, [2]), (fittest, [0, 1, 3]), (others, [3]))
+    )
+    assert max(first) < min(at_rates) < max(at_rates) < min(groups)
+    suffixes = {(*as_genome(mask[:NUM_GENES]), 3) for mask in space.suffixes()[2:-1]}
+    assert not suffixes <= set(landscape.asked)  # rate 1 suits these
+
+
 @pytest.mark.parametrize("num_levels", [2, 4])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_leader_is_left_without_its_rates(num_levels, seed):
