@@ -345,7 +345,9 @@ def _init(module: nn.Module, key: Array, x: Any, context: dict[str, Array]) -> t
     return jnp.zeros_like(x), variables
 
 
-_init_compiled = jax.jit(_init, static_argnums=0)  # what convolutions compute is left out then, as only its shape counts
+# What convolutions compute is left out then, as only its shape counts. XLA:CPU takes 1 to 7 s for the random numbers of a small
+# kernel otherwise; these are the same.
+_init_compiled = jax.jit(_init, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def split_layers(params: dict, names: Iterable[str]) -> dict:

@@ -5,6 +5,8 @@ import pytest
 
 from gafreeze_jax import options
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = cut_search.Options(layers=2, hidden=16, tokens=8)
 
 
