@@ -255,7 +255,8 @@ class Model:
     def init_params(self, key: Array) -> dict:
         """A randomly initialised tree {block name: parameters, "head": parameters}."""
         x, context = self._smallest_input()
-        init = _init_compiled if self.family.preprocessing else _init
+        traced = isinstance(key, jax.core.Tracer)  # by `eval_shape`, within which nothing is compiled
+        init = _init_compiled if self.family.preprocessing and not traced else _init
         params = {}
         for part in self._parts(jnp.float32, False):
             ((name, module),) = _modules(part, "layer")
