@@ -254,6 +254,10 @@ class Space:
             given[:, -1] = other[-1]
         return self.unique(given.tolist())
 
+    def at_higher_rate(self, genome: Sequence[int]) -> Genome:
+        """A genome at the next higher rate of all genes, if there is one."""
+        return as_genome((*genome[:-1], min(genome[-1] + 1, len(self.rates) - 1)) if self.has_rate else genome)
+
     def neighbours(self, genome: Sequence[int]) -> np.ndarray:
         """All genomes that differ from a genome in one number: [N, K] int8."""
         return self.stack(

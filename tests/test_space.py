@@ -251,6 +251,8 @@ def test_at_the_rate_of_another():
     genomes = [(0, 0, 1), (0, 1, 1), (1, 0, 0), (0, 0, 0), space.all_frozen]
     assert space.at_rate_of((1, 0, 0), genomes).tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 1]]
     assert Space("ab").at_rate_of((1, 0), [(0, 1), (0, 1), (1, 1)]).tolist() == [[0, 1], [1, 1]]
+    assert [space.at_higher_rate((1, 0, rate)) for rate in range(2)] == [(1, 0, 1), (1, 0, 1)]
+    assert Space("ab").at_higher_rate((1, 0)) == (1, 0)
 
 
 def test_masks_from_above_and_single_thirds():

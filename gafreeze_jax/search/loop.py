@@ -121,8 +121,8 @@ class Search(Generic[M]):
       settings: how to search, and when to stop.
       initial: [N, K] genomes that are evaluated first, in their order and whatever the budget: in as many generations as they
         fill, or in fewer if there are fewer. Where there are several rates for all genes, training everything is tried at each,
-        and they take the one that does best. After them the fittest of each group is tried at each rate, and where another
-        one suits it better, the group's initial genomes at that.
+        and they take the one that does best, and then the next higher one, as what freezes more bears more. After them the
+        fittest of each group is tried at each rate, and where another one suits it better, the group's initial genomes at that.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
@@ -192,12 +192,17 @@ class Search(Generic[M]):
     # Which genomes
 
     def _try_rates(self) -> np.ndarray:
-        """Trains everything at each rate [N, K], and has initial genomes take the best; none if there is but one rate."""
+        """Trains everything at each rate [N, K], and has initial genomes take the best and the next higher one.
+
+        None if there is but one rate.
+        """
         if not (self.space.has_rate and len(self.initial)):
             return self.space.stack([])
         everything = self.space.at_rates([self.space.all_trained])
         self._climb(everything, 1, stops_early=False)
-        self.initial = self.space.at_rate_of(self._ranked()[0], self.initial)
+        best = self._ranked()[0]
+        several = [self.space.at_rate_of(genome, self.initial) for genome in (best, self.space.at_higher_rate(best))]
+        self.initial = self.space.unique(np.concatenate(several).tolist())
         return everything
 
     def _initial_of(self, number: int, population_size: int) -> np.ndarray:
