@@ -1,6 +1,7 @@
 """Scikit-learn's handwritten digits, as they are or shifted: something to fine-tune on without a download.
 
-One half of the images, chosen once, serves to pretrain a model on clean digits; the other half is shifted to adapt it to.
+One half of the images, chosen once, serves to pretrain a model on clean digits; the other half is shifted to adapt it to. Of
+that, few are to train on, and most to validate and test on, so that what is learned from few images is known well.
 """
 
 import re
@@ -14,6 +15,7 @@ from gafreeze_jax.extras import needs
 
 NOISE = 80.0  # standard deviation, of 255
 CONTRAST = 0.12  # of the range that is left
+NUM_TRAIN, NUM_VALIDATION = 149, 250  # of the 899 shifted images; the other 500 test
 
 SHIFTS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "noisy": lambda images, rng: images + rng.normal(0, NOISE, images.shape),
@@ -33,9 +35,9 @@ def is_shifted(source: str) -> bool:
     return source.partition(":")[2] in SHIFTS
 
 
-def read(source: str) -> Rows[Any]:
-    """The digits of a source: "digits" (all), "digits:5-9" (some of them), "digits:clean" (one half of the images), or the
-    other half, shifted: "digits:noisy", "digits:faint" or "digits:inverted".
+def read(source: str) -> dict[str, Rows[Any]]:
+    """The splits of a source: of "digits" (all), "digits:5-9" (some of them) or "digits:clean" (one half of the images) one, to
+    train on; of the other half, shifted, all three: "digits:noisy", "digits:faint" or "digits:inverted".
 
     Raises:
       ValueError: for digits from a higher to a lower one.
@@ -58,4 +60,10 @@ def read(source: str) -> Rows[Any]:
             raise ValueError(f"{source}: no digits from {first} to {last}; expected digits, or some of them such as digits:5-9")
         chosen = (first <= labels) & (labels <= last)
         images, labels = images[chosen], labels[chosen]
-    return Rows(list(np.clip(np.rint(images), 0, 255).astype(np.uint8)), labels.tolist())
+    pixels, rows = np.clip(np.rint(images), 0, 255).astype(np.uint8), {"train": np.arange(len(labels))}
+    if is_shifted(source):
+        earlier = [np.count_nonzero(labels[:row] == label) for row, label in enumerate(labels)]
+        turns = np.lexsort((labels, earlier))  # one of each class, again and again
+        parts = np.split(turns, np.cumsum([NUM_TRAIN, NUM_VALIDATION]))
+        rows = dict(zip(("train", "validation", "test"), parts, strict=True))
+    return {name: Rows(list(pixels[chosen]), labels[chosen].tolist()) for name, chosen in rows.items()}

@@ -223,7 +223,7 @@ def _read(
 
 def _read_classes(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
     if digits.is_digits(source):
-        return {"train": digits.read(source)}
+        return digits.read(source)
     if source.startswith("tfds:"):
         return _read_tfds(source)
     path = Path(source)

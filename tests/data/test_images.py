@@ -59,6 +59,21 @@ def test_digits():
     assert "Uses 50 of 538 training examples (--train-examples)." in high.notes
 
 
+def test_shifted_digits_are_the_other_half_and_mostly_to_validate_and_test_on():
+    clean, inverted = (load_images(f"digits:{kind}", Frame(8, 1)) for kind in ("clean", "inverted"))
+    assert sum(sizes(clean)) == 898
+    assert sizes(inverted) == [149, 250, 500]
+    everything = load_images("digits", Frame(8, 1))
+    as_bytes = lambda data, shift=lambda pixels: pixels: [shift(image).tobytes() for part in data[:3] for image in part.images]  # noqa: E731
+    upright = as_bytes(inverted, lambda pixels: 255 - pixels)
+    assert sorted(upright + as_bytes(clean)) == sorted(as_bytes(everything))
+    for split in inverted[:2]:
+        counts = np.bincount(split.labels)
+        assert counts.max() - counts.min() <= 1
+    few = load_images("digits:noisy", Frame(8, 1), max_train=40)
+    assert np.bincount(few.train.labels).tolist() == [4] * 10
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
 def test_arrays(tmp_path, shape):
     path = write_npz(tmp_path / "set.npz", shape=shape)
