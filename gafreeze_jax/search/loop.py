@@ -121,8 +121,9 @@ class Search(Generic[M]):
       settings: how to search, and when to stop.
       initial: [N, K] genomes that are evaluated first, in their order and whatever the budget: in as many generations as they
         fill, or in fewer if there are fewer. Where there are several rates for all genes, training everything is tried at each,
-        and they take the one that does best, and then the next higher one, as what freezes more bears more. After them the
-        fittest of each group is tried at each rate, and where another one suits it better, the group's initial genomes at that.
+        and they take the one that does best, and then the next higher one, since a mask that freezes more tolerates more. Then
+        the fittest of each group is tried at each rate, and where another one suits it better, the group's initial genomes at
+        that.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
