@@ -388,14 +388,15 @@ def empty_table(prepared: Setup, bench: Bench, genes: Grouping, options: Options
     )
 
 
-def check_pretrained(table: Table, prepared: Setup, path: Path) -> None:
-    """Raises ValueError if a table was begun with other pretrained weights; old tables do not say with which."""
-    ours = fingerprint_of_model(prepared)
+def begun_table(path: Path, prepared: Setup) -> Table:
+    """A table to go on with; ValueError if it was begun with other pretrained weights. Old ones do not say with which."""
+    table, ours = load_table(path), fingerprint_of_model(prepared)
     if table.about.get("pretrained", ours) != ours:
         raise ValueError(
             f"{path} was begun with other pretrained weights; what is pretrained here depends on the machine. "
             "Give the first ones, or another folder as --tables"
         )
+    return table
 
 
 def main(options: Options) -> None:
@@ -407,8 +408,7 @@ def main(options: Options) -> None:
         prepared = bench.prepare(options, bench.settings)
         genes = Grouping.of(prepared, bench)
         population = make_population(prepared, bench.settings, planning.parse(plan if options.plan == "auto" else options.plan))
-        table = load_table(path) if path.exists() else empty_table(prepared, bench, genes, options)
-        check_pretrained(table, prepared, path)
+        table = begun_table(path, prepared) if path.exists() else empty_table(prepared, bench, genes, options)
     except (ValueError, OSError) as error:
         sys.exit(summary.fail(error))
     table, space = table.with_seeds(options.seeds), genes.space

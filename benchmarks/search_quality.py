@@ -424,21 +424,20 @@ def draw(path: Path, tables: Mapping[str, Mapping[str, Mapping[str, Course]]]) -
     panels = axes.flat
     for name, spaces in tables.items():
         panel, courses = next(panels), spaces.get("masks x rate", spaces["masks"])
-        highest = 0.0
         for algorithm, colour in COLOURS.items():
             means, lows, highs = np.transpose([interval(regrets) for regrets in courses[algorithm].at_budgets.T])
             style = {"lw": 2.6, "zorder": 4} if algorithm == "ours" else {"lw": 1.2, "zorder": 3}
             style |= {"ls": "--", "zorder": 3.5} if algorithm == "random search" else {}
             panel.plot(BUDGETS, means, color=colour, marker=MARKERS[algorithm], ms=4.5, label=algorithm, **style)
             panel.fill_between(BUDGETS, lows, highs, color=colour, alpha=0.12, lw=0)
-            highest = max(highest, means.max()) if algorithm != "greedy selection" else highest  # which begins far behind
         panel.set_title(name, fontsize=11, loc="left", fontweight="bold")
         note = panel.text(0.99, 0.98, role(name), transform=panel.transAxes, ha="right", va="top", fontsize=9, color="#555555")
         note.set_bbox({"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
         note.set_zorder(6)
         panel.set_xscale("log", base=2)
         panel.set_xticks(BUDGETS, map(str, BUDGETS))
-        panel.set_ylim(0, 1.3 * highest)
+        in_view = COLOURS.keys() - {"greedy selection"}  # which begins far behind
+        panel.set_ylim(0, 1.3 * max(courses[algorithm].at_budgets.mean(0).max() for algorithm in in_view))
         panel.grid(color="#DDDDDD", lw=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.flat[0].get_legend_handles_labels()
