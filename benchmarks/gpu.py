@@ -193,7 +193,7 @@ def optimizer(options: Options) -> Iterator[Row]:
         "one program": (start_all, jax.jit(update_all, donate_argnums=0)),
         "one vector": (lambda: start_block(in_vector, 0, options.stacked, params), functools.partial(update, in_vector)),
     }
-    num_bytes = BYTES_OF_UPDATE * sum(leaf.size for leaf in jax.tree.leaves(gradients))
+    num_bytes = BYTES_OF_UPDATE * optax.tree.size(gradients)
     for name, (start, function) in kinds.items():
         state = [start()]  # is donated
 

@@ -1,4 +1,4 @@
-"""Searches which layers of a vision transformer of the library Equimo to freeze, which is taken as it is.
+"""Finds which layers of a vision transformer of the library Equimo to freeze, which is taken as it is.
 
     pip install equimo
     python examples/equimo_vit.py

@@ -1,4 +1,4 @@
-"""Searches which layers of an Equinox module to freeze.
+"""Finds which layers of an Equinox module to freeze.
 
     python examples/equinox_module.py
 

@@ -1,4 +1,4 @@
-"""Searches which layers of an Equinox module with running statistics to freeze.
+"""Finds which layers of an Equinox module with running statistics to freeze.
 
     python examples/equinox_state.py
 

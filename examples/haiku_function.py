@@ -1,4 +1,4 @@
-"""Searches which layers of a Haiku network to freeze, and shows how it is cut into blocks.
+"""Finds which layers of a Haiku network to freeze, and shows how it is cut into blocks.
 
     python examples/haiku_function.py
 

@@ -1,4 +1,4 @@
-"""Searches which layers of a Flax Linen module to freeze.
+"""Finds which layers of a Flax Linen module to freeze.
 
     python examples/linen_module.py
 

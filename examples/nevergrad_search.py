@@ -1,4 +1,4 @@
-"""Lets another optimizer, Nevergrad, search which layers to freeze: it is asked for masks, and told how well they trained.
+"""Lets another optimizer, Nevergrad, find which layers to freeze: it is asked for masks, and told how well they trained.
 
     pip install --no-deps nevergrad
     python examples/nevergrad_search.py

@@ -1,4 +1,4 @@
-"""Searches which layers of a Flax NNX module to freeze.
+"""Finds which layers of a Flax NNX module to freeze.
 
     python examples/nnx_module.py
 

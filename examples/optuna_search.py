@@ -1,4 +1,4 @@
-"""Lets another optimizer, Optuna, search which layers to freeze: it is asked for masks, and told how well they trained.
+"""Lets another optimizer, Optuna, find which layers to freeze: it is asked for masks, and told how well they trained.
 
     pip install optuna
     python examples/optuna_search.py

@@ -1,4 +1,4 @@
-"""Searches which layers of one of this project's own networks to freeze, a vision transformer, given as a plain function.
+"""Finds which layers of one of this project's own networks to freeze, a vision transformer, given as a plain function.
 
     python examples/own_vit.py
 

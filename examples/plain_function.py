@@ -1,4 +1,4 @@
-"""Searches which layers to freeze of a model that is a function of a tree of arrays, and shows how it is cut into blocks.
+"""Finds which layers to freeze of a model that is a function of a tree of arrays, and shows how it is cut into blocks.
 
     python examples/plain_function.py
 

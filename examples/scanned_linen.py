@@ -1,4 +1,4 @@
-"""Searches which layers of a Flax Linen module to freeze whose layers are stacked by `nn.scan`: a gene for each index.
+"""Finds which layers of a Flax Linen module to freeze whose layers are stacked by `nn.scan`: a gene for each index.
 
     python examples/scanned_linen.py
 

@@ -1,4 +1,4 @@
-"""Searches which layers of a pretrained BERT to freeze when it is fine-tuned on texts with labels, numbers or tags.
+"""Finds which layers of a pretrained BERT to freeze when it is fine-tuned on texts with labels, numbers or tags.
 
     python experiments/run_bert.py --gens 10
 

@@ -1,4 +1,4 @@
-"""Searches which layers of a network of your own to freeze: a tutorial. Copy this file and put your network and data in.
+"""Finds which layers of a network of your own to freeze: a tutorial. Copy this file and put your network and data in.
 
     python experiments/run_custom.py                    # a dense network and scikit-learn's handwritten digits
     python experiments/run_custom.py --network cnn      # convolutions and dense layers
@@ -32,7 +32,7 @@ PRETRAINING_EPOCHS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
-    """Search which layers of a small network of your own to freeze."""
+    """Find which layers of a small network of your own to freeze."""
 
     network: Literal["dense", "cnn"] = "dense"
     """dense: three hidden layers of 32, 16 and 8 units; cnn: two convolutions and a dense layer, for images only."""

@@ -1,4 +1,4 @@
-"""Searches which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts.
+"""Finds which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts.
 
     python experiments/run_gpt2.py --gens 10
 

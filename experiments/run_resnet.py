@@ -1,4 +1,4 @@
-"""Searches which blocks of a pretrained ResNet to freeze when it is fine-tuned to classify images.
+"""Finds which blocks of a pretrained ResNet to freeze when it is fine-tuned to classify images.
 
     python experiments/run_resnet.py --gens 10
 

@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gafreeze_jax.extras import needs
 
 with needs("report"):
@@ -80,7 +82,7 @@ def predict(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)
         for row in zip(*table.values(), strict=True):
-            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+            writer.writerow([f"{value:.6g}" if isinstance(value, float | np.floating) else value for value in row])
 
 
 @dataclass(frozen=True, kw_only=True)

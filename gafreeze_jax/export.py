@@ -45,7 +45,7 @@ def nnx_filter(genome: Mask, genes: Genes) -> Callable[[tuple[Any, ...], Any], b
       genome: [G] bools, known in Python.
       genes: of `nnx.state(model, nnx.Param)`.
     """
-    trainable = {path.removesuffix("/value") for path in _trainable_leaves(genome, genes)}  # of the variable
+    trainable = set(map(plain_path, _trainable_leaves(genome, genes)))
     return lambda path, value: "/".join(map(str, path)) in trainable
 
 

@@ -23,8 +23,8 @@ class Interval(NamedTuple):
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
 
-def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """The mean of values with a confidence interval.
+def interval(values: ArrayLike) -> Interval:
+    """The mean of values with a 95 % confidence interval.
 
     Values [S] are a sample of S seeds: Student's t. Values [S, N] combine a sample of S seeds with a sample of N examples: the
     variance of the mean is the sum of the two samples' variances, minus what both count (two-way random effects; Owen 2007,
@@ -39,7 +39,7 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     (tests/metrics/test_metric_intervals.py).
 
     Raises:
-      ValueError: for another shape, values that are not finite, or a confidence out of range.
+      ValueError: for another shape, or values that are not finite.
     """
     values = np.asarray(values, float)
     problems = []
@@ -47,8 +47,6 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
         problems.append(f"values must have shape (seeds,) or (seeds, examples) with 2 examples or more, got {values.shape}")
     if not np.isfinite(values).all():
         problems.append(f"values must be finite, got {np.sum(~np.isfinite(values))} that are not")
-    if not 0 < confidence < 1:
-        problems.append(f"confidence must be between 0 and 1, got {confidence}")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -59,7 +57,7 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     variance, freedom = by_seed.var(ddof=1) / num_seeds, num_seeds - 1
     if values.ndim == 2:
         variance, freedom = _with_examples(values, by_seed, variance, freedom)
-    return _around(mean, variance, freedom, confidence)
+    return _around(mean, variance, freedom, 0.95)
 
 
 def _around(mean: float, variance: float, freedom: float, confidence: float) -> Interval:
@@ -96,7 +94,7 @@ def difference(first: ArrayLike, second: ArrayLike) -> Interval:
     return interval(np.subtract(first, second, dtype=float))
 
 
-def leads(values: np.ndarray, confidence: float = 0.95) -> list[Interval]:
+def leads(values: np.ndarray, confidence: float) -> list[Interval]:
     """How much greater the mean of the first of R finalists is than that of each, in pairs, for values [R, S, N].
 
     As `difference`, for few seeds: the variance over seeds is taken to be at least the finalists' mean one, which is known

@@ -1,4 +1,4 @@
-"""Lists in error messages."""
+"""Lists and reasons in error messages."""
 
 import itertools
 from collections.abc import Iterable
@@ -19,6 +19,15 @@ def listed(names: Iterable[str], separator: str = ", ", *, most: int = 200) -> s
     ends = itertools.accumulate(len(text) + len(separator) for text in texts)
     num = max(1, sum(end <= most + len(separator) for end in ends))
     return separator.join(texts[:num]) + (f"{separator}and {len(texts) - num} more" if num < len(texts) else "")
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """What an error says, on one line of at most this many characters, or else its type.
+
+    >>> reason(OSError("no\\nroute")), reason(KeyboardInterrupt())
+    ('no route', 'KeyboardInterrupt')
+    """
+    return shorten(" ".join(str(error).split()), most) or type(error).__name__
 
 
 def shorten(text: str, most: int) -> str:

@@ -85,11 +85,9 @@ def test_accuracies_near_1_on_few_examples_have_narrow_intervals():
     assert 0.88 < coverage(0.97, map(interval, simulate((0.97,))[:, 0])) < 0.93
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.95])
-def test_intervals_over_seeds_alone_hold_the_truth(confidence):
+def test_intervals_over_seeds_alone_hold_the_truth():
     values = np.random.default_rng(0).normal(3.0, 2.0, (NUM_EXPERIMENTS, 5))
-    held = coverage(3.0, [interval(row, confidence) for row in values])
-    assert held == pytest.approx(confidence, abs=0.025 if confidence == 0.95 else 0.05)
+    assert coverage(3.0, map(interval, values)) == pytest.approx(0.95, abs=0.025)
 
 
 def test_seeds_alone_say_too_much_of_a_task():
@@ -120,8 +118,6 @@ def test_it_is_students_t_where_one_effect_is_missing():
     only_seeds, only_examples = values[:, None].repeat(7, 1), values[None].repeat(7, 0)
     for same in (values, only_seeds, only_examples):
         assert interval(same) == pytest.approx((0.6, expected.low, expected.high))
-    wide, narrow = interval(values, 0.99), interval(values, 0.5)
-    assert wide.low < expected.low < narrow.low < 0.6 < narrow.high < expected.high < wide.high
 
 
 @pytest.mark.parametrize("values", [[0.25] * 5, np.full((5, 7), 0.25)])
@@ -156,7 +152,7 @@ def test_order_does_not_matter_and_a_difference_has_two_sides(seed, num_seeds, n
         (([[1], [0]],), "values must have shape (seeds,) or (seeds, examples) with 2 examples or more, got (2, 1)"),
         ((0.5,), "values must have shape (seeds,) or (seeds, examples) with 2 examples or more, got ()"),
         ((np.zeros((2, 3, 4)),), "values must have shape (seeds,) or (seeds, examples) with 2 examples or more, got (2, 3, 4)"),
-        (([1, math.nan, math.inf], 1), "values must be finite, got 2 that are not; confidence must be between 0 and 1, got 1"),
+        (([1, math.nan, math.inf],), "values must be finite, got 2 that are not"),
     ],
 )
 def test_no_interval_of_wrong_values(arguments, message):

@@ -18,16 +18,12 @@ def read_conll(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, An
     """
     separator, width, shape = None, 0, ""
     words, tags, place = [], [], ""
-
-    def sentence() -> tuple[str, dict[str, Any]]:
-        return place, {"tokens": list(words)} | ({"tags": list(tags)} if width > 1 else {})
-
-    for number, line in enumerate(files.read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate([*files.read_utf8(path).split("\n"), ""], start=1):  # an empty line ends the last one
         line = line.rstrip("\r")
         fields = line.split(separator)
         if not line.strip() or fields[0] == "-DOCSTART-":
             if words:
-                yield sentence()
+                yield place, {"tokens": words} | ({"tags": tags} if width > 1 else {})
             words, tags = [], []
             continue
         if line.startswith("# ") and len(fields) != width:
@@ -45,8 +41,6 @@ def read_conll(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, An
         place = place if words else f"line {number}"
         words.append(fields[0])
         tags.append(fields[-1])
-    if words:
-        yield sentence()
 
 
 def _fields(num: int) -> str:

@@ -1,7 +1,7 @@
 """Scikit-learn's handwritten digits, as they are or shifted: something to fine-tune on without a download.
 
 One half of the images, chosen once, serves to pretrain a model on clean digits; the other half is shifted to adapt it to. Of
-that, few are to train on, and most to validate and test on, so that what is learned from few images is known well.
+these, few are for training and most for validation and testing, so that accuracies are measured well.
 """
 
 import re
@@ -36,8 +36,10 @@ def is_shifted(source: str) -> bool:
 
 
 def read(source: str) -> dict[str, Rows[Any]]:
-    """The splits of a source: of "digits" (all), "digits:5-9" (some of them) or "digits:clean" (one half of the images) one, to
-    train on; of the other half, shifted, all three: "digits:noisy", "digits:faint" or "digits:inverted".
+    """The splits of a source.
+
+    "digits" (all), "digits:5-9" (some of them) and "digits:clean" (one half of the images) have one, to train on;
+    "digits:noisy", "digits:faint" and "digits:inverted" (the other half, shifted) have all three.
 
     Raises:
       ValueError: for digits from a higher to a lower one.

@@ -10,12 +10,11 @@ from typing import Any
 
 from gafreeze_jax.data import layout
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed, shorten
+from gafreeze_jax.listing import listed, reason
 
 HUB = "huggingface.co"
 CONVERTED = "refs/convert/parquet"  # the revision with what the hub has converted; its folders are configurations and splits
 PARTIAL = "/partial-"  # before the name of a split that it has converted in part
-LONGEST_REASON = 200  # characters of what the hub's client says
 
 
 def find_splits(source: str) -> dict[str, list[Path]]:
@@ -57,6 +56,12 @@ def find_splits(source: str) -> dict[str, list[Path]]:
     raise ValueError(f"{source}: the hub has no such data set, or it is private; their names are at {HUB}/datasets")
 
 
+def connect(host: str, port: int = 443) -> None:
+    """Raises an OSError if a host cannot be reached; behind a proxy it is not asked, as it may be out of reach itself."""
+    if not urllib.request.getproxies().keys() & {"https", "all"}:
+        socket.create_connection((host, port), timeout=5).close()
+
+
 def check_network() -> None:
     """Raises an OSError if the hub cannot be reached, or offline mode is on."""
     endpoint = os.environ.get("HF_ENDPOINT", f"https://{HUB}").split("//")[-1].split("/")[0]
@@ -64,8 +69,7 @@ def check_network() -> None:
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             raise OSError("HF_HUB_OFFLINE is set")
-        if not urllib.request.getproxies().keys() & {"https", "all"}:  # with a proxy, the host itself may be out of reach
-            socket.create_connection((host, int(port or 443)), timeout=5).close()
+        connect(host, int(port or 443))
     except OSError as error:
         raise OSError(f"{host} cannot be reached ({error})") from None
 
@@ -125,5 +129,4 @@ def _ask(source: str, function: Callable[..., Any], name: str, **given: Any) -> 
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.LocalEntryNotFoundError):
         return None
     except Exception as error:  # whatever the HTTP client of the hub's version raises
-        reason = shorten((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST_REASON)
-        raise FileNotFoundError(f"{source}: cannot be downloaded: {reason}") from None
+        raise FileNotFoundError(f"{source}: cannot be downloaded: {reason(error)}") from None

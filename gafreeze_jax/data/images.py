@@ -19,14 +19,13 @@ from jax import Array
 from gafreeze_jax.data import digits, files, folders, metadata, splits, targets
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed, shorten
+from gafreeze_jax.listing import listed, reason
 
 with needs("images"):
     from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # pillow goes by content; for others it runs a program, or libtiff prints
 ARRAYS, LABELS = ("images",), "labels"  # of a .npz file: what it has of an image, and what else
-LONGEST_REASON = 200  # characters of what NumPy says
 MOST_PIXELS = 4096  # of a side of the images that a network takes
 MOST_ELONGATED = 100
 GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -253,8 +252,7 @@ def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file}
     except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
-        reason = shorten(" ".join(str(error).split()), LONGEST_REASON)
-        raise ValueError(f"{path}: not a whole .npz file of plain arrays: {reason}") from None
+        raise ValueError(f"{path}: not a whole .npz file of plain arrays: {reason(error)}") from None
     expected = ("images", "labels") if labelled else ("images",)
     if missing := [name for name in expected if name not in arrays]:
         wanted = " and ".join(expected)

@@ -37,7 +37,7 @@ def find_splits(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def configurations(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of files by the set that they belong to, which is called after the folders that they lie in.
+    """Names of files by the set that they belong to, which is named after the folders that they lie in.
 
     >>> configurations(["data/train.csv", "cola/train/0.csv", "cola/test/0.csv"])
     {'default': ['data/train.csv'], 'cola': ['cola/train/0.csv', 'cola/test/0.csv']}
@@ -75,7 +75,7 @@ def by_split(where: str, names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _named(words: Mapping[str, str]) -> dict[str, list[str]]:
-    """Names by the split that their words call them after."""
+    """Names by the split that their words name."""
     of_split = splits.named(list(words.values()))
     return {split: [name for name, word in words.items() if word in called] for split, called in of_split.items()}
 

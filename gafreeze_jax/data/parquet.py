@@ -6,9 +6,8 @@ from typing import Any
 
 from gafreeze_jax.data import files
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed, shorten
+from gafreeze_jax.listing import listed, reason
 
-LONGEST_REASON = 200  # characters of what pyarrow says
 BYTES_OF_VALUE = 8  # in memory, at least
 Decoder = Callable[[Any], Any]
 
@@ -35,8 +34,7 @@ def read_parquet(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, 
                     number += 1
                     yield f"row {number}", dict(zip(columns, row, strict=True))
     except Exception as error:  # whatever damaged bytes make pyarrow raise
-        reason = shorten(" ".join(str(error).split()), LONGEST_REASON)
-        raise ValueError(f"{path}: not a whole Parquet file: {reason}{files.hint_at_pointer(path)}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {reason(error)}{files.hint_at_pointer(path)}") from None
     if problem is not None:
         raise ValueError(f"{path}: {problem}")
 

@@ -52,7 +52,7 @@ class Splits(NamedTuple, Generic[T]):
 
 
 def named(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of files or folders by the split that they are called after, as training_set and val2017 are; train first.
+    """Names of files or folders by the split that they are named after, as training_set and val2017 are; train first.
 
     Words that all names share do not count, as in seg_train and seg_test.
     """
@@ -178,7 +178,9 @@ def _unify_labels(splits: Mapping[str, Rows[T]], notes: list[str]) -> tuple[dict
     class_of = {spelling: _class_of(spelling) for spelling in spellings}
     if set(class_of.values()) <= {*TRUTH, *TRUTH.values()}:
         class_of = {spelling: TRUTH.get(label, label) for spelling, label in class_of.items()}
-    members = {label: [s for s in spellings if class_of[s] == label] for label in class_of.values()}
+    members: dict[str, list[str]] = {}
+    for spelling in spellings:
+        members.setdefault(class_of[spelling], []).append(spelling)
     if several := [" = ".join(group) for group in members.values() if len(group) > 1]:
         notes.append(f"Labels that are spelled in several ways: {listed(several)}.")
     looks = {label: " ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in members}
@@ -292,16 +294,7 @@ def _choose_iteratively(labels: np.ndarray, num: int, rng: np.random.Generator) 
     return cut[np.argsort(order)]
 
 
-def describe(source: str, splits: Any) -> list[str]:
-    """What was loaded, for people, a line each; of anything that has the three splits, `label_names` and `notes`."""
-    train, validation, test = (f"{len(split.labels):,}" for split in splits[:3])
-    sizes = f"{train} training, {validation} validation, {test} test"
-    names = ", ".join(splits.label_names[:8]) + (", ..." if len(splits.label_names) > 8 else "")
-    opening = f"Data: {source}, {sizes} examples, {len(splits.label_names)} classes ({names})"
-    return [opening, *_describe_frequencies(splits), *splits.notes]
-
-
-def _describe_frequencies(splits: Any) -> list[str]:
+def describe_frequencies(splits: Any) -> list[str]:
     """How many examples each class has in each split, the most frequent first, if they are not balanced in training."""
     counts = np.stack([np.bincount(split.labels, minlength=len(splits.label_names)) for split in splits[:3]], axis=1)
     occurring = sorted(np.flatnonzero(counts.any(1)), key=lambda label: -counts[label, 0])

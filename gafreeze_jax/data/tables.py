@@ -8,7 +8,6 @@ import io
 import itertools
 import math
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from gafreeze_jax.data import files
 from gafreeze_jax.data.conll import read_conll
 from gafreeze_jax.data.parquet import read_parquet
-from gafreeze_jax.listing import listed
+from gafreeze_jax.listing import listed, shorten
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?,*\r?\n', re.I)  # for spreadsheet programs, above the header
@@ -175,7 +174,7 @@ def _read_delimited(path: Path, usual: Dialect, notes: list[str]) -> Iterator[Re
     names = {place: name for place, name in enumerate(header) if name.strip()}
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
-        raise ValueError(f"{path}: column {textwrap.shorten(repeated[0], 100)!r} occurs more than once in the header")
+        raise ValueError(f"{path}: column {shorten(repeated[0], 100)!r} occurs more than once in the header")
     if num_nameless := len(header) - len(names):
         columns = "1 column" if num_nameless == 1 else f"{num_nameless} columns"
         notes.append(f"{path}: {columns} without a name ignored.")

@@ -147,18 +147,17 @@ def load(
 def describe_splits(source: str, data: Any) -> list[str]:
     """What was loaded, for people, a line each; of anything that has three splits with `labels`, `label_names`, `kind` and
     `notes`."""
-    if data.kind == "label":
-        return splits.describe(source, data)
     train, validation, test = (f"{len(split.labels):,}" for split in data[:3])
     opening = f"Data: {source}, {train} training, {validation} validation, {test} test examples"
-    return [f"{opening}, {_describe(data.kind, data.train.labels, data.label_names)}", *data.notes]
+    frequencies = splits.describe_frequencies(data) if data.kind == "label" else []
+    return [f"{opening}, {_describe(data.kind, data.train.labels, data.label_names)}", *frequencies, *data.notes]
 
 
 def _describe(kind: Kind, targets: Any, label_names: Sequence[str]) -> str:
     if kind == "number":
         return f"numbers from {targets.min():.4g} to {targets.max():.4g}"
     shown = ", ".join(label_names[:8]) + (", ..." if len(label_names) > 8 else "")
-    return f"{len(label_names)} {kind} ({shown})"
+    return f"{len(label_names)} {'classes' if kind == 'label' else kind} ({shown})"
 
 
 # Numbers

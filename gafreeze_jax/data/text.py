@@ -32,7 +32,7 @@ HINTS = {
     ".json": "write a JSON object for each row on a line of its own, as .jsonl",
     ".arrow": "save it as Parquet",
     ".feather": "save it as Parquet",
-}  # by kinds of files that people have, too
+}  # what to do about other kinds of files, by suffix
 
 
 class TextSplit(NamedTuple):

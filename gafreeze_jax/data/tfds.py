@@ -3,13 +3,12 @@
 import contextlib
 import difflib
 import re
-import socket
-import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from gafreeze_jax.data import hub
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed
+from gafreeze_jax.listing import listed, reason
 
 _HOST = "storage.googleapis.com"
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:[\d.*]+)?")
@@ -45,7 +44,7 @@ def read_tfds(name: str, kind: Literal["text", "images"] = "text") -> dict[str, 
                     f"build {name} --file_format=array_record, and copy ~/tensorflow_datasets"
                 ) from None
             except Exception as error:  # whatever a set's code and its downloads raise
-                raise ValueError(f"tfds:{name}: cannot be prepared: {_one_line(error)}") from None
+                raise ValueError(f"tfds:{name}: cannot be prepared: {reason(error)}") from None
         try:
             sources = builder.as_data_source()
         except NotImplementedError:
@@ -87,16 +86,12 @@ def _make_builder(name: str, set_name: str, config: str | None) -> Any:
     except (ValueError, AssertionError) as error:
         configs = tfds.builder_cls(set_name).builder_configs
         if config is None or config in configs:
-            raise ValueError(f"tfds:{name}: {_one_line(error)}") from None
+            raise ValueError(f"tfds:{name}: {reason(error)}") from None
         # TFDS lists the ones that are spelt alike, often none.
         known = f"its configurations are {listed(configs)}" if configs else "it has none"
         raise ValueError(f"tfds:{name}: {set_name} has no configuration {config!r}; {known}") from None
     except Exception as error:  # some sets' code needs TensorFlow
-        raise ValueError(f"tfds:{name}: cannot be used: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error), 300) or type(error).__name__
+        raise ValueError(f"tfds:{name}: cannot be used: {reason(error)}") from None
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -111,7 +106,7 @@ def _plain(value: Any, feature: Any) -> Any:
 
 def _check_network(name: str) -> None:
     try:
-        socket.create_connection((_HOST, 443), timeout=5).close()
+        hub.connect(_HOST)
     except OSError as error:
         raise FileNotFoundError(
             f"tfds:{name}: not prepared on this machine, and {_HOST} cannot be reached ({error}); prepare it where there is a "

@@ -7,7 +7,6 @@ that attention stays within texts.
 
 import os
 import shlex
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from gafreeze_jax.data import files
 from gafreeze_jax.data.batches import balanced_batches, cut, make_sliced
 from gafreeze_jax.engine.network import Batch
 from gafreeze_jax.extras import needs
+from gafreeze_jax.listing import reason, shorten
 
 ROW_MULTIPLE = 8  # row lengths are rounded up to it
 SCORING_BATCH = 64  # texts
@@ -86,7 +86,7 @@ def load_tokenizer(folder: Path, vocabulary: int | None = None, *, as_words: boo
     except INTERRUPTIONS:
         raise
     except BaseException as error:  # whatever a damaged file makes transformers and tokenizers raise; Rust's is no Exception
-        raise ValueError(f"{folder}: the tokenizer files cannot be read: {_reason(error)}") from None
+        raise ValueError(f"{folder}: the tokenizer files cannot be read: {reason(error)}") from None
     if as_words and is_of_bytes(tokenizer):
         of_bytes = tokenizer.backend_tokenizer.pre_tokenizer
         of_bytes.add_prefix_space = True
@@ -98,10 +98,6 @@ def is_of_bytes(tokenizer: Any) -> bool:
     """Whether a Hugging Face tokenizer takes texts apart into bytes and nothing else before, so it can begin with a space."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and hasattr(backend.pre_tokenizer, "add_prefix_space")
-
-
-def _reason(error: BaseException) -> str:
-    return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
 def make_byte_tokenizer() -> Any:
@@ -228,13 +224,14 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], *, where: str, **ho
             for text in texts:
                 encode(tokenizer, [text], where=where, **how)
         raise ValueError(
-            f"{where}: the tokenizer cannot encode the text {_quoted(texts[0])}: {_reason(error)}; complete its vocabulary, or "
+            f"{where}: the tokenizer cannot encode the text {_quoted(texts[0])}: {reason(error)}; complete its vocabulary, or "
             "leave the text out"
         ) from None
 
 
 def _quoted(text: tuple[Any, ...]) -> str:
-    return repr(textwrap.shorten(" ".join(part if isinstance(part, str) else " ".join(part) for part in text), 100))
+    words = " ".join(part if isinstance(part, str) else " ".join(part) for part in text).split()
+    return repr(shorten(" ".join(words), 100))
 
 
 def check_ids(ids: np.ndarray, vocabulary: int) -> None:

@@ -16,7 +16,6 @@ import math
 import os
 import signal
 import sys
-import textwrap
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gafreeze_jax.engine.rendezvous import wait_for_all
+from gafreeze_jax.listing import reason
 
 PyTree = Any
 T = TypeVar("T")
@@ -83,8 +83,7 @@ def join(
                 shutdown_timeout_seconds=LAST_WORDS,
             )
     except Exception as error:  # whatever JAX and what it asks for the others raise
-        reason = textwrap.shorten(str(error), 300)
-        raise ValueError(f"JAX cannot join the processes: {type(error).__name__}: {reason}") from error
+        raise ValueError(f"JAX cannot join the processes: {type(error).__name__}: {reason(error, 300)}") from error
     sys.excepthook = _end_at_once
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

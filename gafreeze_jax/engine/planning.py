@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import numpy as np
+import optax
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import device_memory
@@ -120,7 +121,7 @@ def describe(plan: Plan) -> str:
 
 def num_at_a_time(params: Any, num_members: int) -> int:
     """Of some members, how many all devices together have room for, by their parameters, gradients and AdamW's state."""
-    of_member = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    of_member = 4 * 4 * optax.tree.size(params)
     return int(np.clip(SHARE_OF_MEMORY * jax.device_count() * device_memory() // of_member, 1, num_members))
 
 

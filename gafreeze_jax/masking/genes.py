@@ -256,8 +256,8 @@ def _check_lengths(stacks: Mapping[str, Mapping[str, int]]) -> None:
             )
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # text and numbers in turn
 
 
 def layer_of_stack(leaf: Any, axis: int, index: Any) -> Any:

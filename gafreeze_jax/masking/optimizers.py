@@ -315,9 +315,11 @@ class _View(NamedTuple):
         if is_masked(leaf) or is_masked(base):
             return base
         flag = self._flag(place, base)
+        if not isinstance(flag, jax.Array) and not flag.any():
+            return leaf
         if isinstance(flag, jax.Array) or np.shape(leaf) == np.shape(base):
-            return jnp.where(flag, base, leaf) if isinstance(flag, jax.Array) or flag.any() else leaf
-        return jnp.asarray(base, jnp.result_type(base, leaf)).at[_trained(flag)].set(leaf) if flag.any() else leaf
+            return jnp.where(flag, base, leaf)
+        return jnp.asarray(base, jnp.result_type(base, leaf)).at[_trained(flag)].set(leaf)
 
 
 def _trained(flag: np.ndarray) -> tuple[Any, ...]:

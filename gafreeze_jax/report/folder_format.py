@@ -39,6 +39,11 @@ def is_run(path: epath.Path) -> bool:
         raise ValueError(f"{path}: {error}") from None
 
 
+def made_by(kind: str) -> str:
+    """What makes runs of a kind: a script, or the function."""
+    return "gafreeze_jax.search" if kind == "function" else f"run_{kind}.py"
+
+
 def is_local(path: epath.Path) -> bool:
     return "://" not in str(path)
 
@@ -88,13 +93,13 @@ def verify(path: epath.Path) -> None:
 def list_checksums(folder: Path) -> str:
     """The text of `SHA256SUMS` for the files in a local folder."""
     names = [file.relative_to(folder) for file in list_files(folder)]
-    listed = [name for name in names if name.parts[0] not in NOT_LISTED and not name.name.startswith(".")]
-    return "".join(f"{_sha256(epath.Path(folder) / name)}  {name}\n" for name in listed)
+    kept = [name for name in names if name.parts[0] not in NOT_LISTED and not name.name.startswith(".")]
+    return "".join(f"{_sha256(epath.Path(folder) / name)}  {name}\n" for name in kept)
 
 
 def list_files(folder: Path) -> list[Path]:
     """All files in a local folder and below it."""
-    return [file for entry in sorted(folder.iterdir()) for file in (list_files(entry) if entry.is_dir() else [entry])]
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _sha256(path: epath.Path) -> str:

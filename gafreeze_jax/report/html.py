@@ -68,15 +68,15 @@ def words(text: str) -> Element:
     return tag("td", text, class_="words")
 
 
-def mask_glyph(space: Space, genome: Sequence[int] | None) -> Element:
+def mask_glyph(space: Space, genome: Sequence[int]) -> Element:
     """A mask as a row of boxes, filled where frozen; other levels than frozen and trained as usual have their digits."""
-    usual, levels = (space.levels.index(0.0), space.levels.index(1.0)), (genome or ())[: space.num_genes]
-    frozen = space.frozen(genome or ())
+    usual, levels = (space.levels.index(0.0), space.levels.index(1.0)), genome[: space.num_genes]
+    frozen = space.frozen(genome)
     boxes = [
         tag("i", None if level in usual else f"{level}", class_="on" if gene else "off")
         for level, gene in zip(levels, frozen, strict=True)
     ]
-    text = space.text(genome or ())
+    text = space.text(genome)
     width = f"width: calc({min(12, len(boxes))} * (.62rem + 2px))"
     return tag("span", *boxes, class_="mask", role="img", aria_label=f"mask {text}", title=text, style=width)
 

@@ -90,7 +90,7 @@ def opening_of_comparison(runs: Sequence[RunFolder]) -> list[Element]:
 
 def _comparison_row(run: RunFolder, scale: tuple[float, float]) -> list[Element | str]:
     metric, searched, verdict = run.metric, f"{len(run.searched)}", tag("td", verdict_of(run), class_="words verdict")
-    mask = mask_glyph(run.space, run.found)
+    mask = mask_glyph(run.space, run.found) if run.found else ""
     if not run.finished:
         best = metric.write_score(run.full[0].score if run.full else None)
         return [run.name, mask, best, "", "", "", searched, "", verdict]

@@ -44,6 +44,9 @@ def finish(
     problem = setup.problem
     metric, space = problem.task.metric, result.space
     finalists = [_score(setup, space, finalist, tested, metrics) for finalist in (result.found, *result.baselines)]
+    finalists, remarks = without_diverged(finalists)
+    for remark in remarks:
+        display.line(remark)
     best = result.found.best
     settled = metrics[id(best)]
     if settled.threshold is not None:
@@ -126,6 +129,20 @@ def _score(
         test_loss=float(np.mean([of_member.losses.mean(dtype=np.float64) for of_member in scores])),
         trainable_parameters=setup.problem.count_trainable(space.frozen(finalist.genome)),
     )
+
+
+def without_diverged(finalists: Sequence[results.Tested]) -> tuple[list[results.Tested], list[str]]:
+    """Finalists of which each seed that diverged, with no finite score, counts like the worst of the others; and remarks."""
+    finite = [np.isfinite(row.scores).all(1) for row in finalists]
+    known = [mean for row, is_finite in zip(finalists, finite, strict=True) for mean in row.scores[is_finite].mean(1)]
+    worst = min(known, default=0.0)
+    remarks = [
+        f"{row.finalist.name}: {np.sum(~is_finite)} of {len(is_finite)} seeds diverged, and count like the worst of all others."
+        for row, is_finite in zip(finalists, finite, strict=True)
+        if not is_finite.all()
+    ]
+    replaced = [np.where(is_finite[:, None], row.scores, worst) for row, is_finite in zip(finalists, finite, strict=True)]
+    return [row._replace(scores=scores) for row, scores in zip(finalists, replaced, strict=True)], remarks
 
 
 def _judge(

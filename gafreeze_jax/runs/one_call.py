@@ -71,6 +71,8 @@ def search(
       ValueError: if an option, a rule or the data are wrong.
     """
     options = options if isinstance(options, Options) else _make_options(options or {})
+    if elsewhere := [place for place in (options.out, options.resume) if "://" in str(place)]:
+        raise ValueError(f"a search reads its model back from a local folder, got {elsewhere[0]}")
     function = modules.as_function(apply, params)
     sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
     sets += _halves(sets.pop(), options.seed) if test is None else [_as_dataset(test, "test")]
@@ -157,6 +159,8 @@ def _check_classes(sets: Iterable[Dataset], num_outputs: int) -> None:
             )
         if (highest := data.targets.max(initial=0)) >= num_outputs:
             raise ValueError(f"a target is class {highest}, and the function gives {num_outputs} outputs; classes start at 0")
+        if (lowest := data.targets.min(initial=0)) < 0:
+            raise ValueError(f"a target is class {lowest}; classes start at 0")
 
 
 def _halves(data: Dataset, seed: int) -> list[Dataset]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.extras import needs
-from gafreeze_jax.report.folder_format import SUMS
+from gafreeze_jax.report.folder_format import SUMS, made_by
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.report.summary import printable
 from gafreeze_jax.runs.fingerprint import fingerprint_of_model
@@ -111,17 +111,20 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
 def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, Any]:
     """A finished run, the module of its kind of task, and its options with changes."""
     run = RunFolder(path)
-    script = f"run_{run.facts['kind']}.py"
+    kind, maker = run.facts["kind"], made_by(run.facts["kind"])
+    is_script = maker.endswith(".py")
     if not (path / SUMS).is_file():
-        raise ValueError(f"{path}: the run is not finished; to resume it: python experiments/{script} --resume {path}")
-    module = TASKS.get(run.facts["kind"])
+        again = f"python experiments/{maker} --resume {path}" if is_script else f"call {maker} again, with the same out"
+        raise ValueError(f"{path}: the run is not finished; to resume it: {again}")
+    module = TASKS.get(kind)
     if module is None:
+        mask = f"--mask {path / 'mask.json'}" if is_script else f"the option mask={str(path / 'mask.json')!r}"
         raise ValueError(
-            f"{path}: is a run of {script}, and only that script knows its network and data. To train with the mask, give the "
-            f"script --mask {path / 'mask.json'}; the parameters are in {path / 'model/model.safetensors'}"
+            f"{path}: is a run of {maker}, and only {'that script' if is_script else 'its caller'} knows its network and data. "
+            f"To train with the mask, give it {mask}; the parameters are in {path / 'model/model.safetensors'}"
         )
     options = with_options(module.Options(), run.options)
     given = {name: value for name, value in changes.items() if not (value is None or value is False or value == ())}
     if others := [name for name in given if not hasattr(options, name)]:
-        raise ValueError(f"{path}: runs of {script} have no --{others[0].replace('_', '-')}")
+        raise ValueError(f"{path}: runs of {maker} have no --{others[0].replace('_', '-')}")
     return run, module, dataclasses.replace(options, **given)

@@ -23,7 +23,7 @@ from etils import epath
 from gafreeze_jax.engine import devices
 from gafreeze_jax.options import with_absolute_paths
 from gafreeze_jax.report import folder_format, metric_format, old_versions
-from gafreeze_jax.report.folder_format import JOURNAL, MEMBERS, NOT_COMPARED, RUN, SUMS, is_local, is_run, read_facts
+from gafreeze_jax.report.folder_format import JOURNAL, MEMBERS, NOT_COMPARED, RUN, SUMS, is_local, is_run, made_by, read_facts
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal, write_whole
 from gafreeze_jax.space import Space
@@ -203,17 +203,12 @@ def _refuse_contents(path: epath.Path) -> None:
         raise ValueError(f"--out {path}: the folder isn't empty (it holds {others[0]}); choose a new folder")
 
 
-def _facts_of_kind(path: epath.Path, kind: str) -> dict[str, Any]:
-    """The content of `run.json`, of a run of this kind."""
-    facts = read_facts(path)
-    if facts["kind"] != kind:
-        raise ValueError(f"{path}: is a run of run_{facts['kind']}.py; expected one of run_{kind}.py")
-    return facts
-
-
 def _recorded_options(path: epath.Path, kind: str, options: Any) -> dict[str, Any]:
     """The options in `run.json`; the relative paths of version 0.1.0 are taken from the current folder."""
-    recorded = old_versions.OPTIONS | _facts_of_kind(path, kind)["options"]
+    facts = read_facts(path)
+    if facts["kind"] != kind:
+        raise ValueError(f"{path}: is a run of {made_by(facts['kind'])}; expected one of {made_by(kind)}")
+    recorded = old_versions.OPTIONS | facts["options"]
     absolute = as_json(with_absolute_paths(with_options(options, recorded)))
     return {name: absolute.get(name, value) for name, value in recorded.items()}
 

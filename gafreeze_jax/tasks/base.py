@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax import Array
 
 from gafreeze_jax import masking
@@ -182,7 +183,7 @@ def make_problem(
             raise ValueError(f"{name}: expected a row of inputs for each of {len(data.targets)} targets, got {rows}")
     equal = np.ones(len(train.targets))
     batch_size = min(options.batch_size, len(equal))
-    sizes = {name: sum(map(np.size, jax.tree.leaves(parameters(tree)))) for name, tree in params.items()}
+    sizes = {name: optax.tree.size(parameters(tree)) for name, tree in params.items()}
 
     def count_trainable(frozen: Sequence[int] | np.ndarray) -> int:
         return sizes["head"] + sum(sizes[name] for name, held in zip(network.names, frozen, strict=True) if not held)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import optax
 
 from gafreeze_jax.data.splits import plain
 from gafreeze_jax.engine.network import PyTree, head_as_block
@@ -121,7 +122,7 @@ def _match(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
 def _kept(known: Sequence[str], names: Sequence[str], places: Sequence[int | None]) -> HeadChoice:
     """A head that knows all classes of the data, at these places; they are spelt as in the data."""
     spelt = dict(zip(places, names, strict=True))
-    more = "" if len(known) == len(names) else f", of whose {len(known)} classes the data have {len(names)}"
+    more = "" if len(known) == len(names) else f"; the data have {len(names)} of its {len(known)} classes"
     label_names = tuple(spelt.get(place, name) for place, name in enumerate(known))
     return HeadChoice(True, label_names, np.array(places), f"Head: kept from the model, the gene {GENE}{more}")
 
@@ -129,7 +130,7 @@ def _kept(known: Sequence[str], names: Sequence[str], places: Sequence[int | Non
 def as_gene(setup: Setup) -> Setup:
     """A setup whose head is the last gene: it starts from the problem's parameters, and may be frozen."""
     problem = setup.problem
-    place, count, num_parameters = len(problem.genes), problem.count_trainable, _size(problem.params["head"])
+    place, count, num_parameters = len(problem.genes), problem.count_trainable, optax.tree.size(problem.params["head"])
 
     def count_trainable(frozen: Sequence[int] | np.ndarray) -> int:
         return count(frozen[:-1]) - num_parameters * bool(frozen[-1])
@@ -152,7 +153,3 @@ def as_gene(setup: Setup) -> Setup:
 
 def _put_back(params: PyTree) -> PyTree:
     return {name: params[name] for name in params if name not in (GENE, "head")} | {"head": params[GENE]}
-
-
-def _size(tree: PyTree) -> int:
-    return sum(map(np.size, jax.tree.leaves(tree)))

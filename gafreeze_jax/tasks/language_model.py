@@ -24,7 +24,7 @@ from gafreeze_jax.tasks.class_weights import ClassWeights
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
-    """Search which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts."""
+    """Find which layers of a GPT-2 to freeze when it is fine-tuned to another kind of text, or to classify texts."""
 
     places: ClassVar = {"model": ("pydoc",), "data": ("reviews", "pydoc", "hub", "tfds")}
 

@@ -1,11 +1,10 @@
 """Small models that are pretrained on this machine, and kept: something to fine-tune where no checkpoint is at hand."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import optax
 
 from gafreeze_jax.engine.cohort import Member
 from gafreeze_jax.engine.network import PyTree
@@ -47,14 +46,13 @@ def pretrain_aloud(
       data: in words, with its amount.
       describe: the trained member in words.
     """
-    say = _say_nothing if options.quiet else functools.partial(print, flush=True)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
-    say(f"Pretraining {title} of {num_params:,} parameters on {data}, once, as it is kept ...")
+
+    def say(text: str) -> None:
+        if not options.quiet:
+            print(text, flush=True)
+
+    say(f"Pretraining {title} of {optax.tree.size(problem.params):,} parameters on {data}, once, as it is kept ...")
     start = time.perf_counter()
     member = pretrain(problem, options)
     say(f"It took {time.perf_counter() - start:.0f} s, and {describe(member)}")
     return dict(member.params)
-
-
-def _say_nothing(text: str) -> None:
-    pass

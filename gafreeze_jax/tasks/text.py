@@ -19,7 +19,7 @@ from gafreeze_jax.tasks.class_weights import ClassWeights, weigh
 
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
-    """Search which layers of a pretrained BERT, or of a relative, to freeze when fine-tuning it on labelled texts."""
+    """Find which layers of a pretrained BERT, or of a relative, to freeze when fine-tuning it on labelled texts."""
 
     places: ClassVar = {"model": ("minilm",), "data": ("reviews", "hub", "tfds")}
 

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gafreeze_jax.data.splits import Labelled, describe, stratified_cut
+from gafreeze_jax.data.splits import Labelled, stratified_cut
+from gafreeze_jax.data.targets import describe_splits
 
 
 @given(
@@ -58,12 +59,13 @@ class Described(NamedTuple):
     test: Labelled
     label_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    kind: str = "label"
 
 
 def described(*counts, names=("ham", "spam", "other")):
     """What is said of splits with these numbers of examples of each class."""
     labels = [np.repeat(np.arange(len(of_split)), of_split) for of_split in counts]
-    return describe("here", Described(*(Labelled(list(of_split), of_split) for of_split in labels), names))
+    return describe_splits("here", Described(*(Labelled(list(of_split), of_split) for of_split in labels), names))
 
 
 def test_frequencies_of_classes_that_are_not_balanced():

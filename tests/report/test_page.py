@@ -151,6 +151,9 @@ def test_an_unfinished_run_has_a_page(unfinished, command):
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     test_run_folder.write(tmp_path, rows=[])
     assert "Unfinished: no mask has been trained to the end yet." in page.render([RunFolder(tmp_path)])
+    (tmp_path / "rates").mkdir()
+    of_rates = test_run_folder.write(tmp_path / "rates", rows=[], rates=[0.25, 1])
+    assert "2 runs side by side" in page.render([of_rates, RunFolder(tmp_path)])
 
 
 def test_several_runs_stand_side_by_side(run, unfinished, tmp_path, chromium, command):

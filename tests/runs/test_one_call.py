@@ -15,6 +15,7 @@ import pytest
 import gafreeze_jax
 from gafreeze_jax import masking
 from gafreeze_jax.metrics import label_sets
+from gafreeze_jax.runs import reuse
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(60, 4)).astype(np.float32)
@@ -59,6 +60,8 @@ def test_a_run_in_one_call(tmp_path):
     assert (found.folder / "plots" / "blocks.svg").exists()
     again = gafreeze_jax.search(apply, PARAMS, RULES, train, parts(20, 30, 40, 60), options=options)
     np.testing.assert_array_equal(again.model["head"], found.model["head"])
+    with pytest.raises(ValueError, match=r"is a run of gafreeze_jax\.search, and only its caller knows its network and data"):
+        reuse.predict(found.folder, "other.csv")
     others = {"the model": (PARAMS | {"head": -PARAMS["head"]}, train), "the data": (PARAMS, parts(1, 21)[0])}
     for what, (params, data) in others.items():
         with pytest.raises(ValueError, match=f"{what} .* changed since this run started; choose a new folder"):
@@ -144,6 +147,8 @@ def test_several_labels_in_one_call(tmp_path):
         ({"train": list(zip(INPUTS, TARGETS, strict=True))}, r"train: expected batches of several examples each, \[B, ...\]"),
         ({"train": (INPUTS.tolist(), TARGETS.tolist())}, r"train: expected arrays \[N, ...\] of inputs and targets"),
         ({"train": (INPUTS, TARGETS + 1)}, "a target is class 2, and the function gives 2 outputs; classes start at 0"),
+        ({"validation": (INPUTS, TARGETS * 2 - 1)}, "a target is class -1; classes start at 0"),
+        ({"options": {"out": "gs://bucket/run"}}, "a search reads its model back from a local folder, got gs://bucket/run"),
         ({"train": (INPUTS, TARGETS * 1.0)}, "targets are float64, and the default loss takes numbers of classes"),
         ({"train": (INPUTS, TARGETS.astype(str))}, "targets are <U.*, and the default loss takes numbers of classes"),
     ],

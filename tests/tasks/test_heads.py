@@ -60,7 +60,7 @@ def test_classes_are_matched_by_name(asked, known, names, places, label_names):
     assert head.places.tolist() == places
     assert list(head.label_names) == label_names
     assert head.about.startswith("Head: kept from the model, the gene classifier")
-    assert ("of whose" in head.about) == (len(known) > len(names))
+    assert (" of its " in head.about) == (len(known) > len(names))
 
 
 @pytest.mark.parametrize(
