@@ -208,10 +208,12 @@ def ranking(genomes: Array, fitness: Array) -> Array:
     fitness = jnp.where(jnp.isnan(fitness), -jnp.inf, fitness)
     columns = [-fitness[:, k] for k in reversed(range(fitness.shape[1]))]
     by_fitness = jnp.lexsort(columns)
-    ranked = genomes[by_fitness]
-    same = (ranked[:, None, :] == ranked[None, :, :]).all(-1)
-    is_copy = jnp.tril(same, -1).any(-1)
-    return by_fitness[jnp.argsort(is_copy, stable=True)].astype(jnp.int32)
+    return by_fitness[jnp.argsort(is_copy(genomes[by_fitness]), stable=True)].astype(jnp.int32)
+
+
+def is_copy(rows: Array) -> Array:
+    """Whether an earlier one of the rows [N, K] is the same: [N] bool."""
+    return jnp.tril((rows[:, None] == rows[None, :]).all(-1), -1).any(-1)
 
 
 def tournament_selection(key: Array, num: int, size: int) -> Array:

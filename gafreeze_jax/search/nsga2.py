@@ -26,13 +26,11 @@ class ParetoState(NamedTuple):
       population: [P, K] int8, best first by rank and crowding once it has been scored.
       generation: [] int32, how often `tell` was called.
       objectives: [P, M] float32 of the population, NaN before they are told.
-      violation: [P] float32 of the population.
     """
 
     population: Array
     generation: Array
     objectives: Array
-    violation: Array
 
 
 def make_nsga2(
@@ -49,10 +47,10 @@ def make_nsga2(
     `init` and `ask` are those of `genetic.make_ga` with binary tournaments, but a generation is offspring only: `tell` keeps
     the elite, which need not be asked for again.
 
-    `tell(state, genomes, objectives, violation=None) -> (state, info)` takes any number of genomes [N, K], with objectives
-    [N, M] and violations [N] as in `non_dominated_rank`. Told again, a genome's objectives replace the older ones; of copies
-    in one call the first counts. Equally crowded members are placed by the first objective, then by the next ones. `info.best`
-    leads the population: of all that violate least, parents included, it is the best in the first objective.
+    `tell(state, genomes, objectives) -> (state, info)` takes any number of genomes [N, K], with objectives [N, M]. Told again,
+    a genome's objectives replace the older ones; of copies in one call the first counts. Equally crowded members are placed by
+    the first objective, then by the next ones. `info.best` leads the population: of all members, parents included, it is the
+    best in the first objective.
 
     Args:
       space: of the genomes.
@@ -77,74 +75,58 @@ def make_nsga2(
 
     def init(key: Array) -> ParetoState:
         unknown = jnp.full((population_size, num_objectives), jnp.nan, jnp.float32)
-        return ParetoState(*breeding.init(key), unknown, jnp.zeros(population_size, jnp.float32))
+        return ParetoState(*breeding.init(key), unknown)
 
     def ask(key: Array, state: ParetoState) -> Array:
         return breeding.ask(key, genetic.State(state.population, state.generation))
 
-    def tell(state: ParetoState, genomes: Array, objectives: Array, violation: Array | None = None) -> tuple[ParetoState, Info]:
+    def tell(state: ParetoState, genomes: Array, objectives: Array) -> tuple[ParetoState, Info]:
         genomes, objectives = jnp.asarray(genomes), jnp.asarray(objectives, jnp.float32)
-        num = len(genomes)
-        violation = jnp.zeros(num, jnp.float32) if violation is None else jnp.asarray(violation, jnp.float32)
-        _check_told(genomes, objectives, violation, expected=(len(space.choices), num_objectives))
+        _check_told(genomes, objectives, expected=(len(space.choices), num_objectives))
         genomes = genetic.as_levels(space, genomes)
-        order, survivors = _survive(state, genomes, objectives, violation)
-        order_told = jnp.argsort(jnp.argsort(order)[:num]).astype(jnp.int32)
+        order, survivors = _survive(state, genomes, objectives)
+        order_told = jnp.argsort(jnp.argsort(order)[: len(genomes)]).astype(jnp.int32)
         info = Info(order_told, survivors.population[0], space.frozen(genomes).mean(0, dtype=jnp.float32))
         return survivors, info
 
     return GA(init, ask, tell)
 
 
-def _check_told(genomes: Array, objectives: Array, violation: Array, *, expected: tuple[int, int]) -> None:
+def _check_told(genomes: Array, objectives: Array, *, expected: tuple[int, int]) -> None:
     num, (num_genes, num_objectives) = len(genomes), expected
     problems = []
     if genomes.shape != (num, num_genes):
         problems.append(f"expected genomes of {num_genes} genes, got shape {genomes.shape}")
     if objectives.shape != (num, num_objectives):
         problems.append(f"expected objectives of shape {(num, num_objectives)}, got {objectives.shape}")
-    if violation.shape != (num,):
-        problems.append(f"expected violations of shape {(num,)}, got {violation.shape}")
     if problems:
         raise ValueError("; ".join(problems))
 
 
-def _survive(state: ParetoState, *offspring: Array) -> tuple[Array, ParetoState]:
-    """The order [N + P] of offspring (genomes, objectives, violations) and parents, by rank and crowding, and the best P."""
-    parents = state.population, state.objectives, state.violation
-    genomes, objectives, violation = map(jnp.concatenate, zip(offspring, parents, strict=True))
-    objectives = jnp.where(_is_copy(genomes)[:, None], jnp.nan, objectives)
-    rank = non_dominated_rank(objectives, violation)
+def _survive(state: ParetoState, genomes: Array, objectives: Array) -> tuple[Array, ParetoState]:
+    """The order [N + P] of offspring and parents, by rank and crowding, and the best P."""
+    genomes = jnp.concatenate([genomes, state.population])
+    objectives = jnp.concatenate([objectives, state.objectives])
+    objectives = jnp.where(genetic.is_copy(genomes)[:, None], jnp.nan, objectives)
+    rank = non_dominated_rank(objectives)
     criteria = [-rank[:, None].astype(jnp.float32), crowding_distance(objectives, rank)[:, None], objectives]
     order = genetic.ranking(genomes, jnp.concatenate(criteria, axis=1))
     kept = order[: len(state.population)]
-    return order, ParetoState(genomes[kept], state.generation + 1, objectives[kept], violation[kept])
+    return order, ParetoState(genomes[kept], state.generation + 1, objectives[kept])
 
 
-def non_dominated_rank(objectives: Array, violation: Array | None = None) -> Array:
-    """The front that each member belongs to: [N] int32, 0 = dominated by none, 1 = only by front 0, and so on.
+def non_dominated_rank(objectives: Array) -> Array:
+    """The front that each member [N, M] belongs to: [N] int32, 0 = dominated by none, 1 = only by front 0, and so on.
 
-    Deb et al. 2002, section III-A. With violations, section VI: a lower one dominates whatever the objectives are; among
-    equal ones the objectives decide, where in the paper neither dominates unless both are 0.
-
-    Args:
-      objectives: [N, M], higher is better.
-      violation: [N] by how much a constraint is missed; 0 or less = met.
+    Deb et al. 2002, section III-A.
 
     Raises:
-      ValueError: for other shapes.
+      ValueError: for another shape.
     """
     objectives = jnp.asarray(objectives)
     _check_table(objectives)
-    violation = jnp.zeros(len(objectives)) if violation is None else jnp.asarray(violation)
-    if violation.shape != (len(objectives),):
-        raise ValueError(f"expected violations of shape {(len(objectives),)}, got {violation.shape}")
-
-    is_nan = jnp.isnan(objectives).any(1) | jnp.isnan(violation)
-    objectives = jnp.where(is_nan[:, None], -jnp.inf, objectives)
-    violation = jnp.where(is_nan, jnp.inf, jnp.maximum(violation, 0))
-    ours, theirs = violation[:, None], violation[None, :]
-    dominates = (ours < theirs) | ((ours == theirs) & _dominates(objectives))
+    is_nan = jnp.isnan(objectives).any(1)
+    dominates = (~is_nan[:, None] & is_nan[None, :]) | _dominates(jnp.where(is_nan[:, None], -jnp.inf, objectives))
 
     def peel(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         left, rank = carry
@@ -180,7 +162,7 @@ def crowding_distance(objectives: Array, rank: Array) -> Array:
     same_front = rank[:, None] == rank[None, :]
     of_front = same_front[:, :, None] & jnp.isfinite(objectives)[None, :, :]
     extents = jnp.where(of_front, objectives[None], -jnp.inf).max(1) - jnp.where(of_front, objectives[None], jnp.inf).min(1)
-    is_copy = _is_copy(jnp.concatenate([objectives, rank[:, None]], axis=1))
+    is_copy = genetic.is_copy(jnp.concatenate([objectives, rank[:, None]], axis=1))
     place = jnp.where(is_copy, -1, rank)
 
     def along(m: int) -> Array:
@@ -222,11 +204,6 @@ def _dominates(values):
     """Whether i is nowhere worse than j and somewhere better: [N, N] for values [N, M] without NaN, of JAX or numpy."""
     not_worse = (values[:, None] >= values[None, :]).all(-1)
     return not_worse & ~not_worse.T
-
-
-def _is_copy(rows: Array) -> Array:
-    """Whether an earlier one of the rows [N, K] is the same: [N] bool."""
-    return jnp.tril((rows[:, None] == rows[None, :]).all(-1), -1).any(-1)
 
 
 def _check_table(objectives) -> None:

@@ -38,23 +38,20 @@ def hypervolume(objectives, reference):
 # Rank and front
 
 
-def beats(ours, theirs, our_violation=0.0, their_violation=0.0):
+def beats(ours, theirs):
     """Domination of one member by another, spelled out."""
-    if np.isnan([*ours, our_violation]).any():
+    if np.isnan(ours).any():
         return False
-    if np.isnan([*theirs, their_violation]).any():
+    if np.isnan(theirs).any():
         return True
-    our_violation, their_violation = max(our_violation, 0), max(their_violation, 0)
-    if our_violation != their_violation:
-        return our_violation < their_violation
     pairs = list(zip(ours, theirs, strict=True))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-def brute_force_rank(objectives, violation):
+def brute_force_rank(objectives):
     left, ranks, rank = set(range(len(objectives))), [0] * len(objectives), 0
     while left:
-        best = {i for i in left if not any(beats(objectives[j], objectives[i], violation[j], violation[i]) for j in left)}
+        best = {i for i in left if not any(beats(objectives[j], objectives[i]) for j in left)}
         for i in best:
             ranks[i] = rank
         left, rank = left - best, rank + 1
@@ -62,20 +59,17 @@ def brute_force_rank(objectives, violation):
 
 
 @pytest.mark.parametrize(
-    ("objectives", "violation", "ranks"),
+    ("objectives", "ranks"),
     [
-        ([[1, 5], [2, 4], [1, 4], [0, 9], [0, 0]], None, [0, 0, 1, 0, 2]),
-        ([[0], [3], [1], [3]], None, [2, 0, 1, 0]),
-        ([[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]], None, [2, 1, 1, 0]),
-        ([[1, 1], [1, 1], [1, 1]], None, [0, 0, 0]),
-        ([[1, 1], [1, 2], [1, 2], [1, 3]], None, [2, 1, 1, 0]),
-        ([[NAN, 9], [1, 1], [0, NAN], [0, 0]], None, [2, 0, 2, 1]),
-        ([[NAN, NAN], [NAN, 1]], None, [0, 0]),
-        ([[INF, 0], [0, INF], [-INF, -INF], [0, 0]], None, [0, 0, 2, 1]),
-        ([[1, 1], [9, 9], [8, 8]], [0, 2, 1], [0, 2, 1]),
-        ([[1, 1], [9, 9], [0, 2]], [-1, 0.5, -2], [0, 1, 0]),
-        ([[2, 2], [9, 9], [8, 8]], [0, 1, 1], [0, 1, 2]),
-        ([[9, 9], [1, 1], [NAN, 9], [8, 8]], [NAN, INF, 0, 0], [2, 1, 2, 0]),
+        ([[1, 5], [2, 4], [1, 4], [0, 9], [0, 0]], [0, 0, 1, 0, 2]),
+        ([[0], [3], [1], [3]], [2, 0, 1, 0]),
+        ([[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]], [2, 1, 1, 0]),
+        ([[1, 1], [1, 1], [1, 1]], [0, 0, 0]),
+        ([[1, 1], [1, 2], [1, 2], [1, 3]], [2, 1, 1, 0]),
+        ([[NAN, 9], [1, 1], [0, NAN], [0, 0]], [2, 0, 2, 1]),
+        ([[NAN, NAN], [NAN, 1]], [0, 0]),
+        ([[INF, 0], [0, INF], [-INF, -INF], [0, 0]], [0, 0, 2, 1]),
+        ([[NAN, 9], [-INF, -INF], [-INF, 0]], [2, 1, 0]),
     ],
     ids=[
         "fronts",
@@ -86,29 +80,25 @@ def brute_force_rank(objectives, violation):
         "nan_is_worst",
         "all_nan",
         "infinities",
-        "violation_before_objectives",
-        "negative_violation_is_none",
-        "equal_violations",
-        "nan_violation_is_worst",
+        "nan_is_worse_than_infinities",
     ],
 )
-def test_rank(objectives, violation, ranks):
-    found = rank_of(np.array(objectives, np.float32), None if violation is None else np.array(violation, np.float32))
+def test_rank(objectives, ranks):
+    found = rank_of(np.array(objectives, np.float32))
     assert found.dtype == jnp.int32
     assert found.tolist() == ranks
 
 
 @few
-@given(tables(9, NAN, -INF, -1.0, 0.0, 2.0, INF), st.lists(st.sampled_from([NAN, -1.0, 0.0, 1.0, 2.0]), min_size=9, max_size=9))
-def test_rank_by_brute_force(objectives, violation):
-    assert rank_of(objectives).tolist() == brute_force_rank(objectives, np.zeros(9))
-    assert rank_of(objectives, np.array(violation)).tolist() == brute_force_rank(objectives, violation)
+@given(tables(9, NAN, -INF, -1.0, 0.0, 2.0, INF))
+def test_rank_by_brute_force(objectives):
+    assert rank_of(objectives).tolist() == brute_force_rank(objectives)
 
 
 def test_rank_of_many():
     objectives = np.random.default_rng(0).integers(0, 30, (150, 3))
     ranks = rank_of(objectives).tolist()
-    assert ranks == brute_force_rank(objectives, np.zeros(150))
+    assert ranks == brute_force_rank(objectives)
     assert max(ranks) > 5
 
 
@@ -283,17 +273,16 @@ def jitted(population_size):
     return [jax.jit(jax.vmap(function)) for function in make(space_of(G), population_size)]
 
 
-def run(objectives, num_generations, population_size=P, violation=None):
+def run(objectives, num_generations, population_size=P):
     """Indices of the masks asked for [T, S, P], and of the best of each generation [T, S]; the last states."""
     init, ask, tell = jitted(population_size)
     keys = jax.vmap(lambda seed: jax.random.split(seed, num_generations + 1))(SEEDS)
     state = init(keys[:, -1])
-    violation = np.zeros(len(MASKS), np.float32) if violation is None else violation
     asked, best = [], []
     for number in range(num_generations):
         genomes = ask(keys[:, number], state)
         asked.append(index(genomes))
-        state, info = tell(state, genomes, objectives[asked[-1]], violation[asked[-1]])
+        state, info = tell(state, genomes, objectives[asked[-1]])
         best.append(index(info.best))
     return np.stack(asked), np.stack(best), state
 
@@ -343,22 +332,6 @@ def test_population_has_no_copies():
         assert len(np.unique(population, axis=0)) == P
 
 
-def test_best_mask_under_a_budget_without_training_those_beyond_it():
-    """At most 3 of 8 genes may train; the accuracy of other masks is not looked up.
-
-    400 other runs trained 60 of the 93 masks left (mean), 74 at most. 396 ended with the best one, the others with the second.
-    """
-    objectives, violation = problem(0).copy(), np.maximum(TRAINABLE - 3.0, 0)
-    objectives[violation > 0, 0] = -INF
-    asked, best, state = run(objectives, 24, violation=violation)
-    trained = [len(set(asked[:, s].ravel()) & set(np.flatnonzero(violation == 0))) for s in range(len(SEEDS))]
-    assert max(trained) < 80
-    assert (state.violation == 0).all()
-    places = (problem(0)[violation == 0, 0] > problem(0)[best[-1], 0][:, None]).sum(1)
-    assert np.median(places) == 0
-    assert places.max() < 3
-
-
 def test_same_seed_same_run():
     first, again = run(problem(0), 5)[0], run(problem(0), 5)[0]
     np.testing.assert_array_equal(first, again)
@@ -372,7 +345,7 @@ def test_jit_changes_nothing():
         state = init(jax.random.key(0))
         for number in range(4):
             asked = ask(jax.random.key(number), state)
-            state, info = tell(state, asked, objectives[index(asked)], np.maximum(TRAINABLE[index(asked)] - 4, 0))
+            state, info = tell(state, asked, objectives[index(asked)])
         return state, info
 
     chex.assert_trees_all_equal(play(*ga), play(*map(jax.jit, ga)))
@@ -393,12 +366,12 @@ def test_ask_and_tell_are_compiled_once():
 # ask and tell
 
 
-def told(population, told, objectives, violation=None, before=None):
+def told(population, told, objectives, before=None):
     """State and info after telling a population of known objectives about other genomes."""
     ga = make(space_of(len(population[0])), len(population))
     before = np.full((len(population), 2), NAN) if before is None else before
-    state = ParetoState(genomes(*population), jnp.array(3), jnp.array(before, jnp.float32), jnp.zeros(len(population)))
-    return jax.jit(ga.tell)(state, genomes(*told), np.array(objectives, float), violation)
+    state = ParetoState(genomes(*population), jnp.array(3), jnp.array(before, jnp.float32))
+    return jax.jit(ga.tell)(state, genomes(*told), np.array(objectives, float))
 
 
 def test_parents_and_offspring_compete():
@@ -409,7 +382,7 @@ def test_parents_and_offspring_compete():
         before=[[1, 7], [1, 1], [4, 2]],
     )
     # Front 0 holds 111 and 100 at its ends, 000 (crowding 3/9 + 6/8), 101 (3/9 + 5/8) and 010 (6/9 + 2/8)
-    expected = ParetoState(genomes("111", "100", "000"), jnp.array(4), jnp.array([[9.0, 1], [0, 9], [1, 7]]), jnp.zeros(3))
+    expected = ParetoState(genomes("111", "100", "000"), jnp.array(4), jnp.array([[9.0, 1], [0, 9], [1, 7]]))
     chex.assert_trees_all_equal(state, expected)
     chex.assert_trees_all_equal(info.best, genomes("111")[0])
     chex.assert_trees_all_equal(info.order, jnp.array([3, 0, 1, 2]))
@@ -445,13 +418,6 @@ def test_fewer_may_be_told_than_the_population_holds():
     chex.assert_trees_all_equal(info.best, genomes("10")[0])
 
 
-def test_least_violation_survives_where_no_member_meets_the_constraint():
-    state, info = told(["00", "01"], ["10", "11", "00"], [[9, 9], [1, 1], [5, 5]], np.array([3.0, 1.0, 2.0]))
-    chex.assert_trees_all_equal(state.population, genomes("11", "00"))
-    chex.assert_trees_all_equal(state.violation, jnp.array([1.0, 2.0]))
-    chex.assert_trees_all_equal(info.best, genomes("11")[0])
-
-
 def test_diverged_members_never_survive_others():
     state, info = told(["00", "01"], ["10", "11", "00"], [[NAN, 9], [1, 1], [-INF, 0]])
     chex.assert_trees_all_equal(state.population, genomes("11", "00"))
@@ -462,7 +428,7 @@ def test_all_are_offspring_of_binary_tournaments():
     """Of 500 better genomes of ones and 500 of zeros, either draw must be of ones: 3/4. Then all genes flip."""
     ga = make_nsga2(space_of(4), 1000, mutation_rate=1.0, crossover_rate=0.0)
     population = jnp.repeat(jnp.array([[1], [0]], jnp.int8), 500, axis=0).repeat(4, axis=1).at[0, 0].set(0)
-    state = ParetoState(population, jnp.array(1), jnp.zeros((1000, 2)), jnp.zeros(1000))
+    state = ParetoState(population, jnp.array(1), jnp.zeros((1000, 2)))
     asked = jax.jit(ga.ask)(jax.random.key(0), state)
     assert (asked[:, 1:] == 0).all(1).mean() == pytest.approx(3 / 4, abs=0.07)  # 5 standard deviations
     assert not (asked == population[:1]).all(1).any()  # the best is not asked for again
@@ -488,25 +454,19 @@ def test_arguments_out_of_range(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("genomes", "objectives", "violation", "message"),
+    ("genomes", "objectives", "message"),
     [
-        ((4, 2), (4, 2), None, "expected genomes of 3 genes, got shape (4, 2)"),
-        ((12,), (12, 2), None, "expected genomes of 3 genes, got shape (12,)"),
-        ((4, 3), (4,), None, "expected objectives of shape (4, 2), got (4,)"),
-        ((4, 3), (4, 3), None, "expected objectives of shape (4, 2), got (4, 3)"),
-        ((4, 3), (4, 2), (4, 1), "expected violations of shape (4,), got (4, 1)"),
-        ((4, 3), (2, 4), (3,), "expected objectives of shape (4, 2), got (2, 4); expected violations of shape (4,), got (3,)"),
+        ((4, 2), (4, 2), "expected genomes of 3 genes, got shape (4, 2)"),
+        ((12,), (12, 2), "expected genomes of 3 genes, got shape (12,)"),
+        ((4, 3), (4,), "expected objectives of shape (4, 2), got (4,)"),
+        ((4, 3), (4, 3), "expected objectives of shape (4, 2), got (4, 3)"),
+        ((4, 2), (2, 4), "expected genomes of 3 genes, got shape (4, 2); expected objectives of shape (4, 2), got (2, 4)"),
     ],
 )
-def test_tell_wants_genomes_and_their_objectives(genomes, objectives, violation, message):
+def test_tell_wants_genomes_and_their_objectives(genomes, objectives, message):
     ga = make(space_of(3), 4)
     with pytest.raises(ValueError, match="expected") as error:
-        ga.tell(
-            ga.init(jax.random.key(0)),
-            jnp.zeros(genomes),
-            jnp.zeros(objectives),
-            None if violation is None else jnp.zeros(violation),
-        )
+        ga.tell(ga.init(jax.random.key(0)), jnp.zeros(genomes), jnp.zeros(objectives))
     assert str(error.value) == message
 
 
@@ -515,7 +475,6 @@ def test_tell_wants_genomes_and_their_objectives(genomes, objectives, violation,
     [
         (non_dominated_rank, [(4,)], "expected objectives of shape (N, M), got (4,)"),
         (non_dominated_rank, [(4, 0)], "expected objectives of shape (N, M), got (4, 0)"),
-        (non_dominated_rank, [(4, 2), (3,)], "expected violations of shape (4,), got (3,)"),
         (crowding_distance, [(4,), (4,)], "expected objectives of shape (N, M), got (4,)"),
         (crowding_distance, [(4, 2), (4, 1)], "expected ranks of shape (4,), got (4, 1)"),
         (front, [(4,)], "expected objectives of shape (N, M), got (4,)"),
