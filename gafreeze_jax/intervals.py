@@ -1,6 +1,7 @@
 """Means and effects, with confidence intervals."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,11 @@ class Interval(NamedTuple):
     def as_json(self) -> dict[str, float | None]:
         """Unknown bounds are null."""
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, float | None]) -> "Interval":
+        """The reverse of `as_json`."""
+        return cls(*(math.nan if (value := entry[name]) is None else value for name in cls._fields))
 
 
 def interval(values: ArrayLike) -> Interval:

@@ -578,7 +578,7 @@ CASES = {
     "too many FLOPs": Case(run_custom, given(max_flops=1.5), "--max-flops must be above 0 and at most 1, got 1.5"),
     "too few FLOPs": Case(
         run_custom, given(out="run", max_flops=1e-6, plan="members=4,steps=9,freezing=traced"),
-        "--max-flops 1e-06: no mask takes so little; the head alone takes 0.0",
+        "--max-flops 1e-06: no mask costs so little; training the head alone costs 0.0",
     ),
     "negative minutes": Case(run_custom, given(max_minutes=-1.0), "--max-minutes must be above 0, got -1.0"),
     "minutes that are NaN": Case(run_custom, given(max_minutes=np.nan), "--max-minutes must be above 0, got nan"),

@@ -12,9 +12,11 @@ from gafreeze_jax.metrics import Metric, cross_entropy
 from gafreeze_jax.models import checkpoints, plain
 from gafreeze_jax.options import Options
 from gafreeze_jax.report import page, summary
+from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.baselines import BASELINES, Baseline
 from gafreeze_jax.runs.main import main
+from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.runs.search_run import run_search
 from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, classification, make_problem, make_source
 
@@ -139,7 +141,8 @@ def test_a_baseline_of_ones_own():
         cost=lambda space, flops, *_: 2 * flops(space.all_trained),
     )
     problem = make_setup((NUMBERS > 0).astype(np.int32), CLASSIFICATION, 2).problem
-    result = run_search(problem, OPTIONS, baselines=(*BASELINES, ends, warm))
+    with Display(problem.space(OPTIONS)) as display:
+        result = run_search(problem, OPTIONS, RunDir(), display, baselines=(*BASELINES, ends, warm))
     by_name = {finalist.name: finalist for finalist in result.baselines}
     masks = ["train all", "head only", "best prefix mask", "best suffix mask", "ends"]
     assert list(by_name)[: len(masks)] == masks

@@ -1,6 +1,6 @@
 """Formats a metric, as a run's files describe it."""
 
-from collections.abc import Mapping
+import math
 from typing import Any, NamedTuple
 
 from gafreeze_jax.intervals import Interval
@@ -60,34 +60,12 @@ class MetricFormat(NamedTuple):
         low, high = self.limit(low, high)
         return f"[{100 * low:.1f}, {100 * high:.1f}]" if self.is_share else f"[{low:.4g}, {high:.4g}]"
 
-    def write_lead(self, difference: Mapping[str, Any]) -> str:
-        """By how much the first of two is better, as `write_difference` has it."""
-        if self.higher_is_better:
-            return self.write_difference(difference)
-        mean, low, high = (None if number is None else -number for number in difference.values())
-        return self.write_difference({"mean": mean, "low": high, "high": low})
-
-    def write_lag(self, lag: Mapping[str, float]) -> str:
-        """By how much a score is lower than another, with its interval and its unit."""
-        mean, low, high = (self.write_change(lag[name], "-") for name in Interval._fields)
-        return f"{mean}{self.unit} [{low}, {high}]"
-
-    def write_difference(self, difference: Mapping[str, Any]) -> str:
-        """A difference of values with its interval, without its unit."""
-        mean, low, high = (difference[name] for name in Interval._fields)
-        if low is None or high is None:
-            return self.write_change(mean)
-        return f"{self.write_change(mean)} [{self.write_change(low, '-')}, {self.write_change(high, '-')}]"
+    def write_difference(self, change: Interval, sign: str = "+", unit: str = "") -> str:
+        """A difference with its interval, if that is known; the sign is that of the difference alone."""
+        mean = f"{self.write_change(change.mean, sign)}{unit}"
+        if math.isnan(change.low):
+            return mean
+        return f"{mean} [{self.write_change(change.low, '-')}, {self.write_change(change.high, '-')}]"
 
 
 ACCURACY = MetricFormat("accuracy", higher_is_better=True, is_share=True)
-
-
-def from_facts(facts: Mapping[str, Any]) -> MetricFormat:
-    """The metric of a run, from the content of one of its files.
-
-    Raises:
-      KeyError, TypeError: if the entry is not as expected.
-    """
-    entry = facts["metric"]
-    return MetricFormat(str(entry["name"]), bool(entry["higher_is_better"]), bool(entry["is_share"]))

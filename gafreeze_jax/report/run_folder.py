@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from gafreeze_jax.intervals import Interval, main_effects
-from gafreeze_jax.report import folder_format, metric_format, old_versions
+from gafreeze_jax.report import folder_format, old_versions
+from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.report.predictions import (
     Confusions,
     Numbers,
@@ -89,7 +90,7 @@ class RunFolder:
             if (self.path / folder_format.RESULT).is_file():
                 self.facts |= json.loads((self.path / folder_format.RESULT).read_text())
             self.facts = old_versions.complete(self.facts)
-            self.metric = metric_format.from_facts(self.facts)
+            self.metric = MetricFormat(**self.facts["metric"])
             self.space, self.options = Space.from_facts(self.facts), dict(self.facts["options"])
             self.seed = int(self.options["seed"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:

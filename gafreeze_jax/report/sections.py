@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
+from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report import outcomes
 from gafreeze_jax.report.drawn import chart, cost_name
 from gafreeze_jax.report.folder_format import NOT_COMPARED, made_by
@@ -142,6 +143,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
         return []
     metric, entries, pairs = run.metric, run.facts["results"], run.facts["verdict"]["differences"]
     scale = scale_of([run.test_value(name) for name in entries], [run.test_bounds(name) for name in entries])
+    ahead = {name: metric.shown_interval(Interval.from_json(difference)) for name, difference in pairs["found"].items()}
     lines = []
     for name, entry in entries.items():
         lines.append([
@@ -152,7 +154,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
             metric.write(run.test_value(name)),
             interval_bar(run.test_value(name), run.test_bounds(name), scale, mark=run.test_value("found")),
             metric.write_bounds(*run.test_bounds(name)),
-            metric.write_lead(pairs["found"][name]) if name in pairs["found"] else "",
+            metric.write_difference(ahead[name]) if name in ahead else "",
             percent(share_of("training_flops", entry, run)),
             percent(share_of("trainable_parameters", entry, run)),
         ])  # fmt: skip
@@ -163,7 +165,7 @@ def finalists(run: RunFolder, place: str) -> list[Element]:
     rate = ["rate"] * run.space.has_rate
     titles = ["", "mask", *rate, "validation", "test", "", "95 % interval", f"found ahead by{points}", "FLOPs", "trained"]
     rows = [
-        [name, *(metric.write_difference(differences[other]) if other != name else "" for other in pairs)]
+        [name, *(metric.write_difference(Interval.from_json(differences[other])) if other != name else "" for other in pairs)]
         for name, differences in pairs.items()
     ]
     summary = f"All pairs: differences in test {metric.name}{points}"

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.listing import shorten
-from gafreeze_jax.report import metric_format
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.space import Space
 
@@ -38,7 +37,7 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
     console.print(result["verdict"]["sentence"], style="bold", markup=False)
     for remark in (*dropped(result), *remarks(result)):
         console.print(remark, markup=False)
-    metric = metric_format.from_facts(result)
+    metric = MetricFormat(**result["metric"])
     if front := result.get("front"):
         console.print(front_table(Space.from_facts(result), front["masks"], metric))
         console.print("In masks/, too", markup=False)
@@ -54,7 +53,7 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
 
 def comparison(result: Mapping[str, Any]) -> Table:
     """The table of finalists, with means over seeds, from the content of `result.json`."""
-    entries, metric = result["results"], metric_format.from_facts(result)
+    entries, metric = result["results"], MetricFormat(**result["metric"])
     perplexity = [name for name in ("test_perplexity",) if metric.key != "perplexity" and name in entries["train all"]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     has_rates = len(result.get("rates", ())) > 1
@@ -98,8 +97,9 @@ def _count(number: int) -> str:
 
 def dropped(result: Mapping[str, Any]) -> list[str]:
     """Which finalists dropped out, and why: a sentence for each reason."""
-    metric, entries = metric_format.from_facts(result), result.get("dropped", {})
-    worse = [f"{name}, {metric.write_lag(entry['behind'])} behind" for name, entry in entries.items() if entry["behind"]]
+    metric, entries = MetricFormat(**result["metric"]), result.get("dropped", {})
+    behind = {name: Interval.from_json(entry["behind"]) for name, entry in entries.items() if entry["behind"]}
+    worse = [f"{name}, {metric.write_difference(lag, '-', metric.unit)} behind" for name, lag in behind.items()]
     level = [
         f"{name}, {metric.write(entry[f'validation_{metric.key}'])}" for name, entry in entries.items() if not entry["behind"]
     ]
@@ -125,7 +125,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
 
 def beside_majority(result: Mapping[str, Any]) -> list[str]:
     """Whether the majority class alone would score as much as the found mask: a sentence, unless the verdict says it."""
-    majority, metric = result.get("majority"), metric_format.from_facts(result)
+    majority, metric = result.get("majority"), MetricFormat(**result["metric"])
     if not majority or "the majority class" in result["verdict"]["sentence"]:
         return []
     entry, share = result["results"]["found"], majority[f"test_{metric.key}"]
@@ -142,19 +142,19 @@ def regime(result: Mapping[str, Any]) -> list[str]:
 
     It is compared with training everything at the rate that is best on the validation split.
     """
-    entries, metric = result["results"], metric_format.from_facts(result)
+    entries, metric = result["results"], MetricFormat(**result["metric"])
     names = [name for name, entry in entries.items() if name == "train all" or entry["learning_rate_factor"] != 1]
     everything = max(names, key=lambda name: _rank(entries[name], metric))
-    ahead = result["verdict"]["differences"].get("found", {}).get(everything)
-    if ahead is None or ahead["low"] is None or not entries["found"]["frozen"]:
+    difference = result["verdict"]["differences"].get("found", {}).get(everything)
+    if difference is None or difference["low"] is None or not entries["found"]["frozen"]:
         return []
+    ahead = metric.shown_interval(Interval.from_json(difference))
     has_rates = len(result.get("rates", ())) > 1 or everything != "train all"
-    lead, rate = f"{metric.write_lead(ahead)}{metric.unit}", " at its best rate" if has_rates else ""
+    lead, rate = f"{metric.write_difference(ahead)}{metric.unit}", " at its best rate" if has_rates else ""
     share = entries["found"]["training_flops"] / entries["train all"]["training_flops"]
-    low, high = sorted(metric.score(ahead[end]) for end in ("low", "high"))
-    if low > 0:
+    if ahead.low > 0:
         return [f"Which layers train matters here: the found mask is {lead} ahead of training everything{rate}."]
-    if high < 0:
+    if ahead.high < 0:
         return []
     cost = f"what freezing changes for certain is the cost, {share:.0%} of the FLOPs"
     return [f"No clear difference from training everything{rate} ({lead}); {cost}."]
@@ -170,26 +170,25 @@ def contributions(result: Mapping[str, Any]) -> list[str]:
 
     On the test split, or on the validation split if the mask is so much better with them that no other seeds were needed.
     """
-    metric, ahead = metric_format.from_facts(result), result["verdict"]["differences"]["found"]
+    metric, ahead = MetricFormat(**result["metric"]), result["verdict"]["differences"]["found"]
     rates = "Its learning rate changes" if len(result.get("levels", ())) == 2 else "Its learning rates change"
     sentences = []
     for name, what in {"found, nothing frozen": "What it freezes changes", "found, usual rates": rates}.items():
         behind = result.get("dropped", {}).get(name, {}).get("behind")
         if name in ahead:
-            sentences.append(_contribution(what, "test", ahead[name], metric))
+            sentences.append(_contribution(what, "test", Interval.from_json(ahead[name]), metric))
         elif behind:
-            change = metric.shown_interval(Interval(**behind))._asdict()
-            sentences.append(_contribution(what, "validation", change, metric))
+            sentences.append(_contribution(what, "validation", metric.shown_interval(Interval.from_json(behind)), metric))
     return sentences
 
 
-def _contribution(what: str, split: str, change: Mapping[str, Any], metric: MetricFormat) -> str:
+def _contribution(what: str, split: str, change: Interval, metric: MetricFormat) -> str:
     return f"{what} the found mask's {split} {metric.name} by {metric.write_difference(change)}{metric.unit}."
 
 
 def advise(result: Mapping[str, Any]) -> str | None:
     """What to try next, if training everything at another learning rate is ahead of all other rows on the validation split."""
-    entries, metric = result["results"], metric_format.from_facts(result)
+    entries, metric = result["results"], MetricFormat(**result["metric"])
     best = max(entries.values(), key=lambda entry: _rank(entry, metric))
     if best["learning_rate_factor"] == 1:
         return None

@@ -2,28 +2,17 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gafreeze_jax.engine.cohort import Member, Replicate, untrained
 from gafreeze_jax.engine.population import Population
-from gafreeze_jax.search.history import Journal, Ledger
+from gafreeze_jax.search.history import Evaluation, Journal, Ledger
 from gafreeze_jax.search.loop import Evaluator, evaluation_of
 from gafreeze_jax.space import Genome, as_genome
 
-M = TypeVar("M", bound="Member | Recalled")
-
-
-class Recalled(NamedTuple):
-    """A member as the journal has it: its scores, without parameters."""
-
-    genome: Genome
-    train_loss: float
-    score: float
-    loss: float
-    steps: int
-    seconds: float
+M = TypeVar("M", bound=Member | Evaluation)
 
 
 def train_and_name_fittest(
@@ -39,49 +28,33 @@ def train_and_name_fittest(
 class JournaledEvaluator:
     """Trains and scores members of a population, as `search.loop.Search` asks for it.
 
-    Evaluations in the journal, of an interrupted search or an earlier one, are not trained again. If a member of which only
-    the scores are left is to train on, it is first trained again as it was, and in the same cohort, as rounding depends on
-    that.
+    Evaluations in the journal, of an interrupted search or an earlier one, are not trained again, and take the members' place.
+    One that is to train on is first trained again, in the same cohort as before, as rounding depends on that.
 
     Args:
       make_replicate: what a seed decides.
     """
 
-    def __init__(self, population: Population, make_replicate: Callable[[int], Replicate], journal: Journal | None = None):
-        self.population, self.make_replicate = population, make_replicate
-        self.journal = Journal() if journal is None else journal
+    def __init__(self, population: Population, make_replicate: Callable[[int], Replicate], journal: Journal):
+        self.population, self.make_replicate, self.journal = population, make_replicate, journal
 
-    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
+    def evaluate(self, genomes: np.ndarray, seed: int, until: int) -> Iterator[Sequence[Member | Evaluation]]:
         known, unknown = self._split(untrained(genomes), seed, until)
         return itertools.chain([known] if known else [], self.population.advance(unknown, self.make_replicate(seed), until))
 
-    def resume(self, members: Sequence[Member | Recalled], seed: int, until: int) -> Iterator[Sequence[Member | Recalled]]:
+    def resume(self, members: Sequence[Member | Evaluation], seed: int, until: int) -> Iterator[Sequence[Member | Evaluation]]:
         known, unknown = self._split(members, seed, until)
-        lost = [member.genome for member in unknown if isinstance(member, Recalled)]
+        lost = [member.genome for member in unknown if isinstance(member, Evaluation)]
         trained = [member for member in unknown if isinstance(member, Member)]
         again = self._train_again(lost, seed, members[0].steps)
         trained += [again[genome] for genome in lost]
         return itertools.chain([known] if known else [], self.population.advance(trained, self.make_replicate(seed), until))
 
-    def _split(self, members: Sequence[M], seed: int, until: int) -> tuple[list[Recalled], list[M]]:
-        """Members whose scores after a step are known, and the others."""
-        known, unknown = [], []
-        for member in members:
-            recorded = self.journal.recall(member.genome, seed, until)
-            if recorded is None:
-                unknown.append(member)
-            else:
-                known.append(
-                    Recalled(
-                        genome=member.genome,
-                        train_loss=recorded.train_loss,
-                        score=recorded.score,
-                        loss=recorded.loss,
-                        steps=until,
-                        seconds=recorded.seconds,
-                    )
-                )
-        return known, unknown
+    def _split(self, members: Sequence[M], seed: int, until: int) -> tuple[list[Evaluation], list[M]]:
+        """What is known of members after a step, and the members of which nothing is."""
+        recorded = [self.journal.recall(member.genome, seed, until) for member in members]
+        known = [evaluation for evaluation in recorded if evaluation is not None]
+        return known, [member for member, evaluation in zip(members, recorded, strict=True) if evaluation is None]
 
     def _train_again(self, genomes: Sequence[Genome], seed: int, steps: int) -> dict[Genome, Member]:
         """Members as they were after so many steps, by genome, with those that were trained in the same cohorts."""

@@ -133,15 +133,15 @@ def _score(
 
 def without_diverged(finalists: Sequence[results.Tested]) -> tuple[list[results.Tested], list[str]]:
     """Finalists of which each seed that diverged, with no finite score, counts like the worst of the others; and remarks."""
-    finite = [np.isfinite(row.scores).all(1) for row in finalists]
-    known = [mean for row, is_finite in zip(finalists, finite, strict=True) for mean in row.scores[is_finite].mean(1)]
-    worst = min(known, default=0.0)
+    means = np.stack([row.scores.mean(1) for row in finalists])  # [finalists, seeds]
+    diverged = ~np.isfinite(means)
+    worst = np.min(means, where=~diverged, initial=0.0 if diverged.all() else np.inf)
     remarks = [
-        f"{row.finalist.name}: {np.sum(~is_finite)} of {len(is_finite)} seeds diverged, and count like the worst of all others."
-        for row, is_finite in zip(finalists, finite, strict=True)
-        if not is_finite.all()
+        f"{row.finalist.name}: {seeds.sum()} of {len(seeds)} seeds diverged, and count like the worst of all others."
+        for row, seeds in zip(finalists, diverged, strict=True)
+        if seeds.any()
     ]
-    replaced = [np.where(is_finite[:, None], row.scores, worst) for row, is_finite in zip(finalists, finite, strict=True)]
+    replaced = np.where(diverged[..., None], worst, [row.scores for row in finalists])
     return [row._replace(scores=scores) for row, scores in zip(finalists, replaced, strict=True)], remarks
 
 

@@ -20,12 +20,12 @@ TEST = "scoring the test examples"
 class Narrator:
     """Passes the progress of a run to a display.
 
-    Args:
+    Attributes:
       comparing: whether random masks are to come.
     """
 
-    def __init__(self, display: Display, *, comparing: bool = False):
-        self.display, self.comparing = display, comparing
+    def __init__(self, display: Display):
+        self.display, self.comparing = display, False
         self.screened: list[bool] = []
 
     def expect(self, *, search: float = 0, finalists: float = 0) -> None:
@@ -50,7 +50,7 @@ class Narrator:
             line(f"Resuming with {num_recorded} recorded evaluations")
 
     def enumerating(self, num_masks: int) -> None:
-        self.display.line(f"All {num_masks} masks fit the budget: each is trained to the end, in place of a search")
+        self.display.line(f"All {num_masks} masks fit the budget: each is trained to the end, instead of a search")
 
     def generation(self, generation: Generation, ledger: Ledger) -> None:
         self.screened.append(generation.screened)
@@ -71,11 +71,9 @@ class Narrator:
     def compared(self, ledger: Ledger) -> None:
         self.display.line(f"Random masks, for comparison, with the same training steps: {_count(ledger)}")
 
-    def retraining(self, leaders: Sequence[object], baselines: Iterable[object], seeds: Sequence[int]) -> None:
-        self.display.line(
-            f"Training the {len(leaders)} most promising masks and {len(list(baselines))} baselines again "
-            f"with fresh seeds ({_each(seeds)}) ..."
-        )
+    def retraining(self, leaders: Sequence[object], baselines: Sequence[object], seeds: Sequence[int]) -> None:
+        masks = "most promising mask" if len(leaders) == 1 else f"{len(leaders)} most promising masks"
+        self.display.line(f"Training the {masks} and {len(baselines)} baselines again with fresh seeds ({_each(seeds)}) ...")
 
     def raced(self, finalists: Sequence[Finalist]) -> None:
         still_in = [finalist.name for finalist in finalists if finalist.is_in]

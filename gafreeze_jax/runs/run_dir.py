@@ -22,8 +22,9 @@ from etils import epath
 
 from gafreeze_jax.engine import devices
 from gafreeze_jax.options import with_absolute_paths
-from gafreeze_jax.report import folder_format, metric_format, old_versions
+from gafreeze_jax.report import folder_format, old_versions
 from gafreeze_jax.report.folder_format import JOURNAL, MEMBERS, NOT_COMPARED, RUN, SUMS, is_local, is_run, made_by, read_facts
+from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.search.history import Journal, write_whole
 from gafreeze_jax.space import Space
@@ -47,7 +48,7 @@ class RunDir:
     def __init__(self, path: epath.Path | None = None, facts: Mapping[str, Any] | None = None):
         self.path, self.facts = path, dict(facts or {})
         space = Space.from_facts(self.facts) if self.facts.get("stages") else None
-        metric = metric_format.from_facts(old_versions.complete(self.facts))
+        metric = MetricFormat(**old_versions.complete(self.facts)["metric"])
         self.journal = Journal(
             path / JOURNAL if path else None,
             space,

@@ -1,9 +1,8 @@
 """Runs a search end to end: a plan, the search, random masks beside it, and finalists with fresh seeds."""
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from gafreeze_jax.engine.planning import Choice
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.options import OptionError, Options
 from gafreeze_jax.report.display import Display
-from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.baselines import BASELINES, FURTHER, TRAIN_ALL, Baseline, Trials, initial_genomes, train_all_at
 from gafreeze_jax.runs.evaluator import JournaledEvaluator, train_and_name_fittest
 from gafreeze_jax.runs.finalists import Finalist, Result, Retraining, candidates, retrain
@@ -36,26 +34,20 @@ NUM_LEADERS = 2  # of a search, that are trained again
 
 
 def run_search(
-    problem: Problem,
-    options: Options,
-    run_dir: RunDir | None = None,
-    display: Display | None = None,
-    *,
-    baselines: Sequence[Baseline] | None = None,
+    problem: Problem, options: Options, run_dir: RunDir, display: Display, *, baselines: Sequence[Baseline] | None = None
 ) -> Result:
     """Searches for the fittest mask, showing progress, and trains leaders and baselines with fresh seeds.
 
     Args:
-      run_dir: the run's folder; evaluations and finalists in it are reused. Default: in memory.
-      display: where the progress is shown; default: one for this search.
+      run_dir: the run's folder; evaluations and finalists in it are reused.
+      display: where the progress is shown.
       baselines: the found mask is compared with them, and with the best random mask. Default: what the options say.
     """
     if baselines is None:
         baselines = BASELINES + FURTHER if options.baselines == "all" else BASELINES
     space = problem.space(options)
-    with SearchRun.begin(
-        problem, options, space=space, run_dir=run_dir, display=display, baselines=baselines, num_members=options.population
-    ) as run:
+    with devices.over_all_devices(planning.num_at_a_time(problem.params, options.population)):
+        run = SearchRun(problem, options, space=space, run_dir=run_dir, baselines=baselines, narrator=Narrator(display))
         run.narrator.comparing = run.compares_random
         run.narrator.expect(search=run.steps_of_search, finalists=run.steps_of_finalists())
         run.populate(run.first_genomes(), run.steps_of_search // run.num_steps, run.settings.rungs[0])
@@ -86,9 +78,7 @@ def space_of_mask(problem: Problem, rates: Sequence[float]) -> tuple[Space, Geno
     return Space(problem.network.names, levels, head=problem.head), as_genome(map(levels.index, rates))
 
 
-def train_mask(
-    problem: Problem, rates: Sequence[float], options: Options, run_dir: RunDir | None = None, display: Display | None = None
-) -> Result:
+def train_mask(problem: Problem, rates: Sequence[float], options: Options, run_dir: RunDir, display: Display) -> Result:
     """Trains with a mask, and everything at several rates, with fresh seeds; no search, otherwise like `run_search`.
 
     Args:
@@ -97,9 +87,8 @@ def train_mask(
     space, genome = space_of_mask(problem, rates)
     everything = space.all_trained
     genomes, baselines = list(dict.fromkeys([everything, genome])), train_all_at(problem.space(options).rates)
-    with SearchRun.begin(
-        problem, options, space=space, run_dir=run_dir, display=display, baselines=baselines, num_members=len(genomes)
-    ) as run:
+    with devices.over_all_devices(planning.num_at_a_time(problem.params, len(genomes))):
+        run = SearchRun(problem, options, space=space, run_dir=run_dir, baselines=baselines, narrator=Narrator(display))
         num_runs = (len(genomes) + len(baselines)) * len(run.fresh_seeds)
         run.narrator.expect(finalists=num_runs * run.num_steps)
         run.populate(run.space.stack([everything, genome]), num_runs)
@@ -124,18 +113,19 @@ def make_settings(options: Options, num_steps: int) -> Settings:
 
 
 class SearchRun:
-    """The parts of a run, which `run_search` and `train_mask` put together; made by `begin`.
+    """The parts of a run, which `run_search` and `train_mask` put together.
 
     Attributes:
       fresh_seeds: for retraining finalists; the search uses none of them.
       initial: genomes that the search evaluates first, such as prefix masks; see `baselines.initial_genomes`.
       baselines: those that make sense here.
-      enumerates: whether all masks are evaluated in place of a search.
-      population, choice, costs: set by `populate`.
+      enumerates: whether all masks are evaluated instead of a search.
+      population, evaluator, choice, costs: set by `populate`.
       ledger: of the search.
     """
 
     population: Population
+    evaluator: JournaledEvaluator
     choice: Choice
     costs: MaskCosts
 
@@ -164,33 +154,6 @@ class SearchRun:
         in_full = settings._replace(rungs=settings.rungs[-1:])
         self.enumerates = in_full.enumerates(self.space.num_different, len(self.initial), options.population)
         self.settings = in_full if self.enumerates else settings
-
-    @classmethod
-    @contextlib.contextmanager
-    def begin(
-        cls,
-        problem: Problem,
-        options: Options,
-        *,
-        space: Space,
-        run_dir: RunDir | None,
-        display: Display | None,
-        baselines: Sequence[Baseline],
-        num_members: int,
-    ) -> Iterator["SearchRun"]:
-        """A run over all devices, with its display."""
-        metric = MetricFormat(**problem.task.metric.facts())
-        made = Display(space, metric=metric, quiet=options.quiet, verbose=options.verbose)
-        at_a_time = planning.num_at_a_time(problem.params, num_members)
-        with devices.over_all_devices(at_a_time), contextlib.nullcontext(display) if display else made as display:
-            yield cls(
-                problem,
-                options,
-                space=space,
-                run_dir=run_dir or RunDir(),
-                baselines=baselines,
-                narrator=Narrator(display),
-            )
 
     def _ledger(self, phase: str) -> Ledger:
         return Ledger(self.num_steps, self.run_dir.journal, phase=phase, on_add=self.narrator.display.evaluation)
@@ -229,6 +192,7 @@ class SearchRun:
         self.population = self.problem.make_population(
             recipe, plan=Plan(remat=options.remat), space=self.space, on_steps=self.narrator.display.progress.step
         )
+        self.evaluator = JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal)
         if "plan" in self.run_dir.facts:
             self.choice = planning.from_json(self.run_dir.facts["plan"])
         elif options.plan == "auto":
@@ -242,7 +206,7 @@ class SearchRun:
         self.costs = MaskCosts(self.population, self.replicate)
 
     def search(self) -> Found:
-        """The search itself, or all masks in place of it."""
+        """The search itself, or all masks instead of it."""
         if self.enumerates:
             self.narrator.enumerating(self.space.num_different)
         self._check_limit()
@@ -302,14 +266,13 @@ class SearchRun:
     def search_of(self, search: Callable[[Trials], Genome]) -> Genome:
         """The genome that a baseline's own search ends with."""
         ledger = self._ledger(BASELINE)
-        evaluator = JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal)
-        fittest = functools.partial(train_and_name_fittest, evaluator, ledger, self.options.seed, self.count_trainable)
+        fittest = functools.partial(train_and_name_fittest, self.evaluator, ledger, self.options.seed, self.count_trainable)
         return search(Trials(self.population, self.replicate, fittest))
 
     def _make_search(self, *, ledger: Ledger, **given: Any) -> Search:
         return Search(
             space=self.space,
-            evaluator=JournaledEvaluator(self.population, self.make_replicate, self.run_dir.journal),
+            evaluator=self.evaluator,
             ledger=ledger,
             count_trainable=self.count_trainable,
             allowed=self.is_allowed,
@@ -327,7 +290,7 @@ class SearchRun:
     def _check_limit(self) -> None:
         limit = self.options.max_flops
         if limit is not None and limit < math.inf and (least := self.costs.share(self.space.all_frozen)) > limit:
-            raise OptionError(f"--max-flops {limit}: no mask takes so little; the head alone takes {least:.4f}")
+            raise OptionError(f"--max-flops {limit}: no mask costs so little; training the head alone costs {least:.4f}")
 
     # Baselines and finalists
 

@@ -127,7 +127,7 @@ def judge(
     value = Interval(mean, *metric.limit(low, high))
     known = validation_score is not None and math.isfinite(validation_score)  # it is not if a seed diverged
     gap = metric.shown(validation_score) - value.mean if known else None
-    ahead = {name: metric.shown_interval(shown) for name, shown in differences[found.name].items()}
+    ahead = {other.name: difference(found.scores, other.scores) for other in contenders[1:]}
     openings = TRANSFERRED if transferred else SEARCHED
     outcome, sentence = _outcome(found, baselines, ahead=ahead, value=value, metric=metric, openings=openings)
     if (constant := _constant(contenders, classes)) is not None:
@@ -170,7 +170,7 @@ def _outcome(
     mask, seeds = f"found mask {found.genome}", f"{len(found.scores)} seeds"
 
     def write(name: str) -> str:
-        return f"({_write(metric.shown_interval(ahead[name]), metric)}, {seeds})"
+        return f"({metric.write_difference(metric.shown_interval(ahead[name]), unit=metric.unit)}, {seeds})"
 
     ranked = sorted(baselines, key=lambda baseline: ahead[baseline.name].mean)  # the best first
     unbeaten = [baseline for baseline in ranked if not ahead[baseline.name].low > 0]
@@ -185,7 +185,8 @@ def _outcome(
         change = f"{metric.write_change(metric.shown(ahead[best].mean))}{metric.unit}"
         return "not better", f"One seed cannot tell whether the {mask} beats {best} ({change}): retrain with 5 seeds or more."
     if not unbeaten:
-        lead = f"{_write(ahead[ranked[0].name], metric, sign='-')} {'more' if metric.higher_is_better else 'less'}"
+        more = "more" if metric.higher_is_better else "less"
+        lead = f"{metric.write_difference(ahead[ranked[0].name], '-', metric.unit)} {more}"
         test = f"test {metric.name} {metric.write(value.mean)} {metric.write_bounds(value.low, value.high)} over {seeds}"
         better = f"the best of them, {ranked[0].name}"
         return "better", f"{openings['better']} {mask} is better than all baselines: {test}, {lead} than {better}."
@@ -196,12 +197,6 @@ def _outcome(
     rival = unbeaten[0]
     share = f"{100 * found.cost / rival.cost:.1f} % of its training FLOPs"
     return "cheaper", f"{openings['better']} {mask} is equal to {rival.name} within noise {write(rival.name)} at {share}."
-
-
-def _write(change: Interval, metric: MetricFormat, sign: Literal["+", "-"] = "+") -> str:
-    """A difference with its unit and its interval."""
-    low, high = (metric.write_change(bound, "-") for bound in change[1:])
-    return f"{metric.write_change(change.mean, sign)}{metric.unit} [{low}, {high}]"
 
 
 def _check(found: Contender, baselines: Sequence[Contender], metric: MetricFormat, validation_score: float | None) -> None:

@@ -22,6 +22,7 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import from_function
 from gafreeze_jax.options import Options
+from gafreeze_jax.report.display import Display
 from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.runs.search_run import make_settings, run_search
 from gafreeze_jax.space import as_genome
@@ -162,7 +163,9 @@ def test_a_search_in_a_few_lines(tmp_path):
     plan = "members=4,steps=3,freezing=traced"
     options = Options(gens=1, population=3, epochs=1, batch_size=8, finalist_seeds=2, halving=False, plan=plan)
     task = make_problem(NETWORK, from_function.split(PARAMS, GENES), DATA, DATA, options, genes=GENES)
-    result = run_search(task, options, RunDir(epath.Path(tmp_path), task.space(options).facts()))
+    space = task.space(options)
+    with Display(space) as display:
+        result = run_search(task, options, RunDir(epath.Path(tmp_path), space.facts()), display)
     names = [finalist.name for finalist in result.baselines]
     schedules = ["train all, half rate", "train all, quarter rate"]
     masks = ["train all", "head only", "best prefix mask", "best suffix mask"]

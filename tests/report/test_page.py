@@ -14,6 +14,7 @@ import test_run_folder
 import tyro
 
 from gafreeze_jax import cli
+from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report import outcomes, page, sections
 from gafreeze_jax.report.html import flop, mask_glyph, percent
 from gafreeze_jax.report.metric_format import ACCURACY
@@ -251,7 +252,7 @@ def test_numbers_read_well():
     assert ACCURACY.write(0.98765) == "98.8 %"
     assert ACCURACY.write_bounds(-0.1, 1.2) == "[0.0, 100.0]"
     assert ACCURACY.write_bounds(None, None) == "one seed"
-    assert ACCURACY.write_difference({"mean": 0.02, "low": -0.008, "high": 0.048}) == "+2.0 [-0.8, 4.8]"
+    assert ACCURACY.write_difference(Interval(0.02, -0.008, 0.048)) == "+2.0 [-0.8, 4.8]"
 
 
 def test_a_reader_may_stop_reading(run):

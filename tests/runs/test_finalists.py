@@ -14,11 +14,11 @@ from gafreeze_jax.engine.population import Population
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.metrics import cross_entropy
 from gafreeze_jax.runs import baselines, finalists, racing
-from gafreeze_jax.runs.evaluator import JournaledEvaluator, Recalled
+from gafreeze_jax.runs.evaluator import JournaledEvaluator
 from gafreeze_jax.runs.finalist_store import FinalistStore
 from gafreeze_jax.runs.finalists import Result
 from gafreeze_jax.runs.held_out import HeldOut
-from gafreeze_jax.search.history import Journal, Ledger
+from gafreeze_jax.search.history import Evaluation, Journal, Ledger
 from gafreeze_jax.search.loop import evaluation_of
 from gafreeze_jax.space import Space, as_genome
 
@@ -347,7 +347,7 @@ def test_an_interrupted_climb_ends_bit_for_bit_as_an_undisturbed_one(num_calls):
     found = climb(JournaledEvaluator(population, make_run_of, journal), ledger, GENOMES, survivors=(4, 2))
     without = lambda ledger: [one._replace(seconds=0.0) for one in ledger]  # noqa: E731
     assert sorted(without(ledger)) == sorted(without(undisturbed))
-    assert all(isinstance(one, Recalled) for one in found) == (num_calls >= 5)
+    assert all(isinstance(one, Evaluation) for one in found) == (num_calls >= 5)
     by_genome = {as_genome(one.genome): one for one in expected}
     for member in found:
         if isinstance(member, Member):

@@ -11,8 +11,10 @@ from test_verdict import judge
 from gafreeze_jax.engine.network import Dataset
 from gafreeze_jax.metrics import ACCURACY
 from gafreeze_jax.options import OptionError
+from gafreeze_jax.report.display import Display
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs.remarks import class_members, majority, remarks_on_search
+from gafreeze_jax.runs.run_dir import RunDir
 from gafreeze_jax.runs.search_run import run_search
 from gafreeze_jax.runs.verdict import Contender
 from gafreeze_jax.search.history import Evaluation
@@ -117,8 +119,8 @@ def test_a_run_of_which_all_masks_diverge_ends():
     data = problem.train.data
     problem = problem._replace(train=problem.train._replace(data=data._replace(inputs=np.inf * data.inputs)))
     message = "--learning-rate 0.01, --head-learning-rate 0.01: all masks diverged; choose lower rates"
-    with pytest.raises(OptionError, match=message):
-        run_search(problem, test_seams.OPTIONS)
+    with pytest.raises(OptionError, match=message), Display(problem.space(test_seams.OPTIONS)) as display:
+        run_search(problem, test_seams.OPTIONS, RunDir(), display)
 
 
 STEPS = 8
