@@ -27,7 +27,7 @@ def report(runs: Positional[tuple[Path, ...]], /, out: Path | None = None) -> No
     from gafreeze_jax.report.run_folder import RunFolder
 
     if not runs:
-        raise ValueError("report: expected the folder of a run, or several")
+        raise ValueError("report: expected one or more run folders")
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     page.write([RunFolder(folder) for folder in runs], path)
     print(path)

@@ -21,7 +21,7 @@ Genome = tuple[int, ...]  # the level of each gene, and the index of the rate of
 Array = TypeVar("Array", np.ndarray, jax.Array)
 
 MAX_LEVELS = 10  # a level is written as one digit
-WEIGHT_OF_RATE = 0.5  # of the distance between the lowest and the highest rate, when that of unlike masks is 1
+WEIGHT_OF_RATE = 0.5  # distance between the lowest and the highest rate; opposite masks are 1 apart
 
 
 def as_genome(levels: Iterable[int]) -> Genome:

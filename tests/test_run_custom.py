@@ -66,7 +66,7 @@ def test_the_front_is_left_as_masks_and_plot(tmp_path, capsys):
         frozen = masking.read_mask(out / "masks" / f"{one['genome']}.json").values()
         assert "".join("1" if gene else "0" for gene in frozen) == one["genome"]
     assert (out / "plots" / "trade_off.png").read_bytes().startswith(b"\x89PNG")
-    assert "In masks/, too" in capsys.readouterr().out
+    assert "Also in masks/" in capsys.readouterr().out
 
 
 def test_a_limit_of_flops_is_kept(tmp_path):

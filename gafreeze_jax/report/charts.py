@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from gafreeze_jax.intervals import Interval
+from gafreeze_jax.report.html import tag
 from gafreeze_jax.report.metric_format import MetricFormat
-from gafreeze_jax.report.run_folder import RecordedGeneration
-from gafreeze_jax.search.history import Evaluation
-from gafreeze_jax.space import Genome, Space
+from gafreeze_jax.report.run_folder import RunFolder
+from gafreeze_jax.report.summary import printable
 
 INK, MUTED, RULE = "#1f2328", "#6a737d", "#d0d7de"
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -51,33 +50,26 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": 10.5,
     "ytick.labelsize": 10.5,
 }
+EDGE: dict[str, Any] = {"edgecolor": RULE, "linewidth": 0.4}  # of a cell
 
 
-@matplotlib.rc_context(STYLE)
-def progress(
-    generations: Sequence[RecordedGeneration],
-    baselines: Mapping[str, Evaluation],
-    *,
-    space: Space,
-    num_steps: int,
-    metric: MetricFormat,
-) -> Figure:
+def progress(run: RunFolder) -> Figure:
     """The metric over generations: the population's best, mean and spread, new masks, and baselines."""
     figure, axes = _start(250)
-    write = _title(axes, f"validation {metric.name}", metric)
+    write, generations = _title(axes, f"validation {run.metric.name}", run.metric), run.generations
     numbers = [generation.number for generation in generations]
     scores = [[row.score for row in generation.population] for generation in generations]
     best, mean, worst = (np.array(list(map(summary, scores))) for summary in (max, np.mean, min))
-    new = [row for generation in generations for row in generation.new if row.steps == num_steps]
+    new = [row for generation in generations for row in generation.new if row.steps == run.num_steps]
     floor = _floor([row.score for row in new])
     for row in new:
-        label = f"{space.text(row.genome)}: {write(row.score)}"
+        label = f"{run.space.text(row.genome)}: {write(row.score)}"
         _point(axes, row.generation, row.score, label, floor=floor, color=MUTED, alpha=0.5, markersize=4)
     axes.fill_between(numbers, worst, best, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(numbers, mean, color=BLUE, linewidth=1)
     axes.plot(numbers, best, color=BLUE, linewidth=2.4, marker="o", markersize=4)
     labels = [("best", best[-1], BLUE), ("mean", mean[-1], BLUE)]
-    for name, row in baselines.items():
+    for name, row in run.baselines.items():
         if row.score < floor:
             labels.append((f"{name} {write(row.score)} ↓", floor, INK))
         else:
@@ -92,62 +84,47 @@ def progress(
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def frozen_shares(generations: Sequence[RecordedGeneration], space: Space, found: Genome | None) -> Figure:
+def frozen_shares(run: RunFolder) -> Figure:
     """A row per layer, a column per generation: the share of the population that freezes it; and the mask found."""
-    figure, axes = _start(55 + 19 * space.num_genes)
+    figure, axes = _start(55 + 19 * run.space.num_genes)
+    generations, found = run.generations, run.found
     columns = [(float(generation.number), generation.frozen_share) for generation in generations]
     gap = 1 + 0.04 * (len(columns) + 1)
     if found is not None:
-        columns.append((generations[-1].number + gap, space.frozen(found).astype(float)))
+        columns.append((generations[-1].number + gap, run.space.frozen(found).astype(float)))
     for x, shares in columns:
         for i, share in enumerate(shares):
-            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor=BLUE, alpha=float(share), linewidth=0))
-            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor="none", edgecolor=RULE, linewidth=0.4))
+            axes.add_patch(Rectangle((x - 0.5, i - 0.44), 1, 0.88, facecolor=(BLUE, float(share)), **EDGE))
     numbers = [generation.number for generation in generations]
     labels = {number: str(number) for number in _spaced(numbers)} | ({columns[-1][0]: "found"} if found is not None else {})
     axes.set_xticks(list(labels), list(labels.values()))
     axes.set_xlim(min(numbers) - 0.6, columns[-1][0] + 0.6)
-    _name_rows(axes, space.names)
+    _name_rows(axes, run.space.names)
     axes.set_xlabel("generation")
     axes.spines[:].set_visible(False)
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def effects(blocks: Sequence[str], intervals: Sequence[Interval], metric: MetricFormat) -> Figure:
+def effects(run: RunFolder) -> Figure:
     """A row per layer: by how much freezing it changes the metric, with its interval."""
+    metric = run.metric
     scale = 100 if metric.is_share else 1
-    figure, axes = _start(55 + 19 * len(blocks))
+    figure, axes = _start(55 + 19 * len(run.genes))
     axes.axvline(0, color=INK, linewidth=0.8)
-    for i, effect in enumerate(intervals):
+    for i, effect in enumerate(map(metric.shown_interval, run.effects or [])):
         axes.plot([scale * effect.low, scale * effect.high], [i, i], color=BLUE, linewidth=1.6, solid_capstyle="butt")
         axes.plot(scale * effect.mean, i, "o", color=BLUE, markersize=6)
-    _name_rows(axes, blocks)
+    _name_rows(axes, run.genes)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"change in validation {metric.name} where frozen{', points' if metric.is_share else ''}")
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def trade_off(
-    points: Sequence[tuple[float, Evaluation]],
-    front: Sequence[tuple[float, Evaluation]],
-    *,
-    space: Space,
-    baselines: Mapping[str, Evaluation],
-    found: Genome | None,
-    cost: str,
-    metric: MetricFormat,
-) -> Figure:
-    """The metric against cost: masks that were trained to the end, the front, the mask found, and both extremes.
-
-    Args:
-      points, front: cost and row of each.
-      cost: what it is, in words.
-    """
+def trade_off(run: RunFolder) -> Figure:
+    """The metric against cost: masks that were trained to the end, the front, the mask found, and both extremes."""
     figure, axes = _start(270)
-    write = _title(axes, f"validation {metric.name}", metric)
+    write, space, found = _title(axes, f"validation {run.metric.name}", run.metric), run.space, run.found
+    points, front = ([(run.cost(row), row) for row in rows] for rows in (run.full, run.front))
     floor = _floor([row.score for _, row in points])
     for x, row in points:
         label = f"{space.text(row.genome)} at {x:.0%}: {write(row.score)}"
@@ -157,9 +134,8 @@ def trade_off(
     for x, row in front:
         label = f"{space.text(row.genome)} at {x:.0%}: {write(row.score)}"
         _point(axes, x, row.score, label, floor=floor, color=BLUE, markersize=6)
-    named = {row.genome: name for name, row in baselines.items() if len(set(space.frozen(row.genome).tolist())) == 1} | {
-        found: "found"
-    }
+    extremes = {row.genome: name for name, row in run.baselines.items() if len(set(space.frozen(row.genome).tolist())) == 1}
+    named = {**extremes, found: "found"}
     for x, row in points:
         if name := named.get(row.genome):
             color, place = INK, {"ha": "right", "xytext": (-7, -13)} if x > 0.7 else {"ha": "left", "xytext": (8, -13)}
@@ -169,7 +145,7 @@ def trade_off(
                 color, place = VERMILLION, {"ha": "center", "xytext": (0, 10)}
                 axes.plot(x, row.score, "o", color=color, markersize=11, markerfacecolor="none", markeredgewidth=2)
             axes.annotate(name, (x, max(floor, row.score)), textcoords="offset points", color=color, **place)
-    axes.set_xlabel(cost)
+    axes.set_xlabel(run.cost_name)
     axes.set_xlim(-0.04, 1.04)
     axes.margins(y=0.1)
     if floor > -math.inf:
@@ -178,18 +154,17 @@ def trade_off(
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def confusions(names: Sequence[str], counts: np.ndarray) -> Figure:
+def confusions(run: RunFolder) -> Figure:
     """A row per true class, a column per predicted one: how often; the fuller a cell, the larger its share of the row."""
+    assert run.confusions
+    names, counts = run.confusions
     num = len(names)
     figure, axes = _start(100 + 300 * min(1, num / 8))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for row, column in itertools.product(range(num), range(num)):
-        box = (column - 0.47, row - 0.45)
-        cell = Rectangle(box, 0.94, 0.9, facecolor=BLUE, alpha=0.65 * shares[row, column], linewidth=0)
+        cell = Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, facecolor=(BLUE, 0.65 * shares[row, column]), **EDGE)
         cell.set_gid(f"{HOVER}{names[row]}, taken for {names[column]}: {counts[row, column]:,}")
         axes.add_patch(cell)
-        axes.add_patch(Rectangle(box, 0.94, 0.9, facecolor="none", edgecolor=RULE, linewidth=0.4))
         if counts[row, column]:
             size = 10.5 if num <= 10 else 7.5
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size)
@@ -203,11 +178,12 @@ def confusions(names: Sequence[str], counts: np.ndarray) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def numbers(truth: np.ndarray, predicted: np.ndarray) -> Figure:
+def numbers(run: RunFolder) -> Figure:
     """A point for each example, the true number to the right and the predicted one upwards; on the line they are equal."""
+    assert run.numbers
+    truth, predicted = run.numbers
     figure, axes = _start(300)
-    every = -(-len(truth) // MOST_POINTS)
+    every = math.ceil(len(truth) / MOST_POINTS)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.plot(truth[::every], predicted[::every], "o", color=BLUE, alpha=0.45, markersize=4, markeredgewidth=0)
@@ -216,14 +192,15 @@ def numbers(truth: np.ndarray, predicted: np.ndarray) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def blocks(names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Figure:
-    """A row per block, and a bar for each of its costs, by their titles."""
+def blocks(run: RunFolder) -> Figure:
+    """A row per block, and a bar for each of its costs."""
+    names = [printable(block["block"]) for block in run.blocks]
+    columns = {"parameters": "parameters", "FLOPs": "flops", "bytes up": "bytes_up"}
     figure = Figure(figsize=(WIDTH / 72, (55 + 19 * len(names)) / 72), layout="constrained")
-    for axes, (title, values) in zip(figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True):
-        for i, (name, value) in enumerate(zip(names, values, strict=True)):
-            (bar,) = axes.barh(i, value, height=0.7, color=BLUE, alpha=0.8)
-            bar.set_gid(f"{HOVER}{name}: {value:,.0f} {title}")
+    for axes, (title, key) in zip(figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True):
+        for i, (name, block) in enumerate(zip(names, run.blocks, strict=True)):
+            (bar,) = axes.barh(i, block[key], height=0.7, color=BLUE, alpha=0.8)
+            bar.set_gid(f"{HOVER}{name}: {block[key]:,.0f} {title}")
         _name_rows(axes, names)
         axes.set_xlabel(title)
         axes.xaxis.set_major_locator(MaxNLocator(2))
@@ -273,11 +250,11 @@ def inline(figure: Figure, name: str, title: str, description: str) -> ElementTr
         element.attrib = attributes
         element.tail = None
         if label.startswith(HOVER):
-            element.insert(0, _element("title", label.removeprefix(HOVER)))
+            element.insert(0, tag("title", label.removeprefix(HOVER)))
     labels = {"role": "img", "aria-labelledby": f"{name}-title {name}-description"}
     svg.attrib = {"viewBox": svg.attrib["viewBox"]} | labels
-    svg.insert(0, _element("desc", description, id=f"{name}-description"))
-    svg.insert(0, _element("title", title, id=f"{name}-title"))
+    svg.insert(0, tag("desc", description, id=f"{name}-description"))
+    svg.insert(0, tag("title", title, id=f"{name}-title"))
     return svg
 
 
@@ -306,7 +283,7 @@ def _title(axes: Axes, title: str, metric: MetricFormat) -> Callable[[float], st
 
 
 def _floor(scores: Sequence[float]) -> float:
-    """Below which a mask is drawn at the edge, as it would press all others together; -inf if there is none such."""
+    """Below which a mask is drawn at the edge, as it would press all others together; -inf if there is no such mask."""
     best, median = max(scores, default=0.0), float(np.median(scores or [0.0]))
     floor = best - 4 * (best - median)
     return floor if min(scores, default=0.0) < floor < median else -math.inf
@@ -325,7 +302,7 @@ def _short(name: str) -> str:
 
 def _spaced(numbers: Sequence[int]) -> Sequence[int]:
     """At most twelve of them."""
-    return numbers[:: -(-len(numbers) // 12)]
+    return numbers[:: math.ceil(len(numbers) / 12)]
 
 
 def _name_rows(axes: Axes, blocks: Sequence[str]) -> None:
@@ -353,9 +330,3 @@ def _label_right(axes: Axes, labels: Sequence[tuple[str, float, str]]) -> None:
 def _with_variables(style: str) -> str:
     style = re.sub(r"font-family: [^;]*; ", "", style)
     return re.sub("#[0-9a-f]{6}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], style)
-
-
-def _element(tag: str, text: str, **attributes: str) -> ElementTree.Element:
-    element = ElementTree.Element(tag, attributes)
-    element.text = text
-    return element

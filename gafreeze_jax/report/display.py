@@ -281,7 +281,7 @@ def heat_map(
 ) -> Iterator[Text]:
     """A title, and a row for each generation: its number, best and mean fitness, and for each gene the share that freezes it.
 
-    Where genes are more than columns, neighbours share one, and their mean is shown.
+    Where there are more genes than columns, neighbours share one, and their mean is shown.
 
     Args:
       width: of a row, at most.

@@ -24,7 +24,7 @@ def confusions(run: RunFolder, place: str) -> list[Element]:
         for i, (name, row) in enumerate(zip(names, counts, strict=True))
     ]
     right = "; ".join(f"{row[0]} {row[-1] or 'does not occur'}" for row in rows)
-    title, description = "Confusions of classes on the test split", f"Of each class, so much is recognized: {right}."
+    title, description = "Confusions of classes on the test split", f"Share of each class that is recognized: {right}."
     return [
         chart(run, place, "confusions", title=title, description=description),
         folded_table(["true class, predicted as", *names, "right"], rows),

@@ -23,7 +23,7 @@ def write(runs: Sequence[RunFolder], path: Path) -> None:
     write_whole(path, render(runs))
     if len(runs) == 1:
         (path.parent / "plots").mkdir(exist_ok=True)
-        for name, needed in CHARTS.items():
+        for name, (_, needed) in CHARTS.items():
             if getattr(runs[0], needed):
                 charts.save(draw(runs[0], name), path.parent / "plots" / name)
 

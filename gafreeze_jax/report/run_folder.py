@@ -76,7 +76,7 @@ class RunFolder:
       rows: the evaluations in `evaluations.csv`.
 
     Raises:
-      ValueError: if the folder holds no run, or something else than the run has left there.
+      ValueError: if the folder holds no run, or anything other than what the run has left there.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -187,6 +187,11 @@ class RunFolder:
         if self.flops is not None:
             return self.flops(self.space.frozen(row.genome)) / self.flops.above[0]
         return row.trainable_parameters / max(1, *(row.trainable_parameters for row in self.rows))
+
+    @property
+    def cost_name(self) -> str:
+        counted = "trainable parameters" if self.flops is None else "training FLOPs"
+        return f"{counted}, as a share of those of training everything"
 
     @cached_property
     def front(self) -> list[Evaluation]:

@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report import outcomes
-from gafreeze_jax.report.drawn import chart, cost_name
+from gafreeze_jax.report.drawn import chart
 from gafreeze_jax.report.folder_format import NOT_COMPARED, made_by
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
@@ -131,7 +131,7 @@ def trade_off(run: RunFolder, place: str) -> list[Element]:
     front = "; ".join(
         f"{run.space.text(row.genome)}: {metric.write_score(row.score)} at {percent(run.cost(row))}" for row in run.front
     )
-    title = f"Validation {metric.name} against {cost_name(run)}"
+    title = f"Validation {metric.name} against {run.cost_name}"
     return [
         chart(run, place, "trade_off", title=title, description=f"The front: {front}."),
         folded_table(["mask", *["rate"] * run.space.has_rate, "validation", "cost", ""], rows),
@@ -315,8 +315,8 @@ SECTIONS = (
     ),
     Section(
         "Most confidently wrong",
-        "Test examples to which the saved model gives a wrong class with the highest probability. Some of them may be labelled "
-        "wrongly.",
+        "Test examples to which the saved model gives a wrong class with the highest probability. Some of them may be "
+        "mislabelled.",
         outcomes.confidently_wrong,
     ),
     Section(

@@ -40,7 +40,7 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
     metric = MetricFormat(**result["metric"])
     if front := result.get("front"):
         console.print(front_table(Space.from_facts(result), front["masks"], metric))
-        console.print("In masks/, too", markup=False)
+        console.print("Also in masks/", markup=False)
     if (gap := result["verdict"]["gap"]) is not None:
         change = f"{metric.write_change(gap)}{metric.unit}"
         console.print(f"Validation minus test {metric.name} of the found mask: {change}", markup=False)

@@ -99,7 +99,7 @@ class RunDir:
         dtypes = [run.facts["dtype"]] if "dtype" in run.facts and run.facts["dtype"] != facts["dtype"] else []
         if versions or dtypes or run.facts["device"] != facts["device"]:
             before = ", ".join([*versions, *dtypes, run.facts["device"]])
-            warnings.warn(f"{path}: was begun with {before}; rounding may be different now", stacklevel=5)
+            warnings.warn(f"{path}: was started with {before}; rounding may be different now", stacklevel=5)
         if num_damaged := run.journal.num_damaged:
             warnings.warn(f"{path / JOURNAL}: {num_damaged} damaged rows; these masks are trained again", stacklevel=5)
         return run
@@ -152,7 +152,7 @@ def choose_folder(kind: str, options: OptionsT) -> tuple[OptionsT, epath.Path, b
       The options (with `--resume`, those of the run), the folder, and whether the run in it is finished.
 
     Raises:
-      ValueError: if the folder holds something else than this run, or is damaged.
+      ValueError: if the folder holds anything other than this run, or is damaged.
     """
     if options.resume is not None:
         options, path = _resume(kind, options)

@@ -66,7 +66,7 @@ def promoted(
     """The new members that train on to the next rung, as far as the budget allows.
 
     A member continues if it ranks in the top 60 % of all allowed genomes scored at this rung. The best of each group always
-    continues, and so does one allowed genome if there is none yet that may lead.
+    continues, and so does one allowed genome if none has been fully trained yet.
 
     Args:
       ranked: everything scored at this rung, the new members included, the fittest first.

@@ -145,14 +145,14 @@ def test_other_data_are_refused(folder):
 
 def test_other_versions_are_told(folder):
     make_run(folder, Options())
-    with pytest.warns(UserWarning, match=r"was begun with jax 1, 1 x cpu; rounding may be different"):
+    with pytest.warns(UserWarning, match=r"was started with jax 1, 1 x cpu; rounding may be different"):
         RunDir.open(epath.Path(folder), FACTS | {"versions": {"jax": "2"}})
 
 
 def test_another_dtype_is_told(folder):
     """As by a run that is resumed on another machine."""
     RunDir.open(epath.Path(folder), FACTS | {"dtype": "bfloat16"})
-    with pytest.warns(UserWarning, match=r"was begun with bfloat16, 1 x cpu; rounding may be different"):
+    with pytest.warns(UserWarning, match=r"was started with bfloat16, 1 x cpu; rounding may be different"):
         RunDir.open(epath.Path(folder), FACTS | {"dtype": "float32"})
 
 
