@@ -54,12 +54,11 @@ def print_summary(result: Mapping[str, Any], out: os.PathLike[str], *, quiet: bo
 def comparison(result: Mapping[str, Any]) -> Table:
     """The table of finalists, with means over seeds, from the content of `result.json`."""
     entries, metric = result["results"], MetricFormat(**result["metric"])
-    perplexity = [name for name in ("test_perplexity",) if metric.key != "perplexity" and name in entries["train all"]]
+    has_perplexity = metric.key != "perplexity" and "test_perplexity" in entries["train all"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     has_rates = len(result.get("rates", ())) > 1
-    titles = ["validation", "test", "95 % interval", *(name.replace("_", " ") for name in perplexity)]
+    titles = [*["rate"] * has_rates, "validation", "test", "95 % interval", *["test perplexity"] * has_perplexity]
     table.add_column("", no_wrap=True)
-    titles = [*["rate"] * has_rates, *titles]
     for title in (*titles, "FLOPs", "trainable"):
         table.add_column(title, justify="right", no_wrap=True)
     everything = entries["train all"]
@@ -71,7 +70,7 @@ def comparison(result: Mapping[str, Any]) -> Table:
             f"{entry[f'validation_{metric.key}']:.4f}",
             f"{entry[f'test_{metric.key}']:.4f}",
             _bounds(entry[f"test_{metric.key}_interval"], metric),
-            *(f"{entry[column]:.2f}" for column in perplexity),
+            *([f"{entry['test_perplexity']:.2f}"] if has_perplexity else []),
             f"{entry['training_flops'] / everything['training_flops']:.0%}",
             f"{_count(parameters)} ({parameters / max(1, everything['trainable_parameters']):.0%})",
             style="bold" if name == "found" else None,

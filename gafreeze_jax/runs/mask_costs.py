@@ -24,20 +24,23 @@ class MaskCosts:
     """
 
     def __init__(self, population: Population, replicate: Replicate):
-        self.space = population.space
-        self._count = functools.cache(lambda: costs.step_flops(population, replicate))
-        self._bytes = functools.cache(lambda: costs.optimizer_bytes(population, replicate))
+        self.space, self._trained = population.space, (population, replicate)
 
+    @functools.cached_property
     def step_flops(self) -> StepFlops:
-        return self._count()
+        return costs.step_flops(*self._trained)
+
+    @functools.cached_property
+    def _optimizer_bytes(self) -> dict[str, int]:
+        return costs.optimizer_bytes(*self._trained)
 
     def share(self, genome: Genome) -> float:
         """FLOPs of a genome's training step, as a share of those of training everything."""
-        return self._count()(self.space.frozen(genome)) / self._count().above[0]
+        return self.step_flops(self.space.frozen(genome)) / self.step_flops.above[0]
 
     def optimizer_bytes(self, genome: Genome) -> int:
         """Of the optimizers' states of what a genome trains."""
-        sizes, frozen = self._bytes(), self.space.frozen(genome)
+        sizes, frozen = self._optimizer_bytes, self.space.frozen(genome)
         return sizes["head"] + sum(sizes[name] for name, held in zip(self.space.names, frozen, strict=True) if not held)
 
 

@@ -356,6 +356,6 @@ class SearchRun:
         dtype = self.problem.network.dtype
         return {
             "dtype": dtype and dtype.name,
-            "step_flops": self.costs.step_flops()._asdict(),
+            "step_flops": self.costs.step_flops._asdict(),
             "plan": planning.as_json(self.choice, self.population.plan),
         }
