@@ -18,7 +18,6 @@ from jax import Array
 from gafreeze_jax.engine.network import Axis, Loss, Network, PyTree, lowest_trainable
 from gafreeze_jax.engine.passes import (
     Borrowed,
-    HeadAxes,
     HeadGradients,
     Residuals,
     Wrt,
@@ -206,11 +205,11 @@ def value_and_grad(
         head = head_step(
             network=network,
             loss=loss,
-            trained=tuple(name in axes for name in network.shared),
+            trained=tuple(name for name in network.shared if name in axes),
             input_too=bool(residuals),
-            axes=HeadAxes(axis, tuple(map(axes.get, network.shared)), axis if residuals else None),
+            axes=(axis, axis if residuals else None),
             params=params["head"],
-            shared=tuple(params[name] for name in network.shared),
+            borrowed=Borrowed.of(network.shared, params, axes),
             step=step._replace(x=x),
             key=key,
             so_far=None if so_far is None else (so_far.loss, before.pop("head")),

@@ -235,7 +235,8 @@ class Activations:
             if block.apply is None:
                 continue
             apply = functools.partial(block.apply, frozen=True, key=None)
-            read = with_shared(block.shared, self._params[block.name], [self._params[name] for name in block.shared])
+            borrowed = Borrowed.of(block.shared, self._params)
+            read = with_shared(borrowed.names, self._params[block.name], borrowed.trees)
             x = jax.eval_shape(apply, read, x, context)
             num = self.num_examples if block.per_example else num_elements
             shapes[depth] = jax.tree.map(lambda leaf, num=num: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), x)

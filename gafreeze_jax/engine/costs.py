@@ -14,7 +14,7 @@ from gafreeze_jax.engine.cache import Chunk, fetch
 from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_cohorts, untrained
 from gafreeze_jax.engine.network import Axis, PyTree, parameters
 from gafreeze_jax.engine.optimizer import masters
-from gafreeze_jax.engine.passes import HeadAxes, head_residuals
+from gafreeze_jax.engine.passes import Borrowed, head_residuals
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.step import Program, train_step
 from gafreeze_jax.search.costs import StepFlops
@@ -161,13 +161,12 @@ def _residuals(
     all_params = trainer.pretrained | params
     forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis, remat=remat)
     chain = forward(all_params, step.x, step.context, key, cohort.gates)
-    of_shared = tuple(cohort.axis if name in params else None for name in network.shared)
     of_head = head_residuals(
         network=network,
         loss=trainer.loss,
-        axes=HeadAxes(cohort.axis, of_shared, cohort.axis if chain.residuals else None),
+        axes=(cohort.axis, cohort.axis if chain.residuals else None),
         params=params["head"],
-        shared=tuple(all_params[name] for name in network.shared),
+        borrowed=Borrowed.of(network.shared, all_params, dict.fromkeys(params, cohort.axis)),
         step=step._replace(x=chain.x),
     )
     return chain, of_head

@@ -6,7 +6,7 @@ that an argument has no such axis, and is shared by all members.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ def over_members(function: Callable, axes: tuple[Axis, ...]) -> Callable:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Borrowed:
-    """Parameters of lower blocks that a block reads as well; see `Block.shared`.
+    """Parameters of lower blocks that a block or the head reads as well; see `Block.shared`.
 
     Attributes:
       trees: of each of these blocks.
@@ -61,9 +61,9 @@ class Borrowed:
 NOTHING = Borrowed()
 
 
-def with_shared(names: Sequence[str], params: PyTree, shared: Sequence[PyTree]) -> PyTree:
+def with_shared(names: Sequence[str], params: PyTree, shared: Iterable[PyTree]) -> PyTree:
     """Parameters with those of other blocks, by their names."""
-    return params | dict(zip(names, map(parameters, shared), strict=True)) if names else params
+    return params | dict(zip(names, shared, strict=True)) if names else params
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "axes"))
@@ -253,14 +253,6 @@ def sum_of_squares(tree: PyTree) -> Array:
     return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
-class HeadAxes(NamedTuple):
-    """Member axes of the head's parameters, of the parameters of each shared block, and of the head's input."""
-
-    params: Axis
-    shared: tuple[Axis, ...]
-    x: Axis
-
-
 class HeadGradients(NamedTuple):
     """What `head_step` gives; each with a member axis if an argument has one.
 
@@ -284,11 +276,11 @@ def head_step(
     *,
     network: Network,
     loss: Loss,
-    trained: tuple[bool, ...],
+    trained: tuple[str, ...],
     input_too: bool,
-    axes: HeadAxes,
+    axes: tuple[Axis, Axis],
     params: PyTree,
-    shared: tuple[PyTree, ...],
+    borrowed: Borrowed,
     step: Step,
     key: Array | None,
     so_far: tuple[Array, PyTree] | None = None,
@@ -296,49 +288,50 @@ def head_step(
     """Loss and gradients of the head.
 
     Args:
-      trained: for each shared block, whether its gradient is wanted.
+      trained: names of the shared blocks whose gradients are wanted.
       input_too: whether the gradient of the input is wanted.
+      axes: of `params` and the input.
+      borrowed: the shared blocks' parameters.
       step: whose `x` enters the head.
       so_far: loss and gradients of the parameters from earlier slices of the step, to which this one's are added; donated.
     """
-    shared = tuple(map(devices.gathered, shared, axes.shared))
+    borrowed = borrowed.gathered()
     total = step.weights.sum() if step.total is None else step.total
     key = None if key is None else jax.random.fold_in(key, len(network.blocks))
 
     def run(params, x, targets, weights, total, context, key, *shared):
+        by_name = dict(zip(borrowed.names, shared, strict=True))
+
         def mean_loss(variables):
-            read = dict(enumerate(shared)) | variables["shared"]
-            all_params = with_shared(network.shared, variables["params"], list(read.values()))
+            all_params = with_shared(borrowed.names, variables["params"], (by_name | variables["shared"]).values())
             outputs = network.head(all_params, variables.get("x", x), context, frozen=False, key=key)
             return loss(outputs, targets) @ weights / total
 
-        wanted = {i: parameters(tree) for i, tree in enumerate(shared) if trained[i]}
-        variables = {"params": params, "shared": wanted} | ({"x": x} if input_too else {})
+        variables = {"params": params, "shared": {name: by_name[name] for name in trained}} | ({"x": x} if input_too else {})
         mean, gradients = jax.value_and_grad(mean_loss)(variables)
-        by_name = {network.shared[i]: tree for i, tree in gradients["shared"].items()}
-        return HeadGradients(mean, gradients["params"], by_name, gradients.get("x"), sum_of_squares(gradients["params"]))
+        of_params = gradients["params"]
+        return HeadGradients(mean, of_params, gradients["shared"], gradients.get("x"), sum_of_squares(of_params))
 
-    mapped = over_members(run, (axes.params, axes.x, None, None, None, None, None, *axes.shared))
-    gradients = mapped(params, step.x, step.targets, step.weights, total, step.context, key, *shared)
+    mapped = over_members(run, (*axes, None, None, None, None, None, *borrowed.axes))
+    gradients = mapped(params, step.x, step.targets, step.weights, total, step.context, key, *borrowed.trees)
     if so_far is not None:
         mean, of_params = jax.tree.map(jnp.add, (gradients.loss, gradients.params), so_far)
-        square_norm = hold_and_measure(axes.params, of_params, None, jnp.zeros_like(mean))[1]
+        square_norm = hold_and_measure(axes[0], of_params, None, jnp.zeros_like(mean))[1]
         gradients = gradients._replace(loss=mean, params=of_params, square_norm=square_norm)
     return gradients
 
 
 def head_residuals(
-    *, network: Network, loss: Loss, axes: HeadAxes, params: PyTree, shared: tuple[PyTree, ...], step: Step
+    *, network: Network, loss: Loss, axes: tuple[Axis, Axis], params: PyTree, borrowed: Borrowed, step: Step
 ) -> list[Array]:
-    """What the head keeps for its backward pass, logits above all."""
+    """What the head keeps for its backward pass, logits above all; the arguments are those of `head_step`."""
 
     def losses(params, x, targets, context, *shared):
-        return loss(network.head(with_shared(network.shared, params, shared), x, context, frozen=False, key=None), targets)
+        return loss(network.head(with_shared(borrowed.names, params, shared), x, context, frozen=False, key=None), targets)
 
-    def of_variables(params, shared):
-        return over_members(losses, (axes.params, axes.x, None, None, *axes.shared))(
-            params, step.x, step.targets, step.context, *shared
-        )
+    def of_variables(params, trees):
+        mapped = over_members(losses, (*axes, None, None, *borrowed.axes))
+        return mapped(params, step.x, step.targets, step.context, *trees)
 
-    _, pullback = jax.vjp(of_variables, params, shared)
-    return Pullback.without((params, shared, step.x), pullback).arrays
+    _, pullback = jax.vjp(of_variables, params, borrowed.trees)
+    return Pullback.without((params, borrowed.trees, step.x), pullback).arrays

@@ -12,7 +12,7 @@ from jax import Array
 from gafreeze_jax.engine import devices
 from gafreeze_jax.engine.cache import Activations, Chunk, default_budget, fetch
 from gafreeze_jax.engine.network import ALONE, Axis, Loss, Network, PyTree, Source, lowest_trainable
-from gafreeze_jax.engine.passes import Borrowed, HeadAxes, infer, over_members, with_shared
+from gafreeze_jax.engine.passes import Borrowed, infer, over_members, with_shared
 from gafreeze_jax.metrics import Metric
 
 PerExample = Callable[[Array, Any], PyTree]  # (outputs [B, ...], targets [B, ...] or None) -> tree of [B, ...]
@@ -100,20 +100,19 @@ def _score_step(static: _Scoring, params: PyTree, chunk: Chunk, step: int) -> Py
     """The score of each example of a step, [members, B] or [B]."""
     network, stacked, start, per_example, score = static
     x, targets, _, context, _ = fetch(per_example, chunk, step)
+    axes = dict.fromkeys(stacked, 0)
     axis: Axis = None
     for block in network.blocks[start:]:
         if block.apply is not None:
-            of_params = 0 if block.name in stacked else None
-            borrowed = Borrowed.of(block.shared, params, dict.fromkeys(stacked, 0))
+            of_params, borrowed = axes.get(block.name), Borrowed.of(block.shared, params, axes)
             x = infer(block.apply, (of_params, axis), params[block.name], x, context, borrowed)
             axis = 0 if 0 in (axis, of_params, *borrowed.axes) else None
-    of_shared = tuple(0 if name in stacked else None for name in network.shared)
     return score_head(
         network=network,
         score=score,
-        axes=HeadAxes(0 if "head" in stacked else None, of_shared, axis),
+        axes=(axes.get("head"), axis),
         params=params["head"],
-        shared=tuple(params[name] for name in network.shared),
+        borrowed=Borrowed.of(network.shared, params, axes),
         x=x,
         targets=targets,
         context=context,
@@ -138,21 +137,20 @@ def score_head(
     *,
     network: Network,
     score: PerExample,
-    axes: HeadAxes,
+    axes: tuple[Axis, Axis],
     params: PyTree,
-    shared: tuple[PyTree, ...],
+    borrowed: Borrowed,
     x: Array,
     targets: Array | None,
     context: PyTree,
 ) -> PyTree:
-    """What `score` makes of the outputs of a batch."""
+    """What `score` makes of the outputs of a batch. `axes` are those of `params` and `x`."""
+    borrowed = borrowed.gathered()
 
     def run(params, x, targets, context, *shared):
-        return score(network.head(with_shared(network.shared, params, shared), x, context, frozen=True, key=None), targets)
+        return score(network.head(with_shared(borrowed.names, params, shared), x, context, frozen=True, key=None), targets)
 
-    shared = tuple(map(devices.gathered, shared, axes.shared))
-    mapped = over_members(run, (axes.params, axes.x, None, None, *axes.shared))
-    return mapped(params, x, targets, context, *shared)
+    return over_members(run, (*axes, None, None, *borrowed.axes))(params, x, targets, context, *borrowed.trees)
 
 
 def score(network: Network, params: PyTree, source: Source, *, loss: Loss, metric: Metric) -> Scores:
