@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from gafreeze_jax.extras import needs
@@ -121,21 +120,17 @@ class GPTNeoXAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        cfg, places = self.config, rotary.positions(context["segments"])
-        frequencies = np.array(self.frequencies, np.float32)
+        cfg = self.config
         at = context["lasts"] if self.last else None  # [B], index into R * S
         h = _norm(cfg, x.dtype)(x)
         h = layers.dense(3 * cfg.hidden_size, cfg, self.dtype, "qkv", cfg.attention_bias)(h)
         h = h.reshape(len(h), cfg.num_attention_heads, 3, cfg.head_width)
         query, key, value = (h[:, :, i] for i in range(3))
-        key = rotary.rotate(key, places, frequencies)
         if at is not None:
-            x, query, places = x[at], query[at], places[at]
-        query = rotary.rotate(query, places, frequencies)
-        mixed = layers.attend(
-            self, query.reshape(x.shape), key, value, context["segments"], at,
-            num_heads=cfg.num_attention_heads, scale=cfg.head_width**-0.5, causal=True,
-            dropout_rate=cfg.attention_dropout, frozen=frozen,
+            x, query = x[at], query[at]
+        mixed = rotary.attend(
+            self, query, key, value, context["segments"], at,
+            frequencies=self.frequencies, causal=True, dropout_rate=cfg.attention_dropout, frozen=frozen,
         )  # fmt: skip
         out = layers.dense(cfg.hidden_size, cfg, self.dtype, "out", cfg.attention_bias)(mixed)
         out = layers.dropout(self, out, cfg.hidden_dropout, frozen)
@@ -182,7 +177,7 @@ class GPTNeoXBlock(nn.Module):
 
 def blocks(config: GPTNeoXConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("embeddings", decoders.WordVectors(config, dtype, config.hidden_dropout), per_example=False)
-    frequencies = tuple(rotary.frequencies(config.rotated_width, config.rope).tolist())
+    frequencies = rotary.frequencies(config.rotated_width, config.rope)
     for i in range(config.num_hidden_layers):
         last = per_example and i == config.num_hidden_layers - 1
         if config.use_parallel_residual:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from gafreeze_jax.extras import needs
@@ -197,7 +196,7 @@ class LlamaAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: dict[str, Array], frozen: Any) -> Array:
-        cfg, width, places = self.config, self.config.head_width, rotary.positions(context["segments"])
+        cfg, width = self.config, self.config.head_width
         at = context["lasts"] if self.last else None  # [B], index into R * S
         h = _norm(cfg, x.dtype)(x)
 
@@ -205,19 +204,17 @@ class LlamaAttention(nn.Module):
             made = layers.dense(num_heads * width, cfg, self.dtype, name, cfg.biases["in"])(h)
             return made.reshape(len(h), num_heads, width)
 
-        def turn(name: str, h: Array, places: Array) -> Array:
-            h = _norm(cfg, h.dtype, f"{name}_norm")(h) if cfg.norms_heads else h
-            return rotary.rotate(h, places, np.array(self.frequencies, np.float32))
+        def normed(name: str, h: Array) -> Array:
+            return _norm(cfg, h.dtype, f"{name}_norm")(h) if cfg.norms_heads else h
 
         key, value = (make(name, cfg.num_key_heads, h) for name in ("key", "value"))
-        key = turn("key", key, places)
+        key = normed("key", key)
         if at is not None:
-            x, h, places = x[at], h[at], places[at]
-        query = turn("query", make("query", cfg.num_attention_heads, h), places)
-        mixed = layers.attend(
-            self, query.reshape(len(query), -1), key, value, context["segments"], at,
-            num_heads=cfg.num_attention_heads, scale=width**-0.5, causal=True, reach=self.reach,
-            dropout_rate=cfg.attention_dropout, frozen=frozen,
+            x, h = x[at], h[at]
+        query = normed("query", make("query", cfg.num_attention_heads, h))
+        mixed = rotary.attend(
+            self, query, key, value, context["segments"], at, frequencies=self.frequencies,
+            causal=True, reach=self.reach, dropout_rate=cfg.attention_dropout, frozen=frozen,
         )  # fmt: skip
         return x + layers.dense(cfg.hidden_size, cfg, self.dtype, "out", cfg.biases["out"])(mixed)
 
@@ -238,7 +235,7 @@ class LlamaMLP(nn.Module):
 
 def blocks(config: LlamaConfig, dtype: Any, per_example: bool) -> Iterator[Part]:
     yield Part("embeddings", decoders.WordVectors(config, dtype), per_example=False)
-    frequencies = tuple(rotary.frequencies(config.head_width, config.rope).tolist())
+    frequencies = rotary.frequencies(config.head_width, config.rope)
     for i in range(config.num_hidden_layers):
         last = per_example and i == config.num_hidden_layers - 1
         attention = LlamaAttention(config, frequencies, config.reach(i), dtype, last)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from gafreeze_jax.extras import needs
@@ -151,15 +150,11 @@ class ModernBertAttention(nn.Module):
         h = x if self.first else _norm(cfg, x.dtype)(x)
         qkv = layers.dense(3 * cfg.hidden_size, cfg, self.dtype, "qkv", cfg.attention_bias)(h)
         query, key, value = (part.reshape(len(part), -1, cfg.head_width) for part in jnp.split(qkv, 3, axis=-1))
-        places, frequencies = rotary.positions(context["segments"]), np.array(self.frequencies, np.float32)
-        key = rotary.rotate(key, places, frequencies)
         if at is not None:
-            x, query, places = x[at], query[at], places[at]
-        query = rotary.rotate(query, places, frequencies)
-        mixed = layers.attend(
-            self, query.reshape(x.shape), key, value, context["segments"], at,
-            num_heads=cfg.num_attention_heads, scale=cfg.head_width**-0.5, causal=False, reach=self.reach,
-            dropout_rate=cfg.attention_dropout, frozen=frozen,
+            x, query = x[at], query[at]
+        mixed = rotary.attend(
+            self, query, key, value, context["segments"], at, frequencies=self.frequencies,
+            causal=False, reach=self.reach, dropout_rate=cfg.attention_dropout, frozen=frozen,
         )  # fmt: skip
         out = layers.Dense(cfg.hidden_size, self.dtype, _residual_stddev(cfg), cfg.attention_bias, name="out")(mixed)
         return x + layers.dropout(self, out, cfg.attention_dropout, frozen)
@@ -223,7 +218,7 @@ def blocks(config: ModernBertConfig, dtype: Any, per_example: bool) -> Iterator[
     for i in range(config.num_hidden_layers):
         last = per_example and not averages and i == config.num_hidden_layers - 1
         kind = config.layer_type(i)
-        frequencies = tuple(rotary.frequencies(config.head_width, config.rope(kind)).tolist())
+        frequencies = rotary.frequencies(config.head_width, config.rope(kind))
         reach = None if kind == configs.FULL else config.local_attention // 2
         attention = ModernBertAttention(config, frequencies, reach, i == 0, dtype, last)
         yield Part(f"layer_{i}", {"attention": attention, "mlp": ModernBertMLP(config, dtype)}, per_example=last)

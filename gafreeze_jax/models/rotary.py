@@ -1,7 +1,7 @@
 """Rotary position embeddings (Su et al. 2021): queries and keys are turned by angles that grow with a token's position."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.models import configs
+from gafreeze_jax.extras import needs
+from gafreeze_jax.models import configs, layers
+
+with needs("text"):
+    import flax.linen as nn
 
 # What each type needs beside `rope_theta`.
 TYPES = {
@@ -40,8 +44,8 @@ def problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"high_freq_factor must be above low_freq_factor {low}, got {high}"
 
 
-def frequencies(width: int, settings: Mapping[str, Any]) -> np.ndarray:
-    """Angles from one position to the next, [width / 2] float32.
+def frequencies(width: int, settings: Mapping[str, Any]) -> tuple[float, ...]:
+    """Angles from one position to the next: width / 2 of them, float32.
 
     Args:
       width: number of a head's features that are turned, even.
@@ -51,13 +55,13 @@ def frequencies(width: int, settings: Mapping[str, Any]) -> np.ndarray:
     base = np.float32(1) / np.float32(settings["rope_theta"]) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     kind, factor = settings["rope_type"], settings.get("factor", 1.0)
     if kind == "linear":
-        return base / np.float32(factor)
-    if kind == "llama3":
+        base = base / np.float32(factor)
+    elif kind == "llama3":
         low, high = settings["low_freq_factor"], settings["high_freq_factor"]
         turns = settings["original_max_position_embeddings"] * base / (2 * math.pi)
         kept = np.clip((turns - low) / (high - low), 0, 1)
-        return (base * (kept + (1 - kept) / factor)).astype(np.float32)
-    return base
+        base = (base * (kept + (1 - kept) / factor)).astype(np.float32)
+    return tuple(base.tolist())
 
 
 def positions(segments: Array) -> Array:
@@ -67,7 +71,33 @@ def positions(segments: Array) -> Array:
     return (place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)).reshape(-1)
 
 
-def rotate(x: Array, positions: Array, frequencies: np.ndarray) -> Array:
+def attend(
+    module: nn.Module,
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Array,
+    at: Array | None,
+    *,
+    frequencies: Sequence[float],
+    **options: Any,
+) -> Array:
+    """`layers.attend` with rotary positions, and with the number of heads and the scale that follow from the query's shape.
+
+    Args:
+      query: [R * S, H, W], or [B, H, W] with `at`.
+      key, value: [R * S, K, W].
+
+    Returns:
+      [R * S, H * W], or [B, H * W] with `at`.
+    """
+    places, (num_queries, num_heads, width) = positions(segments), query.shape
+    key = rotate(key, places, frequencies)
+    query = rotate(query, places if at is None else places[at], frequencies).reshape(num_queries, -1)
+    return layers.attend(module, query, key, value, segments, at, num_heads=num_heads, scale=width**-0.5, **options)
+
+
+def rotate(x: Array, positions: Array, frequencies: Sequence[float]) -> Array:
     """Turns features i and i + n of each head, for the n frequencies; further features stay.
 
     Args:
@@ -79,7 +109,7 @@ def rotate(x: Array, positions: Array, frequencies: np.ndarray) -> Array:
       An array like x.
     """
     n = len(frequencies)
-    angles = (positions.astype(jnp.float32)[:, None] * frequencies[None])[:, None]
+    angles = (positions.astype(jnp.float32)[:, None] * np.array(frequencies, np.float32)[None])[:, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = (part.astype(jnp.float32) for part in (x[..., :n], x[..., n : 2 * n]))
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
