@@ -82,10 +82,11 @@ def head_as_block(network: Network, name: str) -> Network:
     """
     if network.shared:
         raise ValueError(f"the head reads parameters of {', '.join(network.shared)}, and cannot be a block of its own")
-    return network._replace(blocks=(*network.blocks, Block(name, network.head)), head=_pass_on)
+    return network._replace(blocks=(*network.blocks, Block(name, network.head)), head=pass_on)
 
 
-def _pass_on(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Array | None) -> Array:
+def pass_on(params: PyTree, x: Array, context: PyTree, *, frozen: Any, key: Array | None) -> Array:
+    """A head that does nothing, where blocks compute the outputs."""
     return x
 
 

@@ -104,7 +104,7 @@ class Head:
 
     Attributes:
       architecture: PyTorch's name of the network with such a head, for `config.json`.
-      make: `make(config, num_classes, dtype)` returns the function that is the `Network`'s head.
+      make: `make(config, num_classes, dtype)` returns the function that is the `Network`'s head; see `fixed`.
       init: `init(key, config, num_classes)` returns its parameters.
       output: path of the layer with a row for each class, such as "head/classifier". It is fresh where a number of classes is
         asked for; the head's other layers are where the checkpoint lacks them. "" for a head without classes, of which nothing
@@ -125,6 +125,11 @@ class Head:
     tied: bool = False
     untied: "Head | None" = None
     blocks: "Callable[[Any, Any], Iterable[Part]] | None" = None
+
+
+def fixed(apply: Callable[..., Any]) -> Callable[[Any, Any, Any], Callable[..., Any]]:
+    """A head's `make` where its function is the same for all networks."""
+    return lambda config, num_classes, dtype: apply
 
 
 def module_head(architecture: str, module: Callable[[Any, int], nn.Module], output: str, per_example: bool = True) -> Head:
@@ -155,11 +160,7 @@ def linear_head(architecture: str, width: Callable[[Any], int]) -> Head:
         kernel = config.initializer_range * jax.random.normal(key, (width(config), num_classes))
         return {"kernel": kernel, "bias": jnp.zeros(num_classes)}
 
-    return Head(architecture=architecture, make=_make_linear, init=init, output="head")
-
-
-def _make_linear(config: Any, num_classes: int, dtype: Any) -> Callable[..., Any]:
-    return _linear
+    return Head(architecture=architecture, make=fixed(_linear), init=init, output="head")
 
 
 def _linear(params, x, context, *, frozen, key):

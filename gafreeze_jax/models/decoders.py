@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gafreeze_jax.engine.network import pass_on
 from gafreeze_jax.extras import needs
 from gafreeze_jax.models import layers, products
-from gafreeze_jax.models.base import Head, Part, module_head
+from gafreeze_jax.models.base import Head, Part, fixed, module_head
 
 with needs("text"):
     import flax.linen as nn
@@ -73,11 +74,6 @@ def token_head(config: Any, num_classes: int, layer: str) -> layers.TokenHead:
     return layers.TokenHead(num_classes, config.initializer_range, rate, layer)
 
 
-def _logits(params, x, context, *, frozen, key):
-    """Nothing is left for the head to do."""
-    return x
-
-
 def _score(params, x, context, *, frozen, key):
     """The classifier: [B, D] -> logits [B, C]."""
     return x.astype(jnp.float32) @ params["score"]["kernel"]
@@ -93,16 +89,8 @@ def _next_token(dtype: Any) -> Callable:
     return apply
 
 
-def make_logits(config: Any, num_classes: None, dtype: Any) -> Callable:
-    return _logits
-
-
 def make_next_token(config: Any, num_classes: None, dtype: Any) -> Callable:
     return _next_token(dtype)
-
-
-def make_score(config: Any, num_classes: int, dtype: Any) -> Callable:
-    return _score
 
 
 def init_nothing(key: Array, config: Any, num_classes: None) -> dict:
@@ -123,12 +111,12 @@ def heads(stem: str, *, lm: str | None = None, token_layer: str = "score", can_b
       can_be_untied: whether a language model may have an output layer of its own.
     """
     next_token = functools.partial(Head, architecture=lm or f"{stem}ForCausalLM", init=init_nothing, per_example=False)
-    untied = next_token(make=make_logits, blocks=output_layer) if can_be_untied else None
+    untied = next_token(make=fixed(pass_on), blocks=output_layer) if can_be_untied else None
     of_tokens = functools.partial(token_head, layer=token_layer)
     return {
         "lm": next_token(make=make_next_token, shared=("embeddings",), tied=True, untied=untied),
         "classify": Head(
-            architecture=f"{stem}ForSequenceClassification", make=make_score, init=init_score, output="head/score"
+            architecture=f"{stem}ForSequenceClassification", make=fixed(_score), init=init_score, output="head/score"
         ),
         "tokens": module_head(f"{stem}ForTokenClassification", of_tokens, f"head/{token_layer}", per_example=False),
     }

@@ -7,7 +7,7 @@ without parameters). `context["weights"]` [B] says which rows of a batch are exa
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from jax import Array
 
 from gafreeze_jax.extras import needs
 from gafreeze_jax.models import configs, preprocessing
-from gafreeze_jax.models.base import Family, Head, Layout, Part
+from gafreeze_jax.models.base import Family, Head, Layout, Part, fixed
 from gafreeze_jax.models.checkpoints import OIHW, Table, dense
 from gafreeze_jax.models.convolutions import convolve
 from gafreeze_jax.models.preprocessing import BILINEAR, Preprocessing
@@ -327,10 +327,6 @@ def _average_and_classify(params, x, context, *, frozen, key):
     return x.astype(jnp.float32).mean((1, 2)) @ params["kernel"] + params["bias"][None]
 
 
-def make_head(config: ResNetConfig, num_classes: int, dtype: Any) -> Callable:
-    return _average_and_classify
-
-
 def init_head(key: Array, config: ResNetConfig, num_classes: int) -> dict:
     """A fresh classifier."""
     kernel = nn.initializers.lecun_normal()(key, (config.hidden_sizes[-1], num_classes), jnp.float32)
@@ -346,7 +342,11 @@ FAMILY = Family(
     layout=HUGGING_FACE,
     infer=infer,
     blocks=blocks,
-    heads={"classify": Head(architecture="ResNetForImageClassification", make=make_head, init=init_head, output="head")},
+    heads={
+        "classify": Head(
+            architecture="ResNetForImageClassification", make=fixed(_average_and_classify), init=init_head, output="head"
+        )
+    },
     preprocessing=default_preprocessing,
 )
 CIFAR_FAMILY = dataclasses.replace(FAMILY, layout=CIFAR)  # what new networks are saved as
