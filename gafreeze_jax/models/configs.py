@@ -21,46 +21,24 @@ class Rule(NamedTuple):
 # `type`, not `isinstance`: to that a bool is an int.
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
+def _integer(low: int, high: int = 2**31) -> Callable[[Any], bool]:
+    """Whether a value is an integer from `low` to below `high`."""
+    return lambda value: type(value) is int and low <= value < high
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
+def _number(high: float) -> Callable[[Any], bool]:
+    """Whether a value is a number from 0 to below `high`."""
+    return lambda value: type(value) in (int, float) and 0 <= value < high
 
 
-def _is_integer(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**31
-
-
-def _is_depth(value: Any) -> bool:
-    return type(value) is int and 0 < value <= 1000
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
-
-
-def _is_not_negative(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
-
-
-def _is_rate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-def _is_flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-COUNT = Rule("a positive integer below 2**31", _is_count)
-NUMBER = Rule("an integer from 0 to below 2**31", _is_number)
-INTEGER = Rule("an integer from -2**31 to 2**31", _is_integer)
-DEPTH = Rule("an integer from 1 to 1000", _is_depth)
-POSITIVE = Rule("a positive number", _is_positive)
-NOT_NEGATIVE = Rule("a number that is not negative", _is_not_negative)
-RATE = Rule("a number from 0 to below 1", _is_rate)
-FLAG = Rule("true or false", _is_flag)
+COUNT = Rule("a positive integer below 2**31", _integer(1))
+NUMBER = Rule("an integer from 0 to below 2**31", _integer(0))
+INTEGER = Rule("an integer from -2**31 to 2**31", _integer(1 - 2**31))
+DEPTH = Rule("an integer from 1 to 1000", _integer(1, 1001))
+POSITIVE = Rule("a positive number", lambda value: _number(math.inf)(value) and value > 0)
+NOT_NEGATIVE = Rule("a number that is not negative", _number(math.inf))
+RATE = Rule("a number from 0 to below 1", _number(1))
+FLAG = Rule("true or false", lambda value: type(value) is bool)
 
 
 def or_null(rule: Rule) -> Rule:
