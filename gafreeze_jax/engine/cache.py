@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from gafreeze_jax.engine import devices
-from gafreeze_jax.engine.network import ALONE, INPUTS, AnyArray, Batch, Network, PyTree, Source, Step
+from gafreeze_jax.engine.network import ALONE, INPUTS, AnyArray, Batch, Network, PyTree, Source, Step, num_bytes
 from gafreeze_jax.engine.passes import Borrowed, infer, with_shared
 from gafreeze_jax.extras import needs
 
@@ -84,7 +84,7 @@ class Activations:
         self.num_examples = source.num_examples
         self._network, self._params, self._budget = network, params, budget
         self.augment = source.augment
-        fits = _num_bytes(source.data) <= budget.device
+        fits = num_bytes(source.data) <= budget.device
         self._data = devices.replicate(source.data) if fits else jax.tree.map(np.asarray, source.data)
         self._batches = source.batches
         self._tiers: tuple[dict[int, PyTree], ...] = ({}, {})  # by depth: on the device, on the host
@@ -159,7 +159,7 @@ class Activations:
     @property
     def num_bytes(self) -> Budget:
         """What is kept."""
-        return Budget(*(sum(map(_num_bytes, tier.values())) for tier in self._tiers))
+        return Budget(*(sum(map(num_bytes, tier.values())) for tier in self._tiers))
 
     def clear(self) -> None:
         """Forgets all activations."""
@@ -171,7 +171,7 @@ class Activations:
         return self.augment is None and computed and self._bytes(depth) <= max(self._budget)
 
     def _bytes(self, depth: int) -> int:
-        return sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(self._shapes[depth]))
+        return num_bytes(self._shapes[depth])
 
     def _kept_below(self, depth: int) -> int:
         return max((kept for tier in self._tiers for kept in tier if kept < depth), default=0)
@@ -256,10 +256,6 @@ def fetch(per_example: bool, chunk: Chunk, step: int, part: int | None = None) -
     if chunk.raw is not None:
         context = context | {INPUTS: devices.cut(jax.tree.map(lambda leaf: leaf[batch.elements], chunk.raw))}
     return Step(x, targets, batch.weights, context, total)
-
-
-def _num_bytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _parts(batches: Batch, num_steps: int) -> Iterator[Batch]:

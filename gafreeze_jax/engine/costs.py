@@ -12,15 +12,13 @@ from jax import Array
 from gafreeze_jax.engine import backprop, devices
 from gafreeze_jax.engine.cache import Chunk, fetch
 from gafreeze_jax.engine.cohort import Cohort, Genomes, Plan, Replicate, make_cohorts, untrained
-from gafreeze_jax.engine.network import Axis, PyTree, parameters
+from gafreeze_jax.engine.network import Axis, PyTree, num_bytes, parameters
 from gafreeze_jax.engine.optimizer import masters
 from gafreeze_jax.engine.passes import Borrowed, head_residuals
 from gafreeze_jax.engine.population import Population
 from gafreeze_jax.engine.step import Program, train_step
 from gafreeze_jax.search.costs import StepFlops
 from gafreeze_jax.space import Genome, as_genome
-
-JAXPRS = (jex.core.Jaxpr, jex.core.ClosedJaxpr)
 
 
 def flops_per_step(
@@ -75,14 +73,8 @@ def _flops_of_repetitions(jaxpr: jex.core.Jaxpr) -> float:
             counted = min(length, unrolled + length % unrolled)
             flops += (length - counted) * _flops_of_piece(body) + counted * _flops_of_repetitions(body.jaxpr)
         else:
-            flops += sum(map(_flops_of_repetitions, _inner(equation)))
+            flops += sum(map(_flops_of_repetitions, jex.core.jaxprs_in_params(equation.params)))
     return flops
-
-
-def _inner(equation: jex.core.JaxprEqn) -> list[jex.core.Jaxpr]:
-    """Programs that an equation calls."""
-    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: isinstance(value, JAXPRS))
-    return [value.jaxpr if isinstance(value, jex.core.ClosedJaxpr) else value for value in values if isinstance(value, JAXPRS)]
 
 
 def step_flops(population: Population, replicate: Replicate) -> StepFlops:
@@ -138,38 +130,31 @@ def _bytes_of_device(tree: PyTree, axis: Axis) -> int:
 
 def _bytes_of_residuals(population: Population, cohort: Cohort, params: PyTree, replicate: Replicate) -> int:
     """Where blocks are computed again: of their inputs, and of all that the largest one keeps while it is run backwards."""
-    chunk = population.trainer.activations.chunk_shape(_boundary(population, cohort), replicate.batches)
+    trainer, network = population.trainer, population.network
+    boundary = trainer.activations.boundary(cohort.depth)
+    chunk = trainer.activations.chunk_shape(boundary, replicate.batches)
+
+    def residuals(remat: bool, params: PyTree, chunk: Chunk, key: Array) -> tuple[backprop.Chain, list[Array]]:
+        """All that forward passes keep for the backward passes: those of the blocks, and of the head."""
+        step = fetch(trainer.activations.per_example(boundary), chunk, 0, None if chunk.batches.num_slices is None else 0)
+        all_params = trainer.pretrained | params
+        forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis, remat=remat)
+        chain = forward(all_params, step.x, step.context, key, cohort.gates)
+        of_head = head_residuals(
+            network=network,
+            loss=trainer.loss,
+            axes=(cohort.axis, cohort.axis if chain.residuals else None),
+            params=params["head"],
+            borrowed=Borrowed.of(network.shared, all_params, dict.fromkeys(params, cohort.axis)),
+            step=step._replace(x=chain.x),
+        )
+        return chain, of_head
 
     def kept(remat: bool) -> tuple[backprop.Chain, list[Array]]:
-        return jax.eval_shape(functools.partial(_residuals, population, cohort, remat), params, chunk, replicate.key)
+        return jax.eval_shape(functools.partial(residuals, remat), params, chunk, replicate.key)
 
     largest = max(map(num_bytes, kept(False)[0].residuals.values()), default=0) if cohort.remat else 0
     return num_bytes(kept(cohort.remat)) + largest
-
-
-def _boundary(population: Population, cohort: Cohort) -> int:
-    return population.trainer.activations.boundary(cohort.depth)
-
-
-def _residuals(
-    population: Population, cohort: Cohort, remat: bool, params: PyTree, chunk: Chunk, key: Array
-) -> tuple[backprop.Chain, list[Array]]:
-    """All that forward passes keep for the backward passes: those of the blocks, and of the head."""
-    trainer, network = population.trainer, population.network
-    boundary = _boundary(population, cohort)
-    step = fetch(trainer.activations.per_example(boundary), chunk, 0, None if chunk.batches.num_slices is None else 0)
-    all_params = trainer.pretrained | params
-    forward = backprop.forward_chain(network, cohort.frozen, boundary, cohort.axis, remat=remat)
-    chain = forward(all_params, step.x, step.context, key, cohort.gates)
-    of_head = head_residuals(
-        network=network,
-        loss=trainer.loss,
-        axes=(cohort.axis, cohort.axis if chain.residuals else None),
-        params=params["head"],
-        borrowed=Borrowed.of(network.shared, all_params, dict.fromkeys(params, cohort.axis)),
-        step=step._replace(x=chain.x),
-    )
-    return chain, of_head
 
 
 def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
@@ -179,7 +164,3 @@ def _bytes_beside_arguments(program: jax.stages.Compiled) -> int:
         return memory.peak_memory_in_bytes - memory.argument_size_in_bytes
     # XLA:CPU leaves temporary memory out of its peak.
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-
-
-def num_bytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -175,6 +175,11 @@ def has_statistics(tree: PyTree) -> bool:
     return isinstance(tree, Mapping) and STATISTICS in tree
 
 
+def num_bytes(tree: PyTree) -> int:
+    """Of all arrays of a tree, or of arrays of such shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def lowest_trainable(frozen: Sequence[bool | None]) -> int:
     """Index of the first block that is not frozen; their number if all are."""
     return next((i for i, gene in enumerate(frozen) if gene is not True), len(frozen))
