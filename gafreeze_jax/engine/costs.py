@@ -29,7 +29,7 @@ def flops_per_step(
     Args:
       enter: the block from whose kept input it starts; default: the genome's lowest trainable one.
     """
-    return sum(map(_flops_of_piece, _pieces(population, genome, replicate, enter)))
+    return sum(map(flops_of_piece, _pieces(population, genome, replicate, enter)))
 
 
 def convolves(population: Population, genome: Genome, replicate: Replicate) -> bool:
@@ -56,7 +56,8 @@ def _pieces_of_step(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], 
 
 
 @functools.cache  # steps of different genomes share most pieces
-def _flops_of_piece(jaxpr: jex.core.ClosedJaxpr) -> float:
+def flops_of_piece(jaxpr: jex.core.ClosedJaxpr) -> float:
+    """Floating-point operations of a program, as in `flops_per_step`."""
     analysis: Any = jax.jit(jex.core.jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).cost_analysis()
     return analysis.get("flops", 0.0) + _flops_of_repetitions(jaxpr.jaxpr)
 
@@ -71,7 +72,7 @@ def _flops_of_repetitions(jaxpr: jex.core.Jaxpr) -> float:
         if equation.primitive.name == "scan":
             body, length, unrolled = (equation.params[name] for name in ("jaxpr", "length", "unroll"))
             counted = min(length, unrolled + length % unrolled)
-            flops += (length - counted) * _flops_of_piece(body) + counted * _flops_of_repetitions(body.jaxpr)
+            flops += (length - counted) * flops_of_piece(body) + counted * _flops_of_repetitions(body.jaxpr)
         else:
             flops += sum(map(_flops_of_repetitions, jex.core.jaxprs_in_params(equation.params)))
     return flops

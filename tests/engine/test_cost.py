@@ -296,7 +296,7 @@ def test_what_a_loop_computes_counts_as_often_as_it_runs(length, unroll):
         return jax.lax.scan(lambda x, _: (inner(x), None), x, None, length, unroll=unroll)[0]
 
     def count(function):
-        return costs._flops_of_piece(jax.make_jaxpr(function)(weights))
+        return costs.flops_of_piece(jax.make_jaxpr(function)(weights))
 
     about = functools.partial(pytest.approx, rel=0.1, abs=200)  # as loops count, too, and add up
     assert count(loop) == about(length * product)

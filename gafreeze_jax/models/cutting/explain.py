@@ -1,12 +1,11 @@
 """A network that was cut, as a table."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
+from gafreeze_jax.engine import costs
 from gafreeze_jax.engine.network import Network
 from gafreeze_jax.models.cutting.pieces import Piece
 from gafreeze_jax.models.cutting.program import shaped
@@ -36,7 +35,7 @@ def explain(network: Network) -> str:
 
     The columns are the block's gene, the number of its equations, of its parameters and of its floating-point operations, bytes
     that go to the block above, and the block whose compiled code it shares. A gene that was not cut off has no block.
-    Operations of a loop that is not unrolled count once.
+    Operations of a loop of unknown length count once.
 
     Raises:
       ValueError: if the network does not come from `cut`.
@@ -79,9 +78,7 @@ def costs_of_blocks(network: Network) -> list[BlockCosts]:
 
 def _costs(name: str, piece: Piece, code: str) -> BlockCosts:
     closed, *_ = piece.slice(piece.size, False)
-    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
-    analysis: Any = jax.jit(jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()
-    flops = analysis.get("flops", 0.0) / piece.size
+    flops = costs.flops_of_piece(closed) / piece.size
     crossing = sum(atom.aval.size * atom.aval.dtype.itemsize for atom in closed.jaxpr.outvars) // piece.size
     return BlockCosts(name, len(closed.jaxpr.eqns), piece.num_parameters, flops, crossing, code)
 
