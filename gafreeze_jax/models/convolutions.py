@@ -51,10 +51,7 @@ def is_left_to_xla(image: Sequence[int], size: int, channels: int, stride: int, 
 def convolve_depthwise(x: Array, kernel: Array) -> Array:
     """A convolution of each channel by itself, padded as `convolve` does: [B, H, W, C] and [k, k, 1, C] -> [B, H, W, C]."""
     if jax.default_backend() != "cpu":
-        window = centred_window(kernel.shape[0])
-        return jax.lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), *window, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
-        )
+        return convolve_by_xla(x, kernel, dtype=x.dtype, groups=x.shape[-1])
     return add_shifted(x, kernel)
 
 
@@ -129,10 +126,10 @@ def convolve_patches(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array
     return _product(patches, kernel.reshape(-1, outputs), dtype)
 
 
-def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32) -> Array:
-    window = centred_window(kernel.shape[0], stride)
+def convolve_by_xla(x: Array, kernel: Array, stride: int = 1, dtype: Any = jnp.float32, groups: int = 1) -> Array:
+    window, dimensions = centred_window(kernel.shape[0], stride), ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x.astype(dtype), kernel.astype(dtype), *window, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x.astype(dtype), kernel.astype(dtype), *window, dimension_numbers=dimensions, feature_group_count=groups
     )
 
 
