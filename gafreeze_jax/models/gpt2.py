@@ -30,7 +30,7 @@ LAYOUT = Layout(
     prefix="transformer.",
     bare=("score.", "classifier."),
     # Buffers; the output layer, which is the word vectors; heads of other tasks.
-    ignored=r"h\.\d+\.attn\.(masked_)?bias|(lm|v|multiple_choice)_head\..*|score\.weight|classifier\.(weight|bias)|qa_outputs\..*",
+    ignored=r"h\.\d+\.attn\.(masked_)?bias|(lm|v|multiple_choice)_head\..*|qa_outputs\..*",
     tied=("lm_head.weight", "wte.weight"),
     table=(
         ("wte.weight", "embeddings/word", None),

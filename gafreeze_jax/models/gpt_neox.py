@@ -22,7 +22,7 @@ LAYOUT = Layout(
     prefix="gpt_neox.",
     bare=("score.", "classifier.", "embed_out."),
     # Heads of other tasks; buffers.
-    ignored=r"embed_out\.weight|score\.weight|classifier\.(weight|bias)|qa_outputs\..*|layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\..*)",
+    ignored=r"embed_out\.weight|qa_outputs\..*|layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\..*)",
     tied=("embed_out.weight", "embed_in.weight"),
     renamed=(("embed_out", "lm_head"),),
     table=(

@@ -29,7 +29,7 @@ LAYOUT = Layout(
     prefix="model.",
     bare=("score.", "lm_head."),
     # Heads of other tasks; buffers.
-    ignored=r"lm_head\.weight|score\.(weight|bias)|qa_outputs\..*|layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    ignored=r"lm_head\.weight|qa_outputs\..*|layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
     tied=("lm_head.weight", "embed_tokens.weight"),
     table=(
         ("embed_tokens.weight", "embeddings/word", None),
