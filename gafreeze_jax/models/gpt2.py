@@ -55,6 +55,8 @@ class GPT2Config:
     (`reorder_and_upcast_attn` says what we always do: softmax is in float32.)
     """
 
+    num_types = 1
+
     vocab_size: int = configs.field(configs.COUNT)
     n_embd: int = configs.field(configs.COUNT)
     n_layer: int = configs.field(configs.DEPTH)
@@ -79,10 +81,6 @@ class GPT2Config:
     @property
     def max_tokens(self) -> int:
         return self.n_positions
-
-    @property
-    def num_types(self) -> int:
-        return 1
 
     def attention_scale(self, index: int) -> float:
         """Of the attention scores in a block."""
@@ -135,7 +133,7 @@ class GPT2Attention(nn.Module):
             self, query, key, value, context["segments"], at,
             num_heads=cfg.n_head, scale=self.scale, causal=True, dropout_rate=cfg.attn_pdrop, frozen=frozen,
         )  # fmt: skip
-        out = layers.Dense(cfg.n_embd, self.dtype, _residual_stddev(cfg), name="out")(mixed)
+        out = layers.Dense(cfg.n_embd, self.dtype, layers.residual_stddev(cfg, cfg.n_layer), name="out")(mixed)
         return x + layers.dropout(self, out, cfg.resid_pdrop, frozen)
 
 
@@ -151,13 +149,8 @@ class GPT2MLP(nn.Module):
         h = layers.norm(cfg.layer_norm_epsilon, x.dtype, "norm")(x)
         h = layers.dense(cfg.n_inner or 4 * cfg.n_embd, cfg, self.dtype, "up")(h)
         h = layers.activate(cfg.activation_function, h)
-        out = layers.Dense(cfg.n_embd, self.dtype, _residual_stddev(cfg), name="down")(h)
+        out = layers.Dense(cfg.n_embd, self.dtype, layers.residual_stddev(cfg, cfg.n_layer), name="down")(h)
         return x + layers.dropout(self, out, cfg.resid_pdrop, frozen)
-
-
-def _residual_stddev(config: GPT2Config) -> float:
-    """Of kernels whose outputs are added up along the depth of the network."""
-    return config.initializer_range / (2 * config.n_layer) ** 0.5
 
 
 def blocks(config: GPT2Config, dtype: Any, per_example: bool) -> Iterator[Part]:

@@ -117,6 +117,11 @@ def dense(features: int, config: Any, dtype: Any, name: str, use_bias: bool = Tr
     return Dense(features, dtype, config.initializer_range, use_bias, name=name)
 
 
+def residual_stddev(config: Any, num_layers: int) -> float:
+    """Of kernels whose outputs are added up along the depth of the network."""
+    return config.initializer_range / (2 * num_layers) ** 0.5
+
+
 class TokenHead(nn.Module):
     """A class for each token: [N, D] -> logits [N, C] float32.
 

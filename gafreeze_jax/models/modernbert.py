@@ -156,7 +156,8 @@ class ModernBertAttention(nn.Module):
             self, query, key, value, context["segments"], at, frequencies=self.frequencies,
             causal=False, reach=self.reach, dropout_rate=cfg.attention_dropout, frozen=frozen,
         )  # fmt: skip
-        out = layers.Dense(cfg.hidden_size, self.dtype, _residual_stddev(cfg), cfg.attention_bias, name="out")(mixed)
+        stddev = layers.residual_stddev(cfg, cfg.num_hidden_layers)
+        out = layers.Dense(cfg.hidden_size, self.dtype, stddev, cfg.attention_bias, name="out")(mixed)
         return x + layers.dropout(self, out, cfg.attention_dropout, frozen)
 
 
@@ -173,12 +174,8 @@ class ModernBertMLP(nn.Module):
         h = layers.dense(2 * cfg.intermediate_size, cfg, self.dtype, "up", cfg.mlp_bias)(h)
         h, gate = jnp.split(h, 2, axis=-1)
         h = layers.dropout(self, layers.activate(cfg.hidden_activation, h) * gate, cfg.mlp_dropout, frozen)
-        return x + layers.Dense(cfg.hidden_size, self.dtype, _residual_stddev(cfg), cfg.mlp_bias, name="down")(h)
-
-
-def _residual_stddev(config: ModernBertConfig) -> float:
-    """Of kernels whose outputs are added up along the depth of the network."""
-    return config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+        stddev = layers.residual_stddev(cfg, cfg.num_hidden_layers)
+        return x + layers.Dense(cfg.hidden_size, self.dtype, stddev, cfg.mlp_bias, name="down")(h)
 
 
 class ModernBertFinalNorm(nn.Module):
