@@ -148,19 +148,26 @@ def norm(config: BertConfig, dtype: Any, name: str) -> nn.Module:
     return layers.norm(config.layer_norm_eps, dtype, name)
 
 
+def add_embeddings(module: nn.Module, config: BertConfig, x: dict[str, Array], has_positions: bool = True) -> Array:
+    """Sums of the vectors of tokens, of positions if there are some, and of types if there are some: [N, D] float32."""
+    init = nn.initializers.normal(config.initializer_range)
+    rows = [(module.param("word", init, (config.vocab_size, config.embedding_width)), x["ids"])]
+    if has_positions:
+        position = module.param("position", init, (config.max_position_embeddings, config.embedding_width))
+        rows.append((position, x["positions"] + config.first_position))
+    if config.type_vocab_size:
+        rows.append((module.param("type", init, (config.type_vocab_size, config.embedding_width)), x["types"]))
+    return layers.add_rows(rows)
+
+
 class BertEmbeddings(nn.Module):
     config: BertConfig
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
-        cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
-        word = self.param("word", init, (cfg.vocab_size, cfg.embedding_width))
-        position = self.param("position", init, (cfg.max_position_embeddings, cfg.embedding_width))
-        rows = [(word, x["ids"]), (position, x["positions"] + cfg.first_position)]
-        if cfg.type_vocab_size:
-            rows.append((self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width)), x["types"]))
-        h = layers.add_rows(rows)
+        cfg = self.config
+        h = add_embeddings(self, cfg, x)
         h = norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
         h = layers.dropout(self, h, cfg.hidden_dropout_prob, frozen)
         return layers.dense(cfg.hidden_size, cfg, self.dtype, "project")(h) if cfg.projects_embeddings else h

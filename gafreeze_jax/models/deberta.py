@@ -157,13 +157,8 @@ class DebertaEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, x: dict[str, Array], context: dict[str, Array], frozen: Any) -> Array:
-        cfg, init = self.config, nn.initializers.normal(self.config.initializer_range)
-        rows = [(self.param("word", init, (cfg.vocab_size, cfg.embedding_width)), x["ids"])]
-        if cfg.position_biased_input:
-            rows.append((self.param("position", init, (cfg.max_position_embeddings, cfg.embedding_width)), x["positions"]))
-        if cfg.type_vocab_size:
-            rows.append((self.param("type", init, (cfg.type_vocab_size, cfg.embedding_width)), x["types"]))
-        h = layers.add_rows(rows)
+        cfg = self.config
+        h = bert.add_embeddings(self, cfg, x, cfg.position_biased_input)
         if cfg.projects_embeddings:
             h = layers.dense(cfg.hidden_size, cfg, self.dtype, "project", use_bias=False)(h)
         h = bert.norm(cfg, products.activation_dtype(self.dtype), "norm")(h)
