@@ -83,7 +83,12 @@ def bert_model(tmp_path_factory):
     params = model.init_params(jax.random.key(0))
     model.save(folder, params, source=source, label_names=("no", "yes"))
     mask = folder / "mask.json"
-    masking.write_mask(mask, masking.make_genes(params, BERT_RULES), GENOME, model.tensor_names(params))
+    masking.write_mask(
+        mask,
+        masking.make_genes(params, BERT_RULES),
+        GENOME,
+        {path: names[0] for path, names in model.torch_names(params).items()},
+    )
     return folder, mask
 
 
@@ -134,7 +139,7 @@ def bert_rates(bert_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("rates") / "mask.json"
     loaded = pretrained.load(folder)
     genes = masking.make_genes(loaded.params, BERT_RULES)
-    masking.write_mask(path, genes, tensors=loaded.model.tensor_names(loaded.params), rates=RATES, head="kept")
+    masking.write_mask(path, genes, tensors=loaded.torch_names, rates=RATES, head="kept")
     return folder, path
 
 
@@ -208,7 +213,7 @@ def test_pytorch_trains_in_groups_as_freeze_does(bert_rates):
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0, 0.003, 0.01])
 
     loaded = pretrained.load(folder)
-    of_leaf = loaded.model.tensor_names(loaded.params)
+    of_leaf = {path: names[0] for path, names in loaded.torch_names.items()}
     genes = masking.make_genes(loaded.params, BERT_RULES)
     tx = masking.freeze(optax.adamw(0.01, weight_decay=0.01), genes, rates=list(masking.read_rates(path, genes).values()))
     params, state = loaded.params, tx.init(loaded.params)

@@ -282,11 +282,6 @@ class Model:
         context = {"segments": index[None], "firsts": index, "lasts": index}
         return {"ids": index, "positions": index, "types": index}, context
 
-    def tensor_names(self, params: dict) -> dict[str, str]:
-        """What the leaves of a tree are called in a checkpoint: {path: name}."""
-        layout = self.family.layout
-        return {path: layout.full_name(name) for path, name in checkpoints.names(params, layout.table).items()}
-
     def torch_names(self, params: dict, carried: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
         """All that PyTorch may call the leaves of a tree, by path, and tensors that are carried along."""
         layout = self.family.layout
@@ -323,12 +318,14 @@ class Model:
                 "architectures": [self.head_kind.architecture],
             }
             changes |= configs.labels(label_names, problem_type) if label_names else {}
-            configs.write(folder, source, **changes, **({"pad_token_id": padding[0]} if padding else {}))
+            changes |= {"pad_token_id": padding[0]} if padding else {}
+            configs.write(folder, source, **changes)
         layout = self.family.layout
         tensors = {**(carried or {}), **checkpoints.from_tree(params, layout.table)}
         checkpoints.write_tensors(folder, {layout.full_name(name): tensor for name, tensor in tensors.items()}, label_names)
-        changes = {"pad_token": padding[1] if padding else None, "input_names": input_names}
-        checkpoints.copy_tokenizer(source, folder, as_words=self.head == "tokens", **changes)
+        pad_token = padding[1] if padding else None
+        as_words = self.head == "tokens"
+        checkpoints.copy_tokenizer(source, folder, as_words=as_words, pad_token=pad_token, input_names=input_names)
         if self.pixels and self.family.preprocessing:
             preprocessing.take_over(source, folder, self.family.preprocessing(self.config), self.pixels.size)
 

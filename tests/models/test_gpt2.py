@@ -314,9 +314,8 @@ def test_saved_folder_is_whole(saved):
         assert json.loads((target / "tokenizer_config.json").read_text()) == {"pad_token": "b"}
         names.insert(2, "tokenizer_config.json")
     assert sorted(path.name for path in target.iterdir()) == names
-    assert set(load_file(target / "model.safetensors")) == set(
-        pretrained.load(target, task).model.tensor_names(params).values()
-    )
+    names = pretrained.load(target, task).model.torch_names(params).values()
+    assert load_file(target / "model.safetensors").keys() == {name for name, *_ in names}
 
 
 def test_the_round_trip_through_pytorch_is_exact(saved, tmp_path):

@@ -233,7 +233,7 @@ def test_training_equals_pytorch(name, load, torch):
     close(result.loss, loss.item())
     trained = {name: tree | {"batch_stats": result.statistics.get(name, {})} for name, tree in result.gradients.items()}
     trained["head"] = result.gradients["head"]
-    names = loaded.model.tensor_names(params)
+    names = {path: names[0] for path, names in loaded.model.torch_names(params).items()}
     assert set(names.values()) == {name for name in after if "num_batches" not in name}
     for path, leaf in zip(leaf_paths(trained), jax.tree.leaves(trained), strict=True):
         theirs = after[names[path]] if "batch_stats" in path else slopes[names[path]]
