@@ -74,7 +74,8 @@ def test_pytorch_classifies_pairs_the_same(model_type, tmp_path):
     setup = module.prepare(options)
     setup.save(tmp_path / "model", test_kinds.with_random_head(setup))
     labelled = module.load_unlabelled(options, tmp_path / "model", tmp_path / "set.tsv", setup.facts["label_names"])
-    numbers, outputs = zip(*each_batch(labelled.network, labelled.params, labelled.source), strict=True)
+    batches = each_batch(labelled.network, labelled.params, labelled.source, lambda logits, _: logits)
+    numbers, outputs = zip(*batches, strict=True)
     ours = np.concatenate(outputs)[np.argsort(np.concatenate(numbers))]
     network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")

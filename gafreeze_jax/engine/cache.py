@@ -80,7 +80,6 @@ class Activations:
     """
 
     def __init__(self, network: Network, params: PyTree, source: Source, budget: Budget):
-        self.num_batches = len(source.batches.examples)
         self.num_examples = source.num_examples
         self._network, self._params, self._budget = network, params, budget
         self.augment = source.augment

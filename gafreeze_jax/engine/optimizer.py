@@ -93,7 +93,7 @@ def start_blocks(recipe: Recipe, axis: Axis, size: int, params: dict[str, PyTree
     return Trainable.of_blocks(started)
 
 
-start_blocks_in_one = functools.partial(jax.jit, static_argnames=("recipe", "axis", "size", "dtype"))(start_blocks)
+start_blocks_in_one = jax.jit(start_blocks, static_argnames=("recipe", "axis", "size", "dtype"))
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "max_norm", "axis"), donate_argnames=("block",))

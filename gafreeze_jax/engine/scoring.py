@@ -184,17 +184,13 @@ def _are_equal(params: PyTree, pretrained: PyTree) -> bool:
     return all(ours is theirs or np.array_equal(ours, theirs) for ours, theirs in pairs)
 
 
-def outputs_only(outputs: Array, targets: Array | None) -> Array:
-    return outputs
-
-
 def each_batch(
-    network: Network, params: PyTree, source: Source, per_example: PerExample = outputs_only
+    network: Network, params: PyTree, source: Source, per_example: PerExample
 ) -> Iterator[tuple[np.ndarray, PyTree]]:
-    """The outputs of one network, batch by batch.
+    """What one network gives, batch by batch.
 
     Args:
-      per_example: of the outputs and targets of a batch, such as a loss; by default, the outputs themselves.
+      per_example: of the outputs and targets of a batch, such as a loss.
 
     Yields:
       The rows [B] of the examples, and arrays [B, ...].

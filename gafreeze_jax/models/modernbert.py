@@ -111,8 +111,8 @@ def problems(raw: Mapping[str, Any], config: ModernBertConfig | None) -> Iterato
         yield from rotary.problems(config.rope(layer_type))
 
 
-def _norm(config: ModernBertConfig, dtype: Any, name: str = "norm") -> nn.Module:
-    return layers.norm(config.norm_eps, dtype, name, config.norm_bias)
+def _norm(config: ModernBertConfig, dtype: Any) -> nn.Module:
+    return layers.norm(config.norm_eps, dtype, "norm", config.norm_bias)
 
 
 class ModernBertEmbeddings(nn.Module):

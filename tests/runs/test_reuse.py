@@ -221,7 +221,10 @@ def test_what_does_not_fit_on_the_device_is_labelled_the_same(runs, monkeypatch)
     folder, data, _ = runs("bert")
     options = dataclasses.replace(bert_task.Options(), dtype="float32")
     network, params, source, *_ = bert_task.load_unlabelled(options, folder / "model", data, ("bad", "good"))
-    logits = lambda: np.concatenate([batch for _, batch in scoring.each_batch(network, params, source)])  # noqa: E731
+
+    def logits():
+        return np.concatenate([batch for _, batch in scoring.each_batch(network, params, source, lambda logits, _: logits)])
+
     whole = logits()
     monkeypatch.setattr(scoring, "default_budget", lambda: cache.Budget(0, 0))
     np.testing.assert_array_equal(logits(), whole)

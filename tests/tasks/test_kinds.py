@@ -57,7 +57,8 @@ def assert_pytorch_computes_the_same(kind, folder, tmp_path, module=text):
     setup.save(tmp_path / "model", with_random_head(setup))
     path = tmp_path / ("set.conll" if kind == "tags" else "set.jsonl" if kind == "labels" else "set.tsv")
     labelled = module.load_unlabelled(options, tmp_path / "model", path, setup.facts["label_names"], task=kind)
-    rows, outputs = zip(*each_batch(labelled.network, labelled.params, labelled.source), strict=True)
+    batches = each_batch(labelled.network, labelled.params, labelled.source, lambda logits, _: logits)
+    rows, outputs = zip(*batches, strict=True)
     ours = np.concatenate(outputs)[np.argsort(np.concatenate(rows))]
 
     auto = transformers.AutoModelForTokenClassification if kind == "tags" else transformers.AutoModelForSequenceClassification

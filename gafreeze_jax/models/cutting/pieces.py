@@ -137,12 +137,12 @@ class Piece:
         self._fast = cache_by_mesh(lambda size, training, alone: convolutions.by_products(self.slice(size, training).closed))
         leaves = jax.tree.leaves(self._parameters(traced.program(size, False)))
         self.num_parameters = sum(var.aval.size for var in leaves)
-        self.modes = [bool(mode) for mode in range(len(self._below))]
+        modes = [bool(mode) for mode in range(len(self._below))]
         self.reads_inputs = True
         self.reads_inputs = self._below[0] is not None and any(
-            not self._slice(size, training).read.isdisjoint(traced.program(size, training).inputs) for training in self.modes
+            not self._slice(size, training).read.isdisjoint(traced.program(size, training).inputs) for training in modes
         )
-        texts = [signature(self.slice(size, training).closed) for training in self.modes]
+        texts = [signature(self.slice(size, training).closed) for training in modes]
         self._has_training_mode = len(set(texts)) > 1
         batches = [tuple(crossing.batch for crossing in of or ()) for of in (*self._below, *self._above)]
         self.signature = (*texts, *batches)
