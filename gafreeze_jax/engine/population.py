@@ -106,6 +106,7 @@ class Population:
           until: the step to stop after, where `resume` continues; None = all steps of the replicate.
 
         Raises:
+          ValueError: if no step is left.
           MemoryError: if a single member does not fit, not even with its blocks computed again in the backward pass.
         """
         return itertools.chain.from_iterable(self.advance(untrained(genomes), replicate, until))
@@ -143,11 +144,11 @@ class Population:
 
     def advance(self, members: Sequence[Member], replicate: Replicate, until: int | None = None) -> Iterator[Sequence[Member]]:
         """What `evaluate` does with untrained members, and `resume` with others; members of a cohort come together."""
-        stopped = [member for member in members if member.steps]
-        if any(member.state is None for member in stopped) or len({member.steps for member in members}) > 1:
-            steps = ", ".join(str(member.steps) for member in members)
-            raise ValueError(f"expected members that stopped after the same step, before the last one; got {steps} steps")
         until = replicate.num_steps if until is None else min(until, replicate.num_steps)
+        ended = [member for member in members if member.steps >= until or (member.steps and member.state is None)]
+        if ended or len({member.steps for member in members}) > 1:
+            steps = ", ".join(str(member.steps) for member in members)
+            raise ValueError(f"expected members that stopped after the same step, before step {until}; got {steps} steps")
         return self._advance(sorted_members(members, self.space), replicate, until)
 
     def _advance(self, waiting: Sequence[Member], replicate: Replicate, until: int) -> Iterator[Sequence[Member]]:

@@ -232,9 +232,11 @@ def test_only_members_at_the_same_step_go_on():
     (ended,) = population.evaluate(ALL_MASKS[:1], run)
     (first,) = population.evaluate(ALL_MASKS[:1], run, until=1)
     (second,) = population.evaluate(ALL_MASKS[1:2], run, until=2)
-    for members in ([ended], [first, second]):
+    for members, until in (([ended], None), ([first, second], None), ([first], 1), ([first], 0), ([second], 1)):
         with pytest.raises(ValueError, match="stopped after the same step"):
-            population.resume(members, run)
+            population.resume(members, run, until)
+    with pytest.raises(ValueError, match="stopped after the same step, before step 0; got 0 steps"):
+        population.evaluate(ALL_MASKS[:1], run, until=0)
 
 
 BUDGETS = {"device": Budget(10**9, 0), "host": Budget(0, 10**9)}
