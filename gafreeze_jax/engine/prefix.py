@@ -19,6 +19,7 @@ from gafreeze_jax.engine.network import (
     ALONE,
     INPUTS,
     STATISTICS,
+    AnyArray,
     Loss,
     Network,
     PyTree,
@@ -32,7 +33,7 @@ from gafreeze_jax.engine.passes import Borrowed, infer
 from gafreeze_jax.listing import listed
 
 ROWS = 100  # computed at a time
-Mask = Mapping[str, bool] | Sequence[int] | np.ndarray
+Mask = Mapping[str, bool] | Sequence[int] | AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -177,10 +178,13 @@ def _as_bools(network: Network, mask: Mask) -> list[bool]:
     names = network.names
     if isinstance(mask, Mapping) and mask.keys() == set(names):
         mask = [mask[name] for name in names]
-    if isinstance(mask, Mapping) or len(mask) != len(names):
-        got = listed(mask) if isinstance(mask, Mapping) else len(mask)
-        raise ValueError(f"mask: expected {len(names)} genes, {listed(names)}; got {got}")
-    if not all(isinstance(gene, (bool, np.bool_, int, np.integer)) and gene in (0, 1) for gene in mask):
-        got = listed(map(str, mask))
+    expected = f"mask: expected {len(names)} genes, {listed(names)}"
+    if isinstance(mask, Mapping):
+        raise ValueError(f"{expected}; got {listed(mask)}")
+    genes = np.asarray(mask)
+    if genes.size and (genes.dtype.kind not in "bui" or not np.isin(genes, (0, 1)).all()):
+        got = listed(map(str, genes.ravel()))
         raise ValueError(f"mask: expected 1 for each frozen gene and 0 for the others; got {got} (of rates, 0 is frozen)")
-    return [bool(gene) for gene in mask]
+    if genes.shape != (len(names),):
+        raise ValueError(f"{expected}; got {len(genes) if genes.ndim == 1 else genes.shape}")
+    return genes.astype(bool).tolist()

@@ -396,7 +396,16 @@ def test_a_function_that_depends_on_the_size_of_batches():
         run(network, params, np.ones((1, 4), np.float32))
 
 
-@pytest.mark.parametrize("mask", ["10", [2, 0], [0.0, 1.0], {"layer_0": 0.0, "layer_1": 1.0}], ids=str)
+@pytest.mark.parametrize("make", [list, np.array, jnp.array, lambda mask: list(jnp.array(mask, bool))])
+def test_masks_are_sequences_or_arrays(make):
+    network, params = cut_two_layers(two_layers)
+    assert frozen_prefix(network, params, make([1, 0])).depth == 1
+    for mask in ([1], [], [[1, 0]]):
+        with pytest.raises(ValueError, match="mask: expected 2 genes, layer_0, layer_1; got"):
+            frozen_prefix(network, params, make(mask))
+
+
+@pytest.mark.parametrize("mask", ["10", [2, 0], [0.0, 1.0], jnp.array([0.0, 1.0]), {"layer_0": 0.0, "layer_1": 1.0}], ids=str)
 def test_rates_are_not_taken_for_masks(mask):
     network, _ = cut_two_layers(two_layers)
     with pytest.raises(ValueError, match="mask: expected 1 for each frozen gene and 0 for the others; got"):
