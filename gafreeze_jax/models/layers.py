@@ -247,7 +247,7 @@ def dropout(module: nn.Module, x: Array, rate: float, frozen: Any) -> Array:
 
     The rate is rounded to a 256th: generating random words is what costs, and so each word decides four times.
     """
-    keep = round((1 - rate) * 2**8)
+    keep = max(1, round((1 - rate) * 2**8))
     if frozen is True or keep == 2**8 or not module.has_rng("dropout"):
         return x
     words = jax.random.bits(module.make_rng("dropout"), (-(-x.size // 4),), jnp.uint32)

@@ -446,10 +446,11 @@ def test_where_each_rate_drops(rates, changed, run_part):
     assert differ == changed
 
 
-@pytest.mark.parametrize("rate", [26 / 256, 0.5])
+@pytest.mark.parametrize("rate", [26 / 256, 0.5, 0.9999])
 def test_dropout_drops_its_share_and_keeps_the_mean(rate, run_part):
     clean = run_part("embeddings", True, None)
     noisy = run_part("embeddings", False, KEY, hidden_dropout_prob=rate)
+    rate = min(rate, 255 / 256)  # a random byte keeps one of its values at least
     dropped = noisy == 0
     np.testing.assert_allclose(noisy[~dropped], clean[~dropped] / (1 - rate), rtol=1e-6)
 
