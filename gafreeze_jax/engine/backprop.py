@@ -173,7 +173,7 @@ def value_and_grad(
         `gates` when called.
       start: the block that `step.x` enters; those below must be frozen.
       axis: 0 if blocks that are not frozen, and the head, have parameters for several members along a leading axis.
-      remat: whether blocks are computed again in the backward pass, so that of each only its input is kept.
+      remat: whether blocks are recomputed in the backward pass, so that of each only its input is kept.
 
     Returns:
       A function `(params, step, key=None, gates=None, so_far=None) -> Gradients`.

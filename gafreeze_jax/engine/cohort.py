@@ -76,7 +76,7 @@ class Plan(NamedTuple):
         every mask. "traced": one program serves all masks; it does the work of training everything.
       calls: cohorts that run at the same time, each in a thread of its own. On a CPU, one uses the cores that
         another leaves idle between its operations.
-      remat: whether each block is computed again in the backward pass, so that of a step only the inputs of blocks are kept.
+      remat: whether each block is recomputed in the backward pass, so that of a step only the inputs of blocks are kept.
     """
 
     members: int = 1

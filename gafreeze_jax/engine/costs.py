@@ -130,7 +130,7 @@ def _bytes_of_device(tree: PyTree, axis: Axis) -> int:
 
 
 def _bytes_of_residuals(population: Population, cohort: Cohort, params: PyTree, replicate: Replicate) -> int:
-    """Where blocks are computed again: of their inputs, and of all that the largest one keeps while it is run backwards."""
+    """Where blocks are recomputed: of their inputs, and of all that the largest one keeps while it is run backwards."""
     trainer, network = population.trainer, population.network
     boundary = trainer.activations.boundary(cohort.depth)
     chunk = trainer.activations.chunk_shape(boundary, replicate.batches)

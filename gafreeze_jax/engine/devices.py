@@ -1,12 +1,11 @@
-"""Members over devices, and devices over processes: JAX's own distributed runtime, with what little goes between devices.
+"""Members over devices, and devices over processes: JAX's own distributed runtime.
 
 A population's member axis is cut along the axis `population` of the mesh in context (`jax.set_mesh`); everything that members
-share is on every device. So train steps of members exchange nothing. (`jax.pmap`, now in maintenance, did such things once.)
-Where there are several devices for each member, the rows of a batch are cut along a second axis, `data`. What that takes XLA
-works out by itself: sums over the batch (gradients, the statistics of a batch normalisation) go between these devices, and
-random numbers are those of the whole batch, so that all is as on one device. Each of these devices holds a part of the large
-parameters, of their gradients and of the optimizer's state (ZeRO; Rajbhandari et al. 2020): a block's parameters are there in
-whole only while it is run.
+share is on every device. So train steps of members exchange nothing. Where there are several devices for each member, the rows
+of a batch are cut along a second axis, `data`. What that takes XLA works out by itself: sums over the batch (gradients, the
+statistics of a batch normalisation) go between these devices, and random numbers are those of the whole batch, so that all is
+as on one device. Each of these devices holds a part of the large parameters, of their gradients and of the optimizer's state
+(ZeRO; Rajbhandari et al. 2020): a block's parameters are there in whole only while it is run.
 """
 
 import contextlib
@@ -147,7 +146,7 @@ def on_first(function: Callable[[], T]) -> T | None:
     if jax.process_count() > 1:
         failed = bool(multihost_utils.broadcast_one_to_all(np.array(failed)))
     if failed:
-        raise error or OSError("the first process could not go on")
+        raise error or OSError("the first process failed")
     return result
 
 

@@ -112,7 +112,7 @@ def describe(plan: Plan) -> str:
     """A plan in words."""
     members = "1 member" if plan.members == 1 else f"{plan.members} members"
     members = members if plan.calls == 1 else f"{plan.calls} x {members}"
-    again = ", blocks computed again in the backward pass" if plan.remat else ""
+    again = ", blocks recomputed in the backward pass" if plan.remat else ""
     if plan.steps == 0:
         return f"{members} at a time, block by block{again}"
     steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
@@ -128,7 +128,7 @@ def num_at_a_time(params: Any, num_members: int) -> int:
 def choose(
     population: Population, genomes: np.ndarray, replicate: Replicate, num_evaluations: int, at_a_time: int | None = None
 ) -> Choice:
-    """Chooses a plan for a search. Blocks are computed again if the population's plan says so, or if no member fits otherwise.
+    """Chooses a plan for a search. Blocks are recomputed if the population's plan says so, or if no member fits otherwise.
 
     Args:
       genomes: [P, G], of the first generation.
@@ -143,7 +143,7 @@ def choose(
     fit = work.num_devices * work.num_members
     plans = candidates(work)
     if len(plans) == 1:
-        reason = f"none other makes sense for steps of {flops / 1e9:.0f} GFLOP on {work.num_cores} cores"
+        reason = f"the only sensible plan for steps of {flops / 1e9:.0f} GFLOP on {work.num_cores} cores"
         return Choice(plans[0], f"{reason}; {_fitting(fit, len(members))}")
     trials: list[Trial] = []
     for plan in plans:
@@ -257,7 +257,7 @@ class Work(NamedTuple):
 def candidates(work: Work) -> list[Plan]:
     """Plans in the order in which they are considered, the likeliest one first."""
     plans = _candidates_of_device(work)
-    if work.remat:  # XLA:CPU keeps what is to be computed again, if that is in the same program
+    if work.remat:  # XLA:CPU keeps what is to be recomputed, if that is in the same program
         plans = [plan._replace(remat=True) for plan in [plan for plan in plans if plan.steps == 0] or plans]
     if work.num_devices > 1:
         plans = [plan._replace(members=work.num_devices * plan.members, calls=1) for plan in plans]

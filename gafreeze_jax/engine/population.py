@@ -107,7 +107,7 @@ class Population:
 
         Raises:
           ValueError: if no step is left.
-          MemoryError: if a single member does not fit, not even with its blocks computed again in the backward pass.
+          MemoryError: if a single member does not fit, not even with its blocks recomputed in the backward pass.
         """
         return itertools.chain.from_iterable(self.advance(untrained(genomes), replicate, until))
 
@@ -234,5 +234,5 @@ class Population:
             self.plan = self.plan._replace(remat=True)
         else:
             self.plan = self.plan._replace(calls=1, members=max(1, members // 2) if calls == 1 else members)
-        again = ", computing blocks again in the backward pass" if self.plan.remat else ""
+        again = ", recomputing blocks in the backward pass" if self.plan.remat else ""
         warnings.warn(f"Out of memory: continuing with {self.plan.members} members at a time{again}", stacklevel=3)

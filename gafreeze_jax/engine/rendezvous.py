@@ -80,7 +80,7 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise ValueError(
-            f"--coordinator: port {port} cannot be opened here ({reason}); give all processes another port"
+            f"--coordinator: cannot listen on port {port} ({reason}); choose another port for all processes"
         ) from None
 
 

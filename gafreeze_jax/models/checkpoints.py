@@ -160,7 +160,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}{files.hint_at_pointer(path)}") from None
     except AttributeError as error:
-        raise ValueError(f"{path}: a dtype that NumPy lacks, convert it to float32: {error}") from None
+        raise ValueError(f"{path}: a dtype that NumPy does not support; convert it to float32: {error}") from None
     return {name: tensor if tensor.dtype.kind in "biu" else _as_kept(tensor) for name, tensor in tensors.items()}
 
 

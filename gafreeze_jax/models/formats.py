@@ -109,7 +109,7 @@ def explain(folder: Path) -> str:
     inside = [path.parent for pattern in ("*", "snapshots/*") for path in sorted(folder.glob(f"{pattern}/config.json"))]
     if inside:
         return f"models are in its folders {listed(str(path.relative_to(folder)) for path in inside)}; give one of them"
-    return f"it holds the state of a training alone ({listed(pickles)}); give the folder of its weights" if pickles else ""
+    return f"it contains only training state ({listed(pickles)}); give the folder with the weights" if pickles else ""
 
 
 def _explain_adapter(folder: Path) -> str:

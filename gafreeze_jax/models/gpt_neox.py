@@ -97,7 +97,7 @@ def problems(raw: Mapping[str, Any], config: GPTNeoXConfig | None) -> Iterator[s
     elif config.hidden_size % config.num_attention_heads:
         yield f"{config.num_attention_heads} attention heads do not divide hidden_size {config.hidden_size}"
     elif not 0 < config.rotated_width <= config.head_width or config.rotated_width % 2:
-        yield f"positions must turn an even number of a head's {config.head_width} features, got {config.rotated_width}"
+        yield f"the rotary width must be even, and from 2 to the head width {config.head_width}, got {config.rotated_width}"
 
 
 def _norm(config: GPTNeoXConfig, dtype: Any) -> nn.Module:

@@ -142,17 +142,17 @@ class TokenHead(nn.Module):
 
 
 def norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True) -> nn.Module:
-    """A layer norm that is computed again in the backward pass, which is as fast as keeping what its gradient needs."""
+    """A layer norm that is recomputed in the backward pass, which is as fast as keeping what its gradient needs."""
     return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_bias=use_bias, use_fast_variance=False, name=name)
 
 
 def rms_norm(epsilon: float, dtype: Any, name: str) -> nn.Module:
-    """A norm by the root mean square (Zhang & Sennrich 2019), computed again in the backward pass as well."""
+    """A norm by the root mean square (Zhang & Sennrich 2019), recomputed in the backward pass as well."""
     return nn.remat(nn.RMSNorm)(epsilon=epsilon, dtype=dtype, name=name)
 
 
 def activate(name: str, x: Array) -> Array:
-    """An activation function that is computed again in the backward pass."""
+    """An activation function that is recomputed in the backward pass."""
     return jax.checkpoint(ACTIVATIONS[name])(x)
 
 

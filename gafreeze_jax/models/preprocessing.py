@@ -38,7 +38,7 @@ class Preprocessing(NamedTuple):
 
 
 def imagenet(size: int, crop: float, resample: int, num_channels: int) -> Preprocessing:
-    """With ImageNet's averages and deviations; for images that are not in colours, with the averages of these."""
+    """With ImageNet's averages and deviations; other numbers of channels use their average."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if num_channels != len(mean):
         mean, std = ((sum(values) / len(values),) * num_channels for values in (mean, std))

@@ -248,7 +248,7 @@ def read_config(folder: Path, families: Sequence[Family] = FAMILIES) -> tuple[Fa
     config = None if problems else family.config(**values)
     problems += family.problems(raw, config)
     if raw.get("quantization_config"):
-        problems = [*problems, "its weights are quantised, and cannot be trained; give the model before its quantisation"]
+        problems = [*problems, "its weights are quantised and cannot be trained; give the unquantised model"]
     if problems:
         raise ValueError(f"{path}: {listed(problems, '; ', most=checkpoints.PROBLEMS)}")
     return family, config
@@ -280,7 +280,7 @@ def read(path: Path, families: Sequence[Family] = FAMILIES, *, image_size: int |
     tensors = {name: tensor for name, tensor in tensors.items() if name.startswith((module, *layout.bare))}
     tensors = checkpoints.renamed(tensors, lambda name: layout.standard_name(name.removeprefix(module)), path)
     if any(".lora_" in name for name in tensors):
-        raise ValueError(f"{path}: it has LoRA's matrices beside its weights; merge them first, by peft's merge_and_unload()")
+        raise ValueError(f"{path}: it contains unmerged LoRA weights; merge them first with peft's merge_and_unload()")
     if layout.tied and layout.tied[1] not in tensors and layout.tied[0] in tensors and _says_tied(config):
         tensors[layout.tied[1]] = tensors.pop(layout.tied[0])
     carried = {name: tensor for name, tensor in tensors.items() if layout.carried and re.fullmatch(layout.carried, name)}

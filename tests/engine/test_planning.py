@@ -167,7 +167,7 @@ def test_blocks_are_computed_again_where_no_member_fits_otherwise(monkeypatch):
         monkeypatch.setattr(planning, "LARGE_FLOPS", 0)
         plan = planning.choose(members, tasks.ALL_MASKS, run, num_evaluations=50).plan
         assert (plan.members, plan.steps, plan.remat) == (1, 0, remat)
-    assert "computed again" in planning.describe(plan)
+    assert "blocks recomputed in the backward pass" in planning.describe(plan)
 
 
 def test_a_call_of_a_single_member_that_runs_out_of_memory_is_computed_again(monkeypatch):
@@ -181,7 +181,7 @@ def test_a_call_of_a_single_member_that_runs_out_of_memory_is_computed_again(mon
         return fit(cohort, *arguments, **options)
 
     monkeypatch.setattr(members.trainer, "fit", limited)
-    with pytest.warns(UserWarning, match="computing blocks again"):
+    with pytest.warns(UserWarning, match="recomputing blocks"):
         assert len(list(members.evaluate(tasks.ALL_MASKS[:1], tasks.make_run(task)))) == 1
 
 

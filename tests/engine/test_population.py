@@ -186,7 +186,7 @@ PLANS = {
     "nothing kept": {"budget": Budget(10**5, 0), "plan": Plan(steps=0)},
     "streamed from the host": {"budget": Budget(0, 10**9)},
     "streamed, 4 steps at a time": {"budget": Budget(0, 10**9), "plan": Plan(3, 4)},
-    "computed again, stacked": {"plan": Plan(3, remat=True)},
+    "recomputed, stacked": {"plan": Plan(3, remat=True)},
 }
 
 

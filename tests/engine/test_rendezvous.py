@@ -100,7 +100,7 @@ def test_another_program_answers():
 def test_a_port_that_is_taken():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"port {port} cannot be opened here \(Address already in use\); give all"):
+        with pytest.raises(ValueError, match=rf"cannot listen on port {port} \(Address already in use\); choose another"):
             rendezvous.wait_for_all(f"localhost:{port}", 2, 0, 10)
 
 

@@ -135,7 +135,7 @@ def test_bfloat16_checkpoints_are_read(tmp_path):
         ("mistral", {"head_dim": 3}, "heads must have an even width, got 3"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden_layers 2"),
         ("qwen3", {"layer_types": ["linear_attention"] * 2}, "layer_types must be null or a list, each one of full_attention"),
-        ("gpt_neox", {"rotary_pct": 0.2}, "positions must turn an even number of a head's 8 features, got 1"),
+        ("gpt_neox", {"rotary_pct": 0.2}, "the rotary width must be even, and from 2 to the head width 8, got 1"),
     ],
 )
 def test_configs_that_are_refused(name, changes, reason, tmp_path):

@@ -189,7 +189,7 @@ def test_a_bert_that_answers_questions_has_no_pooler(plain, tmp_path):
     ("name", "message"),
     [
         ("bert.encoder.layer.0.adapter.weight", r"adapter\.weight is not a tensor of this network; remove what belongs"),
-        ("bert.encoder.layer.0.attention.self.query.lora_A.default.weight", "LoRA's matrices beside its weights; merge them"),
+        ("bert.encoder.layer.0.attention.self.query.lora_A.default.weight", "it contains unmerged LoRA weights; merge them"),
     ],
 )
 def test_parts_of_another_network_are_no_head(name, message, tmp_path):
@@ -232,7 +232,7 @@ def test_a_config_of_another_network_without_model_type(tmp_path):
 def test_quantised_weights(tmp_path):
     load(write(tmp_path / "whole", config={"quantization_config": {}}))
     folder = write(tmp_path, config={"quantization_config": {"load_in_8bit": True}})
-    with pytest.raises(ValueError, match="its weights are quantised, and cannot be trained; give the model before"):
+    with pytest.raises(ValueError, match="its weights are quantised and cannot be trained; give the unquantised model"):
         load(folder)
 
 
@@ -245,7 +245,7 @@ FORMATS = {
     "shards": (["pytorch_model-00001-of-00002.bin", "x.json"], "pytorch_model-*-of-00002.bin is a pickle"),
     "a trainer's folder": ([*TRAINING, "pytorch_model.bin"], "pytorch_model.bin is a pickle"),
     "a training's state alone": (
-        TRAINING, "it holds the state of a training alone (optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin); give",
+        TRAINING, "it contains only training state (optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin); give",
     ),
     "Flax": (["flax_model.msgpack"], "flax_model.msgpack is of Flax. To convert it: python -c "),
     "TensorFlow": (["tf_model.h5"], "tf_model.h5 is of TensorFlow. Where TensorFlow, PyTorch and transformers below"),

@@ -24,7 +24,7 @@ class Crossing(NamedTuple):
     """A value that goes from a block to the next.
 
     Attributes:
-      equation, result: the place of its equation in the program, and its own among the results.
+      equation, result: index of its equation, and of the value among that equation's results.
       batch: where it has the examples.
     """
 
