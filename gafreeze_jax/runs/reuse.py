@@ -80,8 +80,8 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
       changes: as for `predict`.
 
     Raises:
-      ValueError, OSError: if the run is not finished or of another kind; any other error, such as a model that has changed since
-        the run, ends the program.
+      ValueError, OSError: if the run is not finished or of another kind; any other error, such as a model that has changed
+        since the run, ends the program.
     """
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
