@@ -27,7 +27,7 @@ with script_needs("images"):
     from gafreeze_jax.tasks.base import Setup, make_problem, make_source
     from gafreeze_jax.tasks.pretraining import pretrain
 
-PRETRAINING_EPOCHS = 20
+PRETRAINING_EPOCHS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
