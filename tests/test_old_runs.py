@@ -7,13 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import run_bert
 from etils import epath
 
 from gafreeze_jax import cli, masking
 from gafreeze_jax.report.run_folder import RunFolder
-from gafreeze_jax.runs import run_dir
+from gafreeze_jax.runs import main, run_dir
 from gafreeze_jax.tasks import images
 from gafreeze_jax.tasks import text as bert
 
@@ -80,6 +81,22 @@ def test_a_finished_run_is_left_alone(old_runs, capsys):
     assert {path: path.read_bytes() for path in old_runs.rglob("*") if path.is_file()} == before
 
 
+@pytest.fixture
+def quick_compilation_once_begun(monkeypatch):
+    """Not before: how the head's initial values are rounded decides the fingerprint."""
+    run = main._run
+
+    def run_quickly(*arguments, **options):
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            return run(*arguments, **options)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+
+    monkeypatch.setattr(main, "_run", run_quickly)
+
+
+@pytest.mark.usefixtures("quick_compilation_once_begun")
 def test_an_interrupted_run_goes_on(old_runs, capsys):
     """With the recorded evaluations. Its first generation holds more masks now, so the search may end elsewhere."""
     folder = old_runs / "interrupted"
