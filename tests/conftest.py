@@ -22,7 +22,9 @@ import pytest
 import small_models
 
 from gafreeze_jax.data.text import load_text
+from gafreeze_jax.report import charts
 
+save_chart = charts.save
 MOST_MAPPINGS = 10_000
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -65,6 +67,22 @@ def quick_compilation():
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _charts_are_not_saved():
+    """To files beside a run's page, which has them, too: it takes as long as the page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "save", lambda figure, path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def saved_charts():
+    """For tests that look at these files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "save", save_chart)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def search_in_process(out, *words):
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.usefixtures("saved_charts")
 def test_the_front_is_left_as_masks_and_plot(tmp_path, capsys):
     out = tmp_path / "run"
     result = search_in_process(out, "--objective", "pareto")

@@ -41,7 +41,7 @@ def parts(*bounds):
     return [(INPUTS[first:last], TARGETS[first:last]) for first, last in itertools.pairwise(bounds)]
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "saved_charts")
 def test_a_run_in_one_call(tmp_path):
     (train,) = parts(0, 20)
     options = OPTIONS | {"out": tmp_path / "run", "plan": "members=8,steps=3,freezing=traced"}
