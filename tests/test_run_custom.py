@@ -1,10 +1,12 @@
 """The tutorial and the examples, run for real."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import run_custom
@@ -12,6 +14,7 @@ import tyro
 from safetensors.numpy import load_file
 
 from gafreeze_jax import masking
+from gafreeze_jax.runs import one_call
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -21,17 +24,34 @@ EXAMPLES = [
 ]
 
 
-def run(*words, cwd):
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=cwd, check=False)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a script with some words in `tmp_path`, here or in a process of its own; gives what it prints."""
+
+    def run(path, *words, here):
+        words = [str(path), *map(str, words)]
+        if here:
+            with monkeypatch.context() as patch:
+                patch.chdir(tmp_path)
+                patch.setattr(sys, "argv", words)
+                runpy.run_path(words[0], run_name="__main__")
+            return capsys.readouterr().out
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    jax.config.update("jax_numpy_rank_promotion", "allow")  # as users have it
+    yield run
+    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.mark.parametrize("kind", [["--network", "dense"], ["--network", "cnn"], ["--data", "mock"]], ids=" ".join)
-def test_the_tutorial(tmp_path, kind):
+def test_the_tutorial(run, tmp_path, kind):
     out = tmp_path / "out"
-    done = run(SCRIPT, *kind, "--gens", 2, "--population", 6, "--epochs", 1, "--out", out, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "All 8 masks fit the budget" in done.stdout
-    assert "=== Generation 1 ===\nFittest chromosome: [" in done.stdout
+    words = [*kind, "--gens", 2, "--population", 6, "--epochs", 1, "--out", out]
+    printed = run(SCRIPT, *words, here="dense" not in kind)
+    assert "All 8 masks fit the budget" in printed
+    assert "=== Generation 1 ===\nFittest chromosome: [" in printed
     result = json.loads((out / "result.json").read_text())
     tensors = load_file(out / "model" / "model.safetensors")
     names = ("conv_0", "conv_1", "dense") if "cnn" in kind else ("dense_0", "dense_1", "dense_2")
@@ -78,14 +98,23 @@ def test_a_limit_of_flops_is_kept(tmp_path):
     assert costs["found"] <= 0.5 * costs["train all"]
 
 
+@pytest.fixture
+def one_seed_for_finalists(monkeypatch):
+    """Where an example does not say how many it wants."""
+    search = one_call.search
+    with_one = lambda *data, options: search(*data, options={"finalist_seeds": 1} | options)  # noqa: E731
+    monkeypatch.setattr(one_call, "search", with_one)
+
+
+@pytest.mark.usefixtures("one_seed_for_finalists")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_runs_and_writes_a_mask(path, tmp_path):
+def test_every_example_runs_and_writes_a_mask(path, run, tmp_path):
+    """One in a process of its own, as it is."""
     if "equimo" in path.stem:
         pytest.importorskip("equimo", reason="Equimo is not installed: pip install equimo")
-    done = run(path, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    printed = run(path, here=path.stem != "plain_function")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert f"See {folder.relative_to(tmp_path)}/report.html" in done.stdout
+    assert f"See {folder.relative_to(tmp_path)}/report.html" in printed
     result = json.loads((folder / "result.json").read_text())
     assert result["model"]["test_accuracy"] > 0.4
     num_genes = 4 if path.stem in ("own_vit", "scanned_linen") else 3
