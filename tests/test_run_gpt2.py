@@ -41,10 +41,10 @@ TINY = {
 GENES = ["embeddings", "block_0", "block_1", "final_norm"]
 
 
-@pytest.fixture
-def corpus(tmp_path):
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
     """A small text of the user's own."""
-    path = tmp_path / "text.txt"
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
     path.write_text(lm.load_corpus("reviews").train[:5000], encoding="utf-8")
     return path
 
@@ -57,13 +57,20 @@ def run(out, **options):
 # Language modelling
 
 
-def test_the_script(small_gpt2, corpus, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, SCRIPT, *words(**TINY, model=small_gpt2, data=corpus, out=out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+@pytest.fixture(scope="module")
+def finished(small_gpt2, corpus, tmp_path_factory, quick_compilation):
+    """The folder of a run of the script, and what it has printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, SCRIPT, *words(**TINY, model=small_gpt2, data=corpus, out=folder / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout
+
+
+def test_the_script(finished):
+    out, printed = finished
     lines = re.findall(
-        r"^=== Generation (\d+) ===\nFittest chromosome: \[((?:[01](?:, )?){4})\] \| Fitness: (0\.\d{4})$", done.stdout, re.M
+        r"^=== Generation (\d+) ===\nFittest chromosome: \[((?:[01](?:, )?){4})\] \| Fitness: (0\.\d{4})$", printed, re.M
     )
     assert [number for number, _, _ in lines] == ["1", "2"]
     result = json.loads((out / "result.json").read_text())
@@ -73,7 +80,7 @@ def test_the_script(small_gpt2, corpus, tmp_path):
         for split in ("validation", "test"):
             assert row[f"{split}_perplexity"] == pytest.approx(math.exp(row[f"{split}_loss"]))
         figures = row["validation_accuracy"], row["test_accuracy"]
-        assert re.search(rf"{figures[0]:.4f} +{figures[1]:.4f} +one seed +{row['test_perplexity']:.2f} ", done.stdout)
+        assert re.search(rf"{figures[0]:.4f} +{figures[1]:.4f} +one seed +{row['test_perplexity']:.2f} ", printed)
     assert result["results"]["train nothing"]["trainable_parameters"] == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "SHA256SUMS",
@@ -97,11 +104,12 @@ def test_the_small_model_is_pretrained_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(lm, "load_corpus", load_less)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    result = run(tmp_path / "a", gens=1)
+    given = {"gens": 1, "max_tokens": 128, "batch_size": 8, "epochs": 2}  # as in pretraining
+    result = run(tmp_path / "a", **given)
     printed = capsys.readouterr().out
     assert re.search("Pretraining a GPT-2 of 842,496 parameters on 6,0.. bytes of Python's language reference, once", printed)
     assert result["stages"] == ["embeddings", *(f"block_{i}" for i in range(4)), "final_norm"]
-    again = run(tmp_path / "b", gens=1)
+    again = run(tmp_path / "b", **given)
     assert "Pretraining" not in capsys.readouterr().out
     assert again["results"] == result["results"]
     (kept,) = (tmp_path / "cache" / "gafreeze_jax").glob("gpt2-pydoc-*")
@@ -133,9 +141,13 @@ def test_what_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("granularity", ["layer", "sublayer"])
-def test_the_saved_model_scores_in_pytorch_what_the_table_says(granularity, small_gpt2, corpus, tmp_path):
-    out = tmp_path / "run"
-    result = run(out, model=str(small_gpt2), data=str(corpus), granularity=granularity)
+def test_the_saved_model_scores_in_pytorch_what_the_table_says(granularity, finished, small_gpt2, corpus, tmp_path):
+    if granularity == "layer":
+        out, _ = finished
+        result = json.loads((out / "result.json").read_text())
+    else:
+        out = tmp_path / "run"
+        result = run(out, model=str(small_gpt2), data=str(corpus), granularity=granularity)
     found = result["model"]
     loaded = pretrained.load(out / "model", "lm")
     tokenizer = tokens.load_tokenizer(out / "model")
