@@ -41,7 +41,7 @@ def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # this model is not small
     monkeypatch.delenv("XLA_FLAGS")  # compiled as users have it
     out = tmp_path / "run"
-    options = TINY | {"finalist_seeds": 1, "plan": "calls=2", "out": out}
+    options = TINY | {"finalist_seeds": 1, "plan": "calls=2", "max_tokens": 16, "out": out}
     done = subprocess.run(
         [sys.executable, SCRIPT, *words(**options)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
@@ -126,10 +126,14 @@ def test_what_is_left_on_disk(finished, small_bert, reviews):
     test = tokens.tokenize(tokens.load_tokenizer(out / "model"), data.test.texts, max_tokens=64, vocabulary=30522, types=2)
     batch = jax.tree.map(lambda leaf: leaf[0], tokens.pack_batches(test, np.arange(12)[None]))
     network = loaded.model.make_network()
-    x = jax.tree.map(lambda leaf: leaf[batch.elements], test.inputs)
-    for block in network.blocks:
-        x = block.apply(params[block.name], x, batch.context, frozen=True, key=None)
-    logits = network.head(params["head"], x, batch.context, frozen=True, key=None)
+
+    @jax.jit
+    def apply(params, x):
+        for block in network.blocks:
+            x = block.apply(params[block.name], x, batch.context, frozen=True, key=None)
+        return network.head(params["head"], x, batch.context, frozen=True, key=None)
+
+    logits = apply(params, jax.tree.map(lambda leaf: leaf[batch.elements], test.inputs))
     assert result["model"]["test_accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == data.test.labels))
     with open(out / "test_predictions.csv", encoding="utf-8", newline="") as file:
         predicted = list(csv.DictReader(file))
@@ -182,7 +186,7 @@ def test_pairs_of_texts(small_bert, tmp_path, capsys):
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows * 2))
     options = replace(run_bert.Options(**TINY), gens=1, model=str(small_bert), data=str(path), out=tmp_path / "run")
-    options = replace(options, class_weights="balanced")
+    options = replace(options, class_weights="balanced", finalist_seeds=1)
     run_bert.main(options)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["results"]["found"]["test_accuracy"] >= 0.5
     printed = capsys.readouterr().out
