@@ -10,7 +10,7 @@ from typing import Any
 
 from gafreeze_jax.data import layout
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed, reason
+from gafreeze_jax.listing import listed, shorten
 
 HUB = "huggingface.co"
 CONVERTED = "refs/convert/parquet"  # the revision with what the hub has converted; its folders are configurations and splits
@@ -60,6 +60,11 @@ def connect(host: str, port: int = 443) -> None:
     """Raises an OSError if a host cannot be reached; behind a proxy it is not asked, as it may be out of reach itself."""
     if not urllib.request.getproxies().keys() & {"https", "all"}:
         socket.create_connection((host, port), timeout=5).close()
+
+
+def first_line(error: Exception) -> str:
+    """Of what the HTTP client says; details follow it."""
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200)
 
 
 def check_network() -> None:
@@ -129,4 +134,4 @@ def _ask(source: str, function: Callable[..., Any], name: str, **given: Any) -> 
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.LocalEntryNotFoundError):
         return None
     except Exception as error:  # whatever the HTTP client of the hub's version raises
-        raise FileNotFoundError(f"{source}: cannot be downloaded: {reason(error)}") from None
+        raise FileNotFoundError(f"{source}: cannot be downloaded: {first_line(error)}") from None

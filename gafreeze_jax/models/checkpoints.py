@@ -16,7 +16,7 @@ import numpy as np
 
 from gafreeze_jax.data import files, hub, tokens
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed, reason
+from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import leaf_paths
 from gafreeze_jax.models import formats, minilm
 
@@ -106,7 +106,7 @@ def _download(name: str, embedded: str) -> Path:
     try:
         downloaded = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever the HTTP client of the hub's version raises
-        raise FileNotFoundError(f"{name}: cannot be downloaded: {reason(error)}; {alternatives}") from None
+        raise FileNotFoundError(f"{name}: cannot be downloaded: {hub.first_line(error)}; {alternatives}") from None
     if not any(downloaded.glob("*.safetensors")):
         raise FileNotFoundError(f"{name}: {formats.refusal_of_hub(name)}")
     return downloaded
