@@ -1,5 +1,6 @@
 """The loops of benchmarks/small_networks.py train what we do; the benchmark runs."""
 
+import functools
 import json
 import re
 import sys
@@ -90,6 +91,8 @@ def test_an_image_set_that_is_too_small_is_refused(folder):
 
 def test_benchmark(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(small_networks, "has_keras", lambda: False)
+    few = functools.partial(small_networks.make_dense_task, num_train=100, num_validation=50)
+    monkeypatch.setattr(small_networks, "make_dense_task", few)
     options = small_networks.Options(images=folder, generations=3, population=4, out=tmp_path / "result.json", **IMAGES)
     small_networks.main(options)
     result = json.loads((tmp_path / "result.json").read_text())
