@@ -1,6 +1,6 @@
 """Trains members or searches over all devices there are, for test_devices.py, also in processes of their own.
 
-python tests/engine/over_devices.py {train,share,parts,rated,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
+python tests/engine/over_devices.py {train,share,parts,search} FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
 """
 
 import sys
@@ -18,7 +18,7 @@ from gafreeze_jax.space import digits
 
 GENOMES = [(0, 0, 0), (1, 0, 1), (0, 1, 1)]
 SEARCH = (
-    "--gens 2 --population 3 --train-examples 48 --validation-examples 60 --epochs 8 --batch-size 8 --finalist-seeds 1 "
+    "--gens 2 --population 3 --train-examples 32 --validation-examples 60 --epochs 8 --batch-size 8 --finalist-seeds 1 "
     "--max-evaluations 7"  # fewer than all 8 masks
 )
 
@@ -102,4 +102,6 @@ def search(folder: Path, *several: str) -> None:
 
 if __name__ == "__main__":
     what, where, *several = sys.argv[1:]
-    {"train": train, "share": share, "parts": parts, "rated": rated, "search": search}[what](Path(where), *several)
+    if what == "train":
+        rated(Path(where))
+    {"train": train, "share": share, "parts": parts, "search": search}[what](Path(where), *several)

@@ -62,6 +62,7 @@ def alone(tmp_path_factory, quick_compilation):
     """A folder with what one device has trained."""
     folder = tmp_path_factory.mktemp("alone")
     over_devices.share(folder)
+    over_devices.rated(folder)
     return folder
 
 
@@ -74,9 +75,9 @@ def trained(request, tmp_path_factory):
 
 
 def test_members_train_on_eight_devices_as_on_one(trained, alone):
-    """Each on a device of its own, or two at a time on four devices each."""
+    """Each on a device of its own, also at rates of its own, or two at a time on four devices each."""
     what, folder = trained
-    assert_same(folder, alone, ("bert.npz", "resnet.npz") if what == "share" else ("bert.npz",))
+    assert_same(folder, alone, ("bert.npz", "resnet.npz" if what == "share" else "rated.npz"))
 
 
 def assert_same(folder, alone, names):

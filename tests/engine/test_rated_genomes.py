@@ -1,6 +1,7 @@
 """Genomes with levels, a rate of all genes and a head that is a gene train as plain `optax.multi_transform` does.
 
-The reference differentiates the whole network, and has an optimizer for each level, with a learning rate of its own.
+The reference differentiates the whole network, and has an optimizer for each level, with a learning rate of its own. That they
+train on several devices as on one is in test_devices.py.
 """
 
 import functools
@@ -10,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import over_devices
 import pytest
 import test_cost
 import test_population as tasks
-from test_devices import end, start
 
 from gafreeze_jax.engine import costs
 from gafreeze_jax.engine.cohort import Plan, make_cohorts, untrained
@@ -154,22 +153,11 @@ def test_genomes_of_a_network_with_dropout():
     task, space = TASKS["bert"], Space(TASKS["bert"][0].names, LEVELS, RATES, head="kept")
     genomes = [space.parse(text) for text in ("2102@1", "0211@0.5")]
     expected = {genome: plain_run("bert", make_adamw, multipliers(genome, space)) for genome in genomes}
-    for plan in (Plan(), Plan(2), Plan(2, tasks.NUM_STEPS, "traced")):
+    for plan in (Plan(2), Plan(2, tasks.NUM_STEPS, "traced")):
         population = tasks.make_population(task, make_adamw(1), plan=plan, space=space)
         for member in population.evaluate(genomes, tasks.make_run(task)):
             trees = dict(member.params), expected[member.genome], task[1]
             tasks.assert_same_params(space.names, space.frozen(member.genome), *trees, rtol=2e-4, atol=2e-5)
-
-
-def test_over_eight_devices_all_is_as_on_one(tmp_path):
-    for folder in ("one", "eight"):
-        (tmp_path / folder).mkdir()
-    over_devices.rated(tmp_path / "one")
-    end(start("rated", tmp_path / "eight", 8))
-    ours, expected = np.load(tmp_path / "eight" / "rated.npz"), np.load(tmp_path / "one" / "rated.npz")
-    assert set(ours) == set(expected)
-    for key, array in expected.items():
-        np.testing.assert_allclose(ours[key], array, rtol=2e-4, atol=5e-5, err_msg=key)
 
 
 # Rates of 1 and 1/2
