@@ -188,8 +188,9 @@ def test_the_best_random_mask_has_been_tried_at_all_rates(undisturbed):
         assert max(at_rates, key=scores.__getitem__) == genome, name
 
 
-def test_members_of_the_first_generation_beyond_the_first_masks_are_random(tmp_path):
-    """Not the first masks again, at the usual rate."""
+def test_members_of_the_first_generation_beyond_the_first_masks_are_random(tmp_path, monkeypatch):
+    """Not the first masks again, at the usual rate. At a low rate, pretraining takes more epochs than usual."""
+    monkeypatch.setattr(run_custom, "PRETRAINING_EPOCHS", 20)
     given = {"epochs": 1, "finalist_seeds": 1, "plan": SEARCH.plan, "learning_rate": 3e-4}
     run_custom.main(run_custom.Options(gens=1, population=16, rates=(4.0, 1.0, 0.25), out=tmp_path / "run", **given))
     with open(tmp_path / "run" / "evaluations.csv", encoding="utf-8", newline="") as file:
