@@ -104,12 +104,11 @@ def test_the_small_model_is_pretrained_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(lm, "load_corpus", load_less)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    given = {"gens": 1, "max_tokens": 128, "batch_size": 8, "epochs": 2}  # as in pretraining
-    result = run(tmp_path / "a", **given)
+    result = run(tmp_path / "a", gens=1)
     printed = capsys.readouterr().out
     assert re.search("Pretraining a GPT-2 of 842,496 parameters on 6,0.. bytes of Python's language reference, once", printed)
     assert result["stages"] == ["embeddings", *(f"block_{i}" for i in range(4)), "final_norm"]
-    again = run(tmp_path / "b", **given)
+    again = run(tmp_path / "b", gens=1)
     assert "Pretraining" not in capsys.readouterr().out
     assert again["results"] == result["results"]
     (kept,) = (tmp_path / "cache" / "gafreeze_jax").glob("gpt2-pydoc-*")
