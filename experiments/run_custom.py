@@ -116,7 +116,8 @@ def prepare(given: Options) -> Setup:
     load = load_digits if given.data == "digits" else make_mock
     data = load(np.random.default_rng(0), given.train_examples, given.validation_examples)
     network, shapes = make_network(given.network, data.train.inputs.shape[1:], data.num_classes)
-    longer = dataclasses.replace(given, epochs=PRETRAINING_EPOCHS)
+    usual = {"learning_rate": Options.learning_rate, "head_learning_rate": Options.head_learning_rate}
+    longer = dataclasses.replace(given, epochs=PRETRAINING_EPOCHS, **usual)
     initial = plain.init_params(jax.random.key(given.seed), shapes)
     pretrained = pretrain(make_problem(network, initial, data.pretraining, data.pretraining, longer), longer)
     return Setup(

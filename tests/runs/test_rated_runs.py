@@ -19,7 +19,7 @@ from test_run_dir import outcome
 from gafreeze_jax import masking
 from gafreeze_jax.runs import run_dir
 from gafreeze_jax.runs.baselines import BASELINES, FURTHER, LOWER_RATES
-from gafreeze_jax.search import history
+from gafreeze_jax.search import genetic, history
 from gafreeze_jax.space import Space
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -188,15 +188,14 @@ def test_the_best_random_mask_has_been_tried_at_all_rates(undisturbed):
         assert max(at_rates, key=scores.__getitem__) == genome, name
 
 
-def test_members_of_the_first_generation_beyond_the_first_masks_are_random(tmp_path, monkeypatch):
-    """Not the first masks again, at the usual rate. At a low rate, pretraining takes more epochs than usual."""
-    monkeypatch.setattr(run_custom, "PRETRAINING_EPOCHS", 20)
-    given = {"epochs": 1, "finalist_seeds": 1, "plan": SEARCH.plan, "learning_rate": 3e-4}
-    run_custom.main(run_custom.Options(gens=1, population=16, rates=(4.0, 1.0, 0.25), out=tmp_path / "run", **given))
-    with open(tmp_path / "run" / "evaluations.csv", encoding="utf-8", newline="") as file:
-        genomes = {row["genome"] for row in csv.DictReader(file) if row["generation"] == "1"}
-    assert {"000@4", "100@4", "110@4", "011@4", "001@4"} <= genomes
-    assert not {"100@1", "110@1", "011@1", "001@1"} <= genomes
+@pytest.mark.parametrize(("rates", "are_random"), [((4.0, 1.0, 0.25), True), ((1.0,), False)])
+def test_members_of_the_first_generation_beyond_the_first_masks_are_random(rates, are_random, tmp_path, monkeypatch):
+    """Not the first masks again, which train at other rates then than those that the algorithm would begin with."""
+    initial, make_ga = [], genetic.make_ga
+    monkeypatch.setattr(genetic, "make_ga", lambda *args, **given: initial.append(given["initial"]) or make_ga(*args, **given))
+    given = {"epochs": 1, "finalist_seeds": 1, "plan": SEARCH.plan}
+    run_custom.main(run_custom.Options(gens=1, population=16, rates=rates, out=tmp_path / "run", **given))
+    assert [genomes is None for genomes in initial] == [are_random]
 
 
 def test_the_page_has_rates_and_says_what_levels_are(undisturbed):
