@@ -140,10 +140,6 @@ def make_population(config: Any, num_texts: int, length: int) -> tuple[Populatio
         return Population(network, params, recipe, source, source, loss=cross_entropy, metric=ACCURACY), run
 
 
-def num_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def is_variable(one: Any) -> bool:
     return isinstance(one, jax.extend.core.Var)
 

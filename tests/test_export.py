@@ -83,12 +83,7 @@ def bert_model(tmp_path_factory):
     params = model.init_params(jax.random.key(0))
     model.save(folder, params, source=source, label_names=("no", "yes"))
     mask = folder / "mask.json"
-    masking.write_mask(
-        mask,
-        masking.make_genes(params, BERT_RULES),
-        GENOME,
-        {path: names[0] for path, names in model.torch_names(params).items()},
-    )
+    masking.write_mask(mask, masking.make_genes(params, BERT_RULES), GENOME, model.torch_names(params))
     return folder, mask
 
 

@@ -23,6 +23,7 @@ from gafreeze_jax.listing import listed
 
 RUN, JOURNAL, MEMBERS, RESULT, SUMS = "run.json", "evaluations.csv", "members", "result.json", "SHA256SUMS"
 TENSORBOARD, PREDICTIONS = "tensorboard", "test_predictions.csv"
+FUNCTION = "function"  # the kind of runs that no script makes
 FACTS = {
     "kind": str, "options": dict, "versions": dict, "device": str, "stages": list, "num_steps": int, "fingerprint": str,
 }  # fmt: skip
@@ -40,11 +41,12 @@ def is_run(path: epath.Path) -> bool:
 
 
 def made_by(kind: str) -> str:
-    """What makes runs of a kind: a script, or the function."""
-    return "gafreeze_jax.search" if kind == "function" else f"run_{kind}.py"
+    """What makes runs of a kind: a script of experiments/, or the function."""
+    return "gafreeze_jax.search" if kind == FUNCTION else f"run_{kind}.py"
 
 
-def is_local(path: epath.Path) -> bool:
+def is_local(path: object) -> bool:
+    """Whether a path, or None, is not that of a remote folder."""
     return "://" not in str(path)
 
 

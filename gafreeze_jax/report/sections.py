@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from gafreeze_jax.intervals import Interval
 from gafreeze_jax.report import outcomes
 from gafreeze_jax.report.drawn import chart
-from gafreeze_jax.report.folder_format import NOT_COMPARED, made_by
+from gafreeze_jax.report.folder_format import FUNCTION, NOT_COMPARED, made_by
 from gafreeze_jax.report.html import flop, folded_table, interval_bar, mask_glyph, note, percent, table, tag, words
 from gafreeze_jax.report.run_folder import RunFolder, Spent, furthest
 from gafreeze_jax.report.summary import describe_found, dropped, printable
@@ -247,8 +247,7 @@ def repeat(run: RunFolder, place: str) -> list[Element]:
 
 def command(kind: str, options: Mapping[str, Any]) -> list[str]:
     """The command that repeats the run, in parts: the script, then each option."""
-    maker = made_by(kind)
-    parts = [f"python experiments/{maker}" if maker.endswith(".py") else maker]
+    parts = [made_by(kind) if kind == FUNCTION else f"python experiments/{made_by(kind)}"]
     for name, value in options.items():
         flag = name.replace("_", "-")
         if name in NOT_COMPARED:

@@ -16,7 +16,7 @@ from gafreeze_jax.masking.mask_file import load_mask
 from gafreeze_jax.options import OptionError, Options, check, with_absolute_paths
 from gafreeze_jax.report import summary
 from gafreeze_jax.report.display import Display
-from gafreeze_jax.report.folder_format import TENSORBOARD
+from gafreeze_jax.report.folder_format import TENSORBOARD, is_local
 from gafreeze_jax.report.metric_format import MetricFormat
 from gafreeze_jax.runs import results
 from gafreeze_jax.runs.baselines import BASELINES, LOWER_RATES
@@ -98,7 +98,7 @@ class _Begun(NamedTuple):
 def _begin(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, path: epath.Path) -> _Begun:
     """Checks the options, loads network, data and a mask, and opens the folder."""
     check(options)
-    if options.tensorboard and "://" in str(path):
+    if options.tensorboard and not is_local(path):
         raise ValueError(f"--tensorboard needs a local folder, got {path}")
     process.keep_compiled_programs()
     setup = prepare(options)

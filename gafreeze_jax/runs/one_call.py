@@ -18,11 +18,10 @@ from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
 from gafreeze_jax.models import checkpoints, from_function, modules
 from gafreeze_jax.models.cutting.explain import costs_of_blocks, num_outputs
 from gafreeze_jax.options import Options
+from gafreeze_jax.report.folder_format import FUNCTION, is_local
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.main import carry_out
 from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, make_problem, make_source
-
-KIND = "function"  # of run
 
 
 class Searched(NamedTuple):
@@ -71,7 +70,7 @@ def search(
       ValueError: if an option, a rule or the data are wrong.
     """
     options = options if isinstance(options, Options) else _make_options(options or {})
-    if elsewhere := [place for place in (options.out, options.resume) if "://" in str(place)]:
+    if elsewhere := [place for place in (options.out, options.resume) if not is_local(place)]:
         raise ValueError(f"a search reads its model back from a local folder, got {elsewhere[0]}")
     function = modules.as_function(apply, params)
     sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
@@ -97,7 +96,7 @@ def search(
             facts={"blocks": [row._asdict() for row in costs_of_blocks(network)]},
         )
 
-    folder = carry_out(KIND, prepare, options)
+    folder = carry_out(FUNCTION, prepare, options)
     tuned = function.restore(_read_params(folder / "model", function.params, genes))
     return Searched(masking.read_rates(folder / "mask.json", genes), tuned, RunFolder(folder).facts["verdict"], folder)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gafreeze_jax.engine.scoring import each_batch
 from gafreeze_jax.extras import needs
-from gafreeze_jax.report.folder_format import SUMS, made_by
+from gafreeze_jax.report.folder_format import FUNCTION, SUMS, made_by
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.report.summary import printable
 from gafreeze_jax.runs.fingerprint import fingerprint_of_model
@@ -111,8 +111,8 @@ def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None
 def _open(path: Path, changes: dict[str, Any]) -> tuple[RunFolder, ModuleType, Any]:
     """A finished run, the module of its kind of task, and its options with changes."""
     run = RunFolder(path)
-    kind, maker = run.facts["kind"], made_by(run.facts["kind"])
-    is_script = maker.endswith(".py")
+    kind = run.facts["kind"]
+    maker, is_script = made_by(kind), kind != FUNCTION
     if not (path / SUMS).is_file():
         again = f"python experiments/{maker} --resume {path}" if is_script else f"call {maker} again, with the same out"
         raise ValueError(f"{path}: the run is not finished; to resume it: {again}")

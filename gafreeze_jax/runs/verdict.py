@@ -115,21 +115,19 @@ def judge(
     """
     _check(found, [*baselines, *ablations], metric, validation_score)
     contenders = (found, *baselines, *ablations)
-    differences = {
-        first.name: {
-            other.name: metric.shown_interval(difference(first.scores, other.scores))
-            for other in contenders
-            if other is not first
-        }
+    changes = {
+        first.name: {other.name: difference(first.scores, other.scores) for other in contenders if other is not first}
         for first in contenders
+    }
+    differences = {
+        name: {other: metric.shown_interval(change) for other, change in row.items()} for name, row in changes.items()
     }
     mean, low, high = metric.shown_interval(interval(found.scores))
     value = Interval(mean, *metric.limit(low, high))
     known = validation_score is not None and math.isfinite(validation_score)  # it is not if a seed diverged
     gap = metric.shown(validation_score) - value.mean if known else None
-    ahead = {other.name: difference(found.scores, other.scores) for other in contenders[1:]}
     openings = TRANSFERRED if transferred else SEARCHED
-    outcome, sentence = _outcome(found, baselines, ahead=ahead, value=value, metric=metric, openings=openings)
+    outcome, sentence = _outcome(found, baselines, ahead=changes[found.name], value=value, metric=metric, openings=openings)
     if (constant := _constant(contenders, classes)) is not None:
         shares = f"test accuracies are that class's share; the found mask has {metric.write(value.mean)}"
         outcome, sentence = "not better", f"Nothing was learned: every model gives all test examples {constant}, so {shares}."

@@ -209,7 +209,6 @@ NOT_WITH_LION = [
     "nothing kept",
     "streamed from the host",
     "streamed, 4 steps at a time",
-    "computed again, stacked",
 ]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gafreeze_jax.engine import costs
-from gafreeze_jax.engine.network import Network
+from gafreeze_jax.engine.network import Network, num_bytes
 from gafreeze_jax.models.cutting.pieces import Piece
 from gafreeze_jax.models.cutting.program import shaped
 
@@ -79,7 +79,7 @@ def costs_of_blocks(network: Network) -> list[BlockCosts]:
 def _costs(name: str, piece: Piece, code: str) -> BlockCosts:
     closed, *_ = piece.slice(piece.size, False)
     flops = costs.flops_of_piece(closed) / piece.size
-    crossing = sum(atom.aval.size * atom.aval.dtype.itemsize for atom in closed.jaxpr.outvars) // piece.size
+    crossing = num_bytes(closed.out_avals) // piece.size
     return BlockCosts(name, len(closed.jaxpr.eqns), piece.num_parameters, flops, crossing, code)
 
 
