@@ -202,8 +202,8 @@ def costs(run: RunFolder, place: str) -> list[Element]:
     if run.finished:
         diverged = run.facts["num_diverged"]
         nodes.append(note(f"{run.facts['seconds']:,.0f} s in all, with preparation and test; {diverged} evaluations diverged."))
-        if phases := run.facts.get("seconds_of_phases"):
-            took = ", ".join(f"{phase} {seconds:,.0f}" for phase, seconds in phases.items() if round(seconds))
+        phases = run.facts.get("seconds_of_phases", {}).items()
+        if took := ", ".join(f"{phase} {seconds:,.0f}" for phase, seconds in phases if round(seconds)):
             nodes.append(note(f"Seconds of the process that finished the run, baselines that are no masks among them: {took}."))
     if spent := run.spent:
         nodes.append(_spent_table(spent))
