@@ -13,8 +13,8 @@ on the test set after the last one. A seed decides a fresh head's initialisation
 - new tasks, with a fresh head: all masks of MiniLM, ResNet-20 and a CNN, at one learning rate
 - FreezeBench-Shift, with the head kept as a gene: a network that was trained on clean images or texts is adapted to few shifted
   ones (`shifts.py`); all masks, each at several learning rates. A gene has two or three blocks.
-- FreezeBench-Rates, with a fresh head: each gene, three of the CNN's blocks, at several rates or frozen, and all of that at
-  several learning rates
+- FreezeBench-Rates, with a fresh head: each gene, three blocks of the CNN or of MiniLM, at several rates or frozen, and all of
+  that at several learning rates
 """
 
 import csv
@@ -84,6 +84,7 @@ class Options:
             "resnet20-cifar10_blur",
             "resnet20-cifar10_labels",
             "cnn-fashion_mnist_rates",
+            "minilm-trec_rates",
         ]
     ]
     """Network and data set."""
@@ -260,6 +261,8 @@ SHIFTED_DIGITS = shared_options.Options(train_examples=64, validation_examples=1
 SHIFTED_CIFAR = shared_options.Options(train_examples=256, validation_examples=512, epochs=4, batch_size=32, learning_rate=4e-3)
 RATES_OF_CNN = dataclasses.replace(FRESH, train_examples=256, learning_rate=2e-3)
 
+RATES: dict[str, Any] = {"levels": (1, 0, 1 / 2, 1 / 4), "rates": (1 / 4, 1 / 2, 1, 2), "blocks_of_gene": 3}
+
 BENCHES = (
     dict.fromkeys(["minilm-sst2", "minilm-trec"], Bench(bert_problem, FRESH, (16, 32, 64)))
     | dict.fromkeys(["resnet20-cifar10", "resnet20-fashion_mnist"], Bench(resnet_problem, FRESH, (16, 32, 64)))
@@ -278,14 +281,8 @@ BENCHES = (
         for shift in ("noise", "contrast", "blur", "labels")
     }
     | {
-        "cnn-fashion_mnist_rates": Bench(
-            functools.partial(cnn_problem, num_test=1000),
-            RATES_OF_CNN,
-            (16, 32),
-            levels=(1, 0, 1 / 2, 1 / 4),
-            rates=(1 / 4, 1 / 2, 1, 2),
-            blocks_of_gene=3,
-        )
+        "cnn-fashion_mnist_rates": Bench(functools.partial(cnn_problem, num_test=1000), RATES_OF_CNN, (16, 32), **RATES),
+        "minilm-trec_rates": Bench(bert_problem, FRESH, (16, 32, 64), **RATES),
     }
 )
 
