@@ -58,8 +58,6 @@ def options(model, data, out, **changes):
 
 def test_the_script_with_the_embedded_model_and_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # there is much to train
-    monkeypatch.delenv("XLA_FLAGS")  # compiled as users have it
     as_pretraining = {"train_examples": 32, "batch_size": 32, "epochs": 2}  # whose programs serve again
     tiny = TINY | as_pretraining | {"gens": 1, "plan": "members=1", "out": tmp_path / "run"}
     done = subprocess.run([sys.executable, SCRIPT, *words(**tiny)], capture_output=True, text=True, cwd=tmp_path, check=False)
