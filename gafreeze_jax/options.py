@@ -158,6 +158,9 @@ def check(options: Options, **smallest: int) -> None:
     for name, least in (common | smallest).items():
         if (value := getattr(options, name)) is not None and not value >= least:  # NaN is not, either
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for name in ("max_evaluations", "max_minutes"):
+        if getattr(options, name) == math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number; leave it out for no limit")
     if options.seed >= 2**32:
         raise ValueError(f"--seed must be below 2**32, got {options.seed}")
     if options.max_flops is not None and not 0 < options.max_flops <= 1:

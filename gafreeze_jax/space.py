@@ -8,7 +8,7 @@ int8. Only this module knows how many levels and rates there are, and how genome
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -271,6 +271,15 @@ class Space:
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """Random genomes [num, K] int8, all equally likely."""
         return self._from_uniform(rng.random((num, len(self.choices)))).astype(np.int8)
+
+    def freeze_until(self, is_allowed: Callable[[Genome], bool], rng: np.random.Generator, genome: Sequence[int]) -> Genome:
+        """A genome of which genes are frozen, one by one in random order, until it is allowed or all are frozen."""
+        values = as_genome(genome)
+        for gene in [] if is_allowed(values) else rng.permutation(self.num_genes):
+            values = (*values[:gene], self.all_frozen[gene], *values[gene + 1 :])
+            if is_allowed(values):
+                break
+        return values
 
     def draw(self, key: jax.Array, num: int) -> jax.Array:
         """As `sample`, for JAX."""

@@ -138,6 +138,30 @@ def test_groups_are_expanded_in_names(target, names):
     assert make_genes(params, {r"(?P<part>\w+)/(\d)": target}).names == names
 
 
+def test_a_stack_has_layers():
+    with pytest.raises(ValueError, match="leaf 'layers' is a stack of no layers"):
+        make_genes({"layers": np.ones((0, 3)), "head": np.ones(1)}, {"layers": Stacked("layer_{}"), "head": None})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64"])
+@pytest.mark.parametrize("in_jit", [False, True])
+def test_the_sign_of_a_frozen_zero_stays(dtype, in_jit):
+    """Pruned weights have many: -0.0 + 0.0 would be 0.0."""
+    body = -jnp.zeros((2, 3), dtype)
+    params = {"body": body.at[0, 0].set(1), "head": jnp.ones(2)}
+    genes = make_genes(params, {"body": Stacked("layer_{}"), "head": None})
+    gradients, given = jax.tree.map(jnp.ones_like, params), {"genome": jnp.array([True, True])}
+    for tx, extra in ((freeze(optax.adamw(0.1), genes, [True, True]), {}), (freezable(optax.adamw(0.1), genes), given)):
+
+        def step(params, extra, tx=tx):
+            updates, _ = tx.update(gradients, tx.init(params), params, **extra)
+            return optax.apply_updates(params, updates)
+
+        trained = (jax.jit(step) if in_jit else step)(params, extra)
+        assert np.asarray(trained["body"]).tobytes() == np.asarray(params["body"]).tobytes()
+        assert (trained["head"] != params["head"]).all()
+
+
 def test_two_rules_may_feed_one_gene():
     params = {"embed": np.ones(1), "embed_norm": np.ones(1), "layer": np.ones(1)}
     genes = make_genes(params, {"embed": "embed", "layer": "layer", "embed_norm": "embed"})
@@ -553,6 +577,13 @@ def test_other_files_are_no_masks(tmp_path, text):
     (tmp_path / "mask.json").write_text(text)
     with pytest.raises(ValueError, match=r"mask\.json: expected a mask file of version 1 or 2"):
         read_mask(tmp_path / "mask.json")
+
+
+@pytest.mark.parametrize("rates", [[1], {"other": 1}, None, "1"])
+def test_rates_are_no_part_of_a_mask_of_version_1(tmp_path, rates):
+    mask = {"format": "gafreeze_jax mask", "version": 1, "frozen": {"embed": True, "body": False}, "rates": rates}
+    (tmp_path / "mask.json").write_text(json.dumps(mask))
+    assert masking.read_rates(tmp_path / "mask.json") == {"embed": 0.0, "body": 1.0}
 
 
 @pytest.mark.parametrize("names", [["head", "body"], ["body"], ["body", "head", "tail"]], ids=["order", "fewer", "more"])

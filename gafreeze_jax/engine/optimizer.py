@@ -123,7 +123,7 @@ def update_block(
         if max_norm < math.inf:
             scale = max_norm / jnp.maximum(jnp.sqrt(square_norm), max_norm)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
-        if frozen is None:
+        if frozen is None or not jax.tree.leaves(params):
             updates, state = tx.update(gradients, state, params)
         else:
             gene = masking.make_genes(params, {".*": "block"})

@@ -56,6 +56,16 @@ class Trial(NamedTuple):
     num_timed: int
     step_seconds: float
 
+    def as_json(self) -> dict[str, Any]:
+        """Without infinity, which JSON does not have."""
+        seconds = self.step_seconds if math.isfinite(self.step_seconds) else None
+        return self._asdict() | {"plan": self.plan._asdict(), "step_seconds": seconds}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Trial":
+        seconds = math.inf if entry["step_seconds"] is None else entry["step_seconds"]
+        return cls(**entry | {"plan": Plan(**entry["plan"]), "step_seconds": seconds})
+
 
 class Choice(NamedTuple):
     """The plan that was chosen, why, and all that was tried."""
@@ -71,14 +81,13 @@ def as_json(choice: Choice, final: Plan) -> dict[str, Any]:
         "chosen": choice.plan._asdict(),
         "final": final._asdict(),
         "reason": choice.reason,
-        "trials": [trial._asdict() | {"plan": trial.plan._asdict()} for trial in choice.trials],
+        "trials": [trial.as_json() for trial in choice.trials],
     }
 
 
 def from_json(plan: Mapping[str, Any]) -> Choice:
     """What `as_json` was made from."""
-    trials = [Trial(**trial | {"plan": Plan(**trial["plan"])}) for trial in plan["trials"]]
-    return Choice(Plan(**plan["chosen"]), plan["reason"], tuple(trials))
+    return Choice(Plan(**plan["chosen"]), plan["reason"], tuple(map(Trial.from_json, plan["trials"])))
 
 
 def parse(text: str) -> Plan:

@@ -227,6 +227,8 @@ def _match(
         target, ndim = rules[rule][1], np.ndim(leaf)
         if not isinstance(target, Stacked):
             owners.append((rule, None if target is None else match.expand(target), 0))
+        elif -ndim <= target.axis < ndim and np.shape(leaf)[target.axis] == 0:
+            errors.append(f"leaf {path!r} is a stack of no layers")
         elif not -ndim <= target.axis < ndim:
             shape = f"has shape {np.shape(leaf)}, without axis {target.axis}," if ndim else "is a scalar"
             errors.append(f"leaf {path!r} {shape} and cannot be stacked as {target.name!r}")

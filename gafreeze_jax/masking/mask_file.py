@@ -132,7 +132,7 @@ def load_mask(path: str | os.PathLike[str], genes: Genes | None = None) -> dict[
     frozen = mask["frozen"]
     if genes is not None and tuple(frozen) != genes.names:
         raise ValueError(f"{path}: the mask has the genes {shown(list(frozen))}; the network has {shown(genes.names)}")
-    rates = mask.get("rates") or {name: not flag for name, flag in frozen.items()}
+    rates = mask["rates"] if mask["version"] > 1 else {name: not flag for name, flag in frozen.items()}
     return {**mask, "rates": {name: float(rates[name]) for name in frozen}, "head": mask.get("head")}
 
 

@@ -49,7 +49,8 @@ def freeze(
     Functions among the keywords of `update`, such as the `value_fn` of a line search, get whole parameters.
 
     With `rates` in place of a genome, what comes out of `tx` is multiplied by the gene's rate, which scales the learning rate
-    and a weight decay that it multiplies. Leaves with a rate of 0 are frozen; always trainable leaves have a rate of 1.
+    and a weight decay that it multiplies. Leaves with a rate of 0 are frozen; always trainable leaves have a rate of 1. With
+    rates above 1 `optax.keep_params_nonnegative` keeps nothing so: it ends whole steps at zero.
 
     Args:
       tx: an optax optimizer, or `optax.MultiSteps`.
@@ -66,8 +67,8 @@ def freeze(
     >>> genes = make_genes(params, {"body": "body", "head": None})
     >>> tx = freeze(optax.adamw(0.1), genes, [True])
     >>> updates, _ = tx.update(params, tx.init(params), params)
-    >>> updates["body"].tolist()
-    [0.0, 0.0]
+    >>> updates["body"].tolist()  # x + -0.0 is x, also for -0.0
+    [-0.0, -0.0]
     >>> tx = freeze(optax.sgd(1.0), genes, rates=[0.25])
     >>> updates, _ = tx.update(params, tx.init(params), params)
     >>> updates["body"].tolist(), updates["head"].tolist()
@@ -107,7 +108,7 @@ def freezable(tx: optax.GradientTransformation, genes: Genes) -> optax.GradientT
     >>> tx = freezable(optax.sgd(0.5), genes)
     >>> step = jax.vmap(lambda genome: tx.update(params, tx.init(params), params, genome=genome)[0]["body"])
     >>> step(jnp.array([[True], [False]])).tolist()
-    [[0.0, 0.0], [-0.5, -0.5]]
+    [[-0.0, -0.0], [-0.5, -0.5]]
     """
 
     def split(extra: Mapping[str, Any]) -> tuple[list[Any], list[Any] | None, dict[str, Any]]:
@@ -215,8 +216,14 @@ def _restricted(
 
 
 def _zeros(update: Any, ndim: int) -> Any:
-    """The update of a frozen parameter of `ndim` axes; gradients per example have one more in front."""
-    return update if is_masked(update) else jnp.zeros_like(update, shape=np.shape(update)[np.ndim(update) - ndim :])
+    """The update of a frozen parameter of `ndim` axes; gradients per example have one more in front.
+
+    Floats get -0.0, which leaves every number as it is; -0.0 + 0.0 would be 0.0.
+    """
+    if is_masked(update):
+        return update
+    zeros = jnp.zeros_like(update, shape=np.shape(update)[np.ndim(update) - ndim :])
+    return -zeros if jnp.issubdtype(zeros.dtype, jnp.inexact) else zeros
 
 
 def _view(tree: PyTree, genes: Genes, flags: list[Any]) -> "_View":

@@ -20,7 +20,7 @@ from gafreeze_jax.masking import Genes
 from gafreeze_jax.masking.genes import ALWAYS_TRAINS
 from gafreeze_jax.models.cutting import chain, levels
 from gafreeze_jax.models.cutting.pieces import ALWAYS, LEAVES, Traced, block_tree
-from gafreeze_jax.models.cutting.program import is_statistic
+from gafreeze_jax.models.cutting.program import HEAD, is_statistic
 
 KEY_NAMES = ("key", "rng")  # of a function's third argument, if it has a default
 
@@ -87,6 +87,7 @@ def in_order_of_use(apply: Callable[..., Any], params: PyTree, genes: Genes, inp
 
 def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTree) -> tuple[Traced, int, bool]:
     """The function, a batch size to cut it at, and whether it has a training mode."""
+    _check_names(genes)
     leaves, inputs = jax.eval_shape(lambda *trees: jax.tree.map(jnp.asarray, trees), genes.leaves(params), inputs)
     takes_key, has_statistics = _takes_key(apply), any(map(is_statistic, genes.paths))
 
@@ -150,10 +151,14 @@ def split(params: PyTree, genes: Genes) -> dict[str, PyTree]:
     Raises:
       ValueError: if a gene is called "head" or "always", which are taken.
     """
-    if taken := sorted({"head", ALWAYS} & set(genes.names)):
-        raise ValueError(f"a gene cannot be called {' or '.join(taken)}; give it another name, or None for what always trains")
+    _check_names(genes)
     parts, always = masking.split_genes(params, genes)
     return {**{name: block_tree(leaves) for name, leaves in parts.items()}, "head": {ALWAYS: always}}
+
+
+def _check_names(genes: Genes) -> None:
+    if taken := sorted({HEAD, ALWAYS} & set(genes.names)):
+        raise ValueError(f"a gene cannot be called {' or '.join(taken)}; give it another name, or None for what always trains")
 
 
 def join(params: Mapping[str, PyTree], genes: Genes) -> PyTree:

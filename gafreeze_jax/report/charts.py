@@ -297,6 +297,7 @@ def _point(axes: Axes, x: float, score: float, label: str, *, floor: float, **st
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
 
 

@@ -69,8 +69,12 @@ def read_facts(path: epath.Path) -> dict[str, Any]:
 
 
 def facts_as_text(facts: Mapping[str, Any]) -> str:
-    """The text of `run.json`, with a checksum of its content."""
-    return json.dumps({**facts, "checksum": _checksum(facts)}, indent=2) + "\n"
+    """The text of `run.json`, with a checksum of its content.
+
+    Raises:
+      ValueError: for NaN or infinity, which `read_facts` refuses.
+    """
+    return json.dumps({**facts, "checksum": _checksum(facts)}, indent=2, allow_nan=False) + "\n"
 
 
 def _checksum(facts: Mapping[str, Any]) -> str:
@@ -85,6 +89,7 @@ def verify(path: epath.Path) -> None:
     """
     lines = (path / SUMS).read_bytes().decode("utf-8", "replace").splitlines()
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    digests.setdefault(RUN, "")  # a list without it is not whole
     if damaged := [name for name, digest in digests.items() if not (path / name).is_file() or _sha256(path / name) != digest]:
         raise ValueError(
             f"{path}: damaged or missing: {listed(damaged)}. Delete {path / SUMS} and give the command again: intact files "

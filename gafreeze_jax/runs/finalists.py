@@ -89,7 +89,8 @@ class Finalist(NamedTuple):
 
 
 def _validation_of(member: Member) -> tuple[float, float]:
-    return (member.score, member.loss) if math.isfinite(member.loss) else (-math.inf, math.inf)
+    diverged = math.isnan(member.score) or not math.isfinite(member.loss)
+    return (-math.inf, math.inf) if diverged else (member.score, member.loss)
 
 
 def _rank(member: Member) -> tuple[float, float]:
@@ -314,9 +315,9 @@ def _race(retraining: Retraining, finalists: Sequence[Finalist]) -> list[Finalis
     is_known = any(map(is_found, finalists[1:]))  # the verdict: "the same mask"
 
     def decide(finalist: Finalist, behind: Interval | None) -> Finalist:
-        if finalist.name == TRAIN_ALL.name or is_found(finalist):
+        if finalist.name == TRAIN_ALL.name or finalist is everything or is_found(finalist):
             return finalist
-        is_needed = finalist.is_ablation or finalist is everything or retraining.is_thorough or not is_known
+        is_needed = finalist.is_ablation or retraining.is_thorough or not is_known
         return finalist._replace(behind=behind, is_needed=is_needed)
 
     return list(map(decide, finalists, _behind_first(retraining, finalists)))

@@ -58,6 +58,7 @@ class RunDir:
         )
         self.finalists = FinalistStore(path / MEMBERS if path else None, space, write=devices.is_first())
         self.seconds = sum(evaluation.seconds for evaluation in self.journal)
+        self._folder_is_ours = False
 
     @classmethod
     def open(cls, path: epath.Path, facts: Mapping[str, Any]) -> "RunDir":
@@ -80,8 +81,10 @@ class RunDir:
     @classmethod
     def _create(cls, path: epath.Path, facts: Mapping[str, Any]) -> "RunDir":
         try:
+            was_there = path.exists()
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, facts)
+            run._folder_is_ours = not was_there
             run.add_facts(**facts)
         except OSError as error:
             raise ValueError(f"--out {path}: cannot be written: {error.strerror or error}; choose another folder") from None
@@ -119,9 +122,13 @@ class RunDir:
             write_whole(self.path / RUN, folder_format.facts_as_text(self.facts))
 
     def discard(self) -> None:
-        """Deletes the folder of a run that has evaluated nothing."""
-        if self.path is not None and devices.is_first() and not len(self.journal):
+        """Deletes what a run that has evaluated nothing has written, and its folder, unless that was there before."""
+        if self.path is None or not devices.is_first() or len(self.journal):
+            return
+        if self._folder_is_ours:
             self.path.rmtree()
+        else:
+            (self.path / RUN).unlink()
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[Path]:

@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
       steps: of training.
       generation: that asked for it, from 1.
       score: the metric on the validation split, higher is better.
-      loss: on the validation split, mean over examples; not finite if the run diverged.
+      loss: on the validation split, mean over examples. If it is not finite, or the score is NaN, the run diverged.
       train_loss: mean over the training steps.
       trainable_parameters: number of parameters that the genome leaves trainable.
       seconds: of training, since the last score, and scoring; a share of what was done at the same time.
@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        return not (math.isfinite(self.loss) and math.isfinite(self.train_loss))
+        return math.isnan(self.score) or not (math.isfinite(self.loss) and math.isfinite(self.train_loss))
 
     @property
     def fitness(self) -> tuple[float, float, float]:

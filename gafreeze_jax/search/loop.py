@@ -8,6 +8,7 @@ twice.
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ from gafreeze_jax.space import Genome, Space, as_genome
 
 ASKS = 16  # populations of offspring among which the surrogate picks
 ENUMERABLE = 4096  # genomes, of which all that are unseen can be listed
+DRAWS = 64  # populations of random genomes, at most, among which unseen ones are looked for
 
 
 class Scored(Protocol):
@@ -127,7 +129,8 @@ class Search(Generic[M]):
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
       fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
-      allowed: whether a genome may be evaluated, and lead; those in `initial` are evaluated in any case.
+      allowed: whether a genome may be evaluated, and lead; those in `initial` are evaluated in any case. Of other genomes that
+        may not, genes are frozen at random until they may.
       elapsed: seconds of evaluations so far; default: those in the ledger. It must agree among processes.
       on_generation: called after each generation.
     """
@@ -169,7 +172,8 @@ class Search(Generic[M]):
             asked, screened = self._ask_for(number, initial, key_ask, state, rng)
             genomes = asked[: self._num_affordable(len(asked), len(initial))]
             if not len(genomes):
-                why = "as all allowed masks have been evaluated"
+                all_seen = self.space.size <= ENUMERABLE
+                why = "as all allowed masks have been evaluated" if all_seen else "as no other allowed mask was found"
                 break
             num_full = self._climb(genomes, number)
             if number == 1:
@@ -193,10 +197,7 @@ class Search(Generic[M]):
     # Which genomes
 
     def _try_rates(self) -> np.ndarray:
-        """Trains everything at each rate [N, K], and has initial genomes take the best and the next higher one.
-
-        None if there is but one rate.
-        """
+        """Trains everything at each rate [N, K], if there are any; initial genomes take the best and the next higher one."""
         if not (self.space.has_rate and len(self.initial)):
             return self.space.stack([])
         everything = self.space.at_rates([self.space.all_trained])
@@ -237,7 +238,7 @@ class Search(Generic[M]):
         if len(initial) >= population_size:
             return initial, False
         if number == 1:
-            others, screened = self._allowed(self.space.unique(np.asarray(self._ask(key, state)))), False
+            others, screened = self._candidates(np.asarray(self._ask(key, state)), rng), False
         else:
             others, screened = self._offspring(key, state, rng)
         return self.ledger.unseen(np.concatenate([initial, others]))[:population_size], screened
@@ -246,16 +247,30 @@ class Search(Generic[M]):
         """New genomes [P, K], or all that are left, and whether the surrogate picked them."""
         num = len(state.population)
         asked = [np.asarray(self._ask(key_ask, state)) for key_ask in jax.random.split(key, ASKS)]
-        candidates = self._allowed(self.ledger.unseen(self.space.unique(np.concatenate(asked))))
+        candidates = self._candidates(np.concatenate(asked), rng)
         if len(candidates) < num:
-            small = self.space.size <= ENUMERABLE
-            others = rng.permutation(self.space.all_genomes()) if small else self.space.sample(rng, num)
-            return self._allowed(self.ledger.unseen(self.space.unique(np.concatenate([candidates, others]))))[:num], False
+            return self._with_random(candidates, num, rng), False
         if self.settings.screen and len(candidates) > num:
             model = surrogate.fit(self.space, *estimates(self._scores()))
             if model.earns_trust:
                 return candidates[surrogate.screen(model, rng, candidates, num)], True
         return candidates[:num], False
+
+    def _with_random(self, candidates: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Candidates and random ones, `num` in all or, where fewer are left or found, fewer."""
+        if self.space.size <= ENUMERABLE:
+            others = self._allowed(rng.permutation(self.space.all_genomes()))
+            return self.ledger.unseen(self.space.unique(np.concatenate([candidates, others])))[:num]
+        for _ in range(DRAWS):
+            candidates = self._candidates(np.concatenate([candidates, self.space.sample(rng, num)]), rng)
+            if len(candidates) >= num:
+                break
+        return candidates[:num]
+
+    def _candidates(self, genomes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Different unseen genomes [N, K] that are allowed, made from genomes that may not be."""
+        repaired = [self.space.freeze_until(self.allowed, rng, genome) for genome in self.space.unique(genomes)]
+        return self._allowed(self.ledger.unseen(self.space.unique(repaired)))
 
     def _allowed(self, genomes: np.ndarray) -> np.ndarray:
         return genomes[[self.allowed(as_genome(genome)) for genome in genomes]]
@@ -301,11 +316,19 @@ class Search(Generic[M]):
 
     def _breed_from(self, new: np.ndarray, state: Any, number: int) -> Any:
         """Tells the GA the fitness of the population and of new genomes; returns its next state."""
+        num = len(state.population)
+        if number == 1:  # what has been evaluated is the initial population
+            state = state._replace(population=jnp.asarray(new[np.arange(num) % len(new)]))
         genomes = np.concatenate([np.asarray(state.population), new]) if number > 1 else new
         # Always as many, so that `tell` is compiled once; copies count as one.
-        genomes = genomes[np.arange(max(len(genomes), 2 * len(state.population))) % len(genomes)]
-        fitness = jnp.array([self.fitness(as_genome(genome)) for genome in genomes], jnp.float32)
+        genomes = genomes[np.arange(max(len(genomes), 2 * num)) % len(genomes)]
+        fitness = jnp.array([self._fitness_to_breed(as_genome(genome)) for genome in genomes], jnp.float32)
         return self._tell(state, genomes, fitness)[0]
+
+    def _fitness_to_breed(self, genome: Genome) -> tuple[float, ...]:
+        """The fitness that the GA is told: genomes that are not allowed come last."""
+        first, *others = self.fitness(genome)
+        return (first if self.allowed(genome) else -math.inf, *others)
 
     # What is known
 
@@ -350,7 +373,7 @@ class Search(Generic[M]):
     def _steps_to_come(self, number: int, size: int) -> float:
         """Training steps of later generations, about: as many for a genome, and as fast, as so far."""
         settings, num_seen, trained = self.settings, len(self._ranked(self.settings.rungs[0])), self.ledger.steps_trained
-        num_genomes = min((settings.generations - number) * size, self.space.num_different - num_seen)
+        num_genomes = min((settings.generations - number) * size, self.space.num_different - num_seen, sys.maxsize)
         in_time = trained * (settings.seconds / max(self.ledger.seconds, 1e-9) - 1)
         return max(0.0, min(num_genomes * trained / num_seen, self._steps_left, in_time))
 

@@ -1,5 +1,8 @@
 """The plan: what is tried, what is chosen, and what a call takes of memory."""
 
+import json
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +45,12 @@ def test_plans_are_read(text, plan):
 def test_bad_plans_are_refused(text):
     with pytest.raises(ValueError, match="plan"):
         planning.parse(text)
+
+
+def test_a_plan_that_ran_out_of_memory_is_kept_as_json():
+    choice = planning.Choice(Plan(2), "the fastest", (STAGED, STAGED._replace(step_seconds=math.inf)))
+    text = json.dumps(planning.as_json(choice, choice.plan), allow_nan=False)
+    assert planning.from_json(json.loads(text)) == choice
 
 
 def test_on_a_cpu_a_large_network_runs_block_by_block():

@@ -78,6 +78,13 @@ def convolutional_task():
     return network, params, source, as_batch(balanced_batches(rng, equal, 8, num_epochs=2))
 
 
+def with_a_block_without_parameters(task):
+    network, params, *others = task
+    low, *blocks = network.blocks
+    pass_on = Block("activation", lambda params, x, context, *, frozen, key: jnp.sin(x))
+    return network._replace(blocks=(low, pass_on, *blocks)), {**params, "activation": {}}, *others
+
+
 TASKS = {"bert": bert_task(), "convolutional": convolutional_task()}
 NUM_STEPS = 6
 RECIPES = {
@@ -392,3 +399,15 @@ def test_a_block_knows_whether_it_is_a_program_of_its_own(plan, expected):
     told.clear()  # of what shapes were taken from
     list(population.evaluate([[0, 0], [0, 1]], make_run(task)))
     assert told == expected
+
+
+@pytest.mark.parametrize("plan", [Plan(members=2), Plan(2, 1, "traced"), Plan(steps=NUM_STEPS)])
+def test_a_block_may_have_no_parameters(plan):
+    """It is frozen or not, and nothing changes."""
+    task = with_a_block_without_parameters(convolutional_task())
+    genomes = [(1, 0, 0, 0), (0, 1, 0, 0)]
+    alone = make_population(task, RECIPES["sgd"], plan=Plan()).evaluate(genomes, make_run(task))
+    expected = {member.genome: member for member in alone}
+    for member in make_population(task, RECIPES["sgd"], plan=plan).evaluate(genomes, make_run(task)):
+        trees = (dict(member.params), dict(expected[member.genome].params))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), *trees)

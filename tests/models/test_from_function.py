@@ -190,6 +190,8 @@ def test_names_that_are_taken(name):
     genes = masking.make_genes({"a": np.ones(2)}, {"a": name})
     with pytest.raises(ValueError, match=f"cannot be called {name}"):
         from_function.split({"a": np.ones(2)}, genes)
+    with pytest.raises(ValueError, match=f"cannot be called {name}"):
+        from_function.in_order_of_use(lambda params, x: x * params["a"], {"a": np.ones(2)}, genes, np.ones((3, 2)))
 
 
 def test_augmented_inputs_enter_the_lowest_block_of_every_member():

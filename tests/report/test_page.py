@@ -216,6 +216,12 @@ def test_what_comes_from_names_options_and_paths_is_text(tmp_path):
         assert "".join(found.words).count(bad) >= 6
 
 
+def test_a_name_may_have_control_characters(tmp_path):
+    folder = test_run_folder.write(tmp_path, stages=["a\x01", "b\x1b[2J"])
+    found = Tags(page.render([folder]))
+    assert r"a\x01" in " ".join(found.words)
+
+
 def test_what_comes_from_the_test_split_is_text_and_is_cut(run, tmp_path):
     bad = "<script>alert(1)</script>\x1b[2J"
     folder = shutil.copytree(run, tmp_path / "run")

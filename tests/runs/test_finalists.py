@@ -255,6 +255,7 @@ ROWS = ("found", "train all", "head only", "prefix", "train all, half rate")
         ((1, 0, 0), {}, (3, 3, 2, 3, 2)),
         ((1, 0, 0), {"is_thorough": True}, (3, 3, 3, 3, 3)),
         ((1, 0, 0), {"best_rate": "train all, half rate"}, (3, 3, 2, 3, 3)),
+        ((0, 1, 0), {"behind": {(0, 0, 0)}, "best_rate": "train all, half rate"}, (3, 3, 3, 3, 3)),
         ((0, 0, 0), {}, (3, 3, 2, 2, 2)),
     ],
     ids=[
@@ -263,6 +264,7 @@ ROWS = ("found", "train all", "head only", "prefix", "train all, half rate")
         "found_a_baseline",
         "found_a_baseline_thoroughly",
         "found_a_baseline_and_half_the_rate_is_better",
+        "half_the_rate_is_better_and_behind",
         "found_training_everything",
     ],
 )
@@ -301,8 +303,9 @@ def test_all_seeds_name_the_winner(behind, winner, parts, monkeypatch):
     assert {other.name: other.genome for other in others if other.is_ablation} == parts
 
 
-def test_a_diverged_seed_never_wins():
-    good, bad = Member((1,), {}, 1.0, 0.5, 1.0, 6), Member((1,), {}, 1.0, 0.9, math.nan, 6)
+@pytest.mark.parametrize(("score", "loss"), [(0.9, math.nan), (math.nan, 0.1)])
+def test_a_diverged_seed_never_wins(score, loss):
+    good, bad = Member((1,), {}, 1.0, 0.5, 1.0, 6), Member((1,), {}, 1.0, score, loss, 6)
     assert finalists.Finalist("found", (1,), 1.0, (good, bad)).validation == (-math.inf, math.inf)
     assert finalists.Finalist("found", (1,), 1.0, (bad, good)).best is good
 

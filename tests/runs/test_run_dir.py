@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import signal
@@ -192,6 +193,30 @@ def test_facts_that_run_json_lacks_are_named(name, folder):
         saved.add_facts(**facts)
         with pytest.raises(ValueError, match=rf"run\.json: missing, or of another type: {name}; begin again in a new folder"):
             run_dir.choose_folder("bert", Options(resume=folder))
+
+
+def test_what_could_not_be_read_again_is_not_written(folder):
+    saved = make_run(folder, Options())
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        saved.add_facts(seconds=math.inf)
+    assert read_facts(epath.Path(folder))["kind"] == "bert"
+
+
+def test_a_list_of_checksums_that_was_cut_is_noticed(folder):
+    make_run(folder, Options(), finished=True)
+    test_finalist_store.keep(epath.Path(folder) / "members")
+    (folder / "SHA256SUMS").write_text("")
+    with pytest.raises(ValueError, match=r"damaged or missing: run\.json\. Delete .*SHA256SUMS and give the command"):
+        run_dir.choose_folder("bert", Options(resume=folder))
+    assert (folder / "members").exists()
+
+
+def test_a_run_that_is_discarded_leaves_the_users_own_folder(folder):
+    make_run(folder, Options()).discard()
+    assert not folder.exists()
+    folder.mkdir()
+    make_run(folder, Options()).discard()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes() + b" ")])

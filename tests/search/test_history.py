@@ -194,9 +194,10 @@ def test_at_a_rung_the_fittest_come_first():
         make_evaluation("1100", accuracy=0.25),
         make_evaluation("1111", accuracy=1.0, loss=math.nan),
         make_evaluation("0000", accuracy=1.0, train_loss=math.inf),
+        make_evaluation("1000", accuracy=math.nan),
     ]
     others = [make_evaluation("1100", steps=8, accuracy=0.9), make_evaluation("1110", seed=1, accuracy=0.9)]
-    ledger = make_ledger(*(ranked[i] for i in (5, 6, 2, 7, 3, 4, 0, 1)), *others)
+    ledger = make_ledger(*(ranked[i] for i in (5, 6, 2, 7, 8, 3, 4, 0, 1)), *others)
     assert ledger.at(4, 0) == ranked
     assert ledger.at(8, 0) == others[:1]
     assert ledger.at(4, 1) == others[1:]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_genetic import space_of
 
-from gafreeze_jax.search import genetic
+from gafreeze_jax.search import genetic, nsga2
 from gafreeze_jax.search.halving import SHARE, Settings
 from gafreeze_jax.search.history import Ledger
 from gafreeze_jax.search.loop import ASKS, Found, Search
@@ -488,6 +488,68 @@ def test_only_allowed_masks_are_evaluated_and_lead(population):
     assert outcome.found.leaders
     assert all(map(allowed, outcome.found.leaders))
     assert outcome.found.groups["train all"] == SPACE.all_trained
+
+
+def search_large(num_genes, num_frozen, *, key=0, ga=make_ga, initial=None, **settings):
+    """A space that cannot be listed, where only masks that freeze some genes are allowed, and to freeze fewer is better."""
+    space = space_of(num_genes)
+    ledger = Ledger(STEPS)
+    found = Search(
+        space=space,
+        ga=ga(space, 3),
+        evaluator=FewFrozen(),
+        ledger=ledger,
+        settings=Settings((STEPS,), **{"generations": 40, "screen": False, **settings}),
+        initial=space.stack([] if initial is None else initial),
+        count_trainable=lambda genome: genome.count(0),
+        groups={},
+        allowed=lambda genome: sum(genome) >= num_frozen,
+    ).run(jax.random.key(key))
+    return found, {one.genome for one in ledger}
+
+
+STEPS = 4
+
+
+class FewFrozen:
+    def evaluate(self, genomes, seed, until):
+        return [[Member(genome, 1 - float(np.mean(genome)), float(np.mean(genome)), 0.5, 1.0, None) for genome in genomes]]
+
+
+@pytest.mark.parametrize("key", range(3))
+@pytest.mark.parametrize(("num_frozen", "least"), [(9, 110), (12, 100)])
+def test_a_search_goes_on_among_the_masks_that_are_allowed(key, num_frozen, least):
+    """Of 14 genes: 3,473 masks freeze nine or more, 106 twelve or more; the fittest of the initial ones are not allowed."""
+    initial = space_of(14).prefixes()
+    found, evaluated = search_large(14, num_frozen, key=key, initial=initial)
+    others = evaluated - set(map(as_genome, initial))
+    assert len(others) >= least - len(initial)
+    assert all(sum(genome) >= num_frozen for genome in others)
+    assert sum(found.leaders[0]) == num_frozen
+    assert found.why_stopped in ("after 40 generations", "as no other allowed mask was found")
+
+
+@pytest.mark.parametrize("key", range(6))
+def test_random_masks_are_allowed_ones(key):
+    found, evaluated = search_large(14, 12, key=key, ga=genetic.make_random, generations=2)
+    assert found.leaders
+    assert len(evaluated) == 6
+    assert all(sum(genome) >= 12 for genome in evaluated)
+
+
+def test_more_genes_than_a_float_can_count_masks_of():
+    found, evaluated = search_large(1100, 0, ga=genetic.make_random, generations=math.inf, evaluations=6)
+    assert len(evaluated) == 6
+    assert found.leaders
+
+
+def test_fewer_masks_than_the_population_are_enough_for_a_front():
+    """What has not been evaluated is not bred from."""
+    objectives = lambda genome: (float(np.mean(genome)), -float(genome.count(0)))  # noqa: E731
+    ga = nsga2.make_nsga2(SPACE, 20, num_objectives=2)
+    outcome = run(ga=ga, population=20, fitness=objectives, evaluations=9, generations=4)
+    assert 0 < len(outcome.at(RUNGS[0])) < 20
+    assert outcome.told[0] <= outcome.at(RUNGS[0])
 
 
 def test_masks_that_are_not_allowed_take_no_places_among_the_best():
