@@ -582,7 +582,7 @@ CASES = {
     ),
     "negative minutes": Case(run_custom, given(max_minutes=-1.0), "--max-minutes must be above 0, got -1.0"),
     "minutes that are NaN": Case(run_custom, given(max_minutes=np.nan), "--max-minutes must be above 0, got nan"),
-    "endless minutes": Case(run_custom, given(max_minutes=np.inf), "--max-minutes must be a finite number; leave it out for no"),
+    "endless minutes": Case(run_custom, given(max_minutes=np.inf), "--max-minutes must be a finite number; leave it out"),
     "endless evaluations": Case(run_custom, given(max_evaluations=np.inf), "--max-evaluations must be a finite number; leave"),
     "half an evaluation": Case(run_custom, given(max_evaluations=0.5), "--max-evaluations must be at least 1, got 0.5"),
     "evaluations that are NaN": Case(run_custom, given(max_evaluations=np.nan), "--max-evaluations must be at least 1"),

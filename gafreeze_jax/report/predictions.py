@@ -1,6 +1,7 @@
 """What a run's model predicts for the test examples, as read from `test_predictions.csv`."""
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,13 +108,28 @@ def of_numbers(rows: Sequence[Mapping[str, str]]) -> Numbers | None:
     return Numbers(*(np.array([float(row[title]) for row in rows]) for title in ("truth", "predicted")))
 
 
+def write_names(names: Sequence[str], separator: str, known: Sequence[str]) -> str:
+    """Names of one example, with a separator between them; as a JSON list where one of those known has it inside.
+
+    >>> write_names(["a", "b"], ",", ["a", "b"]), write_names(["a"], ",", ["a", "b, c"])
+    ('a,b', '["a"]')
+    """
+    is_ambiguous = any(separator in name or name.startswith("[") for name in known)
+    return json.dumps(list(names), ensure_ascii=False) if is_ambiguous else separator.join(names)
+
+
+def read_names(text: str, separator: str) -> list[str]:
+    """The reverse of `write_names`."""
+    return json.loads(text) if text.startswith("[") else list(filter(None, text.split(separator)))
+
+
 def count_types(rows: Sequence[Mapping[str, str]]) -> list[TypeCounts]:
     """Counts of entities by their types, or of labels, the most frequent first; none if the rows are of another kind."""
     match _answers(rows):
         case ["truth", "labels"]:
-            pairs = [[set(filter(None, row[title].split(","))) for title in ("truth", "labels")] for row in rows]
+            pairs = [[set(read_names(row[title], ",")) for title in ("truth", "labels")] for row in rows]
         case ["truth", "tags"]:
-            pairs = [[_entities(row[title].split()) for title in ("truth", "tags")] for row in rows]
+            pairs = [[_entities(read_names(row[title], " ")) for title in ("truth", "tags")] for row in rows]
         case _:
             return []
     counted = [Counter(_type_of(item) for pair in pairs for item in pair[side]) for side in (0, 1)]

@@ -102,6 +102,8 @@ def _begin(kind: str, prepare: Callable[[OptionsT], Setup], options: OptionsT, p
         raise ValueError(f"--tensorboard needs a local folder, got {path}")
     process.keep_compiled_programs()
     setup = prepare(options)
+    if setup.num_test < 2:
+        raise ValueError(f"the test split has {setup.num_test} example, and a verdict needs two or more")
     held_out, mask = HeldOut(setup.test), None if options.mask is None else _read_rates(options.mask, setup.problem)
     space = space_of_mask(setup.problem, mask)[0] if mask else setup.problem.space(options)
     return _Begun(setup, held_out, mask, RunDir.open(path, _facts(kind, options, setup, held_out, space)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ from gafreeze_jax.listing import listed
 from gafreeze_jax.masking import Genes, Rules
 from gafreeze_jax.metrics import ACCURACY, Metric, cross_entropy
 from gafreeze_jax.models import checkpoints, from_function, modules
-from gafreeze_jax.models.cutting.explain import costs_of_blocks, num_outputs
+from gafreeze_jax.models.cutting.explain import costs_of_blocks, outputs_of
 from gafreeze_jax.options import Options
 from gafreeze_jax.report.folder_format import FUNCTION, is_local
 from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.runs.main import carry_out
-from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, make_problem, make_source
+from gafreeze_jax.tasks.base import CLASSIFICATION, Setup, Task, check_rows, make_problem, make_source
 
 
 class Searched(NamedTuple):
@@ -73,8 +73,9 @@ def search(
     if elsewhere := [place for place in (options.out, options.resume) if not is_local(place)]:
         raise ValueError(f"a search reads its model back from a local folder, got {elsewhere[0]}")
     function = modules.as_function(apply, params)
-    sets = [_as_dataset(data, name) for name, data in (("train", train), ("validation", validation))]
-    sets += _halves(sets.pop(), options.seed) if test is None else [_as_dataset(test, "test")]
+    given = {"train": train, "validation": validation} | ({} if test is None else {"test": test})
+    sets = [_as_dataset(data, name) for name, data in given.items()]
+    sets += _halves(sets.pop(), options.seed) if test is None else []
     genes = genes if isinstance(genes, Genes) else masking.make_genes(function.params, genes)
     example = jax.tree.map(lambda leaf: leaf[:2], sets[0].inputs)
     genes = from_function.in_order_of_use(function.apply, function.params, genes, example)
@@ -82,7 +83,7 @@ def search(
     def prepare(options: Options) -> Setup:
         network = from_function.cut(function.apply, function.params, genes, example)
         if loss is cross_entropy:
-            _check_classes(sets, num_outputs(network))
+            _check_classes(sets, outputs_of(network))
         num_blocks = sum(block.apply is not None for block in network.blocks)
         params = from_function.split(function.params, genes)
         return Setup(
@@ -127,14 +128,20 @@ def _as_dataset(data: Any, name: str) -> Dataset:
     """Arrays from a pair, or from batches one after the other.
 
     Raises:
-      ValueError: if it is neither.
+      ValueError: if it is neither, or inputs and targets differ in length.
     """
-    if isinstance(data, tuple) and len(data) == 2:
+    dataset = _read(data, name)
+    check_rows(name, dataset)
+    return dataset
+
+
+def _read(data: Any, name: str) -> Dataset:
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[1], tuple):  # else these are two batches
         return _of_arrays(data, f"{name}: expected arrays [N, ...] of inputs and targets; got single numbers, as in lists")
     batches = list(data) if isinstance(data, Iterable) else []
     if batches and isinstance(batches[0], Mapping):
         raise ValueError(f"{name}: expected batches (inputs, targets); got dicts with {listed(map(str, batches[0]))}")
-    if not batches or any(len(batch) != 2 for batch in batches):
+    if not batches or any(not isinstance(batch, Sequence) or len(batch) != 2 for batch in batches):
         raise ValueError(f"{name}: expected (inputs, targets), or an iterable of such batches; got {type(data).__name__}")
     batches = [
         _of_arrays(batch, f"{name}: expected batches of several examples each, [B, ...]; got single ones") for batch in batches
@@ -149,12 +156,18 @@ def _of_arrays(pair: Any, otherwise: str) -> Dataset:
     return Dataset(*arrays)
 
 
-def _check_classes(sets: Iterable[Dataset], num_outputs: int) -> None:
+def _check_classes(sets: Iterable[Dataset], outputs: jax.ShapeDtypeStruct) -> None:
     """Raises a ValueError if targets are not the classes that the default loss takes."""
+    num_outputs = outputs.shape[-1]
     for data in sets:
         if not np.issubdtype(kind := data.targets.dtype, np.integer):
             raise ValueError(
                 f"targets are {kind}, and the default loss takes numbers of classes; give loss= and metric= for others"
+            )
+        if data.targets.ndim != outputs.ndim - 1:
+            raise ValueError(
+                f"targets have {data.targets.ndim} axes, and outputs {outputs.ndim}; the default loss takes one class for each "
+                "row of outputs"
             )
         if (highest := data.targets.max(initial=0)) >= num_outputs:
             raise ValueError(f"a target is class {highest}, and the function gives {num_outputs} outputs; classes start at 0")
@@ -163,6 +176,8 @@ def _check_classes(sets: Iterable[Dataset], num_outputs: int) -> None:
 
 
 def _halves(data: Dataset, seed: int) -> list[Dataset]:
-    """Two halves of a data set, drawn at random."""
+    """Two halves of the validation set, drawn at random."""
+    if len(data.targets) < 4:
+        raise ValueError(f"validation: {len(data.targets)} examples are too few to test on half of them; give more, or test=")
     order = np.random.default_rng(seed).permutation(len(data.targets))
     return [jax.tree.map(lambda leaf, rows=rows: leaf[rows], data) for rows in np.array_split(order, 2)]

@@ -14,7 +14,7 @@ from gafreeze_jax.report.run_folder import RunFolder
 from gafreeze_jax.report.summary import printable
 from gafreeze_jax.runs.fingerprint import fingerprint_of_model
 from gafreeze_jax.runs.main import main
-from gafreeze_jax.runs.predictions import in_order
+from gafreeze_jax.runs.predictions import beside, in_order
 from gafreeze_jax.runs.run_dir import with_options
 from gafreeze_jax.tasks import images, language_model, text
 from gafreeze_jax.tasks.base import Setup
@@ -64,7 +64,7 @@ def predict(path: Path, data: Path, *, all_probabilities: bool = False, **change
     )
     predicted = in_order(batches)
     more = task.probabilities(predicted) if all_probabilities and task.probabilities else {}
-    return {**labelled.columns, **task.write(predicted), **more}
+    return beside(labelled.columns, {**task.write(predicted), **more})
 
 
 def apply(path: Path, *, out: str | Path | None = None, seeds: int | None = None, **changes: Any) -> None:

@@ -175,12 +175,10 @@ def make_problem(
       make_head: initial parameters of the head from a key; by default, `params` has them for every seed.
 
     Raises:
-      ValueError: if inputs and targets differ in length.
+      ValueError: if inputs and targets differ in length, or there are none.
     """
-    for name, data in (("train", train), ("validation", validation)):
-        if {len(leaf) for leaf in jax.tree.leaves(data.inputs)} != {len(data.targets)}:
-            rows = ", ".join(str(len(leaf)) for leaf in jax.tree.leaves(data.inputs))
-            raise ValueError(f"{name}: expected a row of inputs for each of {len(data.targets)} targets, got {rows}")
+    check_rows("train", train)
+    check_rows("validation", validation)
     equal = np.ones(len(train.targets))
     batch_size = min(options.batch_size, len(equal))
     sizes = {name: optax.tree.size(parameters(tree)) for name, tree in params.items()}
@@ -202,6 +200,15 @@ def make_problem(
         task=task,
         head="fresh" if jax.tree.leaves(params["head"]) else "none",
     )
+
+
+def check_rows(name: str, data: Dataset) -> None:
+    """Raises a ValueError unless a split has rows, as many of inputs as of targets."""
+    if {len(leaf) for leaf in jax.tree.leaves(data.inputs)} != {len(data.targets)}:
+        rows = ", ".join(str(len(leaf)) for leaf in jax.tree.leaves(data.inputs))
+        raise ValueError(f"{name}: expected a row of inputs for each of {len(data.targets)} targets, got {rows}")
+    if not len(data.targets):
+        raise ValueError(f"{name}: there are no examples")
 
 
 def block_genes(network: Network, params: PyTree) -> masking.Genes:

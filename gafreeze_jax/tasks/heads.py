@@ -95,6 +95,8 @@ def choose(asked: HeadOption, checkpoint: Checkpoint, label_names: Sequence[str]
         return fresh._replace(kept=True, about=f"Head: kept from the model, the gene {GENE}; it gives one number")
     if num_classes is None:
         problem = "the model has no classifier"
+    elif len(names) == 1 != num_classes:
+        problem = f"the model gives {num_classes} outputs, and the data have one number"
     elif is_number:
         problem = f"the model gives the number {listed(known)}, and the data have {listed(names)}"
     elif not known and asked == "keep" and num_classes == len(names):

@@ -18,6 +18,7 @@ from gafreeze_jax.data.targets import IN_WORDS, Kind
 from gafreeze_jax.data.tokens import Tokens
 from gafreeze_jax.engine.network import PyTree
 from gafreeze_jax.metrics import ACCURACY, PERPLEXITY, Metric, classes, label_sets, numbers, tags
+from gafreeze_jax.report.predictions import write_names
 from gafreeze_jax.tasks.base import Columns, Task, classification, probabilities_of, softmax
 
 MetricName = Literal[
@@ -156,7 +157,7 @@ def make_task(
 
 def _several_labels(names: tuple[str, ...], metric: Metric, threshold: float | None) -> Task:
     def joined(given: np.ndarray) -> list[str]:
-        return [",".join(itertools.compress(names, row)) for row in given]
+        return [write_names([*itertools.compress(names, row)], ",", names) for row in given]
 
     def write(chances: np.ndarray) -> Columns:
         return {"labels": joined(chances >= (0.5 if threshold is None else threshold))}
@@ -227,7 +228,7 @@ def _write_tags(names: tuple[str, ...], words: TaggedWords | None, chances: np.n
     places = np.full(sum(map(len, words.texts)), names.index("O") if "O" in names else 0)
     places[words.kept] = chances.argmax(1)
     of_texts = np.split(places, np.cumsum([len(text) for text in words.texts])[:-1])
-    written = {"tags": [" ".join(names[place] for place in of_text) for of_text in of_texts]}
+    written = {"tags": [write_names([names[place] for place in of_text], " ", names) for of_text in of_texts]}
     if not tags.is_scheme(names):
         return written
     pairs = zip(words.texts, of_texts, strict=True)
@@ -239,7 +240,7 @@ def _compare_tags(names: tuple[str, ...], chances: np.ndarray, targets: np.ndarr
     places, sentences = targets.T
     starts = np.searchsorted(sentences, np.arange(sentences.max(initial=-1) + 1))[1:]
     of_texts = (np.split(of_words, starts) for of_words in (places, chances.argmax(1)))
-    written = ([" ".join(names[place] for place in of_text) for of_text in texts] for texts in of_texts)
+    written = ([write_names([names[place] for place in of_text], " ", names) for of_text in texts] for texts in of_texts)
     return dict(zip(("truth", "tags"), written, strict=True))
 
 

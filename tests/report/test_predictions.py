@@ -13,8 +13,11 @@ from gafreeze_jax.report.predictions import (
     most_confidently_wrong,
     of_classes,
     of_numbers,
+    read_names,
     read_rows,
+    write_names,
 )
+from gafreeze_jax.runs.predictions import beside
 
 ROWS = [("a, b", "yes", "yes", 0.9), ("c\nd", "yes", "no", 0.7), ("", "no", "yes", 0.8), ("e", "no", "yes", 0.95)]
 PREDICTIONS = [Prediction({"text": text}, *rest) for text, *rest in ROWS]
@@ -53,6 +56,20 @@ def test_labels_are_counted():
     assert count_types(rows) == [TypeCounts("fear", 1, 0, 0), TypeCounts("joy", 1, 2, 1), TypeCounts("anger", 0, 1, 0)]
 
 
+@pytest.mark.parametrize(
+    ("separator", "known"), [(",", ["Arts, Culture", "Sports"]), (" ", ["B-new york", "O"]), (",", ["[x", "y"])]
+)
+def test_names_may_have_what_separates_them(separator, known):
+    for names in (known, known[:1], known[1:], []):
+        assert read_names(write_names(names, separator, known), separator) == names
+
+
+def test_labels_with_commas_are_counted():
+    known = ["Arts, Culture", "Sports"]
+    rows = [{"truth": write_names(known, ",", known), "labels": write_names(known[:1], ",", known)}]
+    assert count_types(rows) == [("Arts, Culture", 1, 1, 1), ("Sports", 1, 0, 0)]
+
+
 @pytest.mark.parametrize("label_names", [("no", "other", "yes"), ()])
 def test_confusions(label_names):
     names, counts = count_confusions(PREDICTIONS, label_names)
@@ -72,3 +89,11 @@ def test_too_few_or_too_many_classes_to_show(num):
 
 def test_the_most_confident_errors_come_first():
     assert most_confidently_wrong(PREDICTIONS, 2) == [PREDICTIONS[3], PREDICTIONS[2]]
+
+
+def test_an_input_called_like_an_answer_keeps_its_column():
+    columns = beside({"label": ["a text"], "other": ["b"]}, {"truth": ["yes"], "label": ["no"], "probability": [0.9]})
+    assert list(columns) == ["input label", "other", "truth", "label", "probability"]
+    assert columns["input label"] == ["a text"]
+    (row,) = of_classes([{title: str(column[0]) for title, column in columns.items()}])
+    assert (row.inputs, row.truth, row.label) == ({"input label": "a text", "other": "b"}, "yes", "no")

@@ -95,6 +95,14 @@ def test_classes_without_names_are_kept_only_if_asked_for():
     assert "the model does not name its classes, taken as no, yes in this order" in head.about
 
 
+def test_a_number_is_no_class_of_several():
+    """Even if one of them has the number's name."""
+    head = choose("auto", ["severe", "score", "threat"], ["score"], 3)
+    assert head.about == "Head: fresh, always trains (the model gives 3 outputs, and the data have one number)"
+    with pytest.raises(ValueError, match=r"--head keep: .*: the model gives 3 outputs, and the data have one number; rename"):
+        choose("keep", ["severe", "score", "threat"], ["score"], 3)
+
+
 @pytest.mark.parametrize(("known", "kept"), [(["Score"], True), (["LABEL_0"], True), ([], True), (["price"], False)])
 def test_the_head_of_a_number_of_another_name_is_kept_only_if_asked_for(known, kept):
     head = choose("auto", known, ["score"], 1)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from gafreeze_jax.engine import costs
@@ -47,11 +48,11 @@ def explain(network: Network) -> str:
     return _aligned([TITLES, *rows])
 
 
-def num_outputs(network: Network) -> int:
-    """The length of the last axis of the outputs of a network from `cut`."""
+def outputs_of(network: Network) -> jax.ShapeDtypeStruct:
+    """The outputs of a network from `cut`, for a batch of some size."""
     head = network.head
     assert isinstance(head, Piece)
-    return shaped(head.slice(head.size, False).closed.jaxpr.outvars[0]).shape[-1]
+    return shaped(head.slice(head.size, False).closed.jaxpr.outvars[0])
 
 
 def costs_of_blocks(network: Network) -> list[BlockCosts]:
