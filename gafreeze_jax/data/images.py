@@ -5,7 +5,6 @@ They come out as bytes, all of one size; what scales them to a network's numbers
 
 import itertools
 import warnings
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gafreeze_jax.data import digits, files, folders, metadata, splits, targets
+from gafreeze_jax.data import arrays, digits, folders, metadata, splits, targets
 from gafreeze_jax.data.splits import Labelled, Rows
 from gafreeze_jax.extras import needs
-from gafreeze_jax.listing import listed, reason
+from gafreeze_jax.listing import listed
 
 with needs("images"):
     from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # pillow goes by content; for others it runs a program, or libtiff prints
-ARRAYS, LABELS = ("images",), "labels"  # of a .npz file: what it has of an image, and what else
 MOST_PIXELS = 4096  # of a side of the images that a network takes
 MOST_ELONGATED = 100
 GRAY_MODES, COLOR_MODES = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -66,7 +64,7 @@ class ImageSplit(NamedTuple):
 
     Attributes:
       images: [N, size, size, channels] uint8.
-      labels: [N] int32, indices into the set's `label_names`; several labels [N, C] float32 of 0 and 1, numbers [N] float32.
+      labels: [N] int32, indices into the set's `label_names`; several labels [N, C] float32 of 0 and 1, numbers [N] float64.
     """
 
     images: np.ndarray
@@ -107,8 +105,8 @@ def load_images(
 
     Args:
       source: "digits" (embedded: scikit-learn's) or some of them (`digits.read`); "tfds:NAME"; a .npz file with
-        `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N], or [N, C] of 0 and 1; a folder with a train.npz and, where
-        there are any, validation and test files; or a folder of class folders, or of such folders for each split
+        `images` uint8 [N, H, W] or [N, H, W, C] and `labels` [N] or [N, 1], or [N, C] of 0 and 1; a folder with a train.npz
+        and, where there are any, validation and test files; or a folder of class folders, or of such folders for each split
         (`folders.read_folders`), with JPEG, PNG, WebP, GIF or BMP files; or a folder of these with a table of their labels, or
         of such folders for each split (`metadata`). Splits that are missing are cut from the training images, stratified by
         label.
@@ -126,7 +124,7 @@ def load_images(
     if frame.size > MOST_PIXELS:
         raise ValueError(f"{source}: images cannot be larger than {MOST_PIXELS} x {MOST_PIXELS} pixels, got {frame.size}")
     notes: list[str] = []
-    raw, column = _read(source, label_column, skip_broken, notes)
+    raw, column = _read(source, label_column, kind, skip_broken, notes)
     kind = kind or ("label" if column is None else targets.recognise(raw["train"], column))
     if kind == "label":
         for rows in raw.values() if column else ():
@@ -178,7 +176,7 @@ def load_unlabelled(path: Path, frame: Frame, *, skip_broken: bool = False) -> U
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; expected a .npz file, or {', '.join(folders.SUFFIXES)} files")
     if path.suffix.lower() == ".npz":
-        pictures: list[Picture] = _read_npz(path, labelled=False).examples
+        pictures: list[Picture] = [*arrays.read_images(path)]
         title, names = "row", list(range(1, len(pictures) + 1))
     else:
         pictures = [*(folders.images_below(path) if path.is_dir() else filter(folders.is_image, [path]))]
@@ -208,7 +206,7 @@ def augment(key: Array, images: Array) -> Array:
 
 
 def _read(
-    source: str, label_column: str | None, skip_broken: bool, notes: list[str]
+    source: str, label_column: str | None, kind: targets.Kind | None, skip_broken: bool, notes: list[str]
 ) -> tuple[dict[str, Rows[Picture]], str | None]:
     """The images of each split, and the column or array of their labels; None where these are sure to be classes."""
     path, is_file = Path(source), not (digits.is_digits(source) or source.startswith("tfds:"))
@@ -216,8 +214,9 @@ def _read(
         return cast(tuple[dict[str, Rows[Picture]], str], metadata.read_tables(found, label_column, notes))
     if label_column is not None:
         raise ValueError(f"{source}: --label-column is for a folder with a table, {metadata.EXPECTED}")
-    raw = _read_classes(source, skip_broken, notes)
-    return raw, LABELS if raw["train"].columns == ARRAYS else None
+    if found := arrays.find(path) if is_file else {}:
+        return cast(dict[str, Rows[Picture]], arrays.read(found, kind)), arrays.LABELS
+    return _read_classes(source, skip_broken, notes), None
 
 
 def _read_classes(source: str, skip_broken: bool, notes: list[str]) -> dict[str, Rows[Picture]]:
@@ -232,63 +231,10 @@ def _read_classes(source: str, skip_broken: bool, notes: list[str]) -> dict[str,
             f"or {digits.EXPECTED}"
         )
     if not path.is_dir():
-        if path.suffix.lower() != ".npz":
-            raise ValueError(f"{path}: unknown kind of file; expected .npz, or a folder of class folders with images")
-        return {"train": _read_npz(path)}
-    if arrays := {entry.stem: entry for entry in folders.visible(path) if entry.suffix.lower() == ".npz"}:
-        return {split: _read_npz(arrays[name]) for split, name in splits.choose_splits(source, list(arrays)).items()}
+        raise ValueError(f"{path}: unknown kind of file; expected .npz, or a folder of class folders with images")
     by_split, broken = folders.read_folders(path, notes)
     _check_broken(path, broken, skip_broken, notes)
     return cast(dict[str, Rows[Picture]], by_split)
-
-
-def _read_npz(path: Path, labelled: bool = True) -> Rows[Picture]:
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > files.most_unpacked(path.stat().st_size):
-                raise ValueError(files.BOMB)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file}
-    except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
-        raise ValueError(f"{path}: not a whole .npz file of plain arrays: {reason(error)}") from None
-    expected = ("images", "labels") if labelled else ("images",)
-    if missing := [name for name in expected if name not in arrays]:
-        wanted = " and ".join(expected)
-        raise ValueError(f"{path}: no array {missing[0]!r}; expected {wanted}, it has {listed(arrays)}")
-    images = arrays["images"]
-    labels = arrays["labels"] if labelled else np.zeros(images.shape[:1], int)
-    problems = []
-    if images.dtype != np.uint8:
-        problems.append(f"images must be uint8, from 0 to 255, got {images.dtype}")
-    if images.ndim not in (3, 4) or 0 in images.shape:
-        problems.append(f"images must be [N, H, W] or [N, H, W, C], got {list(images.shape)}")
-    elif images.ndim == 4 and images.shape[-1] not in (1, 3):
-        problems.append(f"images must have 1 or 3 channels, as the last axis, got shape {list(images.shape)}")
-    if labels.dtype.kind not in "iuUfb":
-        problems.append(f"labels must be numbers or strings, got {labels.dtype}")
-    if labels.shape[:1] != images.shape[:1] or labels.ndim > 2:
-        num = len(images) if images.ndim else "N"
-        problems.append(f"labels must be [{num}], one for each image, or [{num}, C] of 0 and 1, got {list(labels.shape)}")
-    elif labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
-        problems.append(f"labels [N, C] must be 0 or 1 for each of C classes, got {np.setdiff1d(labels, (0, 1))[0]}")
-    elif labels.dtype.kind == "i" and (labels < 0).any() and not (labels == -1).all():
-        row = int(np.argmax(labels < 0))
-        problems.append(f"labels must not be negative, got {labels[row]} in row {row}")
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
-    places = [f"{path}: row {row}" for row in range(len(images))]
-    return Rows(list(images), _labels_of_array(labels), ARRAYS, places)
-
-
-def _labels_of_array(labels: np.ndarray) -> list[Any]:
-    """From [N], classes or numbers; from [N, C] of 0 and 1, the class of each row, or lists where not all rows have one."""
-    if labels.ndim == 2:
-        is_one_hot = (labels.sum(1) == 1).all()
-        return labels.argmax(1).tolist() if is_one_hot else [list(map(str, np.flatnonzero(row))) for row in labels]
-    is_whole = labels.dtype.kind in "fb" and np.array_equal(labels, np.floor(labels))
-    return labels.astype(int).tolist() if is_whole else labels.tolist()
 
 
 def _read_tfds(source: str) -> dict[str, Rows[Picture]]:
@@ -325,7 +271,7 @@ def _fit_all(
         """The image, or what is wrong with its file."""
         try:
             image = _open(picture)
-            if frame.channels == 3 or image.mode in GRAY_MODES:
+            if frame.channels == 3 or _is_gray(image):
                 return _fit(image, frame)
         except Exception as error:  # whatever damaged bytes make pillow raise
             told = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(f" {str(picture)!r}", "")
@@ -369,6 +315,14 @@ def _open(picture: Picture) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     if max(image.size) > MOST_ELONGATED * min(image.size):  # resized, it could take all memory
         raise ValueError(f"{image.width} x {image.height} pixels; one side is more than {MOST_ELONGATED} times the other")
+
+
+def _is_gray(image: Image.Image) -> bool:
+    """Whether an image has no colours, or a palette of which it uses grays alone."""
+    if image.mode != "P":
+        return image.mode in GRAY_MODES
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

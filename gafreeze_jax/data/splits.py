@@ -19,6 +19,7 @@ TRUTH = {"false": "0", "true": "1"}
 INVISIBLE = "\u200b\u2060\ufeff"  # characters without width that str.strip() leaves
 UNBALANCED = 2  # times as many training examples of the most frequent class as of the least frequent one
 HELD_OUT_SHARE = 0.2  # of the training rows, for each split that is missing
+MIN_HELD_OUT = 2  # examples, so that a verdict on them says something
 
 _FILLER = re.compile("(data|images?)?(set)?$")  # at the end of words
 
@@ -138,10 +139,11 @@ def complete(
 
 
 def without_unlabelled(splits: Mapping[str, Rows[T]], notes: list[str]) -> dict[str, Rows[T]]:
-    """Leaves out a validation or test split of which all labels are -1, as hubs publish test splits."""
+    """Leaves out a validation or test split of which all labels are -1, as hubs publish test splits, unless train has -1."""
     kept = dict(splits)
+    are_none = {name: [_class_of(_spell(label)) == "-1" for label in rows.labels] for name, rows in splits.items()}
     for name in ("validation", "test"):
-        if name in kept and all(_class_of(_spell(label)) == "-1" for label in kept[name].labels):
+        if name in kept and all(are_none[name]) and not any(are_none["train"]):
             notes.append(f"The {name} split has no labels (all are -1) and is not used.")
             del kept[name]
     return kept
@@ -158,10 +160,13 @@ def cut_missing(
     encoded, num_train = dict(given), len(given["train"].examples)
     missing = [name for name in ("validation", "test") if name not in encoded]
     num_held_out = int(HELD_OUT_SHARE * num_train)
+    if missing and num_held_out < MIN_HELD_OUT:
+        raise ValueError(
+            f"{source}: {num_train} training {unit} are too few to cut a {missing[0]} split of two or more from; give "
+            f"{MIN_HELD_OUT / HELD_OUT_SHARE:.0f} or more, or that split"
+        )
     for salt, name in enumerate(missing, start=1):
         encoded["train"], encoded[name] = stratified_cut(encoded["train"], num_held_out, seed=salt)
-        if not encoded[name].examples:
-            raise ValueError(f"{source}: {num_train} training {unit} are too few to cut a {name} split from them")
     if missing:
         notes.append(
             f"No {' and no '.join(missing)} split: {num_held_out} of the {num_train} training {unit} were cut for "
@@ -183,7 +188,7 @@ def _unify_labels(splits: Mapping[str, Rows[T]], notes: list[str]) -> tuple[dict
         members.setdefault(class_of[spelling], []).append(spelling)
     if several := [" = ".join(group) for group in members.values() if len(group) > 1]:
         notes.append(f"Labels that are spelled in several ways: {listed(several)}.")
-    looks = {label: " ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in members}
+    looks = {label: _looks(label) for label in members}
     num_looking_so = Counter(looks.values())
     if alike := [label for label in members if num_looking_so[looks[label]] > 1]:
         notes.append(f"These labels look alike and are different classes: {listed(alike)}.")
@@ -201,6 +206,12 @@ def _class_of(spelling: str) -> str:
     if number := re.fullmatch(r"(-?\d{1,18})\.0*", spelling):
         return number[1]
     return spelling.lower() if spelling.lower() in TRUTH else spelling
+
+
+def _looks(label: str) -> str:
+    """What labels have in common that people may take for the same: Spam and spam, 01 and 1."""
+    text = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return re.sub(r"^(-?)0+(\d+)$", r"\1\2", text)
 
 
 def limit(

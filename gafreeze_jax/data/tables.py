@@ -57,8 +57,13 @@ def named_column(where: str, columns: Sequence[str], name: str, option: str) -> 
 
 
 def by_lower(columns: Sequence[str]) -> dict[str, str]:
-    """Columns by their names in lower case."""
-    return {column.strip().lower(): column for column in columns}
+    """Columns by their names in lower case; of several, the one that is written so, or else the first.
+
+    >>> by_lower(["Text", "label", "Label", "TEXT"])
+    {'text': 'Text', 'label': 'label'}
+    """
+    found = {column.strip().lower(): column for column in reversed(columns)}
+    return found | {name: name for name in found if name in columns}
 
 
 class Dialect(NamedTuple):

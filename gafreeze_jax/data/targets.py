@@ -30,6 +30,7 @@ LABEL_COLUMNS = (
 PLURAL = ("labels", "tags", "emotions", "genres", "topics", "categories")  # whose strings may hold several labels
 WORD_COLUMNS = ("tokens", "words")
 LIST_SEPARATORS = {",": "commas", ";": "semicolons", "|": "vertical bars"}
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # or a number with a decimal comma
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 MOSTLY = 0.9  # of the labels, that decides what they are
 NUM_STRATA = 10  # of numbers
@@ -42,7 +43,7 @@ class Targets(NamedTuple):
 
     Attributes:
       examples: {split: N texts or images}; for tags, the words of each text.
-      values: {split: values}: [N] float32 numbers, [N, C] float32 of 0 and 1, or N arrays of tags, int32.
+      values: {split: values}: [N] float64 numbers, not standardised yet, [N, C] float32 of 0 and 1, or N arrays of tags, int32.
       label_names: of the C labels or tags; of numbers, the name of their column.
     """
 
@@ -108,10 +109,7 @@ def load(
     """
     raw = splits.without_unlabelled(raw, notes)
     if kind == "number" and _have_decimal_commas(raw["train"].labels):
-        raw = {
-            split: rows._replace(labels=[str(label).replace(",", ".") for label in rows.labels]) for split, rows in raw.items()
-        }
-        notes.append(f"Column {column!r} has numbers with a decimal comma")
+        raw = _with_decimal_points(source, raw, column, notes)
     parsers = {"number": _parse_number, "labels": _label_parser(raw["train"].labels), "tags": _parse_tags}
     if kind == "labels":
         _check_several(source, raw["train"].labels, column)
@@ -166,6 +164,18 @@ def _describe(kind: Kind, targets: Any, label_names: Sequence[str]) -> str:
 def _have_decimal_commas(values: Sequence[Any]) -> bool:
     are_numbers = all(isinstance(value, str) and re.fullmatch(r"[+-]?\d+(,\d+)?", value.strip()) for value in values)
     return are_numbers and any("," in value for value in values)
+
+
+def _with_decimal_points(source: str, raw: Mapping[str, Rows[Any]], column: str, notes: list[str]) -> dict[str, Rows[Any]]:
+    """Rows whose numbers have points for decimal commas; raises a ValueError if all commas may separate thousands."""
+    with_comma = [label for label in raw["train"].labels if "," in label]
+    if all(THOUSANDS.fullmatch(label.strip()) for label in with_comma):
+        raise ValueError(
+            f"{source}: column {column!r} has numbers such as {with_comma[0]!r}, whose comma may be a decimal one or separate "
+            "thousands; write them without separators, or with a decimal point"
+        )
+    notes.append(f"Column {column!r} has numbers with a decimal comma")
+    return {split: rows._replace(labels=[str(label).replace(",", ".") for label in rows.labels]) for split, rows in raw.items()}
 
 
 def _as_float(value: Any) -> float | None:
@@ -240,7 +250,7 @@ def _label_parser(values: Sequence[Any]) -> Callable[..., tuple[str, ...]]:
                 "lists of names or integers" if has_lists else f"names separated by {LIST_SEPARATORS.get(separator, 'commas')}"
             )
             raise ValueError(f"{where}: column {column!r} must hold {kinds}, got {listed([repr(value)])}")
-        return tuple(dict.fromkeys(str(name).strip() for name in given))
+        return tuple(dict.fromkeys(stripped for name in given if (stripped := str(name).strip())))
 
     return parse
 
@@ -329,7 +339,7 @@ def _strata(kind: Kind, train: Sequence[Any]) -> Callable[[Sequence[Any]], np.nd
 
 def _encode(kind: Kind, places: Mapping[str, int], values: Sequence[Any]) -> Any:
     if kind == "number":
-        return np.array(values, np.float32)
+        return np.array(values, np.float64)  # as float32, large ones that lie close together would become the same
     rows = [np.array([places[name] for name in row], np.int32) for row in values]
     if kind == "tags":
         return rows

@@ -41,7 +41,7 @@ class TextSplit(NamedTuple):
     Attributes:
       texts: N tuples of one text, or two for sentence pairs; for tags, of a text's words.
       labels: [N] int32, indices into the data set's `label_names`. For several labels [N, C] float32 of 0 and 1, for numbers
-        [N] float32, for tags N arrays of int32.
+        [N] float64, for tags N arrays of int32.
     """
 
     texts: list[tuple[str, ...]]
@@ -159,10 +159,11 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
         raise FileNotFoundError(f"{path}: no such file; expected {tables.EXPECTED}, plain or .gz")
     if not files.kind(path, SUFFIXES):
         raise ValueError(f"{path}: {_refusal(path)}")
-    where, titles, notes = str(path), (), []
+    where, notes = str(path), []
     texts, empty = {}, []
-    for row, (place, record) in enumerate(tables.read(path, notes), start=1):
-        titles = titles or find_text_columns(where, list(record), text_columns)
+    _, names, records = tables.peek(tables.read(path, notes))
+    titles = find_text_columns(where, names, text_columns) if names else ()
+    for row, (place, record) in enumerate(records, start=1):
         if (values := _texts_of(where, place, record, titles)) is None:
             empty.append(place)
         else:

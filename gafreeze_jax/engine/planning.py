@@ -64,7 +64,7 @@ class Trial(NamedTuple):
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Trial":
         seconds = math.inf if entry["step_seconds"] is None else entry["step_seconds"]
-        return cls(**entry | {"plan": Plan(**entry["plan"]), "step_seconds": seconds})
+        return cls(**{**entry, "plan": Plan(**entry["plan"]), "step_seconds": seconds})
 
 
 class Choice(NamedTuple):

@@ -1,8 +1,9 @@
 """What the saved model predicts for each test example, beside the truth: `test_predictions.csv`."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,9 @@ def in_order(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return np.concatenate(predictions)[np.argsort(np.concatenate(rows))]
 
 
-def beside(inputs: Columns, answers: Columns) -> Columns:
+def beside(inputs: Columns, answers: Columns) -> dict[str, Sequence[Any]]:
     """Columns of inputs, then of answers. An input's whose title an answer has gets another one."""
-    return {f"input {title}" if title in answers else title: column for title, column in inputs.items()} | {**answers}
+    return {**{f"input {title}" if title in answers else title: column for title, column in inputs.items()}, **answers}
 
 
 def write_predictions(setup: Setup, test: Source, params: PyTree, folder: Path, threshold: float | None = None) -> None:

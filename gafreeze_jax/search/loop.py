@@ -128,7 +128,7 @@ class Search(Generic[M]):
         that.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
-      fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`.
+      fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`. Those that are not allowed come last.
       allowed: whether a genome may be evaluated, and lead; those in `initial` are evaluated in any case. Of other genomes that
         may not, genes are frozen at random until they may.
       elapsed: seconds of evaluations so far; default: those in the ledger. It must agree among processes.

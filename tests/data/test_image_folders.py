@@ -77,10 +77,10 @@ def test_usual_names(names, tmp_path):
 
 
 def test_the_files_of_test_images_are_known(tmp_path):
-    classes(tmp_path, "train", "test", num=4)
+    classes(tmp_path, "train", "test", num=5)
     (tmp_path / "test" / "cats" / "1.png").write_bytes(b"damaged")
     data = load(tmp_path, skip_broken=True)
-    files = [f"test/{name}/{i}.png" for name in KINDS for i in range(4)]
+    files = [f"test/{name}/{i}.png" for name in KINDS for i in range(5)]
     assert list(data.test_files) == [file for file in files if file != "test/cats/1.png"]
     assert [KINDS[label] for label in data.test.labels] == [file.split("/")[1] for file in data.test_files]
 

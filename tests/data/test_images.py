@@ -97,8 +97,10 @@ def test_labels_of_arrays_may_be_words(tmp_path):
     assert data.label_names == ("cat", "dog")
 
 
-@pytest.mark.parametrize("labels", [np.arange(20.0) % 2, np.arange(20) % 2 == 1, np.eye(2)[np.arange(20) % 2]])
-def test_classes_of_arrays_may_be_floats_flags_and_one_hot(labels, tmp_path):
+@pytest.mark.parametrize(
+    "labels", [np.arange(20.0) % 2, np.arange(20) % 2 == 1, np.eye(2)[np.arange(20) % 2], np.arange(20)[:, None] % 2]
+)
+def test_classes_of_arrays_may_be_floats_flags_one_hot_and_a_column(labels, tmp_path):
     data = load_images(str(write_npz(tmp_path / "a.npz", labels=labels)), FRAME)
     assert (data.kind, data.label_names) == ("label", ("0", "1"))
 
@@ -109,13 +111,23 @@ def test_arrays_of_numbers_and_of_several_labels(tmp_path):
     assert data.kind == "number"
     every = np.concatenate([data.train.labels, data.validation.labels, data.test.labels])
     np.testing.assert_allclose(np.sort(every), numbers, rtol=1e-6)
-    data = load_images(str(write_npz(tmp_path / "b.npz", labels=np.arange(20))), FRAME, kind="number")
-    assert sorted(np.concatenate([split.labels for split in data[:3]])) == list(range(20))
+    data = load_images(str(write_npz(tmp_path / "b.npz", labels=np.arange(20) - 9)), FRAME, kind="number")
+    assert sorted(np.concatenate([split.labels for split in data[:3]])) == list(range(-9, 11))
 
     flags = np.random.default_rng(0).integers(0, 2, (20, 3))
     data = load_images(str(write_npz(tmp_path / "c.npz", labels=flags)), FRAME)
     assert (data.kind, data.label_names) == ("labels", ("0", "1", "2"))
     assert sum(split.labels.sum(0) for split in data[:3]).tolist() == flags.sum(0).tolist()
+
+
+def test_several_labels_of_arrays_are_so_in_every_split(tmp_path):
+    """Even where those of one split happen to be one label each."""
+    train, validation = np.random.default_rng(0).integers(0, 2, (30, 3)), np.eye(3, dtype=int)[np.arange(6) % 3]
+    write_npz(tmp_path / "train.npz", 30, labels=train)
+    write_npz(tmp_path / "val.npz", 6, labels=validation)
+    data = load_images(str(tmp_path), FRAME)
+    assert (data.kind, data.label_names) == ("labels", ("0", "1", "2"))
+    np.testing.assert_array_equal(data.validation.labels, validation)
 
 
 def test_folder_of_arrays(tmp_path):
@@ -294,6 +306,22 @@ def test_colours_for_a_model_that_takes_gray(tmp_path):
     fails(write_npz(tmp_path / "a.npz"), "has colours (3 channels), the model takes gray images (1 channel)", Frame(8, 1))
     fails(write_folders(tmp_path / "folders"), "has colours (3 channels)", Frame(8, 1))
     fails("digits", "images have 1 or 3 channels, the model takes 4", Frame(8, 4))
+
+
+def test_palettes_of_grays_are_gray(tmp_path):
+    gray = np.arange(81, dtype=np.uint8).reshape(9, 9)
+    image = Image.fromarray(gray // 9).convert("P")
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            image.putpalette([value for level in range(9) for value in [20 * level + i] * 3] + [255, 0, 0])  # red is not used
+            image.save(tmp_path / name / f"{i}.png")
+    assert Image.open(tmp_path / "ant" / "3.png").mode == "P"
+    data = load_images(str(tmp_path), Frame(9, 1))
+    assert sorted({int(image.min()) for split in data[:3] for image in split.images}) == list(range(10))
+    image.putpalette([value for level in range(9) for value in (level, 0, 0)])
+    image.save(tmp_path / "ant" / "3.png")
+    fails(tmp_path, "ant/3.png has colours (3 channels)", Frame(9, 1))
 
 
 def break_off(folder):

@@ -207,7 +207,9 @@ def labelled(*labels):
         (("not  so", "not so", "so"), ("not  so", "not so", "so"), "look alike and are different classes: not so, not so"),
         (("1", "\uff11", "2"), ("1", "\uff11", "2"), "look alike and are different classes: 1, \uff11"),  # one is a wide 1
         (("true", "false", "unknown"), ("false", "true", "unknown"), None),
-        (("01", "1", "none"), ("01", "1", "none"), None),
+        (("01", "1", "none"), ("01", "1", "none"), "look alike and are different classes: 01, 1"),
+        (("0", "00", "10"), ("0", "00", "10"), "look alike and are different classes: 0, 00"),
+        (("01a", "1a", "0.5"), ("0.5", "01a", "1a"), None),
     ],
 )
 def test_a_class_is_one_whatever_its_spelling(tmp_path, labels, names, note):
@@ -305,6 +307,14 @@ def test_a_split_whose_labels_are_all_minus_one_is_not_used(tmp_path, titles, la
     data = load_text(str(tmp_path))
     assert [len(split.texts) for split in data[:3]] == [12, 4, 4]
     assert note_of(data, "-1") == "The test split has no labels (all are -1) and is not used."
+
+
+@pytest.mark.parametrize(("column", "labels"), [("label", (-1, 1)), ("score", (-1, 0.5))])
+def test_minus_one_may_be_a_class_or_a_number(tmp_path, column, labels):
+    (tmp_path / "train.csv").write_text(f"text,{column}\n" + "".join(f"text {i},{labels[i % 2]}\n" for i in range(20)))
+    (tmp_path / "test.csv").write_text(f"text,{column}\n" + "new,-1\n" * 5)
+    data = load_text(str(tmp_path))
+    assert [len(split.texts) for split in data[:3]] == [16, 4, 5]
 
 
 def test_labels_under_another_name_are_an_error(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from gafreeze_jax.data.targets import describe_splits
 from gafreeze_jax.data.text import load_text, load_unlabelled
+from gafreeze_jax.tasks.kinds import make_scale
 
 NUM = 40
 
@@ -58,7 +59,7 @@ def test_what_labels_are(case, tmp_path):
 
 
 def test_lists_are_several_labels(tmp_path):
-    data = load_text(jsonl(tmp_path, [["b", "a"], ["a"], [], ["a", "a"]]))
+    data = load_text(jsonl(tmp_path, [["b", "a"], ["a", ""], [" "], ["a", "a"]]))
     assert data.kind == "labels"
     assert data.label_names == ("a", "b")
     for split in data[:3]:
@@ -80,11 +81,19 @@ def test_columns_of_0_and_1_are_several_labels(label_column, tmp_path):
 def test_numbers(tmp_path):
     data = load_text(table(tmp_path, "score", ["0.5", "", "2", "4.75"]))
     assert (data.kind, data.label_names) == ("number", ("score",))
-    assert data.train.labels.dtype == np.float32
     assert {0.5, 2.0, 4.75} == {float(number) for split in data[:3] for number in split.labels}
     lines = describe_splits("set", data)
     assert "numbers from 0.5 to 4.75" in lines[0]
     assert any("10 rows without a label left out" in line for line in lines)
+
+
+def test_large_numbers_that_lie_close_together_stay_different(tmp_path):
+    data = load_text(table(tmp_path, "score", [1_700_000_000 + i / 4 for i in range(NUM)]))
+    scale = make_scale(data.kind, data.train.labels, head_is_kept=False, has_bias=True)
+    standardised = scale.apply(data.train.labels)
+    assert standardised.dtype == np.float32
+    assert len(np.unique(standardised)) == len(data.train.texts)
+    np.testing.assert_allclose((standardised.mean(), standardised.std()), (0, 1), atol=1e-6)
 
 
 def test_numbers_with_a_decimal_comma(tmp_path):
@@ -93,6 +102,12 @@ def test_numbers_with_a_decimal_comma(tmp_path):
     assert {1.5, 2.0, -3.25} == {float(number) for split in data[:3] for number in split.labels}
     assert "Column 'score' has numbers with a decimal comma" in data.notes
     assert load_text(table(tmp_path, "labels", ["1,5", "2", "3,5"])).kind != "number"
+
+
+@pytest.mark.parametrize("other", ["2,5", "0,105", "2105,000"])
+def test_commas_are_decimal_ones_where_one_cannot_separate_thousands(other, tmp_path):
+    data = load_text(table(tmp_path, "score", ["1,101", other, "900"]))
+    assert {1.101, float(other.replace(",", ".")), 900} == {float(number) for split in data[:3] for number in split.labels}
 
 
 def test_whole_numbers_on_request(tmp_path):
@@ -154,6 +169,13 @@ BAD = {
     "a number beyond floats": (table, ("score", ["1.5", "1e99"]), {}, "must hold finite numbers, got '1e99'"),
     "a word among numbers": (table, ("score", ["1.5"] * 39 + ["good"]), {}, "line 41: column 'score' must hold finite numbers"),
     "a decimal comma": (table, ("score", ["1.5"] * 39 + ["1,5"]), {}, "must hold finite numbers, got '1,5'"),
+    "commas of either kind": (
+        table,
+        ("score", ["1,101", "2,105", "900"]),
+        {},
+        "column 'score' has numbers such as '1,101', whose comma may be a decimal one or separate thousands; write them "
+        "without separators, or with a decimal point",
+    ),
     "true among numbers": (
         jsonl,
         ([1.5] * 39 + [True], "score"),

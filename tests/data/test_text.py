@@ -69,7 +69,7 @@ def test_any_text_comes_back(tmp_path_factory, suffix, texts):
     path = tmp_path_factory.mktemp("round") / f"set{suffix}"
 
     @settings(max_examples=50, deadline=None)
-    @given(st.lists(texts.filter(lambda text: not tables.is_missing(text)), min_size=5, max_size=12))
+    @given(st.lists(texts.filter(lambda text: not tables.is_missing(text)), min_size=10, max_size=14))
     def check(texts):
         rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
         data = load_text(str(write(path, rows)))
@@ -101,7 +101,7 @@ def test_escapes_in_json_are_text(tmp_path):
 
 
 def test_quotation_marks_in_tsv_are_text(tmp_path):
-    texts = ['He said "no', '"quoted"', 'a ""b"" c', "it's"]
+    texts = ['He said "no', '"quoted"', 'a ""b"" c', "it's", "plain"]
     data = load_text(str(write(tmp_path / "set.tsv", [{"text": t, "label": x} for t in texts for x in "ab"])))
     assert {text for text, _ in examples(data)} == set(texts)
 
@@ -215,6 +215,17 @@ def test_texts_without_labels(tmp_path):
     assert load_unlabelled(path, ["sentence2"]).texts == [("b",), ("c",), ("e",)]
 
 
+def test_the_first_of_texts_without_labels_may_lack_its_text(tmp_path):
+    path = tmp_path / "new.jsonl"
+    path.write_text("\n".join(map(json.dumps, [{"id": 1}, {"id": 2, "text": "b"}])))
+    assert load_unlabelled(path).columns == {"row": [2], "text": ("b",)}
+    assert load_unlabelled(path, ["Text"]).texts == [("b",)]
+    path = write(tmp_path / "new.csv", make_rows(1))
+    path.write_text("text,label\n")
+    with pytest.raises(ValueError, match="no rows with text"):
+        load_unlabelled(path)
+
+
 def test_description(tmp_path):
     data = load_text(str(write(tmp_path / "set.csv", make_rows(5000, labels=[str(i) for i in range(10)]))))
     assert describe_splits("set.csv", data) == [
@@ -248,6 +259,9 @@ def test_description(tmp_path):
         ("score text y", (), None, "text y"),
         ("score text category", (), None, "text category"),
         ("text text_pair rating", (), None, "text text_pair rating"),
+        ("Text text Label label LABEL", (), None, "text label"),
+        ("Text TEXT Label LABEL", (), None, "Text Label"),
+        ("Text TEXT Label LABEL", ("text",), "label", "Text Label"),
     ],
 )
 def test_columns(columns, text_columns, label_column, expected):
@@ -354,7 +368,11 @@ BAD_FILES = {
     "text after a quotation": ("set.csv", CSV + '"so" they say,1\n', "line 12: ',' expected after '\"'"),
     "one class": ("set.csv", "text,label\n" + "a,1\nb,1\n" * 9, "have only one class, '1'; at least two are needed"),
     "scores": ("set.csv", SCORES, "20 different labels in 20 training rows; are the labels those of classes?"),
-    "too few rows": ("set.csv", "text,label\na,0\nb,1\nc,0\nd,1\n", "4 training rows are too few to cut a validation split"),
+    "too few rows": (
+        "set.csv",
+        "text,label\n" + "a,0\nb,1\nc,0\n" * 3,
+        "9 training rows are too few to cut a validation split of two or more from; give 10 or more, or that split",
+    ),
     "invalid JSON": ("set.jsonl", JSONL + "{'text': 'a'}", "line 2 is not JSON: Expecting property name"),
     "JSON over many lines": ("set.jsonl", '{\n"text": "a"}', "line 1 is not JSON: Expecting property name"),
     "NaN in JSON": ("set.jsonl", JSONL + '{"text": "a", "label": NaN}', "line 2 is not JSON: NaN is not a finite number"),
