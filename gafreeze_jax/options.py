@@ -55,10 +55,11 @@ class Options:
     head_learning_rate: float = 2e-3
     """Highest learning rate of the head."""
     rates: tuple[float, ...] = ()
-    """Multiples of the learning rate that a genome may choose for all layers that it trains; each baseline is compared at the
-    best of them as well. Default: 0.25 1 4 where the head is kept, else 1."""
+    """Multiples of the learning rate that a genome may choose for all layers that it trains, 1 among them; each baseline is
+    compared at the best of them as well. Default: 0.25 1 4 where the head is kept, else 1."""
     levels: tuple[float, ...] = (1.0,)
-    """Multiples of the learning rate that a genome may choose for each layer besides freezing it, such as 0.1 0.3 1."""
+    """Multiples of the learning rate that a genome may choose for each layer besides freezing it, 1 among them, such as
+    0.1 0.3 1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of activations and products; parameters that train are float32. auto: bfloat16 on GPUs and TPUs,
     and on processors with AMX for networks with wide layers; else float32."""
@@ -66,7 +67,8 @@ class Options:
     """accuracy: find the fittest mask. pareto: find masks that no other beats in accuracy, training FLOPs and optimizer bytes
     at once (NSGA-II)."""
     max_flops: float | None = None
-    """Evaluate only masks that take at most this share of the FLOPs of training everything, such as 0.4."""
+    """Search for masks that take at most this share of the FLOPs of training everything, such as 0.4. The masks that every
+    search evaluates, such as all prefix masks, are evaluated in any case."""
     halving: bool = True
     """Stop poor masks after a quarter or half of their steps, where that is 16 or more."""
     max_evaluations: float | None = None

@@ -78,7 +78,8 @@ class FrozenPrefix:
 
         Returns:
           N rows: JAX arrays if `budget.device` has room for them, or numpy arrays in `budget.host`, or else on disk, in a new
-          folder under `folder` (default: that for temporary files). By default the budget is a quarter of the memory.
+          folder under `folder` (default: that for temporary files). By default the budget is a quarter of the memory, on a
+          CPU an eighth.
         """
         budget = budget or default_budget()
         num = len(jax.tree.leaves(inputs)[0])

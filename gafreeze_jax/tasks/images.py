@@ -54,10 +54,10 @@ class Options(options.Options):
     """keep: continue with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a
     new one. auto: keep it if the model knows all classes of the data."""
     class_weights: ClassWeights = "none"
-    """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
+    """balanced: weights each example by N / (C n), where its class has n of the N training examples and there are C classes."""
     augment: bool = False
-    """Move training images by up to an eighth of their size at random, and mirror half of them. Nothing that frozen blocks
-    compute can be kept then."""
+    """Move training images by up to an eighth of their size at random, and mirror half of them. The outputs of frozen blocks
+    can then not be cached."""
     skip_broken: bool = False
     """Leave out files that cannot be read as images, instead of stopping."""
     train_examples: int = 40

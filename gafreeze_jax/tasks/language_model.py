@@ -33,7 +33,8 @@ class Options(options.Options):
     text one label of a few, several labels, a number, or a tag for each word, recognised from the labels."""
     metric: kinds.MetricName = "auto"
     """What the search maximizes, and reports compare. auto: accuracy, for lm of tokens; macro-f1 for several labels a text,
-    spearman for numbers, entity-f1 for tags of entities, token-accuracy for other tags."""
+    spearman for numbers, entity-f1 for tags of entities, token-accuracy for other tags. For lm also token-accuracy, which is
+    the same there, and perplexity."""
     model: str = "pydoc"
     """pydoc (a small one, pretrained here on the bytes of the Python language's reference), a folder in the Hugging Face
     layout, or a hub name such as openai-community/gpt2. Networks may also be Llama, Mistral, Qwen2, Qwen3 or GPT-NeoX."""
@@ -52,8 +53,8 @@ class Options(options.Options):
     """To classify; keep: continue with the model's own classifier, which is a gene of its own; classes are matched by name.
     fresh: train a new one. auto: keep it if the model knows all classes of the data."""
     class_weights: ClassWeights = "none"
-    """To classify; balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C
-    classes."""
+    """To classify; balanced: weights each example by N / (C n), where its class has n of the N training examples and there are
+    C classes."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts, to classify. Default: found by convention."""
     label_column: str | None = None

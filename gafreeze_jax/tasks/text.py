@@ -44,7 +44,7 @@ class Options(options.Options):
     """keep: continue with the model's own classifier, which is a gene of its own; classes are matched by name. fresh: train a
     new one. auto: keep it if the model knows all classes of the data."""
     class_weights: ClassWeights = "none"
-    """balanced: the loss counts an example as N / (C n) of its class, which has n of the N training examples of C classes."""
+    """balanced: weights each example by N / (C n), where its class has n of the N training examples and there are C classes."""
     text_columns: tuple[str, ...] = ()
     """Name of the text column, or of two for pairs of texts. Default: found by convention."""
     label_column: str | None = None
