@@ -311,7 +311,7 @@ def batch_maker(
     def make_examples(rng: np.random.Generator) -> np.ndarray:
         return cut(balanced_batches(rng, tokens.lengths, size, num_epochs), micro_batch)
 
-    some = make_examples(np.random.default_rng(0))
+    some = make_examples(np.random.default_rng(0))  # to choose a length; training draws its own
     length = best_row_length(tokens, some.reshape(-1, some.shape[-1]))
 
     def make(examples: np.ndarray) -> Batch:

@@ -2,7 +2,8 @@
 
 A baseline is one entry of `BASELINES` or of `FURTHER`. It is a set of genomes, of which the search names the fittest; or a
 search of its own; or a schedule, a function that trains a member in a way that no single genome describes. Where several rates
-are searched for, each is compared at the best of them.
+are searched for, each is compared at the best of them. A genome freezes or slows whole genes, which are layers or sublayers:
+parameters within one, such as norms alone, need genes of their own.
 """
 
 import itertools
@@ -325,7 +326,7 @@ BASELINES = (
     Baseline("best suffix mask", "Lee et al. 2023, arXiv:2210.11466", genomes=inner_suffixes, initial=initial_suffixes),
     *LOWER_RATES,
 )
-FURTHER = (  # with `--baselines all`
+FURTHER = (  # compared with `--baselines all`; every search begins with their genomes, too
     Baseline("best third", "Lee et al. 2023, arXiv:2210.11466", genomes=Space.thirds),
     Baseline(
         "gradual unfreezing",
