@@ -141,12 +141,20 @@ def complete(
 def without_unlabelled(splits: Mapping[str, Rows[T]], notes: list[str]) -> dict[str, Rows[T]]:
     """Leaves out a validation or test split of which all labels are -1, as hubs publish test splits, unless train has -1."""
     kept = dict(splits)
-    are_none = {name: [_class_of(_spell(label)) == "-1" for label in rows.labels] for name, rows in splits.items()}
     for name in ("validation", "test"):
-        if name in kept and all(are_none[name]) and not any(are_none["train"]):
+        if name not in kept or not all(map(_is_none, kept[name].labels)):
+            continue
+        if any(map(_is_none, splits["train"].labels)):
+            notes.append(f"All labels of the {name} split are -1, which train has, too: it is taken for a class.")
+        else:
             notes.append(f"The {name} split has no labels (all are -1) and is not used.")
             del kept[name]
     return kept
+
+
+def _is_none(label: Any) -> bool:
+    """Whether a label is -1, as hubs mark examples without one."""
+    return _class_of(_spell(label)) == "-1"
 
 
 def cut_missing(
@@ -163,7 +171,7 @@ def cut_missing(
     if missing and num_held_out < MIN_HELD_OUT:
         raise ValueError(
             f"{source}: {num_train} training {unit} are too few to cut a {missing[0]} split of two or more from; give "
-            f"{MIN_HELD_OUT / HELD_OUT_SHARE:.0f} or more, or that split"
+            f"{MIN_HELD_OUT / HELD_OUT_SHARE:.0f} or more, or files for {' and '.join(missing)}"
         )
     for salt, name in enumerate(missing, start=1):
         encoded["train"], encoded[name] = stratified_cut(encoded["train"], num_held_out, seed=salt)

@@ -161,8 +161,8 @@ def load_unlabelled(path: Path, text_columns: Sequence[str] = ()) -> UnlabelledT
         raise ValueError(f"{path}: {_refusal(path)}")
     where, notes = str(path), []
     texts, empty = {}, []
-    _, names, records = tables.peek(tables.read(path, notes))
-    titles = find_text_columns(where, names, text_columns) if names else ()
+    first, names, records = tables.peek(tables.read(path, notes))
+    titles = find_text_columns(where, names, text_columns) if first else ()
     for row, (place, record) in enumerate(records, start=1):
         if (values := _texts_of(where, place, record, titles)) is None:
             empty.append(place)

@@ -89,8 +89,8 @@ def verify(path: epath.Path) -> None:
     """
     lines = (path / SUMS).read_bytes().decode("utf-8", "replace").splitlines()
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    digests.setdefault(RUN, "")  # a list without it is not whole
-    if damaged := [name for name, digest in digests.items() if not (path / name).is_file() or _sha256(path / name) != digest]:
+    damaged = [name for name, digest in digests.items() if not (path / name).is_file() or _sha256(path / name) != digest]
+    if damaged := damaged or [SUMS] * (RUN not in digests):
         raise ValueError(
             f"{path}: damaged or missing: {listed(damaged)}. Delete {path / SUMS} and give the command again: intact files "
             "are used, and the rest is computed again"

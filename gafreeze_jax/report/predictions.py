@@ -119,8 +119,11 @@ def write_names(names: Sequence[str], separator: str, known: Sequence[str]) -> s
 
 
 def read_names(text: str, separator: str) -> list[str]:
-    """The reverse of `write_names`."""
-    return json.loads(text) if text.startswith("[") else list(filter(None, text.split(separator)))
+    """The reverse of `write_names`; earlier versions wrote no lists."""
+    try:
+        return json.loads(text) if text.startswith("[") else list(filter(None, text.split(separator)))
+    except ValueError:
+        return list(filter(None, text.split(separator)))
 
 
 def count_types(rows: Sequence[Mapping[str, str]]) -> list[TypeCounts]:

@@ -136,7 +136,8 @@ def _as_dataset(data: Any, name: str) -> Dataset:
 
 
 def _read(data: Any, name: str) -> Dataset:
-    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[1], tuple):  # else these are two batches
+    are_batches = isinstance(data, tuple) and all(isinstance(part, tuple) and len(part) == 2 for part in data)
+    if isinstance(data, tuple) and len(data) == 2 and not are_batches:
         return _of_arrays(data, f"{name}: expected arrays [N, ...] of inputs and targets; got single numbers, as in lists")
     batches = list(data) if isinstance(data, Iterable) else []
     if batches and isinstance(batches[0], Mapping):

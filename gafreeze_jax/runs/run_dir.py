@@ -125,10 +125,10 @@ class RunDir:
         """Deletes what a run that has evaluated nothing has written, and its folder, unless that was there before."""
         if self.path is None or not devices.is_first() or len(self.journal):
             return
+        for entry in self.path.iterdir():  # it was empty
+            entry.rmtree() if entry.is_dir() else entry.unlink()
         if self._folder_is_ours:
             self.path.rmtree()
-        else:
-            (self.path / RUN).unlink()
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[Path]:

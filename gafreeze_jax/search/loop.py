@@ -128,7 +128,8 @@ class Search(Generic[M]):
         that.
       count_trainable: number of parameters that a genome leaves trainable.
       groups: genomes [N, K] of each group, by name, some of them in `initial`; the fittest of each is never stopped early.
-      fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`. Those that are not allowed come last.
+      fitness: what the GA is told of an evaluated genome; default: `ledger.fitness`. The first number is -inf if the genome is
+        not allowed.
       allowed: whether a genome may be evaluated, and lead; those in `initial` are evaluated in any case. Of other genomes that
         may not, genes are frozen at random until they may.
       elapsed: seconds of evaluations so far; default: those in the ledger. It must agree among processes.
@@ -326,7 +327,7 @@ class Search(Generic[M]):
         return self._tell(state, genomes, fitness)[0]
 
     def _fitness_to_breed(self, genome: Genome) -> tuple[float, ...]:
-        """The fitness that the GA is told: genomes that are not allowed come last."""
+        """What the GA is told of a genome; the first number is the lowest if the genome is not allowed."""
         first, *others = self.fitness(genome)
         return (first if self.allowed(genome) else -math.inf, *others)
 

@@ -371,7 +371,7 @@ BAD_FILES = {
     "too few rows": (
         "set.csv",
         "text,label\n" + "a,0\nb,1\nc,0\n" * 3,
-        "9 training rows are too few to cut a validation split of two or more from; give 10 or more, or that split",
+        "9 training rows are too few to cut a validation split of two or more from; give 10 or more, or files for validation",
     ),
     "invalid JSON": ("set.jsonl", JSONL + "{'text': 'a'}", "line 2 is not JSON: Expecting property name"),
     "JSON over many lines": ("set.jsonl", '{\n"text": "a"}', "line 1 is not JSON: Expecting property name"),

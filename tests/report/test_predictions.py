@@ -64,6 +64,10 @@ def test_names_may_have_what_separates_them(separator, known):
         assert read_names(write_names(names, separator, known), separator) == names
 
 
+def test_names_of_earlier_versions_may_begin_like_a_list():
+    assert read_names("[x,y", ",") == ["[x", "y"]
+
+
 def test_labels_with_commas_are_counted():
     known = ["Arts, Culture", "Sports"]
     rows = [{"truth": write_names(known, ",", known), "labels": write_names(known[:1], ",", known)}]

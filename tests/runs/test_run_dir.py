@@ -206,7 +206,7 @@ def test_a_list_of_checksums_that_was_cut_is_noticed(folder):
     make_run(folder, Options(), finished=True)
     test_finalist_store.keep(epath.Path(folder) / "members")
     (folder / "SHA256SUMS").write_text("")
-    with pytest.raises(ValueError, match=r"damaged or missing: run\.json\. Delete .*SHA256SUMS and give the command"):
+    with pytest.raises(ValueError, match=r"damaged or missing: SHA256SUMS\. Delete .*SHA256SUMS and give the command"):
         run_dir.choose_folder("bert", Options(resume=folder))
     assert (folder / "members").exists()
 
@@ -215,7 +215,10 @@ def test_a_run_that_is_discarded_leaves_the_users_own_folder(folder):
     make_run(folder, Options()).discard()
     assert not folder.exists()
     folder.mkdir()
-    make_run(folder, Options()).discard()
+    saved = make_run(folder, Options())
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events").touch()
+    saved.discard()
     assert list(folder.iterdir()) == []
 
 

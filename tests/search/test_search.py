@@ -529,6 +529,13 @@ def test_a_search_goes_on_among_the_masks_that_are_allowed(key, num_frozen, leas
     assert found.why_stopped in ("after 40 generations", "as no other allowed mask was found")
 
 
+def test_masks_that_are_not_allowed_are_not_bred_from():
+    """They are fitter, and the three that are allowed fill the population."""
+    outcome = run(table=1 - frozen_is_better(), allowed=lambda genome: sum(genome) >= 4, population=3, generations=3)
+    assert set(map(as_genome, PREFIXES)) <= outcome.at(RUNGS[0])
+    assert outcome.generations[-1].frozen_share.sum() >= 4
+
+
 @pytest.mark.parametrize("key", range(6))
 def test_random_masks_are_allowed_ones(key):
     found, evaluated = search_large(14, 12, key=key, ga=genetic.make_random, generations=2)
