@@ -82,7 +82,9 @@ class FrozenPrefix:
           CPU an eighth.
         """
         budget = budget or default_budget()
-        num = len(jax.tree.leaves(inputs)[0])
+        num = len(jax.tree.leaves(inputs)[0]) if jax.tree.leaves(inputs) else 0
+        if not num:
+            raise ValueError("expected inputs of one example or more, got none")
         at_a_time = min(num, ROWS)
 
         def rows_from(first: int) -> PrefixRows:

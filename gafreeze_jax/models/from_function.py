@@ -89,6 +89,8 @@ def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTr
     """The function, a batch size to cut it at, and whether it has a training mode."""
     _check_names(genes)
     leaves, inputs = jax.eval_shape(lambda *trees: jax.tree.map(jnp.asarray, trees), genes.leaves(params), inputs)
+    if {leaf.ndim for leaf in jax.tree.leaves(inputs)} & {0} or not jax.tree.leaves(inputs):
+        raise ValueError("inputs must be arrays [B, ...], a row for each example; let the function close over single numbers")
     takes_key, has_statistics = _takes_key(apply), any(map(is_statistic, genes.paths))
 
     def normal_form(leaves, inputs, key):
@@ -112,6 +114,8 @@ def _takes_key(apply: Callable[..., Any]) -> bool:
 
 
 def _checked_outputs(outputs: Any) -> Any:
+    if outputs is None:
+        raise ValueError("the function must give one array of outputs, got None")
     if not jax.tree_util.treedef_is_leaf(jax.tree.structure(outputs)):
         places = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(outputs)]
         raise ValueError(f"the function must give one array of outputs, got {listed(places)}; return what the loss reads")

@@ -19,6 +19,7 @@ from gafreeze_jax.engine.costs import flops_per_step
 from gafreeze_jax.engine.network import Block, Dataset, Network, Source
 from gafreeze_jax.engine.optimizer import Recipe
 from gafreeze_jax.engine.population import Population
+from gafreeze_jax.engine.prefix import frozen_prefix, value_and_grad
 from gafreeze_jax.metrics import ACCURACY, cross_entropy
 from gafreeze_jax.models import from_function
 from gafreeze_jax.options import Options
@@ -228,3 +229,57 @@ def test_augmented_inputs_enter_the_lowest_block_of_every_member():
 )
 def test_members_are_not_scored_too_early(num_steps, changes, rungs):
     assert make_settings(Options(**changes), num_steps).rungs == rungs
+
+
+CHAIN = {"a": np.eye(4, dtype=np.float32), "b": np.ones((4, 4), np.float32), "c": np.ones((4, 2), np.float32)}
+OF_CHAIN = masking.make_genes(CHAIN, {"a": "a", "b": "b", "c": None})
+ROWS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+OWN_KEY = jax.random.key(7)
+
+
+@pytest.mark.parametrize("own_key", [lambda: jax.random.key(0), lambda: jax.random.PRNGKey(0), lambda: OWN_KEY])
+def test_keys_that_a_function_makes_itself_stay_as_they_are(own_key):
+    """A fixed random projection, beside dropout."""
+
+    def apply(params, x, key=None):
+        x = jnp.tanh(x @ params["a"]) @ jax.random.normal(own_key(), (4, 4))
+        x = x if key is None else x * jax.random.bernoulli(key, 1.0, x.shape)
+        return x @ params["b"] @ params["c"]
+
+    network = from_function.cut(apply, CHAIN, OF_CHAIN, ROWS[:4])
+    params, targets, loss = from_function.split(CHAIN, OF_CHAIN), np.zeros(6, np.int32), cross_entropy
+    expected = loss(apply(CHAIN, ROWS), targets).mean()
+    cached = frozen_prefix(network, params, [1, 1]).cache(ROWS)
+    np.testing.assert_allclose(value_and_grad(network, [1, 1], loss)(params, cached, targets).loss, expected, rtol=1e-5)
+    for seed in range(2):
+        trained = value_and_grad(network, [0, 0], loss)(params, ROWS, targets, jax.random.key(seed))
+        np.testing.assert_allclose(trained.loss, expected, rtol=1e-5)
+
+
+def test_a_loop_of_unknown_length_may_lie_below_what_trains():
+    def apply(params, x):
+        halved = jax.vmap(lambda row: jax.lax.while_loop(lambda h: jnp.abs(h).max() > 1, lambda h: h / 2, row))
+        return halved(x @ params["a"]) @ params["b"] @ params["c"]
+
+    network = from_function.cut(apply, CHAIN, OF_CHAIN, ROWS[:4])
+    found = value_and_grad(network, [1, 0], cross_entropy)(from_function.split(CHAIN, OF_CHAIN), ROWS, np.zeros(6, np.int32))
+    np.testing.assert_allclose(found.loss, cross_entropy(apply(CHAIN, ROWS), np.zeros(6, np.int32)).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("apply", "inputs", "message"),
+    [
+        (lambda params, x: None, ROWS, "the function must give one array of outputs, got None"),
+        (lambda params, x: x["u"] @ params["a"], {"u": ROWS, "v": 2.0}, "inputs must be arrays .* close over single numbers"),
+        (lambda params, x: params["a"], {}, "inputs must be arrays"),
+    ],
+)
+def test_functions_that_cannot_be_cut(apply, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        from_function.cut(apply, CHAIN, OF_CHAIN, inputs)
+
+
+def test_no_rows_are_no_prefix():
+    network = from_function.cut(lambda params, x: x @ params["a"] @ params["b"] @ params["c"], CHAIN, OF_CHAIN, ROWS)
+    with pytest.raises(ValueError, match="expected inputs of one example or more, got none"):
+        frozen_prefix(network, from_function.split(CHAIN, OF_CHAIN), [1, 0]).cache(ROWS[:0])

@@ -92,7 +92,11 @@ TOGETHER = {
     "condition": lambda x: lax.cond(TABLE[0, 0] > 0, jnp.tanh, mean_of_batch, x),
     "until all are done": repeat_until_small,
     "frequencies": lambda x: jnp.fft.fft(x[..., 0].T).real.T,
+    "centred": lambda x: jnp.einsum("ij,jkl->ikl", jnp.eye(len(x)) - 1 / len(x), x),
+    "ranked": lambda x: lax.top_k(x[:, :, 0].T, len(x))[0].T,
+    "divided by their number": lambda x: jnp.tanh(x) / len(x),
 }
+IN_NUMBER_ALONE = ("condition", "divided by their number")  # the other branch depends on others; the number does, on how many
 
 
 def mixes(function):
@@ -121,5 +125,5 @@ def test_examples_alone(name):
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_examples_together(name):
-    assert depends_on_others(TOGETHER[name]) or name == "condition"  # the other branch does
+    assert depends_on_others(TOGETHER[name]) or name in IN_NUMBER_ALONE
     assert mixes(TOGETHER[name])

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params, primitives
@@ -59,13 +60,22 @@ def _mixes(equation: JaxprEqn, of_large: JaxprEqn, size: int) -> bool:
     if equation.primitive in CALLS:
         return _mixes_inside(equation, of_large, size)
     of_results = [_growing(a, b) for a, b in zip(equation.outvars, of_large.outvars, strict=True)]
-    if any(len(axes) != 1 for axes in of_results):
+    if any(len(axes) > 1 for axes in growing) or any(len(axes) != 1 for axes in of_results):
+        return True
+    if any(map(_is_other_number, equation.invars, of_large.invars)):
         return True
     place = next(place for place, axes in enumerate(growing) if axes)
     shape, result = shaped(equation.invars[place]).shape, shaped(equation.outvars[0]).shape
     along = Along(equation.params, place, shape, growing[place][0], result, of_results[0][0], size)
     moves = MOVES.get(equation.primitive)
     return moves is not None and moves(along)
+
+
+def _is_other_number(atom: Any, of_large: Any) -> bool:
+    """Whether a constant is a number that depends on the batch's size, as in `x / len(x)`."""
+    if not (isinstance(atom, Literal) and isinstance(of_large, Literal)):
+        return False
+    return jnp.issubdtype(shaped(atom).dtype, jnp.inexact) and bool(np.any(atom.val != of_large.val))
 
 
 def _mixes_inside(equation: JaxprEqn, of_large: JaxprEqn, size: int) -> bool:
@@ -123,6 +133,11 @@ def _growing(atom: Any, of_large: Any) -> list[int]:
 
 def _has_axis(along: Along) -> bool:
     return along.params["axis"] == along.axis
+
+
+def _ranks(along: Along) -> bool:
+    last = len(along.shape) - 1
+    return along.params.get("axis", last) == along.axis
 
 
 def _sorts(along: Along) -> bool:
@@ -203,5 +218,6 @@ MOVES: dict[Any, Callable[[Along], bool]] = {
     primitives.scatter_p: _scatters,
     primitives.slice_p: _slices,
     primitives.sort_p: _sorts,
+    primitives.top_k_p: _ranks,
     lax.split_p: _has_axis,
 }

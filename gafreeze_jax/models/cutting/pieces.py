@@ -67,8 +67,8 @@ class Slice(NamedTuple):
 
     Attributes:
       closed: these equations; its arguments are the given values and the keys.
-      keys: a number and a shape for each key that is read. How the function makes its keys is not part of a slice: each gets
-        one of its own, so that equal layers are equal.
+      keys: a number and a shape for each key that is read and comes from the function's own. How it is made is not part of a
+        slice: each gets one of its own, so that equal layers are equal. Other keys, such as fixed ones, stay as they are.
       draws: places of the equations that read them.
       read: the given values that are needed.
     """
@@ -90,11 +90,12 @@ def make_slice(program: FlatProgram, given: Sequence[Var], wanted: Sequence[Atom
         if needed.isdisjoint(equation.outvars) or stop.issuperset(needed.intersection(equation.outvars)):
             continue
         equations.append(equation)
-        read = {atom for atom in equation.invars if not isinstance(atom, Literal)}
-        if not all(map(_is_key, equation.outvars)) and any(map(_is_key, read)):
+        read = [atom for atom in equation.invars if not isinstance(atom, Literal)]
+        given_keys = [var for var in read if _is_key(var) and program.origin(var).key]
+        if given_keys and not all(map(_is_key, equation.outvars)):
             draws.add(place)
-            keys |= {atom: None for atom in equation.invars if atom in read and _is_key(atom)}
-        needed |= read - keys.keys()
+            keys |= dict.fromkeys(given_keys)
+        needed |= set(read) - keys.keys()
     constants = {var: value for var, value in program.constants.items() if var in needed}
     order = list(keys)[::-1]
     info = DebugInfo("cut", "piece", None, None)
@@ -104,7 +105,11 @@ def make_slice(program: FlatProgram, given: Sequence[Var], wanted: Sequence[Atom
 
 
 def _is_key(var: Any) -> bool:
-    return jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key)
+    return _is_key_type(var.aval.dtype)
+
+
+def _is_key_type(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 class Piece:
@@ -226,6 +231,9 @@ def signature(closed: ClosedJaxpr) -> str:
         return results, pullback(results)
 
     are_floats = all(jnp.issubdtype(atom.aval.dtype, jnp.inexact) for atom in closed.jaxpr.outvars)
-    text = str(jax.make_jaxpr(with_derivatives if are_floats else function)(*shapes))
-    digests = [hashlib.sha256(np.asarray(constant).tobytes()).hexdigest() for constant in closed.consts]
-    return "\n".join([text, *digests])
+    try:
+        text = str(jax.make_jaxpr(with_derivatives if are_floats else function)(*shapes))
+    except ValueError:  # a loop of unknown length has no derivative, which what trains below it will be told
+        text = str(jax.make_jaxpr(function)(*shapes))
+    arrays = (jax.random.key_data(array) if _is_key_type(array.dtype) else array for array in closed.consts)
+    return "\n".join([text, *(hashlib.sha256(np.asarray(array).tobytes()).hexdigest() for array in arrays)])

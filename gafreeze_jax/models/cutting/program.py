@@ -35,10 +35,12 @@ class Origin(NamedTuple):
     Attributes:
       genes: whose parameters it depends on; `HEAD` stands for those that always train.
       inputs: whether it depends on the inputs.
+      key: whether it depends on the key that the function is given.
     """
 
     genes: frozenset[str] = frozenset()
     inputs: bool = False
+    key: bool = False
 
 
 NOTHING = Origin()
@@ -114,7 +116,7 @@ def trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTre
         else:
             args.append(parameter(owner, path, var.aval))
     of_inputs = tuple(flat.variable(var.aval, Origin(inputs=True)) for var in invars[num_params : num_params + num_inputs])
-    args += [*of_inputs, *(flat.variable(var.aval) for var in invars[num_params + num_inputs :])]
+    args += [*of_inputs, *(flat.variable(var.aval, Origin(key=True)) for var in invars[num_params + num_inputs :])]
     results = flat.run(closed, args)
     num_outputs = len(jax.tree.leaves(shapes[0]))
     outputs = [flat.joined(value) for value in results[:num_outputs]]
@@ -194,7 +196,8 @@ class _Flattening:
         """Adds an equation as it is."""
         atoms = [self.joined(value) for value in operands]
         origins = [self.origins[atom] for atom in atoms if not isinstance(atom, Literal)]
-        origin = Origin(frozenset().union(*(of.genes for of in origins)), any(of.inputs for of in origins))
+        genes = frozenset().union(*(of.genes for of in origins))
+        origin = Origin(genes, any(of.inputs for of in origins), any(of.key for of in origins))
         results = [self.variable(var.aval, origin) for var in equation.outvars]
         self.equations.append(equation.replace(invars=atoms, outvars=results))
         return results
