@@ -82,8 +82,8 @@ class FrozenPrefix:
           CPU an eighth.
         """
         budget = budget or default_budget()
-        num = len(jax.tree.leaves(inputs)[0]) if jax.tree.leaves(inputs) else 0
-        if not num:
+        arrays = jax.tree.leaves(inputs)
+        if not arrays or not (num := len(arrays[0])):
             raise ValueError("expected inputs of one example or more, got none")
         at_a_time = min(num, ROWS)
 

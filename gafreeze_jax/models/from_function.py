@@ -89,7 +89,8 @@ def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTr
     """The function, a batch size to cut it at, and whether it has a training mode."""
     _check_names(genes)
     leaves, inputs = jax.eval_shape(lambda *trees: jax.tree.map(jnp.asarray, trees), genes.leaves(params), inputs)
-    if {leaf.ndim for leaf in jax.tree.leaves(inputs)} & {0} or not jax.tree.leaves(inputs):
+    arrays = jax.tree.leaves(inputs)
+    if not arrays or any(array.ndim == 0 for array in arrays):
         raise ValueError("inputs must be arrays [B, ...], a row for each example; let the function close over single numbers")
     takes_key, has_statistics = _takes_key(apply), any(map(is_statistic, genes.paths))
 
@@ -101,7 +102,7 @@ def _trace(apply: Callable[..., Any], params: PyTree, genes: Genes, inputs: PyTr
         outputs, new = results if isinstance(results, tuple) else (results, None)
         return _checked_outputs(outputs), () if key is None else _checked_statistics(new, params[STATISTICS])
 
-    return Traced(normal_form, leaves, genes, inputs), 2 * jax.tree.leaves(inputs)[0].shape[0], takes_key
+    return Traced(normal_form, leaves, genes, inputs), 2 * arrays[0].shape[0], takes_key
 
 
 def _takes_key(apply: Callable[..., Any]) -> bool:
@@ -157,7 +158,7 @@ def split(params: PyTree, genes: Genes) -> dict[str, PyTree]:
     """
     _check_names(genes)
     parts, always = masking.split_genes(params, genes)
-    return {**{name: block_tree(leaves) for name, leaves in parts.items()}, "head": {ALWAYS: always}}
+    return {**{name: block_tree(leaves) for name, leaves in parts.items()}, HEAD: {ALWAYS: always}}
 
 
 def _check_names(genes: Genes) -> None:

@@ -1,5 +1,6 @@
 """What a run's model predicts for the test examples, as read from `test_predictions.csv`."""
 
+import contextlib
 import csv
 import json
 from collections import Counter
@@ -120,10 +121,10 @@ def write_names(names: Sequence[str], separator: str, known: Sequence[str]) -> s
 
 def read_names(text: str, separator: str) -> list[str]:
     """The reverse of `write_names`; earlier versions wrote no lists."""
-    try:
-        return json.loads(text) if text.startswith("[") else list(filter(None, text.split(separator)))
-    except ValueError:
-        return list(filter(None, text.split(separator)))
+    if text.startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return list(filter(None, text.split(separator)))
 
 
 def count_types(rows: Sequence[Mapping[str, str]]) -> list[TypeCounts]:
